@@ -1,0 +1,61 @@
+"""The steps before training: the dataset, the base model, the Arrow cache of conversations.
+
+Their caches are directories on disk, addressed by content and checked on entry. Prefect's own result cache is not
+used on top: it would go on returning a path after the files are gone, and would not notice a changed `vlm_core`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from vlm_core.cache import read_manifest
+from vlm_core.config import Config
+from vlm_core.data.conversations import build_conversations, fetch_splits
+from vlm_core.data.source import SplitSource
+from vlm_core.hub import HubBusyError
+from vlm_core.models.fetch import fetch_model
+
+
+def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
+    """Whether waiting can help: of what can go wrong here, only a busy hub mends itself."""
+    return isinstance(state.result(raise_on_failure=False), HubBusyError)
+
+
+@task(
+    tags=["data"], cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_hub_was_busy
+)
+def download_dataset(config: Config) -> dict[str, SplitSource]:
+    """Returns the checked sources of both splits, downloaded or generated where they are missing."""
+    splits = fetch_splits(config)
+    for name, split in splits.items():
+        get_run_logger().info("%s: %d rows of %s", name, split.stop - split.start, split.name)
+    return splits
+
+
+@task(
+    tags=["model"],
+    cache_policy=NO_CACHE,
+    retries=3,
+    retry_delay_seconds=[10, 60, 300],
+    retry_condition_fn=_hub_was_busy,
+)
+def download_model(config: Config) -> Path:
+    """Returns the directory of the checked base model, downloaded or made where it is missing."""
+    directory = fetch_model(config.model)
+    get_run_logger().info("base model %s in %s", config.model.pretrained_model_name_or_path, directory)
+    return directory
+
+
+@task(tags=["data"], cache_policy=NO_CACHE)
+def preprocess_conversations(splits: dict[str, SplitSource]) -> Path:
+    """Returns the Arrow cache directory of the conversations of `splits`, built where it is missing."""
+    directory, reused = build_conversations(splits)
+    manifest = read_manifest(directory)
+    get_run_logger().info(
+        "%s %s: %s rows, %d images, %d cases, rejected: %s",
+        "reused" if reused else "built", directory, manifest["rows"], manifest["images"], manifest["cases"],
+        manifest["rejects"] or "none",
+    )  # fmt: skip
+    return directory

@@ -1,0 +1,41 @@
+"""Defaults of the services' environment: SQLite under `MEDPIX_HOME`, nothing written elsewhere, nothing reported.
+
+Values that are set already are respected. Prefect reads its own at import, so this has to run before that.
+"""
+
+import os
+import tomllib
+from contextlib import suppress
+from pathlib import Path
+
+from vlm_core.home import medpix_home
+
+
+def set_service_defaults() -> None:
+    """Sets the environment variables of Prefect and MLflow that have no value yet."""
+    home = medpix_home()
+    defaults = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "vlm_core",
+    }
+    if not _prefect_is_configured():
+        defaults["PREFECT_HOME"] = str(home / "prefect")
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    # Neither Prefect nor SQLite makes missing parents. Where this fails, the flow says so before it starts.
+    with suppress(OSError):
+        for directory in (home / "prefect", home / "mlflow"):
+            directory.mkdir(parents=True, exist_ok=True)
+
+
+def _prefect_is_configured() -> bool:
+    """Whether the user's active Prefect profile names an API: another PREFECT_HOME would hide it."""
+    profiles = Path("~/.prefect/profiles.toml").expanduser()
+    if not profiles.is_file():
+        return False
+    settings = tomllib.loads(profiles.read_text(encoding="utf-8"))
+    active = settings.get("profiles", {}).get(os.environ.get("PREFECT_PROFILE") or settings.get("active"), {})
+    return "PREFECT_API_URL" in active

@@ -1,0 +1,42 @@
+"""The heavy steps: each starts the same command that runs by hand, follows it, and returns its `result.json`."""
+
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.launcher import run_job
+from tasks.run import Run
+from tasks.tracking import MetricsFollower, log_scores
+from vlm_core.files import read_json
+from vlm_core.run_directory import CONFIG, EVALUATION, RESULT
+
+
+@task(tags=["training"], cache_policy=NO_CACHE)
+def finetune(run: Run, conversations: Path) -> dict[str, Any]:
+    """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
+    _run("finetune", run, ["--conversations", str(conversations)], MetricsFollower(run.mlflow_run_id, run.directory))
+    return read_json(run.directory / RESULT)
+
+
+@task(tags=["evaluation"], cache_policy=NO_CACHE)
+def evaluate(run: Run, checkpoint: str, conversations: Path) -> dict[str, Any]:
+    """Returns the scores of `checkpoint` on the validation split, as `vlm_core.generation.metrics` defines them."""
+    output = run.directory / EVALUATION
+    arguments = ["--checkpoint-path", checkpoint, "--output-dir", str(output), "--conversations", str(conversations)]
+    _run("evaluate", run, arguments)
+    scores = read_json(output / RESULT)
+    log_scores(run.mlflow_run_id, scores)
+    return scores
+
+
+def _run(job: str, run: Run, arguments: list[str], follower: MetricsFollower | None = None) -> None:
+    run_job(
+        f"vlm_core.{job}",
+        ["--config", str(run.directory / CONFIG), *arguments],
+        processes=run.config.compute.nproc_per_node,
+        log_file=run.directory / f"{job}.log",
+        logger=get_run_logger(),
+        **({"on_look": follower.look} if follower else {}),
+    )

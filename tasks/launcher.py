@@ -1,0 +1,88 @@
+"""Heavy jobs as subprocesses: `torchrun -m MODULE ...` in a process group of its own, followed through its log file.
+
+The job writes into a file and not into a pipe: it neither waits for its follower nor dies with it.
+"""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import psutil
+
+SECONDS_BETWEEN_LOOKS = 0.5
+GRACE_SECONDS = 20  # below the 30 s after which torchrun and Prefect kill
+TAIL_LINES = 30
+
+Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+class JobFailedError(RuntimeError):
+    """A job ended with a non-zero exit code; the message has the code and the last lines of its log."""
+
+
+def run_job(
+    module: str,
+    arguments: Sequence[str],
+    *,
+    processes: int,
+    log_file: Path,
+    logger: Logger,
+    on_look: Callable[[], None] = lambda: None,
+) -> None:
+    """Runs `torchrun --nproc-per-node=processes -m module arguments` to its end.
+
+    Lines of its log go to `logger` while it runs; `on_look` is called about twice a second, and once after the end.
+    Whatever ends this call early (a cancellation, an error of `on_look`) ends the whole process group first.
+    Raises JobFailedError for a non-zero exit code.
+    """
+    log_file.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    with log_file.open("a", encoding="utf-8") as sink, log_file.open(encoding="utf-8") as source:
+        source.seek(0, os.SEEK_END)
+        process = subprocess.Popen(
+            [*command, "-m", module, *arguments],
+            stdout=sink,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "PYTHONUNBUFFERED": "1"},
+        )
+        tail: deque[str] = deque(maxlen=TAIL_LINES)
+        try:
+            while process.poll() is None:
+                _pass_on(source, logger, tail)
+                on_look()
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+            _pass_on(source, logger, tail)
+            on_look()
+        finally:
+            _end(process)
+    if process.returncode:
+        last_lines = "\n".join(tail)
+        raise JobFailedError(f"{module} ended with exit code {process.returncode}; {log_file} ends with:\n{last_lines}")
+
+
+def _pass_on(source: TextIO, logger: Logger, tail: deque[str]) -> None:
+    for line in source.read().splitlines():
+        if line.strip():
+            tail.append(line)
+            logger.info("%s", line)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Terminates what is left of a job: its process group, and its ranks, which are sessions of their own."""
+    if process.poll() is not None:
+        return
+    # Listed before the signal: afterwards the ranks of a dead torchrun cannot be found through it.
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    os.killpg(process.pid, signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
+    for survivor in alive:
+        survivor.kill()
+    process.wait()

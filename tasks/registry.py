@@ -1,0 +1,69 @@
+"""Registration: the checkpoint as a version of a registered MLflow model, with an alias to find it by."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+import vlm_core
+from tasks import serving
+from tasks.run import Run
+from vlm_core.families import family_of
+from vlm_core.hub import is_repository_id
+
+REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
+
+
+@task(tags=["registry"], cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
+def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, str]:
+    """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
+    settings = run.config.registry
+    name = settings.model_name or f"medpix-{family_of(base_model).model_type}"
+    client = mlflow.MlflowClient()
+    with mlflow.start_run(run_id=run.mlflow_run_id):
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=serving.__file__,
+            code_paths=[str(Path(vlm_core.__file__).parent)],
+            artifacts={"checkpoint": str(Path(checkpoint) / "model")},
+            model_config={"model": _base_reference(run, base_model)},
+            signature=_signature(run.config.evaluation.max_new_tokens),
+            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            registered_model_name=name,
+        )
+    # The end of the block marked the run as finished; it goes on until its flow ends.
+    client.update_run(run.mlflow_run_id, status="RUNNING")
+    version = str(logged.registered_model_version)
+    for key in ("dataset_fingerprint", "token_f1", "closed_accuracy", "closed_accuracy_shuffled", "limit"):
+        client.set_model_version_tag(name, version, key, str(scores[key]))
+    # Last: whoever follows the alias finds a version that is complete.
+    client.set_registered_model_alias(name, settings.alias, version)
+    return look_up(name, settings.alias)
+
+
+def look_up(name: str, alias: str) -> dict[str, str]:
+    """Returns `{name, version, alias, uri}` of the version that `alias` points to."""
+    version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    return {"name": name, "version": str(version.version), "alias": alias, "uri": f"models:/{name}@{alias}"}
+
+
+def _base_reference(run: Run, base_model: Path) -> dict[str, Any]:
+    """Returns the model section to load from: a hub id as it is, anything else by its absolute path."""
+    model = run.config.model.model_dump(mode="json")
+    if not is_repository_id(model["pretrained_model_name_or_path"]):
+        model["pretrained_model_name_or_path"] = os.fspath(base_model)
+    return model
+
+
+def _signature(max_new_tokens: int) -> ModelSignature:
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "question")]),
+        outputs=Schema([ColSpec(DataType.string)]),
+        params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, max_new_tokens)]),
+    )

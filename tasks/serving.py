@@ -1,0 +1,48 @@
+"""The registered model: MLflow runs this file to load one (models from code), here or behind `mlflow models serve`.
+
+Input: a data frame with the columns `image` (an encoded image file in base64) and `question`; the parameter
+`max_new_tokens`. Output: a list of answers.
+"""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models import set_model
+
+
+class ImageQuestionModel(mlflow.pyfunc.PythonModel):
+    """Answers questions about images with the checkpoint among its artifacts."""
+
+    def load_context(self, context: Any) -> None:
+        """Loads the full weights, or the adapter over its base model."""
+        # Imported here: a tracking server and the flow read this file without needing torch.
+        from vlm_core.config import ModelConfig
+        from vlm_core.generation.answerer import Answerer
+
+        config = ModelConfig(**context.model_config["model"])
+        self.answerer = Answerer.load(Path(context.artifacts["checkpoint"]), config)
+
+    # Without annotations: MLflow takes those of `predict` for a schema.
+    def predict(self, context, model_input, params=None):
+        """Returns one answer a row, as a list of strings."""
+        from vlm_core.data.images import decode_image
+
+        conversations = [
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": decode_image(base64.b64decode(row.image))},
+                        {"type": "text", "text": row.question},
+                    ],
+                }
+            ]
+            for row in model_input.itertuples()
+        ]
+        answers = self.answerer.answer(conversations, (params or {})["max_new_tokens"])
+        return [answer.text for answer in answers]
+
+
+set_model(ImageQuestionModel())

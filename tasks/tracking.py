@@ -1,0 +1,97 @@
+"""MLflow's view of a run: its parameters, its metrics by step while it trains, its dataset and its final state."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
+
+from vlm_core.cache import read_manifest
+from vlm_core.config import Config
+from vlm_core.files import read_json_lines
+from vlm_core.home import medpix_home
+from vlm_core.run_directory import METRICS, VALIDATION
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "medpix-finetune"
+PREFIXES = {METRICS: "train", VALIDATION: "validation"}
+NOT_METRICS = ("step", "seconds_left")  # of a record
+
+
+def start_mlflow_run(config: Config, name: str, conversations: Path) -> str:
+    """Returns the id of a new MLflow run that has the resolved parameters and the dataset with its digest."""
+    digest = read_manifest(conversations)["fingerprint"]
+    with mlflow.start_run(experiment_id=_experiment_id(), run_name=name) as run:
+        mlflow.log_params(_flatten(config.model_dump(mode="json")))
+        for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
+            source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
+            mlflow.log_input(MetaDataset(source, dataset.path_or_dataset, digest), context)
+    # The end of the block marked the run as finished; it goes on until `end_mlflow_run`.
+    mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING")
+    return run.info.run_id
+
+
+def end_mlflow_run(run_id: str, status: str) -> None:
+    """Sets the final state: FINISHED, FAILED or KILLED."""
+    mlflow.MlflowClient().set_terminated(run_id, status=status)
+
+
+def log_scores(run_id: str, scores: dict[str, Any]) -> None:
+    """Logs the numbers of an evaluation's result as metrics `evaluation/...`."""
+    numbers = {key: value for key, value in _flatten(scores).items() if isinstance(value, int | float)}
+    mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(numbers, "evaluation", step=0))
+
+
+class MetricsFollower:
+    """Sends the records that a training job appends to its files to MLflow, in batches, each once."""
+
+    def __init__(self, run_id: str, directory: Path) -> None:
+        self.run_id, self.directory = run_id, directory
+        self.offsets = dict.fromkeys(PREFIXES, 0)
+
+    def look(self) -> None:
+        """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
+        for name, offset in self.offsets.items():
+            records, end = read_json_lines(self.directory / name, offset)
+            metrics = [m for record in records for m in _metrics(record, PREFIXES[name], record["step"])]
+            try:
+                for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
+                    mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
+            except MlflowException as error:
+                logger.warning("MLflow did not take %d records of %s: %s", len(records), name, error)
+            else:
+                self.offsets[name] = end
+
+
+def _experiment_id() -> str:
+    """Returns the experiment's id; where the store is our own default, its artifacts lie under the home as well."""
+    known = mlflow.get_experiment_by_name(EXPERIMENT)
+    if known is not None:
+        return known.experiment_id
+    default_store = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
+    location = (medpix_home() / "mlflow" / "artifacts").as_uri() if default_store else None
+    return mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def _metrics(record: dict[str, Any], prefix: str, step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [
+        # MLflow's names allow no punctuation beyond these; a closed question is part of its metric's name.
+        Metric("".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}/{key}"), float(value), now, step)
+        for key, value in record.items()
+        if key not in NOT_METRICS
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

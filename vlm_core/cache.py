@@ -1,0 +1,37 @@
+"""Content-addressed directories: built once, complete or absent, safe under two builders and under kill -9."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from vlm_core.files import published_directory, read_json, write_json
+
+MANIFEST = "manifest.json"
+
+
+def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, bool]:
+    """Returns (`root/key`, whether it was there already).
+
+    A missing directory is built aside by `build(directory)`, whose return value becomes its manifest, and renamed
+    into place. Of two builders at once one builds; the other waits and reuses. `key` must name everything that the
+    content depends on.
+    """
+    final = root / key
+    if (final / MANIFEST).exists():
+        return final, True
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{key}.lock"):
+        if (final / MANIFEST).exists():
+            return final, True
+        with published_directory(final) as aside:
+            write_json(aside / MANIFEST, build(aside))
+    return final, False
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Returns the manifest of a complete cache directory; raises ValueError for one that is not."""
+    if not (directory / MANIFEST).exists():
+        raise ValueError(f"{directory} is no complete cache: it has no {MANIFEST}")
+    return read_json(directory / MANIFEST)

@@ -1,0 +1,86 @@
+"""The command line that all commands share: `--config RECIPE` and a dotted override for every config key.
+
+python -m vlm_core.finetune --config demo --optimizer.lr 2e-5 --peft.exclude_modules '*vision*' '*lm_head*'
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from vlm_core.config import Config
+from vlm_core.recipe import config_keys, load_config, recipe_names
+
+
+class ConfigParser(argparse.ArgumentParser):
+    """An ArgumentParser whose remaining arguments are config overrides; `--help` documents every key."""
+
+    def __init__(self, *, config_flag: str = "--config", **options: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, epilog=_keys_help(), **options
+        )
+        self.add_argument(
+            config_flag, dest="recipe", required=True, help=f"a YAML file or one of: {', '.join(recipe_names())}"
+        )
+
+    def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
+        """Returns the command's own options and the checked config; exits with status 2 and a reason otherwise."""
+        options, overrides = self.parse_with_overrides(arguments)
+        try:
+            return options, load_config(options.recipe, overrides)
+        except ValueError as error:
+            self.error(str(error))
+
+    def parse_with_overrides(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
+        """Returns the command's own options and the overrides by dotted key; exits with status 2 on stray words."""
+        options, rest = self.parse_known_args(arguments)
+        try:
+            return options, parse_overrides(rest)
+        except ValueError as error:
+            self.error(str(error))
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+    """Returns `{dotted key: value}` of `--key value`, `--key=value`, `--flag` (true) and `--key a b` (a list).
+
+    >>> parse_overrides(["--optimizer.lr", "2e-5", "--checkpoint.enabled=false"])
+    {'optimizer.lr': '2e-5', 'checkpoint.enabled': False}
+
+    `2e-5` stays the string that YAML 1.1 makes of it: the typed config turns it into a float.
+    Raises ValueError for a word that belongs to no key.
+    """
+    words: dict[str, list[str]] = {}
+    key = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            key, equals, value = argument[2:].partition("=")
+            words[key] = [value] if equals else []
+        elif key is None:
+            raise ValueError(f"{argument!r} belongs to no option; write --section.key value")
+        else:
+            words[key].append(argument)
+    return {key: _value(values) for key, values in words.items()}
+
+
+def _value(words: list[str]) -> Any:
+    values = [_scalar(word) for word in words]
+    return True if not values else values[0] if len(values) == 1 else values
+
+
+def _scalar(word: str) -> Any:
+    try:
+        return yaml.safe_load(word)
+    except yaml.YAMLError:  # A wildcard such as *vision* is no YAML: it is the text itself.
+        return word
+
+
+def _keys_help() -> str:
+    lines = ["config keys, each an option --section.key VALUE:"]
+    for key, field in config_keys():
+        default = "required" if field.is_required() else f"default {field.default!r}"
+        bounds = ", ".join(str(bound) for bound in field.metadata if not callable(getattr(bound, "func", None)))
+        kind = getattr(field.annotation, "__name__", str(field.annotation).replace("typing.", ""))
+        lines.append(f"  --{key}  {kind}, {default}{f', {bounds}' if bounds else ''}")
+        lines.append(f"        {field.description or ''}")
+    return "\n".join(lines)

@@ -1,0 +1,184 @@
+"""The one typed config: the YAML recipe, the command line and the flow's parameters are three faces of it.
+
+Section and key names are those of NeMo Automodel's Gemma 3 guide. An unknown key anywhere is an error
+(`vlm_core.recipe` says which key was meant).
+"""
+
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values are checked against their bounds."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, frozen=True, protected_namespaces=())
+
+
+def _strip_torch(value: Any) -> Any:
+    return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip_torch)]
+PositiveInt = Annotated[int, Field(ge=1)]
+
+
+class ModelConfig(Section):
+    pretrained_model_name_or_path: str = Field(
+        description="Hub id, local directory, or `builtin:tiny-gemma3` / `builtin:tiny-gemma3n`, made locally."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    torch_dtype: Dtype = Field("bfloat16", description="Dtype of the weights; auto = as stored.")
+    attn_implementation: Literal["sdpa", "eager"] = Field(
+        "sdpa",
+        description="Attention kernel. FlashAttention is no choice: it drops Gemma 3's mask over the image tokens.",
+    )
+
+
+class DatasetConfig(Section):
+    path_or_dataset: str = Field(
+        description="Hub id, local directory with parquet files per split, or `builtin:phantom?images=N&seed=N`."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
+
+
+class ValidationDatasetConfig(Section):
+    path_or_dataset: str | None = Field(None, description="null = the same as `dataset.path_or_dataset`.")
+    revision: str | None = Field(None, description="null = the same as `dataset.revision`.")
+    split: str = Field("validation", description="Split expression, for example `validation[:500]`.")
+
+
+class DataloaderConfig(Section):
+    num_workers: int = Field(0, ge=0, description="Worker processes a rank that decode images; 0 = in the rank.")
+
+
+class StepSchedulerConfig(Section):
+    global_batch_size: PositiveInt = Field(8, description="Examples an optimizer step, over all ranks.")
+    local_batch_size: PositiveInt = Field(1, description="Examples a forward pass on one rank.")
+    num_epochs: PositiveInt = Field(1, description="Passes over the training split.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
+    ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
+    val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of AdamW's two moments.")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator of AdamW's step.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+
+
+class LRSchedulerConfig(Section):
+    lr_decay_style: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
+    lr_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+
+
+class ClipGradNormConfig(Section):
+    max_norm: float | None = Field(1.0, gt=0, description="Largest norm of the whole gradient; null = no clipping.")
+
+
+class FreezeConfig(Section):
+    freeze_embeddings: bool = Field(True, description="Freeze the token embeddings (and the head tied to them).")
+    freeze_vision_tower: bool = Field(True, description="Freeze the vision encoder.")
+    freeze_audio_tower: bool = Field(True, description="Freeze the audio encoder and its projector.")
+    freeze_language_model: bool = Field(False, description="Freeze the decoder's layers.")
+
+
+class PeftConfig(Section):
+    dim: PositiveInt = Field(8, description="LoRA rank.")
+    alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
+    match_all_linear: bool = Field(False, description="Adapt every linear module that is not excluded.")
+    target_modules: list[str] = Field([], description="Shell-style wildcards over full module names; [] = all linear.")
+    exclude_modules: list[str] = Field([], description="Shell-style wildcards over full module names to leave out.")
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> "PeftConfig":
+        if self.match_all_linear and self.target_modules:
+            raise ValueError("match_all_linear and target_modules exclude each other; give one of them")
+        return self
+
+
+class CheckpointConfig(Section):
+    enabled: bool = Field(True, description="Write checkpoints.")
+    checkpoint_dir: str | None = Field(
+        None, description="The run directory; null = a directory of its own under $MEDPIX_HOME/runs."
+    )
+
+
+class RngConfig(Section):
+    seed: int = Field(42, ge=0, description="Seeds weights, dropout, the order of the data and the controls.")
+
+
+class ComputeConfig(Section):
+    nproc_per_node: PositiveInt = Field(1, description="Processes that torchrun starts, one a GPU.")
+
+
+class EvaluationConfig(Section):
+    batch_size: PositiveInt = Field(16, description="Questions generated at once on one rank.")
+    max_new_tokens: PositiveInt = Field(96, description="Longest answer in tokens; longer ones count as truncated.")
+    limit: PositiveInt | None = Field(None, description="Questions to evaluate; null = the whole validation split.")
+
+
+class RegistryConfig(Section):
+    model_name: str | None = Field(None, description="Name in MLflow's registry; null = medpix-<model family>.")
+    alias: str = Field("challenger", min_length=1, description="Alias that the new version gets.")
+
+
+class Config(Section):
+    """A whole run. `yaml.safe_load(config.to_yaml())` builds an equal one."""
+
+    name: str = Field("medpix", pattern=r"^[\w.-]+$", description="Name of the run; by default the recipe's.")
+    model: ModelConfig
+    dataset: DatasetConfig
+    validation_dataset: ValidationDatasetConfig = ValidationDatasetConfig()
+    dataloader: DataloaderConfig = DataloaderConfig()
+    step_scheduler: StepSchedulerConfig = StepSchedulerConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_scheduler: LRSchedulerConfig = LRSchedulerConfig()
+    clip_grad_norm: ClipGradNormConfig = ClipGradNormConfig()
+    freeze_config: FreezeConfig = FreezeConfig()
+    peft: PeftConfig | None = Field(None, description="LoRA; null = full fine-tuning.")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    rng: RngConfig = RngConfig()
+    compute: ComputeConfig = ComputeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Config":
+        self.accumulation_steps(self.compute.nproc_per_node)
+        return self
+
+    @property
+    def validation_source(self) -> DatasetConfig:
+        """The validation split's dataset, with what is unset taken from `dataset`."""
+        own = self.validation_dataset
+        return DatasetConfig(
+            path_or_dataset=own.path_or_dataset or self.dataset.path_or_dataset,
+            # A revision belongs to its repository: it follows only together with the path.
+            revision=own.revision or (None if own.path_or_dataset else self.dataset.revision),
+            split=own.split,
+        )
+
+    def accumulation_steps(self, world_size: int) -> int:
+        """Returns the micro-batches a rank sums up for one optimizer step.
+
+        Raises ValueError where `world_size` ranks cannot share the global batch evenly.
+        """
+        schedule = self.step_scheduler
+        at_once = schedule.local_batch_size * world_size
+        if schedule.global_batch_size % at_once:
+            below = schedule.global_batch_size // at_once * at_once
+            choices = f"{below} or {below + at_once}" if below else str(at_once)
+            raise ValueError(
+                f"step_scheduler.global_batch_size={schedule.global_batch_size} must be divisible by "
+                f"local_batch_size * processes = {schedule.local_batch_size} * {world_size} = {at_once}; try {choices}"
+            )
+        return schedule.global_batch_size // at_once
+
+    def to_yaml(self) -> str:
+        """Returns the resolved tree, defaults and overrides included, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

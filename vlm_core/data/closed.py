@@ -1,0 +1,52 @@
+"""Closed questions: those that a small set of short answers settles, so that right and wrong can be counted.
+
+A question is closed when the training split asks it often and always answers it from a small set; so the rule needs
+no list and no column. A yes/no answer makes any question closed.
+"""
+
+import re
+import string
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+
+MAX_ANSWERS = 6  # distinct answers
+MAX_WORDS = 3  # in each of them
+MIN_ASKED = 20  # times in the training split
+YES_NO = "yes/no"
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def normalize(text: str) -> str:
+    """Returns `text` in lower case, without punctuation and articles, with single spaces (as SQuAD's script does)."""
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
+
+
+class ClosedQuestionCounter:
+    """Finds the closed questions of a split in one pass, in memory bounded by the number of distinct questions."""
+
+    def __init__(self) -> None:
+        self._answers: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def add(self, question: str, answer: str) -> None:
+        """Counts one row of the split."""
+        answers = self._answers[question]
+        if len(answers) <= MAX_ANSWERS:  # One more than allowed already tells: the question is open.
+            answers[normalize(answer)] += 1
+
+    def closed_questions(self) -> dict[str, list[str]]:
+        """Returns `{question: its normalised answers}` of the closed questions, both in sorted order."""
+        return {q: sorted(answers) for q, answers in sorted(self._answers.items()) if _is_closed(answers)}
+
+
+def _is_closed(answers: Counter[str]) -> bool:
+    few = 2 <= len(answers) <= MAX_ANSWERS
+    short = all(len(answer.split()) <= MAX_WORDS for answer in answers)
+    return few and short and answers.total() >= MIN_ASKED
+
+
+def closed_kind(question: str, reference: str, closed_questions: Mapping[str, list[str]]) -> str | None:
+    """Returns the kind of a closed question (its own text, or `yes/no`), None for an open one."""
+    if question in closed_questions:
+        return question
+    return YES_NO if normalize(reference) in ("yes", "no") else None

@@ -1,0 +1,71 @@
+"""From examples to the batch of tensors that a model takes.
+
+Shapes: B examples, T tokens of the longest one, N images of all examples in their order, C x H x W the processor's.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vlm_core.data.labels import tokenize_conversation, tokenize_prompt
+from vlm_core.families import Family
+
+IGNORE_INDEX = -100  # of torch's cross entropy
+
+
+def collate(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> dict[str, torch.Tensor]:
+    """Returns a training batch, padded on the right.
+
+    `input_ids`, `attention_mask`, `token_type_ids` and `labels` are int64 (B, T); `labels[b, t]` is `input_ids[b, t]`
+    where that token is supervised and -100 elsewhere, NOT yet shifted; `token_type_ids` is 1 on image tokens;
+    `pixel_values` is float32 (N, C, H, W), absent without images.
+    """
+    tokenized = [tokenize_conversation(example["conversation"], processor, family) for example in examples]
+    batch = _pad([t.input_ids for t in tokenized], processor, side="right")
+    length = batch["input_ids"].shape[1]
+    targets = [
+        [token if is_target else IGNORE_INDEX for token, is_target in zip(t.input_ids, t.supervised, strict=True)]
+        for t in tokenized
+    ]
+    batch["labels"] = torch.tensor([row + [IGNORE_INDEX] * (length - len(row)) for row in targets])
+    return batch | _pixels(examples, processor)
+
+
+def collate_prompts(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> dict[str, torch.Tensor]:
+    """Returns a batch to generate from: as `collate` without labels, up to the answer and padded on the left."""
+    prompts = [tokenize_prompt(example["conversation"], processor, family) for example in examples]
+    return _pad(prompts, processor, side="left") | _pixels(examples, processor)
+
+
+def require_keys(batch: dict[str, torch.Tensor], family: Family) -> None:
+    """Raises ValueError where a batch with images lacks a key without which the family computes something else."""
+    missing = family.required_keys - batch.keys()
+    if "pixel_values" in batch and missing:
+        raise ValueError(
+            f"a batch for {family.model_type} lacks {', '.join(sorted(missing))}; "
+            f"the collate function must return {', '.join(sorted(family.required_keys))}"
+        )
+
+
+def _pad(rows: list[list[int]], processor: Any, side: str) -> dict[str, torch.Tensor]:
+    length = max(map(len, rows))
+
+    def padded(row: list[int], value: int) -> list[int]:
+        filling = [value] * (length - len(row))
+        return row + filling if side == "right" else filling + row
+
+    input_ids = torch.tensor([padded(row, processor.tokenizer.pad_token_id) for row in rows])
+    return {
+        "input_ids": input_ids,
+        "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows]),
+        "token_type_ids": (input_ids == processor.tokenizer.image_token_id).long(),
+    }
+
+
+def _pixels(examples: Sequence[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
+    parts = (part for example in examples for turn in example["conversation"] for part in turn["content"])
+    images = [part["image"] for part in parts if part["type"] == "image"]
+    if not images:
+        return {}
+    return {"pixel_values": processor.image_processor(images, return_tensors="pt")["pixel_values"]}

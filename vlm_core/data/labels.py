@@ -1,0 +1,127 @@
+"""Token ids of a conversation and which of them are supervised, from its construction and never from a search.
+
+The chat template is rendered once with a marker in place of every text, which gives the template's own pieces; the
+texts are put between them again. Special tokens are then taken from the template's pieces alone, so that a text
+cannot inject one, and an answer begins a piece of its own, so that the prompt's ids in training are those of
+generation. For the Gemma template and the answer `Mass.`:
+
+    <bos><start_of_turn>user\\n ... What is it?<end_of_turn>\\n<start_of_turn>model\\n | Mass.<end_of_turn> | \\n
+    not supervised                                                                  | supervised         | not
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from vlm_core.families import Family
+
+MARKER = "\ue000{}\ue001"  # private-use characters: no text of a dataset holds them, and no template trims them
+MARKER_PATTERN = re.compile("\ue000(\\d+)\ue001")
+
+
+@dataclass(frozen=True)
+class TokenizedConversation:
+    """Ids of a conversation; `supervised[i]` says whether token i is a training target. Equal lengths."""
+
+    input_ids: list[int]
+    supervised: list[bool]
+
+
+@dataclass(frozen=True)
+class _Piece:
+    text: str
+    special: bool  # one special token of the template; else plain text in which no special token is recognised
+    supervised: bool
+
+
+def tokenize_conversation(conversation: list[dict[str, Any]], processor: Any, family: Family) -> TokenizedConversation:
+    """Returns the ids of a whole conversation; every assistant turn and its end-of-turn token are supervised.
+
+    Images are read from their position only; their tokens are those of the family's expansion.
+    Raises ValueError where the template does not close an answer with the family's end-of-turn token.
+    """
+    return _encode(list(_pieces(conversation, processor, family, for_generation=False)), processor.tokenizer)
+
+
+def tokenize_prompt(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[int]:
+    """Returns the ids of a conversation that ends with a user turn, up to where the answer begins."""
+    return _encode(list(_pieces(conversation, processor, family, for_generation=True)), processor.tokenizer).input_ids
+
+
+def _pieces(
+    conversation: list[dict[str, Any]], processor: Any, family: Family, *, for_generation: bool
+) -> Iterator[_Piece]:
+    texts = [
+        (turn["role"], part["text"]) for turn in conversation for part in turn["content"] if part["type"] == "text"
+    ]
+    template, trimmed = _render(conversation, [text for _, text in texts], processor, for_generation=for_generation)
+    special = re.compile("|".join(re.escape(token) for token in processor.tokenizer.all_special_tokens))
+    supervised = False
+    for number, fragment in enumerate(MARKER_PATTERN.split(template)):
+        if number % 2:
+            role, text = texts[int(fragment)]
+            supervised = role == "assistant"
+            yield _Piece(text.strip() if trimmed[int(fragment)] else text, special=False, supervised=supervised)
+        else:
+            expanded = _expand_images(fragment, processor, family)
+            yield from _template_pieces(expanded, special, family.end_of_turn if supervised else None)
+            supervised = False
+
+
+def _render(
+    conversation: list[dict[str, Any]], texts: list[str], processor: Any, *, for_generation: bool
+) -> tuple[str, list[bool]]:
+    """Returns the rendered template with markers in place of the texts, and of each text whether it is trimmed."""
+    assert not any(MARKER_PATTERN.search(text) for text in texts)
+    markers = [MARKER.format(i) for i in range(len(texts))]
+    template = _apply(processor, _replace_texts(conversation, iter(markers)), for_generation)
+    padded = [f" {marker} " for marker in markers]
+    rendered = _apply(processor, _replace_texts(conversation, iter(padded)), for_generation)
+    return template, [text not in rendered for text in padded]
+
+
+def _apply(processor: Any, conversation: list[dict[str, Any]], for_generation: bool) -> str:
+    return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=for_generation)
+
+
+def _replace_texts(conversation: list[dict[str, Any]], texts: Iterator[str]) -> list[dict[str, Any]]:
+    def part(content: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "text", "text": next(texts)} if content["type"] == "text" else {"type": content["type"]}
+
+    return [{"role": turn["role"], "content": [part(c) for c in turn["content"]]} for turn in conversation]
+
+
+def _expand_images(fragment: str, processor: Any, family: Family) -> str:
+    return fragment.replace(getattr(processor, family.image_placeholder), getattr(processor, family.image_expansion))
+
+
+def _template_pieces(fragment: str, special: re.Pattern[str], end_of_turn: str | None) -> Iterator[_Piece]:
+    """Yields a template fragment as special tokens and plain text; `end_of_turn` is set behind an answer."""
+    if end_of_turn is not None:
+        if not fragment.startswith(end_of_turn):
+            raise ValueError(f"the chat template must close an answer with {end_of_turn!r}, found {fragment[:40]!r}")
+        yield _Piece(end_of_turn, special=True, supervised=True)
+        fragment = fragment[len(end_of_turn) :]
+    position = 0
+    for match in special.finditer(fragment):
+        yield _Piece(fragment[position : match.start()], special=False, supervised=False)
+        yield _Piece(match.group(), special=True, supervised=False)
+        position = match.end()
+    yield _Piece(fragment[position:], special=False, supervised=False)
+
+
+def _encode(pieces: list[_Piece], tokenizer: Any) -> TokenizedConversation:
+    ids: list[int] = []
+    supervised: list[bool] = []
+    # Plain neighbours are one text to the tokenizer, as they are when it sees the rendered string.
+    for (special, is_target), group in groupby(pieces, key=lambda piece: (piece.special, piece.supervised)):
+        if special:
+            new = tokenizer.convert_tokens_to_ids([piece.text for piece in group])
+        else:
+            text = "".join(piece.text for piece in group)
+            new = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+        ids += new
+        supervised += [is_target] * len(new)
+    return TokenizedConversation(ids, supervised)

@@ -1,0 +1,154 @@
+"""Answers the validation split and scores the answers: `python -m vlm_core.evaluate --config demo --checkpoint-path DIR`.
+
+Writes `predictions.parquet` and `result.json`. The same questions are also asked about images shuffled between
+cases: what the scores lose is what the model owes to looking.
+"""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm_core.cli import ConfigParser
+from vlm_core.config import Config, EvaluationConfig
+from vlm_core.data.closed import closed_kind
+from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.files import write_json
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.controls import shuffle_between_cases
+from vlm_core.generation.decode import Answer, batches_by_length, without_answer
+from vlm_core.generation.metrics import summarize
+from vlm_core.home import require_writable
+from vlm_core.log import configure_logging
+from vlm_core.progress import Progress
+from vlm_core.run_directory import EVALUATION, PREDICTIONS, RESULT
+from vlm_core.training.distributed import Ranks, barrier, process_group
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conversations: Path | None = None) -> None:
+    """Writes `predictions.parquet` and `result.json` into `output`; every rank answers its share of the questions."""
+    started = time.monotonic()
+    require_writable(output)
+    conversations = conversations or build_conversations(fetch_splits(config))[0]
+    dataset = ConversationDataset(conversations, "validation")
+    examples = _chosen(dataset, config.evaluation.limit)
+    shuffled = shuffle_between_cases(examples, config.rng.seed)
+    if shuffled is None:
+        logger.warning("the validation split has images of one case only: no control with shuffled images")
+    answerer = Answerer.load(checkpoint, config.model, ranks.local_rank)
+    mine = examples[ranks.rank :: ranks.world_size]
+    with Progress(len(mine) * (2 if shuffled else 1), "evaluate", "answer", enabled=ranks.is_main) as progress:
+        right = _answer(answerer, dataset, mine, config.evaluation, progress)
+        wrong: list[Answer | None] = [None] * len(mine)
+        if shuffled:
+            wrong = [*_answer(answerer, dataset, mine, config.evaluation, progress, shuffled)]
+    closed = dataset.manifest["closed_questions"]
+    records = [_record(*row, closed, dataset) for row in zip(mine, right, wrong, strict=True)]
+    predictions = _gather(records, output, ranks)
+    if ranks.is_main:
+        result = {
+            **summarize(predictions),
+            "limit": config.evaluation.limit,
+            "dataset_fingerprint": dataset.manifest["fingerprint"],
+            "checkpoint": str(checkpoint),
+            "seconds": round(time.monotonic() - started, 2),
+        }
+        write_json(output / RESULT, result)
+        logger.info("closed accuracy %s, with shuffled images %s, token F1 %s over %d questions -> %s",
+                    result["closed_accuracy"], result["closed_accuracy_shuffled"], result["token_f1"],
+                    result["examples"], output)  # fmt: skip
+    barrier()
+
+
+def _chosen(dataset: ConversationDataset, limit: int | None) -> list[dict[str, Any]]:
+    rows = dataset.conversations
+    return list(rows.select(range(min(limit or len(rows), len(rows)))))
+
+
+def _answer(
+    answerer: Answerer,
+    dataset: ConversationDataset,
+    examples: list[dict[str, Any]],
+    settings: EvaluationConfig,
+    progress: Progress,
+    replacement: dict[int, int] | None = None,
+) -> list[Answer]:
+    """Returns the answers in the order of `examples`; `replacement` maps an image to the one shown instead."""
+    answers: dict[int, Answer] = {}
+    for indices in batches_by_length([len(_question(example)) for example in examples], settings.batch_size):
+        rows = [dataset.with_images(examples[i], replacement) for i in indices]
+        prompts = [without_answer(row["conversation"]) for row in rows]
+        answers |= dict(zip(indices, answerer.answer(prompts, settings.max_new_tokens), strict=True))
+        progress.update(len(indices))
+    return [answers[i] for i in range(len(examples))]
+
+
+def _question(example: dict[str, Any]) -> str:
+    texts = [part["text"] for part in without_answer(example["conversation"])[-1]["content"] if part["type"] == "text"]
+    return "\n".join(texts)
+
+
+def _record(
+    example: dict[str, Any],
+    answer: Answer,
+    shuffled: Answer | None,
+    closed_questions: dict[str, list[str]],
+    dataset: ConversationDataset,
+) -> dict[str, Any]:
+    question, reference = _question(example), example["conversation"][-1]["content"][0]["text"]
+    return {
+        "example_id": example["example_id"],
+        "case_id": example["case_id"],
+        "mode": example["mode"],
+        "image_sha256": dataset.image_hashes(example),
+        "question": question,
+        "reference": reference,
+        "prediction": answer.text,
+        "prediction_shuffled": shuffled.text if shuffled else None,
+        "generated_tokens": answer.tokens,
+        "truncated": answer.truncated,
+        "closed_kind": closed_kind(question, reference, closed_questions),
+    }
+
+
+def _gather(records: list[dict[str, Any]], output: Path, ranks: Ranks) -> list[dict[str, Any]]:
+    """Writes this rank's records and returns, on the main rank, those of all ranks, published as one file."""
+    part = output / f".{PREDICTIONS}.{ranks.rank}"
+    output.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(records), part)
+    barrier()
+    if not ranks.is_main:
+        return []
+    parts = [output / f".{PREDICTIONS}.{rank}" for rank in range(ranks.world_size)]
+    table = pa.concat_tables([pq.read_table(path) for path in parts], promote_options="permissive")
+    table = table.sort_by("example_id")
+    pq.write_table(table, parts[0])
+    parts[0].replace(output / PREDICTIONS)
+    for path in parts[1:]:
+        path.unlink()
+    return table.to_pylist()
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = ConfigParser(prog="python -m vlm_core.evaluate", description=__doc__)
+    parser.add_argument("--checkpoint-path", type=Path, required=True, help="epoch_E_step_S, or a model or adapter")
+    parser.add_argument("--output-dir", type=Path, help="default: evaluation/ beside the checkpoint")
+    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
+    options, config = parser.parse_config()
+    output = options.output_dir or options.checkpoint_path.resolve().parent / EVALUATION
+    with process_group() as ranks:
+        configure_logging(quiet=not ranks.is_main)
+        try:
+            evaluate(config, options.checkpoint_path, output.absolute(), ranks, options.conversations)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

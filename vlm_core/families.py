@@ -1,0 +1,81 @@
+"""One row per model family: every fact that differs between families, and nothing else.
+
+The names of modules and processor attributes are those of transformers 5.23.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the rest of the code has to know about a model family."""
+
+    model_type: str  # in the checkpoint's config.json
+    end_of_turn: str  # closes an assistant's turn in the chat template; the last supervised token
+    image_placeholder: str  # what the chat template writes for an image: the processor's attribute of this name
+    image_expansion: str  # what stands in its place in the model's input: the processor's attribute of this name
+    required_keys: frozenset[str]  # of a batch with images; a dropped one changes the maths without an error
+    parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of its modules' names; the longest prefix decides
+
+
+GEMMA3 = Family(
+    model_type="gemma3",
+    end_of_turn="<end_of_turn>",
+    image_placeholder="boi_token",
+    image_expansion="full_image_sequence",
+    # Without token_type_ids Gemma 3 attends causally over the image, silently.
+    required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "token_type_ids"}),
+    parts={
+        "embeddings": ("model.language_model.embed_tokens", "lm_head"),
+        "vision_tower": ("model.vision_tower",),
+        "projector": ("model.multi_modal_projector",),
+        "language_model": ("model.language_model",),
+    },
+)
+
+GEMMA3N = Family(
+    model_type="gemma3n",
+    end_of_turn="<end_of_turn>",
+    image_placeholder="image_token",
+    image_expansion="full_image_sequence",
+    required_keys=frozenset({"input_ids", "attention_mask", "pixel_values"}),
+    parts={
+        "embeddings": (
+            "model.language_model.embed_tokens",
+            "model.language_model.embed_tokens_per_layer",
+            "lm_head",
+        ),
+        "vision_tower": ("model.vision_tower",),
+        "projector": ("model.embed_vision",),
+        "audio_tower": ("model.audio_tower", "model.embed_audio"),
+        "language_model": ("model.language_model",),
+    },
+)
+
+FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N)}
+
+
+def family_of(model_directory: Path) -> Family:
+    """Returns the row of the checkpoint in `model_directory`; raises ValueError for a family without one."""
+    model_type = json.loads((model_directory / "config.json").read_text(encoding="utf-8")).get("model_type")
+    if model_type not in FAMILIES:
+        raise ValueError(f"{model_directory} holds a model of type {model_type!r}; supported are {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def part_of(module_name: str, family: Family) -> str | None:
+    """Returns the part that a module or parameter belongs to, None for one outside all parts.
+
+    >>> part_of("model.language_model.embed_tokens.weight", GEMMA3)
+    'embeddings'
+    """
+    matches = [
+        (len(prefix), part)
+        for part, prefixes in family.parts.items()
+        for prefix in prefixes
+        if module_name == prefix or module_name.startswith(prefix + ".")
+    ]
+    return max(matches)[1] if matches else None

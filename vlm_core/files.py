@@ -1,0 +1,75 @@
+"""Files that are complete or absent: written aside, then renamed into place."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces `path` by `text` (UTF-8) atomically, making missing parent directories."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` by `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Returns the JSON value stored in `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_json_line(path: Path, record: dict[str, Any]) -> None:
+    """Appends `record` as one line; closing the file flushes it, so that a follower sees whole lines early."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(record) + "\n")
+
+
+def read_json_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+    """Returns the records of a JSON-lines file behind byte `offset`, and the offset behind the last of them.
+
+    A last line that is still being written is left for the next call. A file that is not there has no records.
+    """
+    if not path.exists():
+        return [], offset
+    with path.open("rb") as stream:
+        stream.seek(offset)
+        complete, newline, _ = stream.read().rpartition(b"\n")
+    records = [json.loads(line) for line in complete.splitlines()]
+    return records, offset + len(complete) + len(newline)
+
+
+@contextmanager
+def published_directory(final: Path) -> Iterator[Path]:
+    """Yields an empty directory beside `final` that takes its place when the block ends without an error.
+
+    A `final` that already exists is replaced; after an error nothing is left behind.
+    """
+    aside = final.with_name(f".{final.name}.{os.getpid()}")
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        yield aside
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(aside, final)
+
+
+def point(pointer: Path, target: Path) -> None:
+    """Makes the symbolic link `pointer` refer to `target`, a path in the same directory or below, atomically."""
+    aside = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(os.path.relpath(target, pointer.parent))
+    os.replace(aside, pointer)

@@ -1,0 +1,1 @@
+"""Batch generation and the metrics of its answers."""

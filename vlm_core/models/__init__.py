@@ -1,0 +1,1 @@
+"""Base models: fetching, loading, freezing, LoRA, and the tiny ones made locally."""

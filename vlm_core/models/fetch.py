@@ -1,0 +1,75 @@
+"""The base model's directory: from the hub, from disk, or one of the tiny ones made locally; checked before use."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from vlm_core.cache import cached_directory
+from vlm_core.config import DatasetConfig, ModelConfig
+from vlm_core.data.source import fetch_split
+from vlm_core.families import family_of
+from vlm_core.home import medpix_home
+from vlm_core.hub import download, is_repository_id
+
+logger = logging.getLogger(__name__)
+
+TINY_MODELS = ("builtin:tiny-gemma3", "builtin:tiny-gemma3n")
+PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+def fetch_model(config: ModelConfig) -> Path:
+    """Returns the directory of the base model, downloaded or made where it is missing.
+
+    Raises ValueError for a model that cannot be had, has no processor or tokenizer, or is of an unknown family.
+    """
+    name = config.pretrained_model_name_or_path
+    directory = _locate(name, config.revision)
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"model {name!r} has no config.json: it is no directory of a transformers model")
+    for kind, choices in (("processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
+        if not any((directory / choice).is_file() for choice in choices):
+            raise ValueError(
+                f"model {name!r} has no {kind} ({' or '.join(choices)}); copy the base model's {kind} files beside "
+                "its weights, or save them there with processor.save_pretrained(directory)"
+            )
+    family_of(directory)
+    return directory
+
+
+def _locate(name: str, revision: str | None) -> Path:
+    if name in TINY_MODELS:
+        return _tiny(name.partition(":")[2])
+    if Path(name).is_dir():
+        return Path(name).absolute()
+    if is_repository_id(name):
+        return download(name, "model", revision, PATTERNS)
+    raise ValueError(f"no model {name!r}: neither a directory, nor a hub id owner/name, nor {', '.join(TINY_MODELS)}")
+
+
+def _tiny(name: str) -> Path:
+    # Imported here: torch is needed to make a model, but not to find one.
+    from vlm_core.models.tiny import TINY_VERSION, write_tiny_gemma3, write_tiny_gemma3n
+
+    write = {"tiny-gemma3": write_tiny_gemma3, "tiny-gemma3n": write_tiny_gemma3n}[name]
+
+    def build(directory: Path) -> dict[str, Any]:
+        write(directory, _phantom_texts())
+        return {"name": name, "version": TINY_VERSION}
+
+    directory, reused = cached_directory(medpix_home() / "cache" / "models", f"{name}-v{TINY_VERSION}", build)
+    logger.info("%s %s", name, "reused" if reused else "made")
+    return directory
+
+
+def _phantom_texts() -> Iterator[str]:
+    """Yields the questions and answers that the tiny tokenizers are trained on."""
+    source = fetch_split(DatasetConfig(path_or_dataset="builtin:phantom", split="train"))
+    for path in source.files:
+        table = pq.read_table(path, columns=["question", "answer"])
+        for column in table.columns:
+            yield from column.to_pylist()

@@ -1,0 +1,73 @@
+"""Loading a base model, its processor, and what was trained on top of it."""
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel, set_peft_model_state_dict
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
+
+from vlm_core.config import ModelConfig
+from vlm_core.hub import is_repository_id
+
+ADAPTER_CONFIG = "adapter_config.json"
+
+
+def load_processor(directory: Path) -> ProcessorMixin:
+    """Returns the processor in `directory`."""
+    return AutoProcessor.from_pretrained(directory)
+
+
+def load_model(directory: Path, config: ModelConfig) -> PreTrainedModel:
+    """Returns the model in `directory` on the CPU, in the dtype and with the attention of `config`."""
+    model = AutoModelForImageTextToText.from_pretrained(
+        directory, dtype=config.torch_dtype, attn_implementation=config.attn_implementation
+    )
+    if is_repository_id(config.pretrained_model_name_or_path):
+        # An adapter names its base model: by the hub's id, which others can resolve, not by this machine's cache.
+        model.name_or_path = config.pretrained_model_name_or_path
+    return model
+
+
+def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
+    """Writes the weights, or the adapter alone, in safetensors."""
+    if isinstance(model, PeftModel):
+        # The embeddings are never adapted; peft's own check would ask the hub for the base model's vocabulary.
+        model.save_pretrained(directory, save_embedding_layers=False)
+    else:
+        model.save_pretrained(directory)
+
+
+def load_trained(checkpoint: Path, base: Path, config: ModelConfig) -> PreTrainedModel | PeftModel:
+    """Returns the model of a checkpoint: full weights, or the adapter over the base model in `base`.
+
+    `checkpoint` is a directory `epoch_E_step_S`, or one that transformers or peft wrote.
+    Raises ValueError for a directory with neither.
+    """
+    weights = weights_directory(checkpoint)
+    if is_adapter(weights):
+        return PeftModel.from_pretrained(load_model(base, config), weights)
+    return load_model(weights, config)
+
+
+def load_adapter_weights(model: PeftModel, adapter: Path) -> None:
+    """Sets the adapter of `model` to the one that was saved in the directory `adapter`."""
+    set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+
+
+def weights_directory(checkpoint: Path) -> Path:
+    """Returns the directory below `checkpoint` that transformers or peft can load; raises ValueError for none."""
+    for directory in (checkpoint / "model", checkpoint):
+        if is_adapter(directory) or (directory / "config.json").is_file():
+            return directory
+    raise ValueError(f"{checkpoint} is no checkpoint: neither it nor its model/ has {ADAPTER_CONFIG} or config.json")
+
+
+def is_adapter(weights: Path) -> bool:
+    """Returns whether a directory holds a peft adapter, and no full weights."""
+    return (weights / ADAPTER_CONFIG).is_file()
+
+
+def device_of(local_rank: int) -> torch.device:
+    """Returns the GPU of this rank, or the CPU where there is none."""
+    return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,58 @@
+"""LoRA through peft, with the guide's shell-style wildcards over full module names."""
+
+import logging
+from fnmatch import fnmatchcase
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import PreTrainedModel
+
+from vlm_core.config import PeftConfig
+from vlm_core.families import Family, part_of
+
+logger = logging.getLogger(__name__)
+
+
+def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, frozen: set[str]) -> PeftModel:
+    """Returns `model` with LoRA matrices on the selected linear modules; everything else is frozen.
+
+    The directory that its `save_pretrained` writes loads in plain peft.
+    """
+    return get_peft_model(
+        model,
+        LoraConfig(
+            r=config.dim,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=select_modules(model, config, family, frozen),
+        ),
+    )
+
+
+def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen: set[str]) -> list[str]:
+    """Returns the full names of the linear modules to adapt: those that `config` selects outside the `frozen` parts.
+
+    A pattern that matches no linear module is named in a warning. Raises ValueError where nothing is left.
+    """
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for pattern in (*config.target_modules, *config.exclude_modules):
+        if not any(fnmatchcase(name, pattern) for name in linear):
+            logger.warning("the peft pattern %r matches no linear module of this model", pattern)
+    selected = [
+        name
+        for name in linear
+        if (not config.target_modules or _matches(name, config.target_modules))
+        and not _matches(name, config.exclude_modules)
+        and part_of(name, family) not in frozen
+    ]
+    if not selected:
+        raise ValueError(
+            f"peft adapts no module: target_modules={config.target_modules}, exclude_modules={config.exclude_modules} "
+            f"and the frozen parts {sorted(frozen)} leave none of {len(linear)} linear modules; patterns match full "
+            f"names such as {linear[0]!r}, so write '*q_proj' and not 'q_proj'"
+        )
+    return selected
+
+
+def _matches(name: str, patterns: list[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)

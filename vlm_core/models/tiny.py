@@ -1,0 +1,244 @@
+"""Tiny checkpoints of the real Gemma 3 and Gemma 3n classes, made in seconds with no download.
+
+They load through the Auto classes, and differ from the published checkpoints in size and weights only.
+"""
+
+import itertools
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3ImageProcessor,
+    Gemma3nAudioFeatureExtractor,
+    Gemma3nConfig,
+    Gemma3nForConditionalGeneration,
+    Gemma3nProcessor,
+    Gemma3Processor,
+    GemmaTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    SiglipImageProcessor,
+)
+
+TINY_VERSION: Final = 1
+"""Part of the name of anything made from a tiny model: raised when equal arguments make other weights."""
+
+_IMAGE_SIZE: Final = 56
+_VOCABULARY: Final = 1024  # at most; bytes that the texts never use are still there to fall back on
+_SPECIAL: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
+_IMAGE_TOKENS: Final = {
+    "boi_token": "<start_of_image>",
+    "eoi_token": "<end_of_image>",
+    "image_token": "<image_soft_token>",
+}
+_AUDIO_TOKENS: Final = {
+    "boa_token": "<start_of_audio>",
+    "eoa_token": "<end_of_audio>",
+    "audio_token": "<audio_soft_token>",
+}
+_CHAT_TEMPLATE: Final = """\
+{{ bos_token }}
+{%- set prefix = '' -%}
+{%- if messages[0]['role'] == 'system' -%}
+    {%- set content = messages[0]['content'] -%}
+    {%- set prefix = (content if content is string else content[0]['text']) + '\\n\\n' -%}
+    {%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for message in messages -%}
+    {%- if (message['role'] == 'user') != (loop.index0 % 2 == 0) -%}
+        {{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}
+    {%- endif -%}
+    {%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}
+    {{ '<start_of_turn>' + role + '\\n' + (prefix if loop.first else '') }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- else -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {{ 'IMAGE' }}
+            {%- elif item['type'] == 'text' -%}
+                {{ item['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- endif -%}
+    {{ '<end_of_turn>\\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{ '<start_of_turn>model\\n' }}
+{%- endif -%}
+"""
+
+
+def write_tiny_gemma3(directory: Path, texts: Iterable[str], seed: int = 0) -> None:
+    """Write a Gemma 3 of about 0.5 M parameters, its processor and its generation settings into `directory`.
+
+    An image is 56 x 56 pixels, 16 patches and 16 soft tokens. The tokenizer is trained on `texts`, so that
+    their frequent words are one token each. Equal arguments write byte-identical files; torch's own random
+    state is left as it was.
+    """
+    tokenizer = _tokenizer(texts, _IMAGE_TOKENS)
+    processor = Gemma3Processor(
+        image_processor=Gemma3ImageProcessor(size={"height": _IMAGE_SIZE, "width": _IMAGE_SIZE}),
+        tokenizer=tokenizer,
+        chat_template=_CHAT_TEMPLATE.replace("IMAGE", _IMAGE_TOKENS["boi_token"]),
+        image_seq_length=16,
+    )
+    config = Gemma3Config(
+        text_config=_text_config(tokenizer) | {"query_pre_attn_scalar": 24},
+        vision_config=_siglip_config(),
+        mm_tokens_per_image=16,
+        boi_token_index=tokenizer.boi_token_id,
+        eoi_token_index=tokenizer.eoi_token_id,
+        image_token_index=tokenizer.image_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Gemma3ForConditionalGeneration(config)
+        # transformers starts this weight at zero: no gradient would reach the tower, no image the text.
+        torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
+        # At its default of 0.1, where a patch lies is drowned out by what it shows, and is learnt last.
+        torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
+    _save(directory, model, processor)
+
+
+def write_tiny_gemma3n(directory: Path, texts: Iterable[str], seed: int = 0) -> None:
+    """Write a Gemma 3n of about 0.4 M parameters, its processor and generation settings into `directory`.
+
+    An image is 64 x 64 pixels and 4 soft tokens; its vision tower is a small EfficientNet of timm, and
+    there is an audio tower. Tokenizer and determinism are as for `write_tiny_gemma3`.
+    """
+    tokenizer = _tokenizer(texts, _IMAGE_TOKENS | _AUDIO_TOKENS)
+    processor = Gemma3nProcessor(
+        feature_extractor=Gemma3nAudioFeatureExtractor(feature_size=32),
+        image_processor=SiglipImageProcessor(
+            size={"height": 64, "width": 64}, image_mean=[0.0] * 3, image_std=[1.0] * 3, do_normalize=False
+        ),
+        tokenizer=tokenizer,
+        chat_template=_CHAT_TEMPLATE.replace("IMAGE", _IMAGE_TOKENS["image_token"]),
+        audio_seq_length=8,
+        image_seq_length=4,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Gemma3nForConditionalGeneration(_gemma3n_config(tokenizer))
+        for layer in model.model.language_model.layers:
+            # Zero here cuts the per-layer embeddings off from the output, and so from any gradient.
+            torch.nn.init.ones_(layer.altup.correct_output_scale)
+    _save(directory, model, processor)
+
+
+def _tokenizer(texts: Iterable[str], named: dict[str, str]) -> GemmaTokenizer:
+    """Return a GemmaTokenizer with merges trained on `texts`, and the `named` tokens as its attributes.
+
+    As published, `<start_of_...>` lies within the trained vocabulary and the other named tokens after it.
+    """
+    special = [*_SPECIAL, *(token for token in named.values() if token.startswith("<start"))]
+    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    # GemmaTokenizer splits nothing: that no token crosses words has to come from how the merges were learnt.
+    splits = [("\n", "removed"), ("▁", "merged_with_next"), (Regex(r"[^\w▁]"), "isolated")]
+    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(*split) for split in splits])
+    reserved = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "\n\n"]
+    trainer = trainers.BpeTrainer(vocab_size=_VOCABULARY, special_tokens=reserved, show_progress=False)
+    trained.train_from_iterator(itertools.chain(["user", "model"] * 1000, texts), trainer)
+    model = json.loads(trained.to_str())["model"]
+    return GemmaTokenizer(
+        vocab=model["vocab"],
+        merges=[("\n", "\n"), *(tuple(merge) for merge in model["merges"])],
+        model_specific_special_tokens=named,
+        extra_special_tokens=["<start_of_turn>", "<end_of_turn>"],
+    )
+
+
+def _siglip_config() -> dict[str, Any]:
+    """Return the vision settings: 4 x 4 patches of 14 pixels, 2 layers."""
+    return {
+        "model_type": "siglip_vision_model",
+        "image_size": _IMAGE_SIZE,
+        "patch_size": 14,
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vision_use_head": False,
+    }
+
+
+def _text_config(tokenizer: GemmaTokenizer) -> dict[str, Any]:
+    """Return the text settings both families share: 3 layers, 2 of them seeing the whole image."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 96,
+        "intermediate_size": 192,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 24,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        "sliding_window": 32,
+        "max_position_embeddings": 4096,
+        "initializer_range": 0.1,  # 1 / sqrt(hidden_size); the default of 0.02 is meant for far wider models
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+
+
+def _gemma3n_config(tokenizer: GemmaTokenizer) -> Gemma3nConfig:
+    """Return the whole Gemma 3n configuration; image and audio tokens follow the text's own vocabulary."""
+    vision_offset = tokenizer.eoi_token_id
+    audio_offset = tokenizer.eoa_token_id
+    return Gemma3nConfig(
+        text_config=_text_config(tokenizer)
+        | {
+            "hidden_size": 64,
+            "vocab_size_per_layer_input": vision_offset,
+            "hidden_size_per_layer_input": 8,
+            "num_kv_shared_layers": 1,
+            "laurel_rank": 8,
+            "altup_num_inputs": 2,
+        },
+        # Not a small MobileNetV5: timm writes classes into its `block_args`, which then cannot be saved.
+        vision_config={
+            "architecture": "test_efficientnet_ln",
+            "hidden_size": 256,
+            "vocab_size": 2,
+            "vocab_offset": vision_offset,
+        },
+        audio_config={
+            "input_feat_size": 32,
+            "hidden_size": 32,
+            "vocab_size": 2,
+            "vocab_offset": audio_offset,
+            "conf_num_attention_heads": 2,
+            "conf_num_hidden_layers": 1,
+            "sscp_conv_channel_size": [8, 4],
+        },
+        audio_soft_tokens_per_image=8,
+        vision_soft_tokens_per_image=4,
+        boi_token_id=tokenizer.boi_token_id,
+        eoi_token_id=tokenizer.eoi_token_id,
+        image_token_id=tokenizer.image_token_id,
+        boa_token_id=tokenizer.boa_token_id,
+        eoa_token_id=tokenizer.eoa_token_id,
+        audio_token_id=tokenizer.audio_token_id,
+    )
+
+
+def _save(directory: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """Write weights (safetensors), settings and processor; generation stops at the end of a turn too."""
+    tokenizer = processor.tokenizer
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=[tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<end_of_turn>")],
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)

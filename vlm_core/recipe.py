@@ -1,0 +1,107 @@
+"""From a recipe and overrides to a checked `Config`.
+
+Precedence: defaults < recipe < overrides. An override is a dotted key, `{"optimizer.lr": 2e-5}`, or nested:
+`{"optimizer": {"lr": 2e-5}}`; both change that one value and leave its siblings alone.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vlm_core.config import Config
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Returns the names of the recipes that ship with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
+    """Returns the config of `recipe` (a shipped recipe's name or a YAML file) with `overrides` on top.
+
+    Raises ValueError that names every wrong key or value, and for an unknown key the nearest right one.
+    """
+    path = _find(recipe)
+    tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold a mapping of config sections, not {type(tree).__name__}")
+    tree = _merge({"name": path.stem}, tree)
+    for key, value in (overrides or {}).items():
+        tree = _merge(tree, _nest(key, value))
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ValueError(f"{path.name}: {_explain(error)}") from None
+
+
+def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, pydantic field) for every leaf of the config tree, in its order."""
+    for name, field in model.model_fields.items():
+        section = _section_of(field.annotation)
+        if section is None:
+            yield prefix + name, field
+        else:
+            yield from config_keys(section, f"{prefix}{name}.")
+
+
+def _find(recipe: str | Path) -> Path:
+    for path in (Path(recipe), RECIPES / f"{recipe}.yaml"):
+        if path.is_file():
+            return path
+    near = difflib.get_close_matches(str(recipe), recipe_names(), n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}{hint}")
+
+
+def _nest(dotted: str, value: Any) -> dict[str, Any]:
+    for part in reversed(dotted.split(".")):
+        value = {part: value}
+    return value
+
+
+def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        old = merged.get(key)
+        merged[key] = _merge(old if isinstance(old, dict) else {}, value) if isinstance(value, Mapping) else value
+    return merged
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    for candidate in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _explain(error: ValidationError) -> str:
+    return "; ".join(_explain_one(dict(item)) for item in error.errors())
+
+
+def _explain_one(item: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"unknown config key {key!r}; nearest: {_nearest(key)!r}"
+    if item["type"] == "missing":
+        return f"config key {key!r} is required and has no value"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}={item['input']!r}: {message}" if key else message
+
+
+def _nearest(key: str) -> str:
+    known = [known for known, _ in config_keys()]
+    # A wrong name in the right section is likelier than a right name in the wrong one.
+    section = key.rpartition(".")[0]
+    siblings = [name for name in known if name.rpartition(".")[0] == section]
+    sections = [name for name in Config.model_fields if "." not in key]
+    for candidates in (siblings + sections, known):
+        near = difflib.get_close_matches(key, candidates, n=1, cutoff=0.6)
+        if near:
+            return near[0]
+    return difflib.get_close_matches(key, known, n=1, cutoff=0.0)[0]

@@ -1,0 +1,77 @@
+"""One process or many under torchrun: setting up, sums over ranks, and an orderly end."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process's place among the processes of the job."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process logs, writes files and reports."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group() -> Iterator[Ranks]:
+    """Yields this process's `Ranks`, read from torchrun's environment; a lone process when there is none.
+
+    More than one process are joined by nccl on GPUs and by gloo elsewhere.
+    """
+    ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in _ENVIRONMENT.items()))
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_parent()
+    if ranks.world_size == 1:
+        yield ranks
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(ranks.local_rank)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield ranks
+        dist.barrier()
+        time.sleep(0.3)  # gloo's threads race with the interpreter's exit (SIGABRT) unless they have come to rest
+    finally:
+        dist.destroy_process_group()
+
+
+_ENVIRONMENT = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
+
+
+def _die_with_parent() -> None:
+    """Has the kernel kill this rank when torchrun dies: ranks are sessions of their own, and SIGKILL would leak them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def sum_over_ranks(*values: float) -> list[float]:
+    """Returns each value summed over all ranks, in double precision."""
+    if not dist.is_initialized():
+        return list(values)
+    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def barrier() -> None:
+    """Waits for all ranks."""
+    if dist.is_initialized():
+        dist.barrier()

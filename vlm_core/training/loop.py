@@ -1,0 +1,189 @@
+"""The training loop: the same numbers however the work is divided over micro-batches, ranks and restarts."""
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlm_core.config import Config
+from vlm_core.data.collate import collate, require_keys
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.loader import iterate_steps, micro_batches, plan_epoch
+from vlm_core.families import Family
+from vlm_core.files import point
+from vlm_core.run_directory import LOWEST_VAL
+from vlm_core.training.checkpoint import (
+    Progress,
+    checkpoint_name,
+    load_progress,
+    load_state,
+    save_checkpoint,
+)
+from vlm_core.training.distributed import Ranks, barrier, sum_over_ranks
+from vlm_core.training.loss import supervised_tokens, token_loss_sum
+from vlm_core.training.optim import build_optimizer, build_scheduler
+from vlm_core.training.reporter import Reporter
+
+logger = logging.getLogger(__name__)
+
+Batch = dict[str, torch.Tensor]
+
+
+def total_steps(config: Config, num_examples: int) -> int:
+    """Returns the optimizer steps of a whole run: all epochs, or `max_steps` where that is fewer."""
+    schedule = config.step_scheduler
+    steps = schedule.num_epochs * math.ceil(num_examples / schedule.global_batch_size)
+    return min(steps, schedule.max_steps or steps)
+
+
+@dataclass
+class Trainer:
+    """A run: what is trained, on what, and how far it is."""
+
+    config: Config
+    directory: Path
+    model: Any  # the model itself: a PreTrainedModel or a PeftModel, on its device
+    processor: Any
+    family: Family
+    train: ConversationDataset
+    validation: ConversationDataset
+    ranks: Ranks
+    device: torch.device
+    progress: Progress = field(default_factory=Progress)
+
+    def __post_init__(self) -> None:
+        self.total_steps = total_steps(self.config, len(self.train))
+        self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
+        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
+        self.collate = partial(collate, processor=self.processor, family=self.family)
+        self.forward: nn.Module = self.model
+        if self.ranks.world_size > 1:
+            self.forward = DistributedDataParallel(self.model)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Takes optimizer, schedule and position from `checkpoint`; the model was loaded from it already."""
+        state = load_state(checkpoint)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scheduler.load_state_dict(state["scheduler"])
+        self.progress = load_progress(checkpoint)
+        logger.info("resumed from %s", checkpoint.name)
+
+    def run(self) -> None:
+        """Trains to the end, with validation losses and checkpoints on the way."""
+        reporter = Reporter(self.directory, self.total_steps, self.progress.step, enabled=self.ranks.is_main)
+        for batches in self._remaining_steps():
+            self._count_step()
+            reporter.step(self._optimizer_step(batches))
+            last = self.progress.step == self.total_steps
+            improved = (last or self._due("val_every_steps")) and self._validate(reporter)
+            if self.config.checkpoint.enabled and (last or improved or self._due("ckpt_every_steps")):
+                self._save(improved)
+        reporter.close()
+
+    def _remaining_steps(self) -> Iterator[list[Batch]]:
+        schedule, ranks = self.config.step_scheduler, self.ranks
+        while self.progress.step < self.total_steps:
+            plan = plan_epoch(len(self.train), schedule.global_batch_size, self.config.rng.seed, self.progress.epoch)
+            left = plan[self.progress.step_in_epoch :][: self.total_steps - self.progress.step]
+            steps = [micro_batches(s, schedule.local_batch_size, ranks.rank, ranks.world_size) for s in left]
+            yield from iterate_steps(self.train, steps, self.collate, self.config.dataloader.num_workers)
+
+    def _count_step(self) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.step_in_epoch += 1
+        if progress.step_in_epoch == self.steps_per_epoch:
+            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
+
+    def _due(self, setting: str) -> bool:
+        every = getattr(self.config.step_scheduler, setting)
+        return every is not None and self.progress.step % every == 0
+
+    def _optimizer_step(self, batches: list[Batch]) -> dict[str, Any]:
+        started = time.monotonic()
+        if self.progress.step == 1:
+            require_keys(batches[0], self.family)
+        # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one draws.
+        torch.manual_seed((self.config.rng.seed * 1_000_003 + self.progress.step) * 1_009 + self.ranks.rank)
+        self.model.train()
+        # The divisor is global and has to be known before the first backward pass.
+        samples, tokens = sum_over_ranks(
+            sum(int((b["labels"] != -100).any(dim=1).sum()) for b in batches), sum(map(supervised_tokens, batches))
+        )
+        loss = sum_over_ranks(sum(self._backward(batches, tokens)))[0] / tokens
+        lr = self.scheduler.get_last_lr()[0]
+        max_norm = self.config.clip_grad_norm.max_norm
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        grad_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = time.monotonic() - started
+        return {
+            "step": self.progress.step,
+            "epoch": (self.progress.step - 1) // self.steps_per_epoch,
+            "loss": loss,
+            "grad_norm": grad_norm,
+            "lr": lr,
+            "supervised_tokens": int(tokens),
+            "samples_per_second": round(samples / seconds, 3),
+            "step_seconds": round(seconds, 4),
+        }
+
+    def _backward(self, batches: list[Batch], tokens: float) -> Iterator[float]:
+        """Accumulates the gradient of (sum of token losses) / `tokens`; yields each micro-batch's summed loss."""
+        for i, batch in enumerate(batches):
+            accumulating = i + 1 < len(batches) and isinstance(self.forward, DistributedDataParallel)
+            with self.forward.no_sync() if accumulating else nullcontext():
+                loss = token_loss_sum(self.forward, self._to_device(batch))
+                # DDP averages gradients over the ranks; the sum is wanted.
+                (loss * (self.ranks.world_size / tokens)).backward()
+            yield loss.item()
+
+    def _to_device(self, batch: Batch) -> Batch:
+        moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
+        if "pixel_values" in moved:
+            moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
+        return moved
+
+    @torch.no_grad()
+    def _validate(self, reporter: Reporter) -> bool:
+        """Writes the loss a token over the whole validation split; returns whether it is the lowest so far."""
+        self.model.eval()
+        size, ranks = self.config.step_scheduler.local_batch_size, self.ranks
+        at_once = size * ranks.world_size
+        chunks = [list(range(len(self.validation)))[i : i + at_once] for i in range(0, len(self.validation), at_once)]
+        steps = [micro_batches(chunk, size, ranks.rank, ranks.world_size) for chunk in chunks]
+        loss_sum = tokens = 0.0
+        for (batch,) in iterate_steps(self.validation, steps, self.collate, self.config.dataloader.num_workers):
+            # Outside DDP: no gradients to share, and no buffers to broadcast.
+            loss_sum += token_loss_sum(self.model, self._to_device(batch)).item()
+            tokens += supervised_tokens(batch)
+        loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
+        loss = loss_sum / tokens
+        reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens)})
+        lowest = self.progress.lowest_validation_loss
+        if lowest is None or loss < lowest:
+            self.progress.lowest_validation_loss = loss
+            return True
+        return False
+
+    def _save(self, improved: bool) -> None:
+        directory = self.directory / checkpoint_name(self.progress, self.steps_per_epoch)
+        if self.ranks.is_main:
+            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+            save_checkpoint(directory, self.model, self.processor, state, self.progress, self.config)
+            if improved:
+                point(self.directory / LOWEST_VAL, directory)
+            logger.info("checkpoint %s", directory)
+        barrier()

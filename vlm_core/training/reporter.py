@@ -1,0 +1,56 @@
+"""What a run says while it runs: `metrics.jsonl`, `validation.jsonl`, and its progress."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from vlm_core.files import append_json_line, read_json_lines
+from vlm_core.progress import Progress
+from vlm_core.run_directory import METRICS, VALIDATION
+
+logger = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Writes a run's records; on ranks other than the main one it does nothing."""
+
+    def __init__(self, directory: Path, total_steps: int, first_step: int, *, enabled: bool) -> None:
+        self.directory, self.total_steps, self.enabled = directory, total_steps, enabled
+        self.started = time.monotonic()
+        self.progress = Progress(total_steps, "finetune", "step", enabled=enabled, done=first_step)
+        if enabled:
+            self._forget_after(first_step)
+
+    def step(self, record: dict[str, Any]) -> None:
+        """Writes the record of an optimizer step and shows the progress."""
+        if not self.enabled:
+            return
+        self.progress.update(
+            note=f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, grad norm {record['grad_norm']:.3f}, "
+            f"{record['samples_per_second']:.1f} samples/s"
+        )
+        times = {
+            "elapsed_seconds": round(time.monotonic() - self.started, 3),
+            "seconds_left": round(self.progress.seconds_left(), 1),
+        }
+        append_json_line(self.directory / METRICS, record | times)
+
+    def validation(self, record: dict[str, Any]) -> None:
+        """Writes a validation loss and shows it."""
+        if self.enabled:
+            append_json_line(self.directory / VALIDATION, record)
+            logger.info("validation loss %.4f at step %d/%d", record["loss"], record["step"], self.total_steps)
+
+    def close(self) -> None:
+        """Ends the progress bar."""
+        self.progress.bar.close()
+
+    def _forget_after(self, step: int) -> None:
+        """Drops records of steps behind the checkpoint that the run goes on from: they will be written again."""
+        for name in (METRICS, VALIDATION):
+            path = self.directory / name
+            kept = [record for record in read_json_lines(path)[0] if record["step"] <= step]
+            path.unlink(missing_ok=True)
+            for record in kept:
+                append_json_line(path, record)
