@@ -4,6 +4,7 @@ Values that are set already are respected. Prefect reads its own at import, so t
 """
 
 import os
+import sys
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +18,13 @@ def set_service_defaults() -> None:
     defaults = {
         "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "vlm_core",
     }
+    if not sys.stderr.isatty():
+        defaults["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if not _prefect_is_configured():
         defaults["PREFECT_HOME"] = str(home / "prefect")
     for name, value in defaults.items():

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import vlm_core
-from tasks import serving
 from tasks.run import Run
 from vlm_core.families import family_of
 from vlm_core.hub import is_repository_id
@@ -26,10 +26,12 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     settings = run.config.registry
     name = settings.model_name or f"medpix-{family_of(base_model).model_type}"
     client = mlflow.MlflowClient()
-    with mlflow.start_run(run_id=run.mlflow_run_id):
+    with mlflow.start_run(run_id=run.mlflow_run_id), warnings.catch_warnings():
+        # An example would load the model here, and the data frame's signature is given in place of annotations.
+        warnings.filterwarnings("ignore", message=".*(input example|type hints)")
         logged = mlflow.pyfunc.log_model(
             name="model",
-            python_model=serving.__file__,
+            python_model=str(Path(__file__).with_name("serving.py")),
             code_paths=[str(Path(vlm_core.__file__).parent)],
             artifacts={"checkpoint": str(Path(checkpoint) / "model")},
             model_config={"model": _base_reference(run, base_model)},

@@ -24,8 +24,8 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         config = ModelConfig(**context.model_config["model"])
         self.answerer = Answerer.load(Path(context.artifacts["checkpoint"]), config)
 
-    # Without annotations: MLflow takes those of `predict` for a schema.
-    def predict(self, context, model_input, params=None):
+    # The input is not annotated: MLflow would take that for a schema.
+    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:
         """Returns one answer a row, as a list of strings."""
         from vlm_core.data.images import decode_image
 

@@ -1,5 +1,6 @@
 """Content-addressed directories: built once, complete or absent, safe under two builders and under kill -9."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
     with FileLock(root / f".{key}.lock"):
         if (final / MANIFEST).exists():
             return final, True
+        for rubbish in root.glob(f".{key}.*/"):  # of a builder that was killed: the lock says that none is at work
+            shutil.rmtree(rubbish)
         with published_directory(final) as aside:
             write_json(aside / MANIFEST, build(aside))
     return final, False

@@ -90,8 +90,10 @@ class PeftConfig(Section):
     dim: PositiveInt = Field(8, description="LoRA rank.")
     alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
-    match_all_linear: bool = Field(False, description="Adapt every linear module that is not excluded.")
-    target_modules: list[str] = Field([], description="Shell-style wildcards over full module names; [] = all linear.")
+    match_all_linear: bool = Field(False, description="Adapt every linear module that is not excluded, the head too.")
+    target_modules: list[str] = Field(
+        [], description="Shell-style wildcards over full module names; [] = every linear module but the head."
+    )
     exclude_modules: list[str] = Field([], description="Shell-style wildcards over full module names to leave out.")
 
     @model_validator(mode="after")

@@ -1,4 +1,6 @@
-"""Answers the validation split and scores the answers: `python -m vlm_core.evaluate --config demo --checkpoint-path DIR`.
+"""Answers the validation split and scores the answers.
+
+    python -m vlm_core.evaluate --config demo --checkpoint-path DIR
 
 Writes `predictions.parquet` and `result.json`. The same questions are also asked about images shuffled between
 cases: what the scores lose is what the model owes to looking.
@@ -67,7 +69,7 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
 
 def _chosen(dataset: ConversationDataset, limit: int | None) -> list[dict[str, Any]]:
     rows = dataset.conversations
-    return list(rows.select(range(min(limit or len(rows), len(rows)))))
+    return [rows[i] for i in range(min(limit or len(rows), len(rows)))]
 
 
 def _answer(

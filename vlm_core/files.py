@@ -14,7 +14,7 @@ def write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+    aside.replace(path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -64,7 +64,7 @@ def published_directory(final: Path) -> Iterator[Path]:
         raise
     if final.exists():
         shutil.rmtree(final)
-    os.replace(aside, final)
+    aside.replace(final)
 
 
 def point(pointer: Path, target: Path) -> None:
@@ -72,4 +72,4 @@ def point(pointer: Path, target: Path) -> None:
     aside = pointer.with_name(f".{pointer.name}.{os.getpid()}")
     aside.unlink(missing_ok=True)
     aside.symlink_to(os.path.relpath(target, pointer.parent))
-    os.replace(aside, pointer)
+    aside.replace(pointer)

@@ -75,7 +75,7 @@ def _trainer(
     device = device_of(ranks.local_rank)
     torch.manual_seed(config.rng.seed)  # The LoRA matrices are drawn from it, alike on every rank.
     if config.peft is None:
-        model = load_model(weights_directory(checkpoint) if checkpoint else base, config.model)
+        model: Any = load_model(weights_directory(checkpoint) if checkpoint else base, config.model)
         freeze(model, config.freeze_config, family)
     else:
         model = apply_lora(load_model(base, config.model), config.peft, family, frozen_parts(config.freeze_config))

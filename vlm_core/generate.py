@@ -1,4 +1,6 @@
-"""Asks a model about images: `python -m vlm_core.generate --checkpoint-path DIR --prompt "What is shown?" --image FILE`.
+"""Asks a model about images.
+
+    python -m vlm_core.generate --checkpoint-path DIR --prompt "What is shown?" --image FILE
 
 The answer goes to standard output, alone; messages go to standard error.
 """

@@ -41,13 +41,13 @@ def micro_batches(step: Sequence[int], local_batch_size: int, rank: int, world_s
 
 
 class _CountedRows(Dataset[dict[str, Any]]):
-    """Looks up `Row`s in a dataset; in a module of its own kind so that loader processes can receive it."""
+    """Looks up `Row`s in a dataset."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, row: Row) -> dict[str, Any]:
-        return {**self.dataset[row.index], "counted": row.counted}
+    def __getitem__(self, index: Row) -> dict[str, Any]:
+        return {**self.dataset[index.index], "counted": index.counted}
 
 
 class _CountedCollate:

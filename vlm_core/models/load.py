@@ -1,6 +1,7 @@
 """Loading a base model, its processor, and what was trained on top of it."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel, set_peft_model_state_dict
@@ -18,7 +19,7 @@ def load_processor(directory: Path) -> ProcessorMixin:
     return AutoProcessor.from_pretrained(directory)
 
 
-def load_model(directory: Path, config: ModelConfig) -> PreTrainedModel:
+def load_model(directory: Path, config: ModelConfig) -> Any:
     """Returns the model in `directory` on the CPU, in the dtype and with the attention of `config`."""
     model = AutoModelForImageTextToText.from_pretrained(
         directory, dtype=config.torch_dtype, attn_implementation=config.attn_implementation
@@ -33,12 +34,12 @@ def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     """Writes the weights, or the adapter alone, in safetensors."""
     if isinstance(model, PeftModel):
         # The embeddings are never adapted; peft's own check would ask the hub for the base model's vocabulary.
-        model.save_pretrained(directory, save_embedding_layers=False)
+        model.save_pretrained(str(directory), save_embedding_layers=False)
     else:
         model.save_pretrained(directory)
 
 
-def load_trained(checkpoint: Path, base: Path, config: ModelConfig) -> PreTrainedModel | PeftModel:
+def load_trained(checkpoint: Path, base: Path, config: ModelConfig) -> Any:
     """Returns the model of a checkpoint: full weights, or the adapter over the base model in `base`.
 
     `checkpoint` is a directory `epoch_E_step_S`, or one that transformers or peft wrote.

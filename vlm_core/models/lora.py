@@ -38,10 +38,12 @@ def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen:
     for pattern in (*config.target_modules, *config.exclude_modules):
         if not any(fnmatchcase(name, pattern) for name in linear):
             logger.warning("the peft pattern %r matches no linear module of this model", pattern)
+    # The head is tied to the embeddings, so it is adapted only where that was asked for.
+    candidates = {name for name in linear if config.match_all_linear or part_of(name, family) != "embeddings"}
     selected = [
         name
         for name in linear
-        if (not config.target_modules or _matches(name, config.target_modules))
+        if (_matches(name, config.target_modules) if config.target_modules else name in candidates)
         and not _matches(name, config.exclude_modules)
         and part_of(name, family) not in frozen
     ]

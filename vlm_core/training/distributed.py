@@ -56,7 +56,7 @@ _ENVIRONMENT = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
 
 
 def _die_with_parent() -> None:
-    """Has the kernel kill this rank when torchrun dies: ranks are sessions of their own, and SIGKILL would leak them."""
+    """Has the kernel kill this rank when torchrun dies: a rank is a session of its own, so SIGKILL would leak it."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm_core.config import Config
-from vlm_core.data.collate import collate, require_keys
+from vlm_core.data.collate import IGNORE_INDEX, collate, require_keys
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.loader import iterate_steps, micro_batches, plan_epoch
 from vlm_core.families import Family
@@ -66,9 +66,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
         self.collate = partial(collate, processor=self.processor, family=self.family)
-        self.forward: nn.Module = self.model
-        if self.ranks.world_size > 1:
-            self.forward = DistributedDataParallel(self.model)
+        self.forward = DistributedDataParallel(self.model) if self.ranks.world_size > 1 else self.model
 
     def resume(self, checkpoint: Path) -> None:
         """Takes optimizer, schedule and position from `checkpoint`; the model was loaded from it already."""
@@ -118,7 +116,8 @@ class Trainer:
         self.model.train()
         # The divisor is global and has to be known before the first backward pass.
         samples, tokens = sum_over_ranks(
-            sum(int((b["labels"] != -100).any(dim=1).sum()) for b in batches), sum(map(supervised_tokens, batches))
+            sum(int((b["labels"] != IGNORE_INDEX).any(dim=1).sum()) for b in batches),
+            sum(map(supervised_tokens, batches)),
         )
         loss = sum_over_ranks(sum(self._backward(batches, tokens)))[0] / tokens
         lr = self.scheduler.get_last_lr()[0]
@@ -143,8 +142,8 @@ class Trainer:
     def _backward(self, batches: list[Batch], tokens: float) -> Iterator[float]:
         """Accumulates the gradient of (sum of token losses) / `tokens`; yields each micro-batch's summed loss."""
         for i, batch in enumerate(batches):
-            accumulating = i + 1 < len(batches) and isinstance(self.forward, DistributedDataParallel)
-            with self.forward.no_sync() if accumulating else nullcontext():
+            last = i + 1 == len(batches)
+            with nullcontext() if last or self.ranks.world_size == 1 else self.forward.no_sync():
                 loss = token_loss_sum(self.forward, self._to_device(batch))
                 # DDP averages gradients over the ranks; the sum is wanted.
                 (loss * (self.ranks.world_size / tokens)).backward()

@@ -1,0 +1,41 @@
+# Two commands: `make demo` and `make test`. Both make what is missing first; only Python 3.11+ and make are needed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help setup demo test check format clean
+
+help:  ## say what each target does
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+
+setup: $(READY)  ## make the environment in .venv
+
+# Versions alone decide: an environment is made anew when they change, and reused otherwise.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	touch $(READY)
+
+demo:  ## fine-tune, evaluate and register the embedded default: minutes on two cores
+	@if [ -e $(READY) ]; then echo "environment $(VENV) is there already and reused"; fi
+	@$(MAKE) --no-print-directory setup
+	@$(BIN)/python -m pipelines.finetune --recipe demo
+
+test: setup  ## every test: servers, torchrun and whole flows among them
+	$(BIN)/python -m pytest
+
+check: setup  ## the developer's loop: lint, contracts, types, fast tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyrefly check
+	$(BIN)/python -m pytest -m 'not slow'
+
+format: setup  ## rewrite the sources in the project's style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the environment and what the commands wrote
+	rm -rf $(VENV) .medpix

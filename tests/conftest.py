@@ -1,0 +1,70 @@
+"""What all tests share: a home of their own, and the tiny models and data made in it once."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports Prefect, MLflow or torch, which read the environment then. Workers inherit the home.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["MEDPIX_HOME"] = tempfile.mkdtemp(prefix="medpix-test-")
+    atexit.register(shutil.rmtree, os.environ["MEDPIX_HOME"], ignore_errors=True)
+for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "HF_TOKEN"):
+    os.environ.pop(name, None)
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # two workers share the cores
+
+from tasks.environment import set_service_defaults
+
+set_service_defaults()
+
+from vlm_core.config import Config
+from vlm_core.data.conversations import build_conversations, fetch_splits
+from vlm_core.families import FAMILIES, Family
+from vlm_core.models.fetch import fetch_model
+from vlm_core.recipe import load_config
+
+SMALL = {
+    "dataset.path_or_dataset": "builtin:phantom?images=40",
+    "step_scheduler": {"global_batch_size": 8, "local_batch_size": 8, "max_steps": 3, "val_every_steps": None},
+}
+
+
+def small_config(**overrides: Any) -> Config:
+    """Returns the demo's config on 40 images for 3 steps, with dotted `overrides` on top."""
+    return load_config("demo", SMALL | overrides)
+
+
+@pytest.fixture(scope="session")
+def conversations() -> Path:
+    """The conversation cache of 40 phantom images: 340 training and 60 validation rows."""
+    return build_conversations(fetch_splits(small_config()))[0]
+
+
+@pytest.fixture(scope="session", params=["gemma3", "gemma3n"])
+def family(request: pytest.FixtureRequest) -> Family:
+    """Each model family in turn."""
+    return FAMILIES[request.param]
+
+
+def tiny_directory(family: str) -> Path:
+    """Returns the directory of the tiny model of `family`."""
+    return fetch_model(small_config(**{"model.pretrained_model_name_or_path": f"builtin:tiny-{family}"}).model)
+
+
+@pytest.fixture(scope="session")
+def tiny_gemma3() -> Path:
+    """The directory of the tiny Gemma 3."""
+    return tiny_directory("gemma3")
+
+
+@pytest.fixture(scope="session")
+def processor(family: Family) -> Any:
+    """The processor of the tiny model of `family`."""
+    from vlm_core.models.load import load_processor
+
+    return load_processor(tiny_directory(family.model_type))

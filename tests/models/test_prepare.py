@@ -1,0 +1,137 @@
+"""Fetching, freezing and adapting a base model."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+
+from tests.conftest import small_config, tiny_directory
+from vlm_core.config import FreezeConfig, ModelConfig, PeftConfig
+from vlm_core.data.collate import collate
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.families import FAMILIES, GEMMA3, Family, part_of
+from vlm_core.models.fetch import fetch_model
+from vlm_core.models.freeze import freeze, frozen_parts, parameter_table, require_trainable
+from vlm_core.models.load import load_model, load_processor, load_trained, save_weights
+from vlm_core.models.lora import apply_lora, select_modules
+
+GUIDE_EXCLUDES = ["*vision_tower*", "*vision*", "*visual*", "*audio*", "*image_encoder*", "*lm_head*"]
+
+
+def model_of(family: Family) -> Any:
+    directory = tiny_directory(family.model_type)
+    config = ModelConfig(pretrained_model_name_or_path=str(directory), torch_dtype="float32")
+    return load_model(directory, config)
+
+
+@pytest.fixture
+def copy(tiny_gemma3: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_gemma3, tmp_path / "model"))
+
+
+def fetch(name: Any) -> Path:
+    return fetch_model(ModelConfig(pretrained_model_name_or_path=str(name)))
+
+
+def test_a_directory_without_a_processor_is_refused(copy: Path) -> None:
+    (copy / "processor_config.json").unlink()
+    (copy / "preprocessor_config.json").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match="has no processor .* processor.save_pretrained"):
+        fetch(copy)
+
+
+def test_other_wrong_models_are_refused(copy: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="cannot download the model 'google/gemma-3-4b-it'"):
+        fetch("google/gemma-3-4b-it")
+    with pytest.raises(ValueError, match="no model 'nothing': neither a directory"):
+        fetch("nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no config.json"):
+        fetch(tmp_path / "empty")
+    (copy / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    with pytest.raises(ValueError, match="type 'llava'; supported are gemma3, gemma3n"):
+        fetch(copy)
+
+
+def test_every_parameter_belongs_to_a_part(family: Family) -> None:
+    assert {part_of(name, family) for name, _ in model_of(family).named_parameters()} <= set(family.parts)
+
+
+@pytest.mark.parametrize("part", ["embeddings", "vision_tower", "audio_tower", "language_model"])
+def test_each_setting_freezes_its_part_and_nothing_else(family: Family, part: str) -> None:
+    if part not in family.parts:
+        pytest.skip(f"{family.model_type} has no {part}")
+    everything_trains = dict.fromkeys(FreezeConfig.model_fields, False)
+    model = model_of(family)
+    freeze(model, FreezeConfig(**everything_trains | {f"freeze_{part}": True}), family)
+    frozen = {part_of(name, family) for name, p in model.named_parameters() if not p.requires_grad}
+    trained = {part_of(name, family) for name, p in model.named_parameters() if p.requires_grad}
+    assert (frozen, trained) == ({part}, set(family.parts) - {part})
+
+
+def test_nothing_to_train_is_an_error() -> None:
+    model = model_of(GEMMA3)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no parameter is trainable"):
+        require_trainable(model)
+
+
+def test_the_table_adds_up() -> None:
+    model = model_of(GEMMA3)
+    freeze(model, FreezeConfig(), GEMMA3)
+    total = parameter_table(model, GEMMA3).splitlines()[-1].split()
+    assert sum(int(number.replace(",", "")) for number in total[1:]) == sum(p.numel() for p in model.parameters())
+
+
+def test_the_guides_patterns_adapt_the_language_model_alone(family: Family) -> None:
+    config = PeftConfig(exclude_modules=GUIDE_EXCLUDES)
+    names = select_modules(model_of(family), config, family, frozen_parts(FreezeConfig()))
+    assert names
+    assert {part_of(name, family) for name in names} == {"language_model"}
+
+
+def test_wildcards_are_over_full_names(caplog: pytest.LogCaptureFixture) -> None:
+    model = model_of(GEMMA3)
+    names = select_modules(model, PeftConfig(target_modules=["*.q_proj"], exclude_modules=["*vision*"]), GEMMA3, set())
+    assert names == [f"model.language_model.layers.{i}.self_attn.q_proj" for i in range(len(names))]
+    with caplog.at_level(logging.WARNING):
+        select_modules(model, PeftConfig(target_modules=["*.q_proj"], exclude_modules=["*viison*"]), GEMMA3, set())
+    assert "'*viison*' matches no linear module" in caplog.text
+    with pytest.raises(ValueError, match="write '\\*q_proj' and not 'q_proj'"):
+        select_modules(model, PeftConfig(target_modules=["q_proj"]), GEMMA3, set())
+
+
+@pytest.mark.parametrize("name", list(FAMILIES))
+def test_an_adapter_loads_in_plain_peft_with_identical_logits(name: str, conversations: Path, tmp_path: Path) -> None:
+    family, base = FAMILIES[name], tiny_directory(name)
+    model = apply_lora(model_of(family), PeftConfig(dim=4), family, frozen_parts(FreezeConfig()))
+    torch.manual_seed(0)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.1)  # LoRA starts at zero: anything would load "identically"
+    save_weights(model, tmp_path / "adapter")
+    example = ConversationDataset(conversations, "train")[0]
+    batch = collate([example], load_processor(base), family)
+    del batch["labels"]
+    with torch.no_grad():
+        ours = model.eval()(**batch).logits
+        plain = PeftModel.from_pretrained(model_of(family), tmp_path / "adapter").eval()(**batch).logits
+        config = ModelConfig(pretrained_model_name_or_path=str(base), torch_dtype="float32")
+        again = load_trained(tmp_path / "adapter", base, config).eval()(**batch).logits
+        untrained = model_of(family).eval()(**batch).logits
+    assert ours.equal(plain)
+    assert ours.equal(again)
+    assert not torch.allclose(ours, untrained)
+
+
+def test_an_adapter_names_a_hub_model_by_its_id(tmp_path: Path, tiny_gemma3: Path) -> None:
+    config = small_config(**{"model.pretrained_model_name_or_path": "google/gemma-3-4b-it"}).model
+    model = apply_lora(load_model(tiny_gemma3, config), PeftConfig(), GEMMA3, frozen_parts(FreezeConfig()))
+    save_weights(model, tmp_path)
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "google/gemma-3-4b-it"

@@ -1,0 +1,106 @@
+"""The config: precedence, types, and errors that name the key that was meant."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.conftest import small_config
+from vlm_core.cli import ConfigParser, parse_overrides
+from vlm_core.config import Config
+from vlm_core.recipe import config_keys, load_config, recipe_names
+
+RECIPE = """
+model: {pretrained_model_name_or_path: owner/model}
+dataset: {path_or_dataset: owner/data, revision: abc}
+optimizer: {lr: 2e-5}
+peft: {dim: 4}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.yaml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_are_valid_and_named(name: str) -> None:
+    assert load_config(name).name == name
+
+
+def test_defaults_then_recipe_then_overrides(recipe: Path) -> None:
+    config = load_config(recipe, {"peft.alpha": 7, "optimizer": {"weight_decay": 0.5}})
+    assert config.optimizer.lr == pytest.approx(2e-5)  # YAML 1.1 reads 2e-5 as a string
+    assert config.optimizer.weight_decay == 0.5
+    assert (config.peft.dim, config.peft.alpha) == (4, 7)
+    assert config.rng.seed == Config.model_fields["rng"].default.seed
+
+
+def test_resolved_config_reads_back_as_itself() -> None:
+    config = small_config(**{"peft.exclude_modules": ["*vision*"], "optimizer.betas": [0.8, 0.9]})
+    assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"step_scheduler.max_stepz": 3}, "unknown config key 'step_scheduler.max_stepz'"),
+        ({"step_scheduler.max_stepz": 3}, "nearest: 'step_scheduler.max_steps'"),
+        ({"optimzer.lr": 3}, "unknown config key 'optimzer'; nearest: 'optimizer'"),
+        ({"lr": 3}, "nearest: 'optimizer.lr'"),
+        ({"optimizer.lr": -1}, "optimizer.lr=-1: Input should be greater than 0"),
+        ({"model.attn_implementation": "flash_attention_2"}, "should be 'sdpa' or 'eager'"),
+        ({"step_scheduler.global_batch_size": 30, "step_scheduler.local_batch_size": 4}, "try 28 or 32"),
+        ({"peft.match_all_linear": True, "peft.target_modules": ["*q_proj"]}, "give one of them"),
+    ],
+)  # fmt: skip
+def test_wrong_values_are_named_with_a_remedy(recipe: Path, override: dict, message: str) -> None:
+    with pytest.raises(ValueError, match="mine.yaml: ") as error:
+        load_config(recipe, override)
+    assert message in str(error.value)
+
+
+def test_unknown_recipe_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match="did you mean 'demo'"):
+        load_config("demp")
+
+
+def test_validation_follows_the_dataset_unless_it_is_set(recipe: Path) -> None:
+    following = load_config(recipe).validation_source
+    assert (following.path_or_dataset, following.revision, following.split) == ("owner/data", "abc", "validation")
+    own = load_config(recipe, {"validation_dataset.path_or_dataset": "other/data"}).validation_source
+    assert (own.path_or_dataset, own.revision) == ("other/data", None)
+
+
+def test_overrides_on_the_command_line() -> None:
+    words = "--a.b 2e-5 --c=-1 --flag --none null --list [1,2] --globs *vision* *lm_head* --negative -3"
+    assert parse_overrides(words.split()) == {
+        "a.b": "2e-5",
+        "c": -1,
+        "flag": True,
+        "none": None,
+        "list": [1, 2],
+        "globs": ["*vision*", "*lm_head*"],
+        "negative": -3,
+    }
+    with pytest.raises(ValueError, match="'stray' belongs to no option"):
+        parse_overrides(["stray"])
+
+
+def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ConfigParser(prog="test").parse_args(["--help"])
+    text = capsys.readouterr().out
+    for key, field in config_keys():
+        assert f"--{key} " in text
+        assert field.description
+        assert field.description in text
+
+
+def test_wrong_key_on_the_command_line_exits_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        ConfigParser(prog="test").parse_config(["--config", "demo", "--optimizer.lrr", "1"])
+    assert stop.value.code == 2
+    assert "nearest: 'optimizer.lr'" in capsys.readouterr().err
