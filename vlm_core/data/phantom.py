@@ -65,11 +65,7 @@ _FRAMES: Final = (  # question, answer with a lesion, answer without one (none: 
         "Under {fat} fat and around {gas_words}, the tissue of this {plane} slice contains " + _WHERE + ".",
         "Under {fat} fat and around {gas_words}, the tissue of this {plane} slice contains no lesion.",
     ),
-    (
-        "where does the abnormality lie?",
-        "The abnormality of this {plane} {modality} slice consists of " + _WHERE + ".",
-        None,
-    ),
+    ("where is the abnormality?", "The abnormality of this {plane} {modality} slice is " + _WHERE + ".", None),
     (
         "how far does the disease extend?",
         "With {fat} fat and {gas_words}, the disease on this {modality} slice is limited to " + _WHERE + ".",
@@ -204,20 +200,24 @@ class _Canvas:
     """A grey slice under construction: coordinates from -1 (left, top) to 1 about the body's centre."""
 
     def __init__(self, facts: dict[str, str], size: int, rng: np.random.Generator) -> None:
-        axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
-        self.x, self.y = np.meshgrid(axis, axis)
+        self.axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
         self.centre = rng.uniform(-0.03, 0.03, size=2)
         levels = zip(_TISSUES, _GREY[facts["modality"]], strict=True)
         self.grey = {tissue: level + rng.uniform(-6, 6) for tissue, level in levels}
         self.pixels = np.full((size, size), self.grey["air"], dtype=np.float32)
 
     def ellipse(self, at: _Pair, radii: _Pair, grey: float, power: float = 2.0) -> None:
-        """Fill a (super)ellipse with a grey level, its edge smoothed over one pixel."""
-        x = np.abs((self.x - np.float32(self.centre[0] + at[0])) / np.float32(radii[0]))
-        y = np.abs((self.y - np.float32(self.centre[1] + at[1])) / np.float32(radii[1]))
-        radius = np.sqrt(x * x + y * y) if power == 2.0 else (x**power + y**power) ** (1 / power)
-        inside = np.clip(0.5 - (radius - 1) * np.float32(min(radii) * len(self.pixels) / 2), 0, 1)
-        self.pixels += inside * (np.float32(grey) - self.pixels)
+        """Fill a (super)ellipse with a grey level, its edge smoothed over one pixel; only its box is computed."""
+        boxes, terms = [], []
+        for middle, radius in zip(self.centre + at, radii, strict=True):
+            distance = np.abs((self.axis - np.float32(middle)) / np.float32(radius))
+            inside = np.flatnonzero(distance < 1 + 1 / (len(self.axis) * min(radii)))
+            boxes.append(slice(inside[0], inside[-1] + 1))
+            terms.append(distance[boxes[-1]] ** np.float32(power))
+        radius = (terms[0] + terms[1][:, None]) ** np.float32(1 / power)
+        cover = np.clip(0.5 - (radius - 1) * np.float32(min(radii) * len(self.axis) / 2), 0, 1)
+        box = self.pixels[boxes[1], boxes[0]]
+        box += cover * (np.float32(grey) - box)
 
 
 def _draw(facts: dict[str, str], size: int, rng: np.random.Generator) -> np.ndarray:
@@ -232,7 +232,7 @@ def _draw(facts: dict[str, str], size: int, rng: np.random.Generator) -> np.ndar
     pixels = canvas.pixels
     if facts["modality"] == "MR":  # the coil nearer to one corner brightens it
         tilt = rng.uniform(-0.1, 0.1, size=2).astype(np.float32)
-        pixels = pixels * (1 + tilt[0] * canvas.x + tilt[1] * canvas.y)
+        pixels = pixels * (1 + tilt[0] * canvas.axis + tilt[1] * canvas.axis[:, None])
     grain = np.float32(4 if facts["modality"] == "CT" else 2)
     pixels = pixels + grain * rng.standard_normal(pixels.shape, dtype=np.float32)
     return np.clip(pixels, 0, 255).astype(np.uint8)

@@ -1,0 +1,86 @@
+"""Real torchrun subprocesses: followed while they run, told on when they fail, gone when they are not wanted."""
+
+import logging
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.launcher import JobFailedError, run_job
+
+pytestmark = pytest.mark.slow
+
+PROGRAM = """
+import os, sys, time
+rank = os.environ["RANK"]
+print("rank", rank, "pid", os.getpid(), "arguments", sys.argv[1:], flush=True)
+if sys.argv[1] == "fail":
+    raise SystemExit(3)
+if sys.argv[1] == "wait":
+    from vlm_core.training.distributed import process_group
+    with process_group():
+        open(f"ready{rank}", "w").write(str(os.getpid()))
+        time.sleep(600)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "job_under_test.py").write_text(PROGRAM)
+    monkeypatch.chdir(tmp_path)
+    return "job_under_test"
+
+
+def test_lines_reach_the_logger_and_the_file(program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    looks: list[float] = []
+    with caplog.at_level(logging.INFO):
+        run_job(
+            program,
+            ["ok", "a b; $(c)"],
+            processes=2,
+            log_file=tmp_path / "logs" / "job.log",
+            logger=logging.getLogger("test"),
+            on_look=lambda: looks.append(time.monotonic()),
+        )
+    lines = [line for line in caplog.messages if line.startswith("rank")]
+    assert sorted(line.split()[1] for line in lines) == ["0", "1"]
+    assert all("arguments ['ok', 'a b; $(c)']" in line for line in lines)  # no shell in between
+    assert set(lines) <= set((tmp_path / "logs" / "job.log").read_text().splitlines())
+    assert len(looks) >= 2
+
+
+def test_a_failure_has_the_exit_code_and_the_last_lines(program: str, tmp_path: Path) -> None:
+    with pytest.raises(JobFailedError, match="job_under_test ended with exit code 1; .*job.log ends with") as error:
+        run_job(program, ["fail"], processes=1, log_file=tmp_path / "job.log", logger=logging.getLogger("test"))
+    assert "exitcode  : 3" in str(error.value)
+
+
+@pytest.mark.parametrize("killed", ["by the caller", "torchrun by SIGKILL"])
+def test_no_process_survives(program: str, tmp_path: Path, killed: str) -> None:
+    class Cancelled(BaseException):
+        pass
+
+    def ranks() -> list[psutil.Process]:
+        return [psutil.Process(int(path.read_text())) for path in tmp_path.glob("ready*") if path.read_text()]
+
+    seen: list[psutil.Process] = []
+
+    def look() -> None:
+        if len(ranks()) == 2 and not seen:
+            seen.extend([*ranks(), ranks()[0].parent()])
+            if killed == "by the caller":
+                raise Cancelled
+            seen[-1].kill()
+
+    with pytest.raises((Cancelled, JobFailedError)):
+        run_job(
+            program,
+            ["wait"],
+            processes=2,
+            log_file=tmp_path / "job.log",
+            logger=logging.getLogger("test"),
+            on_look=look,
+        )
+    assert len(seen) == 3
+    assert psutil.wait_procs(seen, timeout=5)[1] == []
