@@ -10,11 +10,10 @@ from prefect import flow
 from tasks.data import download_dataset, download_model, preprocess_conversations
 from tasks.jobs import evaluate, finetune
 from tasks.registry import register_model
-from tasks.run import tracked_run
+from tasks.run import checked_config, tracked_run
 from tasks.summary import render, summarize
 from vlm_core.cli import ConfigParser
-from vlm_core.home import medpix_home, require_writable
-from vlm_core.recipe import load_config
+from vlm_core.home import medpix_home
 
 NAME = "medpix-finetune"
 
@@ -27,7 +26,7 @@ def medpix_finetune(recipe: str = "demo", overrides: dict[str, Any] | None = Non
         recipe: Name of a shipped recipe, or the path of a YAML file.
         overrides: Config values over the recipe's, by dotted key: {"optimizer.lr": 2e-5}.
     """
-    config = load_config(recipe, overrides)
+    config = checked_config(recipe, overrides)
     splits = download_dataset(config)
     base_model = download_model(config)
     conversations = preprocess_conversations(splits)
@@ -43,8 +42,7 @@ def main() -> None:
     parser = ConfigParser(prog="python -m pipelines.finetune", config_flag="--recipe", description=__doc__)
     options, overrides = parser.parse_with_overrides()
     try:
-        load_config(options.recipe, overrides)
-        require_writable(medpix_home())
+        checked_config(options.recipe, overrides)
         summary = medpix_finetune(options.recipe, overrides)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error

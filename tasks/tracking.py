@@ -25,14 +25,16 @@ PREFIXES = {METRICS: "train", VALIDATION: "validation"}
 NOT_METRICS = ("step", "seconds_left")  # of a record
 
 
-def start_mlflow_run(config: Config, name: str, conversations: Path) -> str:
+def start_mlflow_run(config: Config, run_name: str, conversations: Path) -> str:
     """Returns the id of a new MLflow run that has the resolved parameters and the dataset with its digest."""
     digest = read_manifest(conversations)["fingerprint"]
-    with mlflow.start_run(experiment_id=_experiment_id(), run_name=name) as run:
+    with mlflow.start_run(experiment_id=_experiment_id(), run_name=run_name) as run:
         mlflow.log_params(_flatten(config.model_dump(mode="json")))
         for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
             source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
-            mlflow.log_input(MetaDataset(source, dataset.path_or_dataset, digest), context)
+            # With the split in its name: MLflow takes equal names with equal digests for one dataset.
+            name = f"{dataset.path_or_dataset} {dataset.split}"
+            mlflow.log_input(MetaDataset(source, name, digest), context)
     # The end of the block marked the run as finished; it goes on until `end_mlflow_run`.
     mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id

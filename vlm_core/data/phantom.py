@@ -25,7 +25,7 @@ CLOSED_QUESTIONS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "modality": ("Is this image a CT or an MR scan?", ("CT", "MR")),
     "plane": ("Is the slice axial, coronal or sagittal?", ("Axial", "Coronal", "Sagittal")),
     "fat": ("Is the layer of fat under the skin thin or thick?", ("Thin", "Thick")),
-    "gas": ("Is a pocket of gas visible in the middle of the body?", ("Yes", "No")),
+    "gas": ("Does the middle of the body hold gas or only tissue?", ("Gas", "Tissue")),
     "side": ("Is the finding on the left or on the right side of the image?", ("Left", "Right")),
     "height": ("Is the finding in the upper or in the lower half of the image?", ("Upper", "Lower")),
     "size": ("Is the diameter of the finding small or large?", ("Small", "Large")),
@@ -141,7 +141,7 @@ def _open_pairs(facts: dict[str, str], rng: np.random.Generator) -> Iterator[tup
     """Yield 5 open questions, each worded differently, and their answers of one sentence."""
     lesion = facts["presence"] == "Yes"
     words = {kind: answer if kind == "modality" else answer.lower() for kind, answer in facts.items()}
-    words["gas_words"] = "some gas" if facts["gas"] == "Yes" else "no gas"
+    words["gas_words"] = "some gas" if facts["gas"] == "Gas" else "no gas"
     words["lesions"], words["are"] = ("lesions", "are") if facts.get("number") == "Two" else ("lesion", "is")
     frames = [frame for frame in _FRAMES if lesion or frame[2]]
     order = zip(rng.permutation(len(frames))[:5], rng.permutation(_OPENERS).tolist(), strict=True)
@@ -225,7 +225,7 @@ def _draw(facts: dict[str, str], size: int, rng: np.random.Generator) -> np.ndar
     canvas = _Canvas(facts, size, rng)
     _draw_body(canvas, facts, rng)
     _draw_bones(canvas, facts["plane"])
-    if facts["gas"] == "Yes":
+    if facts["gas"] == "Gas":
         canvas.ellipse((rng.uniform(-0.03, 0.03), -0.02), (rng.uniform(0.14, 0.16), 0.13), canvas.grey["gas"])
     if facts["presence"] == "Yes":
         _draw_lesions(canvas, facts, rng)

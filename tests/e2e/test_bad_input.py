@@ -1,0 +1,103 @@
+"""Wrong input: a clear error before training starts, and no half-made run."""
+
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pyarrow.parquet as pq
+import pytest
+from prefect.testing.utilities import prefect_test_harness
+
+from pipelines.finetune import main, medpix_finetune
+from tests.conftest import tiny_directory
+from vlm_core.data.phantom import write_phantom
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prefect() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    write_phantom(tmp_path / "data", num_images=12, seed=5, image_size=56)
+    return tmp_path / "home"
+
+
+def drop_column(data: Path) -> None:
+    (path,) = data.glob("data/train-*")
+    pq.write_table(pq.read_table(path).drop_columns(["answer"]), path)
+
+
+def drop_validation(data: Path) -> None:
+    (path,) = data.glob("data/validation-*")
+    path.unlink()
+
+
+def empty(data: Path) -> None:
+    (path,) = data.glob("data/train-*")
+    pq.write_table(pq.read_table(path).slice(0, 0), path)
+
+
+def drop_processor(data: Path) -> None:
+    model = shutil.copytree(tiny_directory("gemma3"), data.parent / "model")
+    for path in Path(model).glob("*processor_config.json"):
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "overrides", "message"),
+    [
+        (None, {"optimizer.lrr": 1}, "unknown config key 'optimizer.lrr'; nearest: 'optimizer.lr'"),
+        (drop_column, {}, "lacks the column answer"),
+        (drop_validation, {}, "has no split 'validation'; it has train"),
+        (empty, {}, "is empty: split 'train' has no rows"),
+        (drop_processor, {"model.pretrained_model_name_or_path": "model"}, "has no processor"),
+        (None, {"dataset.path_or_dataset": "mmoukouba/MedPix-VQA"}, "cannot download the dataset"),
+        (None, {"model.pretrained_model_name_or_path": "google/gemma-3-4b-it"}, "cannot download the model"),
+        (None, {"checkpoint.checkpoint_dir": "/proc/run"}, "no permission to write to /proc/run"),
+    ],
+)
+def test_the_flow_fails_early_and_leaves_no_run(
+    home: Path, monkeypatch: pytest.MonkeyPatch, spoil: Any, overrides: dict[str, Any], message: str
+) -> None:
+    monkeypatch.chdir(home.parent)
+    if spoil:
+        spoil(home.parent / "data")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        medpix_finetune("demo", {"dataset.path_or_dataset": "data"} | overrides)
+    assert not (home / "runs").exists()
+    assert mlflow.MlflowClient().search_registered_models() == []
+    assert [e for e in mlflow.search_experiments() if e.name != "Default"] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--recipe", "demo", "--optimizer.lrr", "1"], "nearest: 'optimizer.lr'"),
+        (["--recipe", "dem"], "did you mean 'demo'?"),
+    ],
+)
+def test_the_command_says_it_before_anything_starts(
+    home: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["finetune", *arguments])
+    with pytest.raises(SystemExit, match="error: .*") as stop:
+        main()
+    assert message in str(stop.value)
+    assert not home.exists()
+
+
+def test_a_home_that_cannot_be_written_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDPIX_HOME", "/proc/medpix")
+    monkeypatch.setattr("sys.argv", ["finetune", "--recipe", "demo"])
+    with pytest.raises(SystemExit, match="no permission to write to /proc/medpix .*; set MEDPIX_HOME"):
+        main()

@@ -1,0 +1,125 @@
+"""The whole flow, as a user starts it, on real CT, MR and ultrasound images and from there to the registry."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.conftest import tiny_directory
+from tests.medical import write_medical_dataset
+
+pytestmark = pytest.mark.slow
+
+PREDICT = """
+import json, sys, mlflow, pandas
+model = mlflow.pyfunc.load_model(sys.argv[1])
+rows = pandas.DataFrame(json.loads(sys.stdin.read()))
+print("ANSWERS" + json.dumps(model.predict(rows, params={"max_new_tokens": 5})))
+"""
+
+
+def python(*arguments: str, home: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=environment | {"MEDPIX_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=400,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module", params=["gemma3-lora", "gemma3n-full"])
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The home and the summary of a run on the medical images, in a working directory that must stay empty."""
+    directory = tmp_path_factory.mktemp("flow")
+    write_medical_dataset(directory / "data")
+    (directory / "work").mkdir()
+    family, tuning = request.param.split("-")
+    settings = {
+        "dataset.path_or_dataset": directory / "data",
+        "model.pretrained_model_name_or_path": tiny_directory(family),
+        "step_scheduler.global_batch_size": 6,
+        "step_scheduler.local_batch_size": 3,
+        "step_scheduler.max_steps": 12,
+        "optimizer.lr": 5e-3,
+        "lr_scheduler.lr_warmup_steps": 0,
+        "compute.nproc_per_node": 2 if tuning == "full" else 1,
+        "evaluation.max_new_tokens": 8,
+        "registry.model_name": f"medpix-{family}",
+    } | ({"peft.dim": 4} if tuning == "lora" else {})
+    overrides = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    command = ["-m", "pipelines.finetune", "--recipe", "demo", *overrides]
+    result = python(*command, home=directory / "home", cwd=directory / "work")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert list((directory / "work").iterdir()) == []  # everything was written under the home
+    assert "finetune 12/12 steps" in result.stderr + result.stdout  # the job's lines reached the flow run's log
+    return directory / "home", json.loads((directory / "home" / "runs" / "latest" / "summary.json").read_text())
+
+
+def test_the_summary_has_what_was_done(finished: tuple[Path, dict[str, Any]]) -> None:
+    home, summary = finished
+    assert (summary["dataset"]["rows"], summary["dataset"]["images"], summary["dataset"]["cases"]) == (33, 11, 8)
+    assert summary["training"]["steps"] == 12
+    assert summary["training"]["last_loss"] < summary["training"]["first_loss"]
+    assert summary["evaluation"]["examples"] == 9
+    assert summary["registered_model"]["alias"] == "challenger"
+    assert Path(summary["checkpoint"]).name == "epoch_2_step_12"
+    assert Path(summary["checkpoint"]).parent == (home / "runs" / "latest").resolve()
+    predictions = pq.read_table(home / "runs" / "latest" / "evaluation" / "predictions.parquet").to_pylist()
+    assert {row["case_id"] for row in predictions} == {"MR_small", "examples_palette", "examples_ybr_color"}
+
+
+def test_a_new_process_finds_the_version_and_asks_it(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    home, summary = finished
+    data = pq.read_table(next((home.parent / "data" / "data").glob("validation-*"))).to_pylist()
+    images = [base64.b64encode(row["image_id"]["bytes"]).decode() for row in data]
+    rows = {"image": images, "question": [row["question"] for row in data]}
+    code = f"import os; os.environ['MLFLOW_TRACKING_URI'] = 'sqlite:///{home}/mlflow/mlflow.db'\n{PREDICT}"
+    result = python("-c", code, summary["registered_model"]["uri"], home=home, input=json.dumps(rows), cwd=tmp_path)
+    assert "ANSWERS" in result.stdout, result.stderr
+    answers = json.loads(result.stdout.partition("ANSWERS")[2])
+    predictions = pq.read_table(home / "runs" / "latest" / "evaluation" / "predictions.parquet").to_pylist()
+    by_id = {row["example_id"]: row["prediction"] for row in predictions}
+    assert len(answers) == len(data)
+    # Shorter answers than those of the evaluation, and the same from the start.
+    assert all(by_id[f"validation-{i}"].startswith(answer.rstrip("\ufffd")) for i, answer in enumerate(answers))
+
+
+def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
+    import mlflow
+
+    home, summary = finished
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow/mlflow.db")
+    run = client.get_run(summary["mlflow_run_id"])
+    assert (run.info.status, run.info.run_name) == ("FINISHED", summary["run_id"])
+    assert run.data.params["step_scheduler.max_steps"] == "12"
+    losses = client.get_metric_history(run.info.run_id, "train/loss")
+    assert [metric.step for metric in losses] == list(range(1, 13))
+    assert losses[-1].value == summary["training"]["last_loss"]
+    assert run.data.metrics["evaluation/token_f1"] == summary["evaluation"]["token_f1"]
+    assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [summary["dataset"]["fingerprint"]] * 2
+    version = client.get_model_version_by_alias(summary["registered_model"]["name"], "challenger")
+    assert (version.version, version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
+
+
+def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    home, summary = finished
+    row = pq.read_table(next((home.parent / "data" / "data").glob("train-*"))).slice(0, 1).to_pylist()[0]
+    (tmp_path / "image.png").write_bytes(row["image_id"]["bytes"])
+    command = ["-m", "vlm_core.generate", "--checkpoint-path", summary["checkpoint"], "--image", "image.png"]
+    command += ["--prompt", row["question"], "--max-new-tokens", "5"]
+    text = python(*command, home=home, cwd=tmp_path)
+    assert text.returncode == 0, text.stderr
+    file = python(*command, "--output-format", "json", "--output-file", "answer.json", home=home, cwd=tmp_path)
+    assert file.stdout == ""
+    answer = json.loads((tmp_path / "answer.json").read_text())
+    assert (answer["prompt"], answer["images"]) == (row["question"], ["image.png"])
+    assert text.stdout == answer["response"] + "\n"

@@ -1,0 +1,70 @@
+"""A directory in MedPix-VQA's published layout made of the real CT, MR and ultrasound files in pydicom's wheel."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pydicom
+from datasets import Features, Image, Value
+from PIL import Image as PillowImage
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+
+# 16-bit grey, palette, colour, YBR colour with 30 frames, and other compressions of the same kinds.
+FILES = (
+    "CT_small.dcm", "J2K_pixelrep_mismatch.dcm", "MR_small.dcm", "examples_jpeg2k.dcm",
+    "examples_overlay.dcm", "examples_palette.dcm", "examples_rgb_color.dcm", "examples_ybr_color.dcm",
+)  # fmt: skip
+FRAMES = 4  # of a multi-frame file
+QUESTIONS = ("What is the modality?", "How many columns does the image have?", "Which vendor made the device?")
+FEATURES = Features(
+    {"image_id": Image(), **{name: Value("string") for name in ("mode", "case_id", "question", "answer")}}
+)
+
+
+def write_medical_dataset(directory: Path) -> None:
+    """Writes `data/train-*.parquet` and `data/validation-*.parquet`: three questions an image, a third held out."""
+    rows: dict[str, list[dict[str, object]]] = {"train": [], "validation": []}
+    for number, (case, dataset, encoded) in enumerate(_images()):
+        answers = (
+            f"The modality is {dataset.Modality}.",
+            str(dataset.Columns),
+            str(dataset.get("Manufacturer") or "unknown"),
+        )
+        for question, answer in zip(QUESTIONS, answers, strict=True):
+            image = {"bytes": encoded, "path": f"{case}-{number}.png"}
+            row = {"image_id": image, "mode": "alignment", "case_id": case, "question": question, "answer": answer}
+            rows["validation" if number % 3 == 2 else "train"].append(row)
+    (directory / "data").mkdir(parents=True)
+    for split, split_rows in rows.items():
+        table = pa.Table.from_pylist(split_rows, schema=FEATURES.arrow_schema)
+        pq.write_table(table, directory / "data" / f"{split}-00000-of-00001.parquet")
+
+
+def _images() -> Iterator[tuple[str, pydicom.Dataset, bytes]]:
+    for name in FILES:
+        dataset = pydicom.dcmread(Path(pydicom.__file__).parent / "data" / "test_files" / name)
+        for pixels in _frames(dataset):
+            stream = io.BytesIO()
+            PillowImage.fromarray(pixels).save(stream, "png")
+            yield name.removesuffix(".dcm"), dataset, stream.getvalue()
+
+
+def _frames(dataset: pydicom.Dataset) -> list[np.ndarray]:
+    pixels = dataset.pixel_array
+    frames = list(pixels[:FRAMES]) if dataset.get("NumberOfFrames", 1) > 1 else [pixels]
+    return [_eight_bits(frame, dataset) for frame in frames]
+
+
+def _eight_bits(frame: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
+    kind = dataset.PhotometricInterpretation
+    if kind == "PALETTE COLOR":
+        frame = apply_color_lut(frame, dataset)
+        return (frame >> 8).astype(np.uint8) if frame.dtype == np.uint16 else frame
+    if frame.ndim == 3:  # pydicom 3 has turned YBR into RGB already
+        return frame
+    values = apply_voi_lut(apply_modality_lut(frame, dataset), dataset).astype(np.float64)
+    low, high = values.min(), values.max()
+    return np.round((values - low) / max(high - low, 1) * 255).astype(np.uint8)
