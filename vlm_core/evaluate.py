@@ -17,16 +17,18 @@ import pyarrow.parquet as pq
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config, EvaluationConfig
 from vlm_core.data.closed import closed_kind
-from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits, image_indices
+from vlm_core.data.images import decode_image
 from vlm_core.files import write_json
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.controls import shuffle_between_cases
 from vlm_core.generation.decode import Answer, batches_by_length, without_answer
 from vlm_core.generation.metrics import summarize
+from vlm_core.generation.sheet import IMAGES, draw_examples
 from vlm_core.home import require_writable
 from vlm_core.log import configure_logging
 from vlm_core.progress import Progress
-from vlm_core.run_directory import EVALUATION, PREDICTIONS, RESULT
+from vlm_core.run_directory import EVALUATION, EXAMPLES, PREDICTIONS, RESULT
 from vlm_core.training.distributed import Ranks, barrier, process_group
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
             "checkpoint": str(checkpoint),
             "seconds": round(time.monotonic() - started, 2),
         }
+        _draw(examples, predictions, dataset, output)
         write_json(output / RESULT, result)
         logger.info("closed accuracy %s, with shuffled images %s, token F1 %s over %d questions -> %s",
                     result["closed_accuracy"], result["closed_accuracy_shuffled"], result["token_f1"],
@@ -134,6 +137,19 @@ def _gather(records: list[dict[str, Any]], output: Path, ranks: Ranks) -> list[d
     for path in parts[1:]:
         path.unlink()
     return table.to_pylist()
+
+
+def _draw(
+    examples: list[dict[str, Any]], predictions: list[dict[str, Any]], dataset: ConversationDataset, output: Path
+) -> None:
+    by_id = {record["example_id"]: record for record in predictions}
+    by_image: dict[int, list[dict[str, Any]]] = {}
+    for example in examples:
+        for index in image_indices(example)[:1]:
+            by_image.setdefault(index, []).append(by_id[example["example_id"]])
+    shown = list(by_image)[:IMAGES]
+    images = [decode_image(dataset.images[index]["encoded"]) for index in shown]
+    draw_examples(images, [by_image[index] for index in shown], output / EXAMPLES)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ metrics.jsonl       a line for each optimizer step, flushed
 validation.jsonl    a line for each validation loss
 epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside them
 result.json         what the job returns; written last
-evaluation/         predictions.parquet, and a result.json of its own
+evaluation/         predictions.parquet, examples.png, and a result.json of its own
 """
 
 CONFIG = "config.yaml"
@@ -16,3 +16,4 @@ LOWEST_VAL = "LOWEST_VAL"
 RESULT = "result.json"
 EVALUATION = "evaluation"
 PREDICTIONS = "predictions.parquet"
+EXAMPLES = "examples.png"

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import small_config
 from vlm_core.files import read_json, read_json_lines
-from vlm_core.run_directory import CONFIG, EVALUATION, LATEST, METRICS, PREDICTIONS, RESULT, VALIDATION
+from vlm_core.run_directory import CONFIG, EVALUATION, EXAMPLES, LATEST, METRICS, PREDICTIONS, RESULT, VALIDATION
 
 pytestmark = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_two_ranks_evaluate_as_one(conversations: Path, tmp_path: Path) -> None:
         output = tmp_path / "run" / f"{EVALUATION}-{processes}"
         arguments = ["--checkpoint-path", str(tmp_path / "run" / LATEST), "--output-dir", str(output)]
         torchrun(processes, "vlm_core.evaluate", tmp_path / "run", *arguments, "--conversations", str(conversations))
-        assert sorted(path.name for path in output.iterdir()) == [PREDICTIONS, RESULT]
+        assert sorted(path.name for path in output.iterdir()) == [EXAMPLES, PREDICTIONS, RESULT]
         scores.append({k: v for k, v in read_json(output / RESULT).items() if k != "seconds"})
         rows.append(pq.read_table(output / PREDICTIONS).to_pylist())
     assert scores[0] == scores[1]
