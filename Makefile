@@ -24,14 +24,14 @@ demo:  ## fine-tune, evaluate and register the embedded default: minutes on two 
 	@$(BIN)/python -m pipelines.finetune --recipe demo
 
 test: setup  ## every test: servers, torchrun and whole flows among them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
 
 check: setup  ## the developer's loop: lint, contracts, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
 format: setup  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

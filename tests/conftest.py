@@ -21,6 +21,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # two workers share the cores
 from tasks.environment import set_service_defaults
 
 set_service_defaults()
+del os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"]  # or Prefect would take the records that tests look at
 
 from vlm_core.config import Config
 from vlm_core.data.conversations import build_conversations, fetch_splits

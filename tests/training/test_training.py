@@ -70,6 +70,7 @@ def test_six_steps_equal_a_plain_transformers_loop(
     settings = {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
         "step_scheduler.max_steps": 6,
+        "optimizer.lr": 1e-4,
     } | tuning
     ours = curve(train(tmp_path, conversations, **settings))
     reference = plain_loop(small_config(**settings), family, conversations, steps=6)
@@ -113,7 +114,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     # 340 rows in batches of 80 are epochs of 5 steps, the last one short: the interruption is in the second epoch.
     settings = tuning | {
         "step_scheduler.global_batch_size": 80,
-        "step_scheduler.local_batch_size": 20,
+        "step_scheduler.local_batch_size": 40,
         "step_scheduler.num_epochs": 2,
         "step_scheduler.max_steps": 9,
         "step_scheduler.ckpt_every_steps": 7,
@@ -193,7 +194,7 @@ def test_the_validation_loss_is_over_every_row_once(conversations: Path, tmp_pat
 def test_another_run_in_the_directory_is_refused(conversations: Path, tmp_path: Path) -> None:
     train(tmp_path, conversations)
     before = copy.copy(sorted(tmp_path.iterdir()))
-    with pytest.raises(ValueError, match="holds another run \\(optimizer was .*'lr': 0.001"):
+    with pytest.raises(ValueError, match="holds another run \\(optimizer was .*'lr': 0.003"):
         train(tmp_path, conversations, **{"optimizer.lr": 0.5, "step_scheduler.max_steps": 5})
     assert sorted(tmp_path.iterdir()) == before
 

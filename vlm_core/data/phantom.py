@@ -134,7 +134,7 @@ def _rows(one: _Slice, seed: int, image_size: int) -> Iterator[dict[str, object]
     closed = ((CLOSED_QUESTIONS[kind][0], one.facts[kind]) for kind in one.asked)
     for mode, pairs in (("pre_training", closed), ("alignment", _open_pairs(one.facts, rng))):
         for pair in pairs:
-            yield {"image_id": image} | dict(zip(_TEXT_COLUMNS, (mode, one.case_id, *pair), strict=True))
+            yield {"image_id": image, **dict(zip(_TEXT_COLUMNS, (mode, one.case_id, *pair), strict=True))}
 
 
 def _open_pairs(facts: dict[str, str], rng: np.random.Generator) -> Iterator[tuple[str, str]]:

@@ -149,9 +149,10 @@ def _tokenizer(texts: Iterable[str], named: dict[str, str]) -> GemmaTokenizer:
     trainer = trainers.BpeTrainer(vocab_size=_VOCABULARY, special_tokens=reserved, show_progress=False)
     trained.train_from_iterator(itertools.chain(["user", "model"] * 1000, texts), trainer)
     model = json.loads(trained.to_str())["model"]
+    merges: Any = [("\n", "\n"), *(tuple(merge) for merge in model["merges"])]
     return GemmaTokenizer(
         vocab=model["vocab"],
-        merges=[("\n", "\n"), *(tuple(merge) for merge in model["merges"])],
+        merges=merges,
         model_specific_special_tokens=named,
         extra_special_tokens=["<start_of_turn>", "<end_of_turn>"],
     )
