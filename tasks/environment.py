@@ -3,6 +3,7 @@
 Values that are set already are respected. Prefect reads its own at import, so this has to run before that.
 """
 
+import logging
 import os
 import sys
 import tomllib
@@ -22,6 +23,7 @@ def set_service_defaults() -> None:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "vlm_core",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # records of a library's own threads
     }
     if not sys.stderr.isatty():
         defaults["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
@@ -29,6 +31,7 @@ def set_service_defaults() -> None:
         defaults["PREFECT_HOME"] = str(home / "prefect")
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("vlm_core").setLevel(logging.INFO)  # Prefect adds its handlers and keeps the level
     # Neither Prefect nor SQLite makes missing parents. Where this fails, the flow says so before it starts.
     with suppress(OSError):
         for directory in (home / "prefect", home / "mlflow"):

@@ -27,8 +27,7 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     name = settings.model_name or f"medpix-{family_of(base_model).model_type}"
     client = mlflow.MlflowClient()
     with mlflow.start_run(run_id=run.mlflow_run_id), warnings.catch_warnings():
-        # An example would load the model here, and the data frame's signature is given in place of annotations.
-        warnings.filterwarnings("ignore", message=".*(input example|type hints)")
+        warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas
 from mlflow.models import set_model
 
 
@@ -24,8 +25,7 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         config = ModelConfig(**context.model_config["model"])
         self.answerer = Answerer.load(Path(context.artifacts["checkpoint"]), config)
 
-    # The input is not annotated: MLflow would take that for a schema.
-    def predict(self, context: Any, model_input, params: dict[str, Any] | None = None) -> Any:
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Returns one answer a row, as a list of strings."""
         from vlm_core.data.images import decode_image
 
@@ -34,12 +34,12 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
                 {
                     "role": "user",
                     "content": [
-                        {"type": "image", "image": decode_image(base64.b64decode(row.image))},
-                        {"type": "text", "text": row.question},
+                        {"type": "image", "image": decode_image(base64.b64decode(image))},
+                        {"type": "text", "text": question},
                     ],
                 }
             ]
-            for row in model_input.itertuples()
+            for image, question in zip(model_input["image"], model_input["question"], strict=True)
         ]
         answers = self.answerer.answer(conversations, (params or {})["max_new_tokens"])
         return [answer.text for answer in answers]

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("image_id", "mode", "case_id", "question", "answer")  # of mmoukouba/MedPix-VQA
 PHANTOM = "builtin:phantom"
-PHANTOM_DEFAULTS = {"images": 600, "seed": 0, "image_size": 56}
+PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ def draw_examples(images: Sequence[Image.Image], answers: Sequence[Sequence[dict
     for row, (image, records) in enumerate(zip(images, answers, strict=True)):
         top = MARGIN + row * (SIDE + MARGIN)
         sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (MARGIN, top))
-        _draw_answers(draw, records[:QUESTIONS], top)
+        spread = records[:: max(1, len(records) // QUESTIONS)][:QUESTIONS]
+        _draw_answers(draw, spread, top)
     sheet.save(path)
 
 
