@@ -52,7 +52,7 @@ def render(summary: dict[str, Any]) -> str:
             f"loss {training['first_loss']:.3f} -> {training['last_loss']:.3f}",
             f"evaluation  {scores['examples']:,} questions{limit}: token F1 {_score(scores['token_f1'])}, "
             f"with shuffled images {_score(scores['token_f1_shuffled'])}",
-            f"            {'closed questions':<62}{'n':>6}{'right':>8}{'shuffled':>10}",
+            f"            {'closed questions':<68}{'n':>6}{'right':>8}{'shuffled':>10}",
             *(_closed_line(kind, row, row["examples"]) for kind, row in scores["closed"].items()),
             _closed_line("all", scores, sum(row["examples"] for row in scores["closed"].values())),
             f"registered  {model['name']} version {model['version']}, alias {model['alias']}: {model['uri']}",
@@ -63,7 +63,7 @@ def render(summary: dict[str, Any]) -> str:
 
 def _closed_line(kind: str, row: dict[str, Any], examples: int) -> str:
     right, shuffled = _score(row["closed_accuracy"]), _score(row["closed_accuracy_shuffled"])
-    return f"            {kind[:60]:<62}{examples:>6}{right:>8}{shuffled:>10}"
+    return f"            {kind[:66]:<68}{examples:>6}{right:>8}{shuffled:>10}"
 
 
 def _score(value: float | None) -> str:
