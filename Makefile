@@ -11,7 +11,7 @@ help:  ## say what each target does
 
 setup: $(READY)  ## make the environment in .venv
 
-# Versions alone decide: an environment is made anew when they change, and reused otherwise.
+# Versions alone decide: an environment is brought up to date when they change, and reused otherwise.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -19,8 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo:  ## fine-tune, evaluate and register the embedded default: minutes on two cores
-	@if [ -e $(READY) ]; then echo "environment $(VENV) is there already and reused"; fi
-	@$(MAKE) --no-print-directory setup
+	@if $(MAKE) --question $(READY); then echo "environment $(VENV) reused"; else $(MAKE) --no-print-directory setup; fi
 	@$(BIN)/python -m pipelines.finetune --recipe demo
 
 test: setup  ## every test: servers, torchrun and whole flows among them

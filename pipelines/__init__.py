@@ -1,6 +1,3 @@
 """Prefect flows. A flow names its steps and passes values; it computes nothing."""
 
-from tasks.environment import set_service_defaults
-
-# Here, before any flow module can import Prefect, which reads its settings at import.
-set_service_defaults()
+import tasks  # noqa: F401  Sets the services' defaults before any flow module imports Prefect, which reads them then.

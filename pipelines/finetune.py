@@ -11,9 +11,8 @@ from tasks.data import download_dataset, download_model, preprocess_conversation
 from tasks.jobs import evaluate, finetune
 from tasks.registry import register_model
 from tasks.run import checked_config, tracked_run
-from tasks.summary import render, summarize
+from tasks.summary import next_steps, render, summarize
 from vlm_core.cli import ConfigParser
-from vlm_core.home import medpix_home
 
 NAME = "medpix-finetune"
 
@@ -30,7 +29,7 @@ def medpix_finetune(recipe: str = "demo", overrides: dict[str, Any] | None = Non
     splits = download_dataset(config)
     base_model = download_model(config)
     conversations = preprocess_conversations(splits)
-    with tracked_run(config, conversations) as run:
+    with tracked_run(config, base_model, splits, conversations) as run:
         training = finetune(run, conversations)
         scores = evaluate(run, training["checkpoint"], conversations)
         registered = register_model(run, base_model, training["checkpoint"], scores)
@@ -46,10 +45,7 @@ def main() -> None:
         summary = medpix_finetune(options.recipe, overrides)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"\n{render(summary)}\n")
-    print(
-        f"Next: look at it in MLflow with\n  mlflow ui --backend-store-uri sqlite:///{medpix_home()}/mlflow/mlflow.db"
-    )
+    print(f"\n{render(summary)}\n\n{next_steps(summary)}")
 
 
 if __name__ == "__main__":

@@ -13,11 +13,16 @@ from pathlib import Path
 from vlm_core.home import medpix_home
 
 
+def default_tracking_uri() -> str:
+    """Returns the address of MLflow's SQLite store under the home."""
+    return f"sqlite:///{medpix_home() / 'mlflow' / 'mlflow.db'}"
+
+
 def set_service_defaults() -> None:
     """Sets the environment variables of Prefect and MLflow that have no value yet."""
     home = medpix_home()
     defaults = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{home / 'mlflow' / 'mlflow.db'}",
+        "MLFLOW_TRACKING_URI": default_tracking_uri(),
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

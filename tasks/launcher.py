@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO
 
 import psutil
 
@@ -51,7 +51,7 @@ def run_job(
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    with log_file.open("a", encoding="utf-8") as sink, log_file.open(encoding="utf-8") as source:
+    with log_file.open("ab") as sink, log_file.open("rb") as source:
         source.seek(0, os.SEEK_END)
         process = subprocess.Popen(
             [*command, "-m", module, *arguments],
@@ -66,7 +66,7 @@ def run_job(
                 _pass_on(source, logger, tail)
                 on_look()
                 time.sleep(SECONDS_BETWEEN_LOOKS)
-            _pass_on(source, logger, tail)
+            _pass_on(source, logger, tail, ended=True)
             on_look()
         finally:
             _end(process)
@@ -75,11 +75,15 @@ def run_job(
         raise JobFailedError(f"{module} ended with exit code {process.returncode}; {log_file} ends with:\n{last_lines}")
 
 
-def _pass_on(source: TextIO, logger: Logger, tail: deque[str]) -> None:
-    for line in source.read().splitlines():
-        if line.strip():
-            tail.append(line)
-            logger.info("%s", line)
+def _pass_on(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool = False) -> None:
+    while line := source.readline():
+        if not line.endswith(b"\n") and not ended:
+            source.seek(-len(line), os.SEEK_CUR)  # It is still being written.
+            return
+        text = line.decode(errors="replace").rstrip()  # Drivers write into it too, in whatever encoding.
+        if text:
+            tail.append(text)
+            logger.info("%s", text)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

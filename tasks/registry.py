@@ -20,7 +20,8 @@ from vlm_core.hub import is_repository_id
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
-@task(tags=["registry"], cache_policy=NO_CACHE, retries=2, retry_delay_seconds=[5, 30])
+# Not retried: a version that was registered would be registered again. MLflow's client retries its own requests.
+@task(tags=["registry"], cache_policy=NO_CACHE)
 def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, str]:
     """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
     settings = run.config.registry
@@ -33,7 +34,10 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
             python_model=str(Path(__file__).with_name("serving.py")),
             code_paths=[str(Path(vlm_core.__file__).parent)],
             artifacts={"checkpoint": str(Path(checkpoint) / "model")},
-            model_config={"model": _base_reference(run, base_model)},
+            model_config={
+                "model": _base_reference(run, base_model),
+                "batch_size": run.config.evaluation.batch_size,
+            },
             signature=_signature(run.config.evaluation.max_new_tokens),
             pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
             registered_model_name=name,

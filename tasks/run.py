@@ -10,10 +10,12 @@ from typing import Any
 
 from tasks.tracking import end_mlflow_run, start_mlflow_run
 from vlm_core.config import Config
+from vlm_core.data.source import SplitSource
 from vlm_core.files import point, write_text
 from vlm_core.home import medpix_home, require_writable
+from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
-from vlm_core.run_directory import CONFIG
+from vlm_core.run_directory import CONFIG, latest_checkpoint, require_compatible
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,24 @@ class Run:
 def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
     """Returns the config of a run; raises ValueError for wrong values, and for a place that cannot be written to."""
     config = load_config(recipe, overrides)
+    if not config.checkpoint.enabled:
+        raise ValueError("checkpoint.enabled=false: the flow evaluates and registers the checkpoint; set it to true")
     require_writable(medpix_home())
     require_writable(_directory(config))
     return config
 
 
 @contextmanager
-def tracked_run(config: Config, conversations: Path) -> Iterator[Run]:
-    """Yields a new run; its MLflow run ends FINISHED, FAILED for an error, or KILLED for a cancellation."""
+def tracked_run(config: Config, base_model: Path, splits: dict[str, SplitSource], conversations: Path) -> Iterator[Run]:
+    """Yields a run with what was resolved for it; its MLflow run ends FINISHED, FAILED, or KILLED by a cancellation.
+
+    Raises ValueError where the configured directory holds another run.
+    """
     directory = _directory(config)
-    checkpoint = config.checkpoint.model_copy(update={"checkpoint_dir": str(directory)})
-    config = config.model_copy(update={"checkpoint": checkpoint})
+    config = _resolved(config, directory, base_model, splits)
+    checkpoint = latest_checkpoint(directory)
+    if checkpoint is not None:
+        require_compatible(checkpoint, config)
     # First what can fail for reasons outside: a tracker that cannot be reached leaves no half-made run directory.
     run = Run(config, directory, start_mlflow_run(config, directory.name, conversations))
     write_text(directory / CONFIG, config.to_yaml())
@@ -56,13 +65,28 @@ def tracked_run(config: Config, conversations: Path) -> Iterator[Run]:
         raise
     finally:
         end_mlflow_run(run.mlflow_run_id, status)
-    runs = medpix_home() / "runs"
-    runs.mkdir(parents=True, exist_ok=True)
-    point(runs / "latest", directory)
+    run_root().mkdir(parents=True, exist_ok=True)
+    point(run_root() / "latest", directory)
+
+
+def run_root() -> Path:
+    """Returns where runs have their directories; `latest` in it points to the last that ended well."""
+    return medpix_home() / "runs"
+
+
+def _resolved(config: Config, directory: Path, base_model: Path, splits: dict[str, SplitSource]) -> Config:
+    """Returns `config` with its directory and the hub's commits found for it: no later step asks again."""
+    tree = config.model_dump(mode="json")
+    tree["checkpoint"]["checkpoint_dir"] = str(directory)
+    if is_repository_id(config.model.pretrained_model_name_or_path):
+        tree["model"]["revision"] = base_model.name
+    tree["dataset"]["revision"] = splits["train"].revision
+    tree["validation_dataset"]["revision"] = splits["validation"].revision
+    return Config.model_validate(tree)
 
 
 def _directory(config: Config) -> Path:
     if config.checkpoint.checkpoint_dir:
         return Path(config.checkpoint.checkpoint_dir).absolute()
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return medpix_home() / "runs" / f"{config.name}-{started}-{secrets.token_hex(2)}"
+    return run_root() / f"{config.name}-{started}-{secrets.token_hex(2)}"

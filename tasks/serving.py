@@ -41,8 +41,9 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
             ]
             for image, question in zip(model_input["image"], model_input["question"], strict=True)
         ]
-        answers = self.answerer.answer(conversations, (params or {})["max_new_tokens"])
-        return [answer.text for answer in answers]
+        size, longest = context.model_config["batch_size"], (params or {})["max_new_tokens"]
+        batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]
+        return [answer.text for batch in batches for answer in self.answerer.answer(batch, longest)]
 
 
 set_model(ImageQuestionModel())

@@ -1,13 +1,15 @@
 """What a run ends with: `summary.json`, the same for people to read, and an artifact in Prefect's UI."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.run import Run
+from tasks.run import Run, run_root
 from vlm_core.cache import read_manifest
 from vlm_core.files import write_json
 
@@ -58,6 +60,17 @@ def render(summary: dict[str, Any]) -> str:
             f"registered  {model['name']} version {model['version']}, alias {model['alias']}: {model['uri']}",
             f"checkpoint  {summary['checkpoint']}",
         ]
+    )
+
+
+def next_steps(summary: dict[str, Any]) -> str:
+    """Returns where to look next, as commands that work in this environment."""
+    commands = Path(sys.executable).parent
+    return (
+        f"Next: {run_root() / 'latest' / 'evaluation' / 'examples.png'} shows some answers; MLflow shows the rest:\n"
+        f"  {commands / 'mlflow'} ui --backend-store-uri {mlflow.get_tracking_uri()}\n"
+        f"  {commands / 'python'} -m vlm_core.generate --checkpoint-path {summary['checkpoint']} "
+        "--prompt ... --image ..."
     )
 
 

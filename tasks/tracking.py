@@ -1,8 +1,8 @@
 """MLflow's view of a run: its parameters, its metrics by step while it trains, its dataset and its final state."""
 
 import logging
-import os
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
+from tasks.environment import default_tracking_uri
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.files import read_json_lines
@@ -42,7 +43,10 @@ def start_mlflow_run(config: Config, run_name: str, conversations: Path) -> str:
 
 def end_mlflow_run(run_id: str, status: str) -> None:
     """Sets the final state: FINISHED, FAILED or KILLED."""
-    mlflow.MlflowClient().set_terminated(run_id, status=status)
+    try:
+        mlflow.MlflowClient().set_terminated(run_id, status=status)
+    except MlflowException as error:  # It must not hide the error that ended the run.
+        logger.warning("MLflow did not take the final state %s of run %s: %s", status, run_id, error)
 
 
 def log_scores(run_id: str, scores: dict[str, Any]) -> None:
@@ -51,25 +55,40 @@ def log_scores(run_id: str, scores: dict[str, Any]) -> None:
     mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(numbers, "evaluation", step=0))
 
 
+@dataclass(frozen=True)
+class Place:
+    """How far a file was sent: the file, the byte behind the last record, and that record's step."""
+
+    inode: int = 0
+    offset: int = 0
+    step: int = 0
+
+
 class MetricsFollower:
     """Sends the records that a training job appends to its files to MLflow, in batches, each once."""
 
     def __init__(self, run_id: str, directory: Path) -> None:
         self.run_id, self.directory = run_id, directory
-        self.offsets = dict.fromkeys(PREFIXES, 0)
+        self.places = {name: Place() for name in PREFIXES}
 
     def look(self) -> None:
         """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
-        for name, offset in self.offsets.items():
-            records, end = read_json_lines(self.directory / name, offset)
-            metrics = [m for record in records for m in _metrics(record, PREFIXES[name], record["step"])]
+        for name, place in self.places.items():
+            path = self.directory / name
+            # A resumed job replaces the file by a shorter one before it goes on writing.
+            inode = path.stat().st_ino if path.exists() else 0
+            offset = place.offset if inode == place.inode else 0
+            records, end = read_json_lines(path, offset)
+            new = [record for record in records if record["step"] > place.step]
+            metrics = [m for record in new for m in _metrics(record, PREFIXES[name], record["step"])]
             try:
                 for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
                     mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
             except MlflowException as error:
-                logger.warning("MLflow did not take %d records of %s: %s", len(records), name, error)
+                logger.warning("MLflow did not take %d records of %s: %s", len(new), name, error)
             else:
-                self.offsets[name] = end
+                last = max([place.step, *(record["step"] for record in new)])
+                self.places[name] = Place(inode, end, last)
 
 
 def _experiment_id() -> str:
@@ -77,7 +96,7 @@ def _experiment_id() -> str:
     known = mlflow.get_experiment_by_name(EXPERIMENT)
     if known is not None:
         return known.experiment_id
-    default_store = os.environ["MLFLOW_TRACKING_URI"].startswith("sqlite:")
+    default_store = mlflow.get_tracking_uri() == default_tracking_uri()
     location = (medpix_home() / "mlflow" / "artifacts").as_uri() if default_store else None
     return mlflow.create_experiment(EXPERIMENT, artifact_location=location)
 

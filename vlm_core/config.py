@@ -29,7 +29,10 @@ class ModelConfig(Section):
         description="Hub id, local directory, or `builtin:tiny-gemma3` / `builtin:tiny-gemma3n`, made locally."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
-    torch_dtype: Dtype = Field("bfloat16", description="Dtype of the weights; auto = as stored.")
+    torch_dtype: Dtype = Field(
+        "bfloat16",
+        description="Dtype to compute in and of frozen weights; auto = as stored.",
+    )
     attn_implementation: Literal["sdpa", "eager"] = Field(
         "sdpa",
         description="Attention kernel. FlashAttention is no choice: it drops Gemma 3's mask over the image tokens.",
@@ -151,7 +154,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
-        self.accumulation_steps(self.compute.nproc_per_node)
+        self.require_divisible_batch(self.compute.nproc_per_node)
         return self
 
     @property
@@ -165,11 +168,8 @@ class Config(Section):
             split=own.split,
         )
 
-    def accumulation_steps(self, world_size: int) -> int:
-        """Returns the micro-batches a rank sums up for one optimizer step.
-
-        Raises ValueError where `world_size` ranks cannot share the global batch evenly.
-        """
+    def require_divisible_batch(self, world_size: int) -> None:
+        """Raises ValueError where `world_size` ranks cannot share the global batch evenly."""
         schedule = self.step_scheduler
         at_once = schedule.local_batch_size * world_size
         if schedule.global_batch_size % at_once:
@@ -179,7 +179,6 @@ class Config(Section):
                 f"step_scheduler.global_batch_size={schedule.global_batch_size} must be divisible by "
                 f"local_batch_size * processes = {schedule.local_batch_size} * {world_size} = {at_once}; try {choices}"
             )
-        return schedule.global_batch_size // at_once
 
     def to_yaml(self) -> str:
         """Returns the resolved tree, defaults and overrides included, as YAML."""

@@ -23,11 +23,11 @@ from vlm_core.files import write_json
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.controls import shuffle_between_cases
 from vlm_core.generation.decode import Answer, batches_by_length, without_answer
-from vlm_core.generation.metrics import summarize
+from vlm_core.generation.metrics import score
 from vlm_core.generation.sheet import IMAGES, draw_examples
 from vlm_core.home import require_writable
 from vlm_core.log import configure_logging
-from vlm_core.progress import Progress
+from vlm_core.progress import ProgressBar
 from vlm_core.run_directory import EVALUATION, EXAMPLES, PREDICTIONS, RESULT
 from vlm_core.training.distributed import Ranks, barrier, process_group
 
@@ -46,7 +46,7 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
         logger.warning("the validation split has images of one case only: no control with shuffled images")
     answerer = Answerer.load(checkpoint, config.model, ranks.local_rank)
     mine = examples[ranks.rank :: ranks.world_size]
-    with Progress(len(mine) * (2 if shuffled else 1), "evaluate", "answer", enabled=ranks.is_main) as progress:
+    with ProgressBar(len(mine) * (2 if shuffled else 1), "evaluate", "answer", enabled=ranks.is_main) as progress:
         right = _answer(answerer, dataset, mine, config.evaluation, progress)
         wrong: list[Answer | None] = [None] * len(mine)
         if shuffled:
@@ -56,7 +56,7 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
     predictions = _gather(records, output, ranks)
     if ranks.is_main:
         result = {
-            **summarize(predictions),
+            **score(predictions),
             "limit": config.evaluation.limit,
             "dataset_fingerprint": dataset.manifest["fingerprint"],
             "checkpoint": str(checkpoint),
@@ -71,8 +71,10 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
 
 
 def _chosen(dataset: ConversationDataset, limit: int | None) -> list[dict[str, Any]]:
+    """Returns all rows of the split, or `limit` of them spread evenly over it: its head is a few images only."""
     rows = dataset.conversations
-    return [rows[i] for i in range(min(limit or len(rows), len(rows)))]
+    count = min(limit or len(rows), len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _answer(
@@ -80,7 +82,7 @@ def _answer(
     dataset: ConversationDataset,
     examples: list[dict[str, Any]],
     settings: EvaluationConfig,
-    progress: Progress,
+    progress: ProgressBar,
     replacement: dict[int, int] | None = None,
 ) -> list[Answer]:
     """Returns the answers in the order of `examples`; `replacement` maps an image to the one shown instead."""

@@ -19,6 +19,7 @@ class Family:
     image_expansion: str  # what stands in its place in the model's input: the processor's attribute of this name
     required_keys: frozenset[str]  # of a batch with images; a dropped one changes the maths without an error
     parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of its modules' names; the longest prefix decides
+    not_adaptable: tuple[str, ...] = ()  # wildcards of linear modules whose forward is not called: LoRA has no effect
 
 
 GEMMA3 = Family(
@@ -53,6 +54,7 @@ GEMMA3N = Family(
         "audio_tower": ("model.audio_tower", "model.embed_audio"),
         "language_model": ("model.language_model",),
     },
+    not_adaptable=("*.altup.correction_coefs", "*.altup.prediction_coefs"),  # their weights are read and clamped
 )
 
 FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N)}

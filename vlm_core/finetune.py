@@ -4,25 +4,28 @@ Goes on from LATEST where the run directory has one; a finished run ends at once
 """
 
 import logging
-import time
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import torch
+from filelock import FileLock, Timeout
 
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.data.labels import require_template
 from vlm_core.families import family_of
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.home import medpix_home, require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.fetch import fetch_model
-from vlm_core.models.freeze import freeze, frozen_parts, parameter_table, require_trainable
-from vlm_core.models.load import device_of, load_adapter_weights, load_model, load_processor, weights_directory
-from vlm_core.models.lora import apply_lora
-from vlm_core.run_directory import CONFIG, METRICS, RESULT
-from vlm_core.training.checkpoint import latest_checkpoint, load_progress, require_compatible
+from vlm_core.models.freeze import parameter_table
+from vlm_core.models.load import device_of, load_processor
+from vlm_core.models.prepare import compute_dtype, prepare_model
+from vlm_core.run_directory import CONFIG, METRICS, RESULT, latest_checkpoint, require_compatible
+from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, process_group
 from vlm_core.training.loop import Trainer, total_steps
 
@@ -40,8 +43,7 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
     `conversations` is a cache directory that is known to belong to `config`; without one it is found or built.
     Raises ValueError for wrong input, before anything is written into the run directory.
     """
-    started = time.monotonic()
-    config.accumulation_steps(ranks.world_size)
+    config.require_divisible_batch(ranks.world_size)
     directory = run_directory(config)
     require_writable(directory)
     conversations = conversations or build_conversations(fetch_splits(config))[0]
@@ -51,15 +53,26 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
         require_compatible(checkpoint, config)
         if load_progress(checkpoint).step >= total_steps(config, len(train)):
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
-            return _result(directory, checkpoint, time.monotonic() - started)
+            return _write_result(directory, checkpoint, load_progress(checkpoint).step, ranks)
     trainer = _trainer(config, directory, checkpoint, train, ConversationDataset(conversations, "validation"), ranks)
-    if ranks.is_main:
-        write_text(directory / CONFIG, config.to_yaml())
-    trainer.run()
-    result = _result(directory, latest_checkpoint(directory), time.monotonic() - started)
-    if ranks.is_main:
-        write_json(directory / RESULT, result)
-    return result
+    with _sole_writer(directory) if ranks.is_main else nullcontext():
+        if ranks.is_main:
+            write_text(directory / CONFIG, config.to_yaml())
+        trainer.run()
+        return _write_result(directory, latest_checkpoint(directory), trainer.progress.step, ranks)
+
+
+@contextmanager
+def _sole_writer(directory: Path) -> Iterator[None]:
+    """Holds the run directory's lock; raises ValueError where another run holds it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            for rubbish in directory.glob(".epoch_*/"):  # left by a run that was killed while it saved
+                shutil.rmtree(rubbish)
+            yield
+    except Timeout:
+        raise ValueError(f"another run is writing to {directory}; wait for it, or give another directory") from None
 
 
 def _trainer(
@@ -71,35 +84,41 @@ def _trainer(
     ranks: Ranks,
 ) -> Trainer:
     base = fetch_model(config.model)
-    family = family_of(base)
-    device = device_of(ranks.local_rank)
-    torch.manual_seed(config.rng.seed)  # The LoRA matrices are drawn from it, alike on every rank.
-    if config.peft is None:
-        model: Any = load_model(weights_directory(checkpoint) if checkpoint else base, config.model)
-        freeze(model, config.freeze_config, family)
-    else:
-        model = apply_lora(load_model(base, config.model), config.peft, family, frozen_parts(config.freeze_config))
-        if checkpoint:
-            load_adapter_weights(model, weights_directory(checkpoint))
-    require_trainable(model)
+    family, processor, device = family_of(base), load_processor(base), device_of(ranks.local_rank)
+    require_template(processor, family)
+    model = prepare_model(config, base, family, checkpoint)
     logger.info("parameters by part of the model:\n%s", parameter_table(model, family))
     trainer = Trainer(
-        config, directory, model.to(device), load_processor(base), family, train, validation, ranks, device
+        config=config,
+        directory=directory,
+        model=model.to(device),
+        processor=processor,
+        family=family,
+        train=train,
+        validation=validation,
+        ranks=ranks,
+        device=device,
+        compute_dtype=compute_dtype(config.model, base),
     )
     if checkpoint:
         trainer.resume(checkpoint)
     return trainer
 
 
-def _result(directory: Path, checkpoint: Path | None, seconds: float) -> dict[str, Any]:
-    losses = [record["loss"] for record in read_json_lines(directory / METRICS)[0]]
-    return {
-        "steps": len(losses),
+def _write_result(directory: Path, checkpoint: Path | None, steps: int, ranks: Ranks) -> dict[str, Any]:
+    records = read_json_lines(directory / METRICS)[0]
+    losses = [record["loss"] for record in records]
+    result = {
+        "steps": steps,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "seconds": round(seconds, 2),
+        # Of the optimizer steps alone, over all starts of the run.
+        "seconds": round(sum(record["step_seconds"] for record in records), 2),
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
+    if ranks.is_main:
+        write_json(directory / RESULT, result)
+    return result
 
 
 def main() -> None:

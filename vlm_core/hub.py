@@ -29,8 +29,8 @@ RepositoryKind = Literal["dataset", "model"]
 
 
 def is_repository_id(name: str) -> bool:
-    """Returns whether `name` has the form `owner/name` of a hub repository."""
-    return REPOSITORY_ID.fullmatch(name) is not None and not name.startswith(".")
+    """Returns whether `name` means a hub repository: it has the form `owner/name` and is no local directory."""
+    return REPOSITORY_ID.fullmatch(name) is not None and not name.startswith(".") and not Path(name).is_dir()
 
 
 def download(repository: str, kind: RepositoryKind, revision: str | None, patterns: list[str]) -> Path:

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar in a terminal, a plain line now and then elsewhere (a log, a flow run)."""
+"""ProgressBar of long work: a bar in a terminal, a plain line now and then elsewhere (a log, a flow run)."""
 
 import logging
 import sys
@@ -12,10 +12,10 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_LINES = 5.0
 
 
-class Progress:
+class ProgressBar:
     """Counts `total` units of work; use it as a context manager.
 
-    >>> with Progress(total=2, title="encode", unit="image") as progress:
+    >>> with ProgressBar(total=2, title="encode", unit="image") as progress:
     ...     progress.update(2)
     """
 
@@ -43,7 +43,7 @@ class Progress:
         worked = self.done - self.first
         return (time.monotonic() - self.started) / worked * (self.total - self.done) if worked else float("inf")
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "ProgressBar":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

@@ -8,6 +8,12 @@ result.json         what the job returns; written last
 evaluation/         predictions.parquet, examples.png, and a result.json of its own
 """
 
+from pathlib import Path
+
+import yaml
+
+from vlm_core.config import Config
+
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
@@ -17,3 +23,30 @@ RESULT = "result.json"
 EVALUATION = "evaluation"
 PREDICTIONS = "predictions.parquet"
 EXAMPLES = "examples.png"
+
+# What must not change between the run that wrote a checkpoint and the one that goes on from it.
+FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
+FIXED_SCHEDULE = ("global_batch_size",)
+
+
+def latest_checkpoint(run_directory: Path) -> Path | None:
+    """Returns the checkpoint that LATEST points to, None in a fresh run directory."""
+    pointer = run_directory / LATEST
+    return pointer.resolve() if pointer.exists() else None
+
+
+def require_compatible(checkpoint: Path, config: Config) -> None:
+    """Raises ValueError that names what differs, where going on from `checkpoint` would not be the same run."""
+    before = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    now = config.model_dump(mode="json")
+    pairs = {section: (before.get(section), now[section]) for section in FIXED_SECTIONS}
+    pairs |= {
+        f"step_scheduler.{key}": (before["step_scheduler"].get(key), now["step_scheduler"][key])
+        for key in FIXED_SCHEDULE
+    }
+    changed = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if old != new]
+    if changed:
+        raise ValueError(
+            f"{checkpoint.parent} holds another run ({'; '.join(changed)}); "
+            "give checkpoint.checkpoint_dir another directory, or the settings of that run"
+        )

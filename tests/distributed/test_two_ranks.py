@@ -45,7 +45,12 @@ def run(directory: Path, processes: int, conversations: Path, **overrides: Any) 
     torchrun(processes, "vlm_core.finetune", directory, "--conversations", str(conversations))
 
 
-@pytest.mark.parametrize("tuning", [{}, {"peft.dim": 4}], ids=["full", "lora"])
+GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optimizer.lr": 1e-4}
+
+
+@pytest.mark.parametrize(
+    "tuning", [{}, {"peft.dim": 4}, GEMMA3N, GEMMA3N | {"peft.dim": 4}], ids=["full", "lora", "3n-full", "3n-lora"]
+)
 def test_two_ranks_equal_one(tuning: dict[str, Any], conversations: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
         run(tmp_path / str(processes), processes, conversations, **tuning)

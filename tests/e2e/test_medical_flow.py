@@ -107,7 +107,7 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     assert run.data.metrics["evaluation/token_f1"] == summary["evaluation"]["token_f1"]
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [summary["dataset"]["fingerprint"]] * 2
     version = client.get_model_version_by_alias(summary["registered_model"]["name"], "challenger")
-    assert (version.version, version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
+    assert (str(version.version), version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
 
 
 def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

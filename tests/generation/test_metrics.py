@@ -2,7 +2,7 @@
 
 import pytest
 
-from vlm_core.generation.metrics import exact_match, summarize, token_f1
+from vlm_core.generation.metrics import exact_match, score, token_f1
 
 
 def test_exact_match_forgives_case_articles_and_punctuation() -> None:
@@ -36,7 +36,7 @@ def record(kind: str | None, reference: str, prediction: str, shuffled: str | No
 
 
 def test_summary_counts_closed_questions_by_kind_and_leaves_open_ones_out() -> None:
-    scores = summarize(
+    scores = score(
         [
             record("side", "Left", "left", "right"),
             record("side", "Right", "right", "right"),

@@ -23,6 +23,9 @@ from vlm_core.models.lora import apply_lora, select_modules
 GUIDE_EXCLUDES = ["*vision_tower*", "*vision*", "*visual*", "*audio*", "*image_encoder*", "*lm_head*"]
 
 
+FROZEN = frozen_parts(FreezeConfig(), GEMMA3)
+
+
 def model_of(family: Family) -> Any:
     directory = tiny_directory(family.model_type)
     config = ModelConfig(pretrained_model_name_or_path=str(directory), torch_dtype="float32")
@@ -66,12 +69,20 @@ def test_every_parameter_belongs_to_a_part(family: Family) -> None:
 def test_each_setting_freezes_its_part_and_nothing_else(family: Family, part: str) -> None:
     if part not in family.parts:
         pytest.skip(f"{family.model_type} has no {part}")
-    everything_trains = dict.fromkeys(FreezeConfig.model_fields, False)
+    # No data has audio, so that tower is always frozen.
+    everything_trains = {name: name == "freeze_audio_tower" for name in FreezeConfig.model_fields}
+    config = FreezeConfig(**everything_trains | {f"freeze_{part}": True})
     model = model_of(family)
-    freeze(model, FreezeConfig(**everything_trains | {f"freeze_{part}": True}), family)
+    freeze(model, frozen_parts(config, family), family)
     frozen = {part_of(name, family) for name, p in model.named_parameters() if not p.requires_grad}
     trained = {part_of(name, family) for name, p in model.named_parameters() if p.requires_grad}
-    assert (frozen, trained) == ({part}, set(family.parts) - {part})
+    expected = {part, "audio_tower"} & set(family.parts)
+    assert (frozen, trained) == (expected, set(family.parts) - expected)
+
+
+def test_an_audio_tower_cannot_be_trained_without_audio() -> None:
+    with pytest.raises(ValueError, match="no example has audio"):
+        frozen_parts(FreezeConfig(freeze_audio_tower=False), FAMILIES["gemma3n"])
 
 
 def test_nothing_to_train_is_an_error() -> None:
@@ -83,14 +94,14 @@ def test_nothing_to_train_is_an_error() -> None:
 
 def test_the_table_adds_up() -> None:
     model = model_of(GEMMA3)
-    freeze(model, FreezeConfig(), GEMMA3)
+    freeze(model, FROZEN, GEMMA3)
     total = parameter_table(model, GEMMA3).splitlines()[-1].split()
     assert sum(int(number.replace(",", "")) for number in total[1:]) == sum(p.numel() for p in model.parameters())
 
 
 def test_the_guides_patterns_adapt_the_language_model_alone(family: Family) -> None:
     config = PeftConfig(exclude_modules=GUIDE_EXCLUDES)
-    names = select_modules(model_of(family), config, family, frozen_parts(FreezeConfig()))
+    names = select_modules(model_of(family), config, family, FROZEN)
     assert names
     assert {part_of(name, family) for name in names} == {"language_model"}
 
@@ -109,7 +120,7 @@ def test_wildcards_are_over_full_names(caplog: pytest.LogCaptureFixture) -> None
 @pytest.mark.parametrize("name", list(FAMILIES))
 def test_an_adapter_loads_in_plain_peft_with_identical_logits(name: str, conversations: Path, tmp_path: Path) -> None:
     family, base = FAMILIES[name], tiny_directory(name)
-    model = apply_lora(model_of(family), PeftConfig(dim=4), family, frozen_parts(FreezeConfig()))
+    model = apply_lora(model_of(family), PeftConfig(dim=4), family, FROZEN)
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -131,7 +142,7 @@ def test_an_adapter_loads_in_plain_peft_with_identical_logits(name: str, convers
 
 def test_an_adapter_names_a_hub_model_by_its_id(tmp_path: Path, tiny_gemma3: Path) -> None:
     config = small_config(**{"model.pretrained_model_name_or_path": "google/gemma-3-4b-it"}).model
-    model = apply_lora(load_model(tiny_gemma3, config), PeftConfig(), GEMMA3, frozen_parts(FreezeConfig()))
+    model = apply_lora(load_model(tiny_gemma3, config), PeftConfig(), GEMMA3, FROZEN)
     save_weights(model, tmp_path)
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["base_model_name_or_path"] == "google/gemma-3-4b-it"

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import Config
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
 from vlm_core.data.loader import plan_epoch
 from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json, read_json_lines
@@ -43,9 +44,9 @@ def plain_loop(config: Config, family: Family, conversations: Path, steps: int) 
     torch.manual_seed(config.rng.seed)
     model: Any = load_model(base, config.model)
     if config.peft:
-        model = apply_lora(model, config.peft, family, frozen_parts(config.freeze_config))
+        model = apply_lora(model, config.peft, family, frozen_parts(config.freeze_config, family))
     else:
-        freeze(model, config.freeze_config, family)
+        freeze(model, frozen_parts(config.freeze_config, family), family)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.optimizer.lr, betas=(0.9, 0.95), weight_decay=0.01)
     scheduler = build_scheduler(optimizer, config.lr_scheduler, steps)
@@ -199,11 +200,35 @@ def test_another_run_in_the_directory_is_refused(conversations: Path, tmp_path: 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_bfloat16_trains(family: Family, conversations: Path, tmp_path: Path) -> None:
+def test_bfloat16_loses_no_small_update(family: Family, conversations: Path, tmp_path: Path) -> None:
+    """At the guide's learning rate most updates of a bfloat16 weight would round to nothing."""
     settings = {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
         "model.torch_dtype": "torch.bfloat16",
-        "step_scheduler.max_steps": 8,
+        "optimizer.lr": 1e-5,
+        "lr_scheduler.lr_warmup_steps": 0,
+        "freeze_config.freeze_vision_tower": True,
     }
     records = train(tmp_path, conversations, **settings)
-    assert records[-1]["loss"] < records[0]["loss"]
+    plain = train(tmp_path / "fp32", conversations, **settings | {"model.torch_dtype": "float32"})
+    assert [r["loss"] for r in records] == [pytest.approx(r["loss"], rel=2e-3) for r in plain]
+    assert records[0]["loss"] != plain[0]["loss"]  # it was computed in bfloat16
+    before, after = load_model(tiny_directory(family.model_type), small_config().model), weights(tmp_path / LATEST)
+    part = "layers.0.self_attn.q_proj.weight"
+    (old,) = (p for name, p in before.named_parameters() if name.endswith(part) and "language_model" in name)
+    (new,) = (w for name, w in after.items() if name.endswith(part) and "language_model" in name)
+    assert (old != new).float().mean() > 0.9
+    assert {str(w.dtype) for name, w in after.items() if "vision_tower" in name} == {"torch.bfloat16"}
+
+
+def test_changed_data_is_not_trained_on_silently(conversations: Path, tmp_path: Path) -> None:
+    train(tmp_path, conversations)
+    other = build_conversations(fetch_splits(small_config(**{"dataset.path_or_dataset": "builtin:phantom?images=20"})))
+    with pytest.raises(ValueError, match="was trained on other data"):
+        train(tmp_path, other[0], **{"step_scheduler.max_steps": 9})
+
+
+def test_two_runs_cannot_write_to_one_directory(conversations: Path, tmp_path: Path) -> None:
+    with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run is writing"):
+        train(tmp_path, conversations)
+    assert not (tmp_path / METRICS).exists()

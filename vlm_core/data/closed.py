@@ -19,7 +19,9 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 def normalize(text: str) -> str:
     """Returns `text` in lower case, without punctuation and articles, with single spaces (as SQuAD's script does)."""
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_PUNCTUATION)).split())
+    plain = text.lower().translate(_PUNCTUATION)
+    # An answer that is nothing but an article ("A") stays: empty, it would equal no answer at all.
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split()) or plain.strip()
 
 
 class ClosedQuestionCounter:

@@ -22,7 +22,7 @@ from vlm_core.data.images import decode_image
 from vlm_core.data.medpix import RejectedRow, conversation_of
 from vlm_core.data.source import COLUMNS, SplitSource, fetch_split
 from vlm_core.home import medpix_home
-from vlm_core.progress import Progress
+from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class _Builder:
         with (
             pa.OSFile(str(self.directory / f"{name}.arrow"), "wb") as sink,
             pa.ipc.new_stream(sink, CONVERSATION_SCHEMA) as writer,
-            Progress(split.stop - split.start, f"preprocess {name}", "row") as progress,
+            ProgressBar(split.stop - split.start, f"preprocess {name}", "row") as progress,
         ):
             for first, rows in _read_rows(split):
                 new_images: list[dict[str, Any]] = []

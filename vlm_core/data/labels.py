@@ -50,6 +50,24 @@ def tokenize_prompt(conversation: list[dict[str, Any]], processor: Any, family: 
     return _encode(list(_pieces(conversation, processor, family, for_generation=True)), processor.tokenizer).input_ids
 
 
+def require_template(processor: Any, family: Family) -> None:
+    """Raises ValueError where the ids made here are not those that the processor itself makes.
+
+    A tokenizer or template of another form than the family's would otherwise train on prompts that no one sends.
+    """
+    conversation = [
+        {"role": "user", "content": [{"type": "text", "text": "What is shown?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "A mass."}]},
+    ]
+    expected = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
+    ids = tokenize_conversation(conversation, processor, family).input_ids
+    if ids != list(expected):
+        raise ValueError(
+            f"the processor of this {family.model_type} model tokenizes its template otherwise than expected: "
+            f"{list(expected)} and not {ids}; use the processor files of the published checkpoint"
+        )
+
+
 def _pieces(
     conversation: list[dict[str, Any]], processor: Any, family: Family, *, for_generation: bool
 ) -> Iterator[_Piece]:
@@ -57,7 +75,7 @@ def _pieces(
         (turn["role"], part["text"]) for turn in conversation for part in turn["content"] if part["type"] == "text"
     ]
     template, trimmed = _render(conversation, [text for _, text in texts], processor, for_generation=for_generation)
-    special = re.compile("|".join(re.escape(token) for token in processor.tokenizer.all_special_tokens))
+    special = _special_tokens(processor.tokenizer)
     supervised = False
     for number, fragment in enumerate(MARKER_PATTERN.split(template)):
         if number % 2:
@@ -70,11 +88,20 @@ def _pieces(
             supervised = False
 
 
+def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Returns a pattern of every special token: the named ones, and those that are special in the vocabulary alone."""
+    # Of two that match at a place, the longer is meant. The published Gemma tokenizers name no turn markers.
+    marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    tokens: list[str] = sorted({*marked, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in tokens))
+
+
 def _render(
     conversation: list[dict[str, Any]], texts: list[str], processor: Any, *, for_generation: bool
 ) -> tuple[str, list[bool]]:
     """Returns the rendered template with markers in place of the texts, and of each text whether it is trimmed."""
-    assert not any(MARKER_PATTERN.search(text) for text in texts)
+    if any(MARKER_PATTERN.search(text) for text in texts):
+        raise ValueError("a text holds the characters U+E000 and U+E001, which are reserved for internal use")
     markers = [MARKER.format(i) for i in range(len(texts))]
     template = _apply(processor, _replace_texts(conversation, iter(markers)), for_generation)
     padded = [f" {marker} " for marker in markers]

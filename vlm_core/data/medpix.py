@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from vlm_core.data.labels import MARKER_PATTERN
+
 
 class RejectedRow(ValueError):
     """A row that cannot be trained on; the message is the reason it is counted under."""
@@ -16,6 +18,8 @@ def conversation_of(question: str | None, answer: str | None, image: Any) -> lis
         raise RejectedRow("empty question")
     if not (answer or "").strip():
         raise RejectedRow("empty answer")
+    if MARKER_PATTERN.search(f"{question}{answer}"):
+        raise RejectedRow("reserved characters U+E000 and U+E001")
     return [
         {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]},
         {"role": "assistant", "content": [{"type": "text", "text": answer}]},

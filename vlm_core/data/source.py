@@ -32,6 +32,7 @@ class SplitSource:
     start: int
     stop: int
     fingerprint: str  # of the files' content and the row range
+    revision: str | None  # the commit, for a dataset of the hub
 
 
 def fetch_split(config: DatasetConfig) -> SplitSource:
@@ -50,7 +51,12 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
     content = [revision] if revision else [_digest(path) for path in files[split]]
     identity = "|".join([split, str(start), str(stop), *content])
     return SplitSource(
-        config.path_or_dataset, tuple(files[split]), start, stop, hashlib.sha256(identity.encode()).hexdigest()
+        name=config.path_or_dataset,
+        files=tuple(files[split]),
+        start=start,
+        stop=stop,
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        revision=revision if is_repository_id(config.path_or_dataset) else None,
     )
 
 

@@ -25,7 +25,7 @@ def token_f1(prediction: str, reference: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def summarize(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def score(predictions: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Returns the scores over `predictions`, the records that `vlm_core.evaluate` writes.
 
     Accuracies and F1 are from 0 to 1. Closed questions count as right when they match exactly after normalisation;

@@ -8,17 +8,21 @@ from vlm_core.config import FreezeConfig
 from vlm_core.families import Family, part_of
 
 
-def frozen_parts(config: FreezeConfig) -> set[str]:
-    """Returns the names of the parts that `config` freezes."""
+def frozen_parts(config: FreezeConfig, family: Family) -> set[str]:
+    """Returns the names of the parts that `config` freezes.
+
+    Raises ValueError for an audio tower that would train: no data has audio, so it would get no gradient.
+    """
+    if not config.freeze_audio_tower and "audio_tower" in family.parts:
+        raise ValueError("freeze_config.freeze_audio_tower=false: no example has audio; set it to true")
     return {name.removeprefix("freeze_") for name, frozen in config if frozen}
 
 
-def freeze(model: nn.Module, config: FreezeConfig, family: Family) -> None:
-    """Switches off the gradients of the frozen parts.
+def freeze(model: nn.Module, frozen: set[str], family: Family) -> None:
+    """Switches off the gradients of the parts named in `frozen`.
 
     A head that is tied to the embeddings is the same parameter, so it is frozen with them.
     """
-    frozen = frozen_parts(config)
     for name, parameter in model.named_parameters():
         if part_of(name, family) in frozen:
             parameter.requires_grad_(False)

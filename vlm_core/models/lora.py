@@ -1,6 +1,7 @@
 """LoRA through peft, with the guide's shell-style wildcards over full module names."""
 
 import logging
+from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -45,6 +46,7 @@ def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen:
         for name in linear
         if (_matches(name, config.target_modules) if config.target_modules else name in candidates)
         and not _matches(name, config.exclude_modules)
+        and not _matches(name, family.not_adaptable)
         and part_of(name, family) not in frozen
     ]
     if not selected:
@@ -56,5 +58,5 @@ def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen:
     return selected
 
 
-def _matches(name: str, patterns: list[str]) -> bool:
+def _matches(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in patterns)

@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import (
+    AddedToken,
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
@@ -150,12 +151,10 @@ def _tokenizer(texts: Iterable[str], named: dict[str, str]) -> GemmaTokenizer:
     trained.train_from_iterator(itertools.chain(["user", "model"] * 1000, texts), trainer)
     model = json.loads(trained.to_str())["model"]
     merges: Any = [("\n", "\n"), *(tuple(merge) for merge in model["merges"])]
-    return GemmaTokenizer(
-        vocab=model["vocab"],
-        merges=merges,
-        model_specific_special_tokens=named,
-        extra_special_tokens=["<start_of_turn>", "<end_of_turn>"],
-    )
+    tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=merges, model_specific_special_tokens=named)
+    # Special in the vocabulary and named nowhere, as in the published tokenizers.
+    tokenizer.add_tokens([AddedToken(turn, special=True, normalized=False) for turn in _SPECIAL[-2:]])
+    return tokenizer
 
 
 def _siglip_config() -> dict[str, Any]:

@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,8 @@ from vlm_core.data.collate import IGNORE_INDEX, collate, require_keys
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.loader import iterate_steps, micro_batches, plan_epoch
 from vlm_core.families import Family
-from vlm_core.files import point
-from vlm_core.run_directory import LOWEST_VAL
 from vlm_core.training.checkpoint import (
-    Progress,
+    RunProgress,
     checkpoint_name,
     load_progress,
     load_state,
@@ -58,9 +56,10 @@ class Trainer:
     validation: ConversationDataset
     ranks: Ranks
     device: torch.device
-    progress: Progress = field(default_factory=Progress)
+    compute_dtype: torch.dtype = torch.float32
 
     def __post_init__(self) -> None:
+        self.progress = RunProgress(self.train.manifest["fingerprint"])
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
@@ -74,6 +73,11 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = load_progress(checkpoint)
+        if self.progress.dataset_fingerprint != self.train.manifest["fingerprint"]:
+            raise ValueError(
+                f"{checkpoint} was trained on other data ({self.progress.dataset_fingerprint}) than is there now "
+                f"({self.train.manifest['fingerprint']}): give back that data, or another checkpoint.checkpoint_dir"
+            )
         logger.info("resumed from %s", checkpoint.name)
 
     def run(self) -> None:
@@ -144,7 +148,8 @@ class Trainer:
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with nullcontext() if last or self.ranks.world_size == 1 else self.forward.no_sync():
-                loss = token_loss_sum(self.forward, self._to_device(batch))
+                with self._precision():
+                    loss = token_loss_sum(self.forward, self._to_device(batch))
                 # DDP averages gradients over the ranks; the sum is wanted.
                 (loss * (self.ranks.world_size / tokens)).backward()
             yield loss.item()
@@ -152,8 +157,12 @@ class Trainer:
     def _to_device(self, batch: Batch) -> Batch:
         moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
         if "pixel_values" in moved:
-            moved["pixel_values"] = moved["pixel_values"].to(self.model.dtype)
+            moved["pixel_values"] = moved["pixel_values"].to(self.compute_dtype)
         return moved
+
+    def _precision(self) -> torch.autocast:
+        """Trained weights are float32; what is computed with them is in the configured dtype."""
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     @torch.no_grad()
     def _validate(self, reporter: Reporter) -> bool:
@@ -165,8 +174,8 @@ class Trainer:
         steps = [micro_batches(chunk, size, ranks.rank, ranks.world_size) for chunk in chunks]
         loss_sum = tokens = 0.0
         for (batch,) in iterate_steps(self.validation, steps, self.collate, self.config.dataloader.num_workers):
-            # Outside DDP: no gradients to share, and no buffers to broadcast.
-            loss_sum += token_loss_sum(self.model, self._to_device(batch)).item()
+            with self._precision():  # Outside DDP: no gradients to share, and no buffers to broadcast.
+                loss_sum += token_loss_sum(self.model, self._to_device(batch)).item()
             tokens += supervised_tokens(batch)
         loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
         loss = loss_sum / tokens
@@ -181,8 +190,6 @@ class Trainer:
         directory = self.directory / checkpoint_name(self.progress, self.steps_per_epoch)
         if self.ranks.is_main:
             state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-            save_checkpoint(directory, self.model, self.processor, state, self.progress, self.config)
-            if improved:
-                point(self.directory / LOWEST_VAL, directory)
+            save_checkpoint(directory, self.model, self.processor, state, self.progress, self.config, lowest=improved)
             logger.info("checkpoint %s", directory)
         barrier()

@@ -1,12 +1,13 @@
 """What a run says while it runs: `metrics.jsonl`, `validation.jsonl`, and its progress."""
 
+import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
-from vlm_core.files import append_json_line, read_json_lines
-from vlm_core.progress import Progress
+from vlm_core.files import append_json_line, read_json_lines, write_text
+from vlm_core.progress import ProgressBar
 from vlm_core.run_directory import METRICS, VALIDATION
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ class Reporter:
     def __init__(self, directory: Path, total_steps: int, first_step: int, *, enabled: bool) -> None:
         self.directory, self.total_steps, self.enabled = directory, total_steps, enabled
         self.started = time.monotonic()
-        self.progress = Progress(total_steps, "finetune", "step", enabled=enabled, done=first_step)
+        self.progress = ProgressBar(total_steps, "finetune", "step", enabled=enabled, done=first_step)
         if enabled:
             self._forget_after(first_step)
 
@@ -51,6 +52,4 @@ class Reporter:
         for name in (METRICS, VALIDATION):
             path = self.directory / name
             kept = [record for record in read_json_lines(path)[0] if record["step"] <= step]
-            path.unlink(missing_ok=True)
-            for record in kept:
-                append_json_line(path, record)
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
