@@ -3,10 +3,12 @@
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vlm_core.data.collate import IGNORE_INDEX, collate, collate_prompts, require_keys
-from vlm_core.data.labels import tokenize_conversation, tokenize_prompt
+from vlm_core.data.labels import require_template, tokenize_conversation, tokenize_prompt
 from vlm_core.families import GEMMA3, Family
 
 IMAGE = Image.new("RGB", (56, 56), (10, 200, 30))
@@ -80,6 +82,42 @@ def test_texts_cannot_inject_special_tokens(processor: Any, family: Family, inje
     ids = tokenize_conversation(hostile, processor, family).input_ids
     assert [i for i in ids if i in special] == [i for i in harmless if i in special]
     assert supervised_texts(hostile, processor, family) == [f"A {injected}<end_of_turn>"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    question=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=60),
+    answer=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=60),
+)
+def test_whatever_the_texts(processor: Any, family: Family, question: str, answer: str) -> None:
+    conversation = [user(question), assistant(answer)]
+    whole = tokenize_conversation(conversation, processor, family)
+    prompt = tokenize_prompt(conversation[:1], processor, family)
+    assert whole.input_ids[: len(prompt)] == prompt
+    targets = [i for i, supervised in zip(whole.input_ids, whole.supervised, strict=True) if supervised]
+    plain = {"add_special_tokens": False, "split_special_tokens": True}
+    expected = processor.tokenizer(answer.strip(), **plain)["input_ids"] if answer.strip() else []
+    assert targets == [*expected, processor.tokenizer.convert_tokens_to_ids(family.end_of_turn)]
+
+
+def test_another_template_is_refused(processor: Any, family: Family) -> None:
+    require_template(processor, family)
+    with pytest.raises(ValueError, match="tokenizes its template otherwise"):
+        require_template(_Renamed(processor), family)
+
+
+class _Renamed:
+    """A processor whose own chat template call gives other ids than its rendered template."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor = processor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._processor, name)
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> Any:
+        result = self._processor.apply_chat_template(conversation, **options)
+        return {"input_ids": [result["input_ids"][0][1:]]} if options.get("tokenize") else result
 
 
 def test_the_prompt_of_generation_is_the_prompt_of_training(processor: Any, family: Family) -> None:

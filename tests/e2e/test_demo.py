@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
 def test_the_demo_learns_to_look(tmp_path: Path) -> None:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_", "MEDPIX_"))}
+    ours = ("MLFLOW_", "PREFECT_", "MEDPIX_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+    environment["HOME"] = str(tmp_path / "user")
+    (tmp_path / "user").mkdir()
+    (tmp_path / "work").mkdir()
     command = [sys.executable, "-m", "pipelines.finetune", "--recipe", "demo"]
-    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=560)
+    result = subprocess.run(
+        command, cwd=tmp_path / "work", env=environment, capture_output=True, text=True, timeout=1400
+    )
     assert result.returncode == 0, result.stdout + result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [".medpix"]
-    summary = json.loads((tmp_path / ".medpix" / "runs" / "latest" / "summary.json").read_text())
+    assert [path.name for path in (tmp_path / "work").iterdir()] == [".medpix"]
+    assert list((tmp_path / "user").iterdir()) == []  # and nothing in the user's home
+    summary = json.loads((tmp_path / "work" / ".medpix" / "runs" / "latest" / "summary.json").read_text())
     scores = summary["evaluation"]
     assert scores["limit"] is None
     assert scores["closed_accuracy"] >= 0.9

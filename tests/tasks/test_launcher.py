@@ -15,6 +15,12 @@ PROGRAM = """
 import os, sys, time
 rank = os.environ["RANK"]
 print("rank", rank, "pid", os.getpid(), "arguments", sys.argv[1:], flush=True)
+if sys.argv[1] == "odd":
+    pieces = (b"a line that comes ", b"in two pieces: caf\\xc3", b"\\xa9\\n", b"not UTF-8: \\xff\\n", b"no newline")
+    for piece in pieces:
+        sys.stdout.buffer.write(piece)
+        sys.stdout.flush()
+        time.sleep(0.7)
 if sys.argv[1] == "fail":
     raise SystemExit(3)
 if sys.argv[1] == "wait":
@@ -48,6 +54,14 @@ def test_lines_reach_the_logger_and_the_file(program: str, tmp_path: Path, caplo
     assert all("arguments ['ok', 'a b; $(c)']" in line for line in lines)  # no shell in between
     assert set(lines) <= set((tmp_path / "logs" / "job.log").read_text().splitlines())
     assert len(looks) >= 2
+
+
+def test_odd_bytes_and_unfinished_lines_do_no_harm(
+    program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run_job(program, ["odd"], processes=1, log_file=tmp_path / "job.log", logger=logging.getLogger("test"))
+    assert caplog.messages[-3:] == ["a line that comes in two pieces: café", "not UTF-8: \ufffd", "no newline"]
 
 
 def test_a_failure_has_the_exit_code_and_the_last_lines(program: str, tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     resumed = train(tmp_path / "b", conversations, **settings)
     assert [record["step"] for record in resumed] == list(range(1, 10))
     assert curve(resumed) == curve(uninterrupted)
+    elapsed = [record["elapsed_seconds"] for record in resumed]
+    assert elapsed == sorted(elapsed)  # counted on over the interruption
     models = [weights(tmp_path / run / LATEST) for run in "ab"]
     assert models[0].keys() == models[1].keys()
     assert all(models[0][name].equal(models[1][name]) for name in models[0])

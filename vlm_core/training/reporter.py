@@ -20,8 +20,7 @@ class Reporter:
         self.directory, self.total_steps, self.enabled = directory, total_steps, enabled
         self.started = time.monotonic()
         self.progress = ProgressBar(total_steps, "finetune", "step", enabled=enabled, done=first_step)
-        if enabled:
-            self._forget_after(first_step)
+        self.elapsed_before = self._forget_after(first_step) if enabled else 0.0
 
     def step(self, record: dict[str, Any]) -> None:
         """Writes the record of an optimizer step and shows the progress."""
@@ -32,7 +31,7 @@ class Reporter:
             f"{record['samples_per_second']:.1f} samples/s"
         )
         times = {
-            "elapsed_seconds": round(time.monotonic() - self.started, 3),
+            "elapsed_seconds": round(self.elapsed_before + time.monotonic() - self.started, 3),
             "seconds_left": round(self.progress.seconds_left(), 1),
         }
         append_json_line(self.directory / METRICS, record | times)
@@ -47,9 +46,14 @@ class Reporter:
         """Ends the progress bar."""
         self.progress.bar.close()
 
-    def _forget_after(self, step: int) -> None:
-        """Drops records of steps behind the checkpoint that the run goes on from: they will be written again."""
+    def _forget_after(self, step: int) -> float:
+        """Drops records of steps behind the checkpoint that the run goes on from: they will be written again.
+
+        Returns the seconds that the run had taken up to the last step that is kept.
+        """
+        kept = {}
         for name in (METRICS, VALIDATION):
             path = self.directory / name
-            kept = [record for record in read_json_lines(path)[0] if record["step"] <= step]
-            write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
+            kept[name] = [record for record in read_json_lines(path)[0] if record["step"] <= step]
+            write_text(path, "".join(json.dumps(record) + "\n" for record in kept[name]))
+        return kept[METRICS][-1]["elapsed_seconds"] if kept[METRICS] else 0.0

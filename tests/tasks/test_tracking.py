@@ -1,0 +1,61 @@
+"""Metrics reach MLflow once each, also over a resume, and a tracker that is down stops nothing."""
+
+import logging
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tasks.tracking import MetricsFollower
+from vlm_core.run_directory import METRICS
+from vlm_core.training.reporter import Reporter
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    return client.create_run(client.create_experiment("test", f"file://{tmp_path}/artifacts")).info.run_id
+
+
+def report(directory: Path, first: int, last: int) -> None:
+    """Writes what a job writes that goes on behind step `first - 1`."""
+    reporter = Reporter(directory, total_steps=9, first_step=first - 1, enabled=True)
+    for step in range(first, last + 1):
+        record = {"step": step, "loss": float(step), "lr": 0.1, "grad_norm": 1.0, "samples_per_second": 3.0}
+        reporter.step(record)
+
+
+def steps(run_id: str) -> list[int]:
+    return [metric.step for metric in mlflow.MlflowClient().get_metric_history(run_id, "train/loss")]
+
+
+def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> None:
+    follower = MetricsFollower(run_id, tmp_path)
+    follower.look()
+    report(tmp_path, 1, 5)
+    with (tmp_path / METRICS).open("a") as stream:
+        stream.write('{"step": 6, "lo')  # killed while it wrote
+    follower.look()
+    assert steps(run_id) == [1, 2, 3, 4, 5]
+    (tmp_path / METRICS).write_text((tmp_path / METRICS).read_text().rpartition("\n")[0] + "\n")
+    report(tmp_path, 4, 9)  # goes on from a checkpoint at step 3: the file is shorter for a while
+    follower.look()
+    assert steps(run_id) == list(range(1, 10))
+    follower.look()
+    assert steps(run_id) == list(range(1, 10))
+
+
+def test_a_tracker_that_is_down_gets_the_records_later(
+    run_id: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    follower = MetricsFollower(run_id, tmp_path)
+    report(tmp_path, 1, 2)
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        patch.setattr(follower, "run_id", "f" * 32)  # the store refuses a run that it does not know
+        follower.look()
+    assert "MLflow did not take 2 records" in caplog.text
+    follower.look()
+    assert steps(run_id) == [1, 2]
