@@ -15,7 +15,7 @@ from vlm_core.files import point, write_text
 from vlm_core.home import medpix_home, require_writable
 from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
-from vlm_core.run_directory import CONFIG, latest_checkpoint, require_compatible
+from vlm_core.run_directory import CONFIG, checkpoint_to_resume, require_compatible
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def tracked_run(config: Config, base_model: Path, splits: dict[str, SplitSource]
     """
     directory = _directory(config)
     config = _resolved(config, directory, base_model, splits)
-    checkpoint = latest_checkpoint(directory)
+    checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
     # First what can fail for reasons outside: a tracker that cannot be reached leaves no half-made run directory.

@@ -99,6 +99,13 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
         assert field.description in text
 
 
+def test_the_resolved_config_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        ConfigParser(prog="test").parse_config(["--config", "demo", "--optimizer.lr", "0.25", "--print-config"])
+    assert stop.value.code == 0
+    assert Config.model_validate(yaml.safe_load(capsys.readouterr().out)).optimizer.lr == 0.25
+
+
 def test_wrong_key_on_the_command_line_exits_with_a_reason(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         ConfigParser(prog="test").parse_config(["--config", "demo", "--optimizer.lrr", "1"])

@@ -4,6 +4,7 @@ python -m vlm_core.finetune --config demo --optimizer.lr 2e-5 --peft.exclude_mod
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ class ConfigParser(argparse.ArgumentParser):
             config_flag, dest="recipe", required=True, help=f"a YAML file or one of: {', '.join(recipe_names())}"
         )
 
+        self.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+
     def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
         """Returns the command's own options and the checked config; exits with status 2 and a reason otherwise."""
         options, overrides = self.parse_with_overrides(arguments)
@@ -36,9 +39,13 @@ class ConfigParser(argparse.ArgumentParser):
         """Returns the command's own options and the overrides by dotted key; exits with status 2 on stray words."""
         options, rest = self.parse_known_args(arguments)
         try:
-            return options, parse_overrides(rest)
+            overrides = parse_overrides(rest)
+            if options.print_config:
+                sys.stdout.write(load_config(options.recipe, overrides).to_yaml())
+                self.exit()
         except ValueError as error:
             self.error(str(error))
+        return options, overrides
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

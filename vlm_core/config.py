@@ -111,6 +111,12 @@ class CheckpointConfig(Section):
     checkpoint_dir: str | None = Field(
         None, description="The run directory; null = a directory of its own under $MEDPIX_HOME/runs."
     )
+    restore_from: str | None = Field(
+        None, description="LATEST, LOWEST_VAL, epoch_E_step_S, or a path; null = LATEST where there is one."
+    )
+    max_recent_checkpoints: PositiveInt | None = Field(
+        None, description="Checkpoints to keep, besides the targets of LATEST and LOWEST_VAL; null = all."
+    )
 
 
 class RngConfig(Section):

@@ -27,9 +27,10 @@ from vlm_core.generation.metrics import score
 from vlm_core.generation.sheet import IMAGES, draw_examples
 from vlm_core.home import require_writable
 from vlm_core.log import configure_logging
+from vlm_core.models.fetch import fetch_model
 from vlm_core.progress import ProgressBar
 from vlm_core.run_directory import EVALUATION, EXAMPLES, PREDICTIONS, RESULT
-from vlm_core.training.distributed import Ranks, barrier, process_group
+from vlm_core.training.distributed import Ranks, barrier, main_rank_first, process_group
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,9 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
     """Writes `predictions.parquet` and `result.json` into `output`; every rank answers its share of the questions."""
     started = time.monotonic()
     require_writable(output)
-    conversations = conversations or build_conversations(fetch_splits(config))[0]
+    with main_rank_first(ranks):
+        conversations = conversations or build_conversations(fetch_splits(config))[0]
+        fetch_model(config.model)
     dataset = ConversationDataset(conversations, "validation")
     examples = _chosen(dataset, config.evaluation.limit)
     shuffled = shuffle_between_cases(examples, config.rng.seed)

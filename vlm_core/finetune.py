@@ -24,12 +24,14 @@ from vlm_core.models.fetch import fetch_model
 from vlm_core.models.freeze import parameter_table
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
-from vlm_core.run_directory import CONFIG, METRICS, RESULT, latest_checkpoint, require_compatible
+from vlm_core.run_directory import CONFIG, METRICS, RESULT, checkpoint_to_resume, require_compatible
 from vlm_core.training.checkpoint import load_progress
-from vlm_core.training.distributed import Ranks, process_group
-from vlm_core.training.loop import Trainer, total_steps
+from vlm_core.training.distributed import Ranks, main_rank_first, process_group
+from vlm_core.training.loop import Preempted, Trainer, total_steps
 
 logger = logging.getLogger(__name__)
+
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: give the same command again
 
 
 def run_directory(config: Config) -> Path:
@@ -46,20 +48,23 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
     config.require_divisible_batch(ranks.world_size)
     directory = run_directory(config)
     require_writable(directory)
-    conversations = conversations or build_conversations(fetch_splits(config))[0]
+    with main_rank_first(ranks):
+        conversations = conversations or build_conversations(fetch_splits(config))[0]
+        base = fetch_model(config.model)
     train = ConversationDataset(conversations, "train")
-    checkpoint = latest_checkpoint(directory)
+    checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
         if load_progress(checkpoint).step >= total_steps(config, len(train)):
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
             return _write_result(directory, checkpoint, load_progress(checkpoint).step, ranks)
-    trainer = _trainer(config, directory, checkpoint, train, ConversationDataset(conversations, "validation"), ranks)
+    validation = ConversationDataset(conversations, "validation")
+    trainer = _trainer(config, directory, base, checkpoint, train, validation, ranks)
     with _sole_writer(directory) if ranks.is_main else nullcontext():
         if ranks.is_main:
             write_text(directory / CONFIG, config.to_yaml())
         trainer.run()
-        return _write_result(directory, latest_checkpoint(directory), trainer.progress.step, ranks)
+        return _write_result(directory, checkpoint_to_resume(directory, None), trainer.progress.step, ranks)
 
 
 @contextmanager
@@ -78,12 +83,12 @@ def _sole_writer(directory: Path) -> Iterator[None]:
 def _trainer(
     config: Config,
     directory: Path,
+    base: Path,
     checkpoint: Path | None,
     train: ConversationDataset,
     validation: ConversationDataset,
     ranks: Ranks,
 ) -> Trainer:
-    base = fetch_model(config.model)
     family, processor, device = family_of(base), load_processor(base), device_of(ranks.local_rank)
     require_template(processor, family)
     model = prepare_model(config, base, family, checkpoint)
@@ -131,6 +136,9 @@ def main() -> None:
             finetune(config, ranks, options.conversations)
         except ValueError as error:
             raise SystemExit(f"error: {error}") from error
+        except Preempted as preempted:
+            logger.warning("%s", preempted)
+            raise SystemExit(EXIT_PREEMPTED) from None
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ VALIDATION = "validation.jsonl"
 LATEST = "LATEST"
 LOWEST_VAL = "LOWEST_VAL"
 RESULT = "result.json"
+PROGRESS = "progress.json"  # of a checkpoint
 EVALUATION = "evaluation"
 PREDICTIONS = "predictions.parquet"
 EXAMPLES = "examples.png"
@@ -29,10 +30,23 @@ FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_
 FIXED_SCHEDULE = ("global_batch_size",)
 
 
-def latest_checkpoint(run_directory: Path) -> Path | None:
-    """Returns the checkpoint that LATEST points to, None in a fresh run directory."""
-    pointer = run_directory / LATEST
-    return pointer.resolve() if pointer.exists() else None
+def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path | None:
+    """Returns the checkpoint that a run goes on from; None for a fresh start.
+
+    `restore_from` is a pointer or a checkpoint of the run directory, or a path; without it LATEST is taken where it is.
+    Raises ValueError for a name that is none of these.
+    """
+    if restore_from is None:
+        pointer = run_directory / LATEST
+        return pointer.resolve() if pointer.exists() else None
+    for candidate in (run_directory / restore_from, Path(restore_from)):
+        if (candidate / PROGRESS).is_file():
+            return candidate.resolve()
+    there = sorted(path.parent.name for path in run_directory.glob(f"*/{PROGRESS}"))
+    raise ValueError(
+        f"checkpoint.restore_from={restore_from!r} is no checkpoint, neither as a path nor in {run_directory}, "
+        f"which has {', '.join(there) or 'none'}"
+    )
 
 
 def require_compatible(checkpoint: Path, config: Config) -> None:

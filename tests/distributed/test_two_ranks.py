@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +12,25 @@ import pytest
 
 from tests.conftest import small_config
 from vlm_core.files import read_json, read_json_lines
-from vlm_core.run_directory import CONFIG, EVALUATION, EXAMPLES, LATEST, METRICS, PREDICTIONS, RESULT, VALIDATION
+from vlm_core.run_directory import (
+    CONFIG,
+    EVALUATION,
+    EXAMPLES,
+    LATEST,
+    METRICS,
+    PREDICTIONS,
+    PROGRESS,
+    RESULT,
+    VALIDATION,
+)
 
 pytestmark = pytest.mark.slow
 
 
-def torchrun(processes: int, module: str, directory: Path, *arguments: str) -> None:
-    subprocess.run(
-        [
-            *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"),
-            *("-m", module, "--config", str(directory / CONFIG), *arguments),
-        ],
-        check=True,
-        timeout=300,
-        env=os.environ,
-    )
+def command(processes: int, module: str, directory: Path, conversations: Path, *arguments: str) -> list[str]:
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    common = ["--config", str(directory / CONFIG), "--conversations", str(conversations)]
+    return [*start, "-m", module, *common, *arguments]
 
 
 def run(directory: Path, processes: int, conversations: Path, **overrides: Any) -> None:
@@ -42,7 +47,8 @@ def run(directory: Path, processes: int, conversations: Path, **overrides: Any) 
         | overrides
     )
     (directory / CONFIG).write_text(config.to_yaml())
-    torchrun(processes, "vlm_core.finetune", directory, "--conversations", str(conversations))
+    job = command(processes, "vlm_core.finetune", directory, conversations)
+    subprocess.run(job, check=True, timeout=300, env=os.environ)
 
 
 GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optimizer.lr": 1e-4}
@@ -62,6 +68,24 @@ def test_two_ranks_equal_one(tuning: dict[str, Any], conversations: Path, tmp_pa
     assert read_json(tmp_path / "2" / RESULT)["steps"] == 8
 
 
+def test_sigterm_saves_and_the_same_command_goes_on(conversations: Path, tmp_path: Path) -> None:
+    run(tmp_path / "whole", 2, conversations, **{"step_scheduler.max_steps": 16, "step_scheduler.num_epochs": 3})
+    (tmp_path / "stopped").mkdir()
+    config = (tmp_path / "whole" / CONFIG).read_text().replace(f"{tmp_path}/whole", f"{tmp_path}/stopped")
+    (tmp_path / "stopped" / CONFIG).write_text(config)
+    job = subprocess.Popen(command(2, "vlm_core.finetune", tmp_path / "stopped", conversations), env=os.environ)
+    while len(read_json_lines(tmp_path / "stopped" / METRICS)[0]) < 3:
+        assert job.poll() is None
+        time.sleep(0.05)
+    job.terminate()
+    assert job.wait(60) != 0
+    progress = read_json(tmp_path / "stopped" / LATEST / PROGRESS)
+    assert 3 <= progress["step"] < 16
+    subprocess.run(command(2, "vlm_core.finetune", tmp_path / "stopped", conversations), check=True, env=os.environ)
+    whole, stopped = (read_json_lines(tmp_path / run / METRICS)[0] for run in ("whole", "stopped"))
+    assert [(r["step"], r["loss"]) for r in stopped] == [(r["step"], r["loss"]) for r in whole]
+
+
 def test_two_ranks_evaluate_as_one(conversations: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
@@ -70,7 +94,8 @@ def test_two_ranks_evaluate_as_one(conversations: Path, tmp_path: Path) -> None:
     for processes in (1, 2):
         output = tmp_path / "run" / f"{EVALUATION}-{processes}"
         arguments = ["--checkpoint-path", str(tmp_path / "run" / LATEST), "--output-dir", str(output)]
-        torchrun(processes, "vlm_core.evaluate", tmp_path / "run", *arguments, "--conversations", str(conversations))
+        job = command(processes, "vlm_core.evaluate", tmp_path / "run", conversations, *arguments)
+        subprocess.run(job, check=True, timeout=300, env=os.environ)
         assert sorted(path.name for path in output.iterdir()) == [EXAMPLES, PREDICTIONS, RESULT]
         scores.append({k: v for k, v in read_json(output / RESULT).items() if k != "seconds"})
         rows.append(pq.read_table(output / PREDICTIONS).to_pylist())

@@ -180,6 +180,32 @@ def test_a_run_directory_keeps_its_contract(conversations: Path, tmp_path: Path,
     assert "nothing is left to do" in caplog.text
 
 
+def test_a_run_goes_on_from_a_named_checkpoint(conversations: Path, tmp_path: Path) -> None:
+    settings = {"step_scheduler.ckpt_every_steps": 1}
+    first = train(tmp_path, conversations, **settings)
+    again = train(tmp_path, conversations, **settings, **{"checkpoint.restore_from": "epoch_0_step_1"})
+    assert curve(again) == curve(first)
+    assert [record["step"] for record in again] == [1, 2, 3]
+    with pytest.raises(ValueError, match="no checkpoint, .*has LATEST, LOWEST_VAL, epoch_0_step_1, "):
+        train(tmp_path, conversations, **settings, **{"checkpoint.restore_from": "epoch_0_step_9"})
+
+
+def test_old_checkpoints_go_and_named_ones_stay(conversations: Path, tmp_path: Path) -> None:
+    settings = {
+        "step_scheduler.ckpt_every_steps": 1,
+        "step_scheduler.max_steps": 5,
+        "step_scheduler.val_every_steps": 2,
+        "checkpoint.max_recent_checkpoints": 2,
+        "optimizer.lr": 1.0,  # so that the loss rises, and the lowest is an early one
+        "lr_scheduler.lr_warmup_steps": 3,
+    }
+    train(tmp_path, conversations, **settings)
+    lowest = (tmp_path / LOWEST_VAL).resolve().name
+    names = {path.name for path in tmp_path.glob("epoch_*")}
+    assert lowest not in ("epoch_0_step_4", "epoch_0_step_5")
+    assert names == {lowest, "epoch_0_step_4", "epoch_0_step_5"}
+
+
 def test_the_validation_loss_is_over_every_row_once(conversations: Path, tmp_path: Path) -> None:
     train(tmp_path, conversations, **{"step_scheduler.local_batch_size": 4})
     (record,) = read_json_lines(tmp_path / VALIDATION)[0]

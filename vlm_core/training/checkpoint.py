@@ -7,6 +7,7 @@ epoch_0_step_200/
     config.yaml          the resolved config, overrides included
 """
 
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from transformers import ProcessorMixin
 from vlm_core.config import Config
 from vlm_core.files import point, published_directory, read_json, write_json, write_text
 from vlm_core.models.load import save_weights
-from vlm_core.run_directory import CONFIG, LATEST, LOWEST_VAL
+from vlm_core.run_directory import CONFIG, LATEST, LOWEST_VAL, PROGRESS
 
 
 @dataclass
@@ -54,16 +55,27 @@ def save_checkpoint(
         save_weights(model, aside / "model")
         processor.save_pretrained(aside / "model")
         torch.save(state, aside / "training_state.pt")
-        write_json(aside / "progress.json", asdict(progress))
+        write_json(aside / PROGRESS, asdict(progress))
         write_text(aside / CONFIG, config.to_yaml())
     if lowest:
         point(directory.parent / LOWEST_VAL, directory)
     point(directory.parent / LATEST, directory)  # Last: a run goes on from here, and never points back.
+    if config.checkpoint.max_recent_checkpoints:
+        _remove_old(directory.parent, config.checkpoint.max_recent_checkpoints)
+
+
+def _remove_old(run_directory: Path, keep: int) -> None:
+    """Removes all but the `keep` latest checkpoints; what a pointer names stays."""
+    named = {(run_directory / pointer).resolve() for pointer in (LATEST, LOWEST_VAL)}
+    checkpoints = sorted(run_directory.glob("epoch_*_step_*"), key=lambda path: int(path.name.rpartition("_")[2]))
+    for old in checkpoints[:-keep]:
+        if old.resolve() not in named:
+            shutil.rmtree(old)
 
 
 def load_progress(checkpoint: Path) -> RunProgress:
     """Returns how far the run was when it wrote `checkpoint`."""
-    return RunProgress(**read_json(checkpoint / "progress.json"))
+    return RunProgress(**read_json(checkpoint / PROGRESS))
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:

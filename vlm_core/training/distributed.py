@@ -71,6 +71,19 @@ def sum_over_ranks(*values: float) -> list[float]:
     return total.tolist()
 
 
+@contextmanager
+def main_rank_first(ranks: Ranks) -> Iterator[None]:
+    """Lets the main rank through the block before the others: it downloads and builds, they find what is there.
+
+    transformers writes a model on the main rank alone, so that a tiny one built by another rank would be empty.
+    """
+    if not ranks.is_main:
+        barrier()
+    yield
+    if ranks.is_main:
+        barrier()
+
+
 def barrier() -> None:
     """Waits for all ranks."""
     if dist.is_initialized():

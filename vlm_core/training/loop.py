@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -43,6 +44,10 @@ def total_steps(config: Config, num_examples: int) -> int:
     return min(steps, schedule.max_steps or steps)
 
 
+class Preempted(Exception):
+    """SIGTERM came: a checkpoint was written, and the same command goes on from it."""
+
+
 @dataclass
 class Trainer:
     """A run: what is trained, on what, and how far it is."""
@@ -60,6 +65,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.progress = RunProgress(self.train.manifest["fingerprint"])
+        self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
@@ -81,16 +87,29 @@ class Trainer:
         logger.info("resumed from %s", checkpoint.name)
 
     def run(self) -> None:
-        """Trains to the end, with validation losses and checkpoints on the way."""
+        """Trains to the end, with validation losses and checkpoints on the way.
+
+        Raises Preempted after SIGTERM, when the step at hand is done and saved.
+        """
+        self._stop_on_sigterm()
         reporter = Reporter(self.directory, self.total_steps, self.progress.step, enabled=self.ranks.is_main)
         for batches in self._remaining_steps():
             self._count_step()
             reporter.step(self._optimizer_step(batches))
             last = self.progress.step == self.total_steps
             improved = (last or self._due("val_every_steps")) and self._validate(reporter)
-            if self.config.checkpoint.enabled and (last or improved or self._due("ckpt_every_steps")):
+            stopping = self.stopping and not last
+            if self.config.checkpoint.enabled and (last or improved or stopping or self._due("ckpt_every_steps")):
                 self._save(improved)
+            if stopping:
+                raise Preempted(f"stopped by SIGTERM behind step {self.progress.step} of {self.total_steps}")
         reporter.close()
+
+    def _stop_on_sigterm(self) -> None:
+        def remember(number: int, frame: object) -> None:
+            self.sigterm_received = True
+
+        signal.signal(signal.SIGTERM, remember)
 
     def _remaining_steps(self) -> Iterator[list[Batch]]:
         schedule, ranks = self.config.step_scheduler, self.ranks
@@ -119,10 +138,13 @@ class Trainer:
         torch.manual_seed((self.config.rng.seed * 1_000_003 + self.progress.step) * 1_009 + self.ranks.rank)
         self.model.train()
         # The divisor is global and has to be known before the first backward pass.
-        samples, tokens = sum_over_ranks(
+        # Whether to stop is agreed upon here too: no rank may leave the others waiting.
+        samples, tokens, terminated = sum_over_ranks(
             sum(int((b["labels"] != IGNORE_INDEX).any(dim=1).sum()) for b in batches),
             sum(map(supervised_tokens, batches)),
+            self.sigterm_received,
         )
+        self.stopping = terminated > 0
         loss = sum_over_ranks(sum(self._backward(batches, tokens)))[0] / tokens
         lr = self.scheduler.get_last_lr()[0]
         max_norm = self.config.clip_grad_norm.max_norm
