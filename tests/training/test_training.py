@@ -249,6 +249,18 @@ def test_bfloat16_loses_no_small_update(family: Family, conversations: Path, tmp
     assert {str(w.dtype) for name, w in after.items() if "vision_tower" in name} == {"torch.bfloat16"}
 
 
+def test_lora_in_bfloat16_is_near_float32(family: Family, conversations: Path, tmp_path: Path) -> None:
+    settings = LORA | {
+        "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
+        "peft.dropout": 0.0,
+        "freeze_config.freeze_vision_tower": True,
+    }
+    plain = train(tmp_path / "fp32", conversations, **settings)
+    records = train(tmp_path / "bf16", conversations, **settings | {"model.torch_dtype": "bfloat16"})
+    assert [r["loss"] for r in records] == [pytest.approx(r["loss"], rel=3e-3) for r in plain]
+    assert {str(w.dtype) for w in weights(tmp_path / "bf16" / LATEST).values()} == {"torch.float32"}
+
+
 def test_changed_data_is_not_trained_on_silently(conversations: Path, tmp_path: Path) -> None:
     train(tmp_path, conversations)
     other = build_conversations(fetch_splits(small_config(**{"dataset.path_or_dataset": "builtin:phantom?images=20"})))

@@ -71,7 +71,9 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
         self.collate = partial(collate, processor=self.processor, family=self.family)
-        self.forward = DistributedDataParallel(self.model) if self.ranks.world_size > 1 else self.model
+        self.forward = self.model
+        if self.ranks.world_size > 1:
+            self.forward = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
 
     def resume(self, checkpoint: Path) -> None:
         """Takes optimizer, schedule and position from `checkpoint`; the model was loaded from it already."""
