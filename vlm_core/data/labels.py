@@ -12,6 +12,7 @@ generation. For the Gemma template and the answer `Mass.`:
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -71,10 +72,12 @@ def require_template(processor: Any, family: Family) -> None:
 def _pieces(
     conversation: list[dict[str, Any]], processor: Any, family: Family, *, for_generation: bool
 ) -> Iterator[_Piece]:
-    texts = [
-        (turn["role"], part["text"]) for turn in conversation for part in turn["content"] if part["type"] == "text"
-    ]
-    template, trimmed = _render(conversation, [text for _, text in texts], processor, for_generation=for_generation)
+    parts = [(turn["role"], part) for turn in conversation for part in turn["content"]]
+    texts = [(role, part["text"]) for role, part in parts if part["type"] == "text"]
+    if any(MARKER_PATTERN.search(text) for _, text in texts):
+        raise ValueError("a text holds the characters U+E000 and U+E001, which are reserved for internal use")
+    structure = tuple((turn["role"], tuple(part["type"] for part in turn["content"])) for turn in conversation)
+    template, trimmed = _render(processor, structure, for_generation)
     special = _special_tokens(processor.tokenizer)
     supervised = False
     for number, fragment in enumerate(MARKER_PATTERN.split(template)):
@@ -88,36 +91,38 @@ def _pieces(
             supervised = False
 
 
+# Of each turn, its role and the types of its parts: all that a rendered template depends on besides the texts.
+Structure = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@lru_cache(maxsize=256)
+def _render(processor: Any, structure: Structure, for_generation: bool) -> tuple[str, list[bool]]:
+    """Returns the rendered template with markers in place of the texts, and of each text whether it is trimmed."""
+    count = sum(types.count("text") for _, types in structure)
+    markers = [MARKER.format(i) for i in range(count)]
+    padded = [f" {marker} " for marker in markers]
+    template, rendered = (_apply(processor, structure, iter(texts), for_generation) for texts in (markers, padded))
+    return template, [text not in rendered for text in padded]
+
+
+def _apply(processor: Any, structure: Structure, texts: Iterator[str], for_generation: bool) -> str:
+    conversation = [
+        {
+            "role": role,
+            "content": [{"type": kind, "text": next(texts)} if kind == "text" else {"type": kind} for kind in types],
+        }
+        for role, types in structure
+    ]
+    return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=for_generation)
+
+
+@lru_cache(maxsize=8)
 def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
     """Returns a pattern of every special token: the named ones, and those that are special in the vocabulary alone."""
     # Of two that match at a place, the longer is meant. The published Gemma tokenizers name no turn markers.
     marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     tokens: list[str] = sorted({*marked, *tokenizer.all_special_tokens}, key=len, reverse=True)
     return re.compile("|".join(re.escape(token) for token in tokens))
-
-
-def _render(
-    conversation: list[dict[str, Any]], texts: list[str], processor: Any, *, for_generation: bool
-) -> tuple[str, list[bool]]:
-    """Returns the rendered template with markers in place of the texts, and of each text whether it is trimmed."""
-    if any(MARKER_PATTERN.search(text) for text in texts):
-        raise ValueError("a text holds the characters U+E000 and U+E001, which are reserved for internal use")
-    markers = [MARKER.format(i) for i in range(len(texts))]
-    template = _apply(processor, _replace_texts(conversation, iter(markers)), for_generation)
-    padded = [f" {marker} " for marker in markers]
-    rendered = _apply(processor, _replace_texts(conversation, iter(padded)), for_generation)
-    return template, [text not in rendered for text in padded]
-
-
-def _apply(processor: Any, conversation: list[dict[str, Any]], for_generation: bool) -> str:
-    return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=for_generation)
-
-
-def _replace_texts(conversation: list[dict[str, Any]], texts: Iterator[str]) -> list[dict[str, Any]]:
-    def part(content: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "text", "text": next(texts)} if content["type"] == "text" else {"type": content["type"]}
-
-    return [{"role": turn["role"], "content": [part(c) for c in turn["content"]]} for turn in conversation]
 
 
 def _expand_images(fragment: str, processor: Any, family: Family) -> str:
