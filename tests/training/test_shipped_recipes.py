@@ -10,7 +10,6 @@ from vlm_core.recipe import load_config, recipe_names
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
 
-
 pytestmark = pytest.mark.slow
 
 
