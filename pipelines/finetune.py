@@ -14,10 +14,8 @@ from tasks.run import checked_config, tracked_run
 from tasks.summary import next_steps, render, summarize
 from vlm_core.cli import ConfigParser
 
-NAME = "medpix-finetune"
 
-
-@flow(name=NAME)
+@flow(name="medpix-finetune")
 def medpix_finetune(recipe: str = "demo", overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """Fine-tunes, evaluates and registers a model; returns the run's summary.
 

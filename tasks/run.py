@@ -15,7 +15,7 @@ from vlm_core.files import point, write_text
 from vlm_core.home import medpix_home, require_writable
 from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
-from vlm_core.run_directory import CONFIG, checkpoint_to_resume, require_compatible
+from vlm_core.run_directory import CONFIG, checkpoint_to_resume, require_compatible, run_root
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,6 @@ def tracked_run(config: Config, base_model: Path, splits: dict[str, SplitSource]
         end_mlflow_run(run.mlflow_run_id, status)
     run_root().mkdir(parents=True, exist_ok=True)
     point(run_root() / "latest", directory)
-
-
-def run_root() -> Path:
-    """Returns where runs have their directories; `latest` in it points to the last that ended well."""
-    return medpix_home() / "runs"
 
 
 def _resolved(config: Config, directory: Path, base_model: Path, splits: dict[str, SplitSource]) -> Config:

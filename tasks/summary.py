@@ -9,9 +9,10 @@ from prefect import task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.run import Run, run_root
+from tasks.run import Run
 from vlm_core.cache import read_manifest
 from vlm_core.files import write_json
+from vlm_core.run_directory import EVALUATION, EXAMPLES, run_root
 
 SUMMARY = "summary.json"
 
@@ -42,7 +43,7 @@ def summarize(
 
 
 def render(summary: dict[str, Any]) -> str:
-    """Returns `summary` as lines of text: data, training, scores, the registered version, where to look next."""
+    """Returns `summary` as lines of text: data, training, scores, the registered version."""
     data, training, scores, model = (summary[key] for key in ("dataset", "training", "evaluation", "registered_model"))
     limit = f" (limited to {scores['limit']} questions)" if scores["limit"] else ""
     return "\n".join(
@@ -67,7 +68,7 @@ def next_steps(summary: dict[str, Any]) -> str:
     """Returns where to look next, as commands that work in this environment."""
     commands = Path(sys.executable).parent
     return (
-        f"Next: {run_root() / 'latest' / 'evaluation' / 'examples.png'} shows some answers; MLflow shows the rest:\n"
+        f"Next: {run_root() / 'latest' / EVALUATION / EXAMPLES} shows some answers; MLflow shows the rest:\n"
         f"  {commands / 'mlflow'} ui --backend-store-uri {mlflow.get_tracking_uri()}\n"
         f"  {commands / 'python'} -m vlm_core.generate --checkpoint-path {summary['checkpoint']} "
         "--prompt ... --image ..."

@@ -28,6 +28,7 @@ from vlm_core.generation.sheet import IMAGES, draw_examples
 from vlm_core.home import require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.fetch import fetch_model
+from vlm_core.models.load import is_adapter, weights_directory
 from vlm_core.progress import ProgressBar
 from vlm_core.run_directory import EVALUATION, EXAMPLES, PREDICTIONS, RESULT
 from vlm_core.training.distributed import Ranks, barrier, main_rank_first, process_group
@@ -41,7 +42,8 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
     require_writable(output)
     with main_rank_first(ranks):
         conversations = conversations or build_conversations(fetch_splits(config))[0]
-        fetch_model(config.model)
+        if is_adapter(weights_directory(checkpoint)):
+            fetch_model(config.model)
     dataset = ConversationDataset(conversations, "validation")
     examples = _chosen(dataset, config.evaluation.limit)
     shuffled = shuffle_between_cases(examples, config.rng.seed)

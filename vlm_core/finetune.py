@@ -18,13 +18,13 @@ from vlm_core.data.conversations import ConversationDataset, build_conversations
 from vlm_core.data.labels import require_template
 from vlm_core.families import family_of
 from vlm_core.files import read_json_lines, write_json, write_text
-from vlm_core.home import medpix_home, require_writable
+from vlm_core.home import require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.freeze import parameter_table
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
-from vlm_core.run_directory import CONFIG, METRICS, RESULT, checkpoint_to_resume, require_compatible
+from vlm_core.run_directory import CONFIG, METRICS, RESULT, checkpoint_to_resume, require_compatible, run_root
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, main_rank_first, process_group
 from vlm_core.training.loop import Preempted, Trainer, total_steps
@@ -36,7 +36,7 @@ EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: give the same command again
 
 def run_directory(config: Config) -> Path:
     """Returns the directory of a run by hand: the configured one, or the one that bears the recipe's name."""
-    return Path(config.checkpoint.checkpoint_dir or medpix_home() / "runs" / config.name).absolute()
+    return Path(config.checkpoint.checkpoint_dir or run_root() / config.name).absolute()
 
 
 def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import yaml
 
 from vlm_core.config import Config
+from vlm_core.home import medpix_home
 
 CONFIG = "config.yaml"
 METRICS = "metrics.jsonl"
@@ -28,6 +29,11 @@ EXAMPLES = "examples.png"
 # What must not change between the run that wrote a checkpoint and the one that goes on from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
 FIXED_SCHEDULE = ("global_batch_size",)
+
+
+def run_root() -> Path:
+    """Returns where runs have their directories; `latest` in it points to the last flow run that ended well."""
+    return medpix_home() / "runs"
 
 
 def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path | None:

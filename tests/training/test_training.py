@@ -1,6 +1,5 @@
 """The loop against a plain transformers loop, itself divided otherwise, and itself interrupted."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +221,7 @@ def test_the_validation_loss_is_over_every_row_once(conversations: Path, tmp_pat
 
 def test_another_run_in_the_directory_is_refused(conversations: Path, tmp_path: Path) -> None:
     train(tmp_path, conversations)
-    before = copy.copy(sorted(tmp_path.iterdir()))
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(ValueError, match="holds another run \\(optimizer was .*'lr': 0.003"):
         train(tmp_path, conversations, **{"optimizer.lr": 0.5, "step_scheduler.max_steps": 5})
     assert sorted(tmp_path.iterdir()) == before

@@ -3,7 +3,7 @@
 epoch_0_step_200/
     model/               weights or adapter in safetensors, with the processor: loads in transformers or peft
     training_state.pt    optimizer and schedule
-    progress.json        steps done, their place in the epoch, lowest validation loss so far
+    progress.json        steps done, lowest validation loss so far, fingerprint of the data
     config.yaml          the resolved config, overrides included
 """
 
@@ -23,12 +23,10 @@ from vlm_core.run_directory import CONFIG, LATEST, LOWEST_VAL, PROGRESS
 
 @dataclass
 class RunProgress:
-    """How far a run is. Steps are optimizer steps, counted from 1; `epoch` and `step_in_epoch` are the next ones."""
+    """How far a run is: `step` optimizer steps are done. Their place in an epoch follows from it."""
 
     dataset_fingerprint: str
     step: int = 0
-    epoch: int = 0
-    step_in_epoch: int = 0
     lowest_validation_loss: float | None = None
 
 

@@ -45,7 +45,7 @@ def total_steps(config: Config, num_examples: int) -> int:
 
 
 class Preempted(Exception):
-    """SIGTERM came: a checkpoint was written, and the same command goes on from it."""
+    """SIGTERM came. Where checkpoints are enabled one was written, and the same command goes on from it."""
 
 
 @dataclass
@@ -93,10 +93,16 @@ class Trainer:
 
         Raises Preempted after SIGTERM, when the step at hand is done and saved.
         """
-        self._stop_on_sigterm()
+        previous = signal.signal(signal.SIGTERM, self._remember_sigterm)
+        try:
+            self._run()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
+
+    def _run(self) -> None:
         reporter = Reporter(self.directory, self.total_steps, self.progress.step, enabled=self.ranks.is_main)
         for batches in self._remaining_steps():
-            self._count_step()
+            self.progress.step += 1
             reporter.step(self._optimizer_step(batches))
             last = self.progress.step == self.total_steps
             improved = (last or self._due("val_every_steps")) and self._validate(reporter)
@@ -107,26 +113,17 @@ class Trainer:
                 raise Preempted(f"stopped by SIGTERM behind step {self.progress.step} of {self.total_steps}")
         reporter.close()
 
-    def _stop_on_sigterm(self) -> None:
-        def remember(number: int, frame: object) -> None:
-            self.sigterm_received = True
-
-        signal.signal(signal.SIGTERM, remember)
+    def _remember_sigterm(self, number: int, frame: object) -> None:
+        self.sigterm_received = True
 
     def _remaining_steps(self) -> Iterator[list[Batch]]:
         schedule, ranks = self.config.step_scheduler, self.ranks
         while self.progress.step < self.total_steps:
-            plan = plan_epoch(len(self.train), schedule.global_batch_size, self.config.rng.seed, self.progress.epoch)
-            left = plan[self.progress.step_in_epoch :][: self.total_steps - self.progress.step]
+            epoch, done = divmod(self.progress.step, self.steps_per_epoch)
+            plan = plan_epoch(len(self.train), schedule.global_batch_size, self.config.rng.seed, epoch)
+            left = plan[done:][: self.total_steps - self.progress.step]
             steps = [micro_batches(s, schedule.local_batch_size, ranks.rank, ranks.world_size) for s in left]
             yield from iterate_steps(self.train, steps, self.collate, self.config.dataloader.num_workers)
-
-    def _count_step(self) -> None:
-        progress = self.progress
-        progress.step += 1
-        progress.step_in_epoch += 1
-        if progress.step_in_epoch == self.steps_per_epoch:
-            progress.epoch, progress.step_in_epoch = progress.epoch + 1, 0
 
     def _due(self, setting: str) -> bool:
         every = getattr(self.config.step_scheduler, setting)
@@ -194,7 +191,8 @@ class Trainer:
         self.model.eval()
         size, ranks = self.config.step_scheduler.local_batch_size, self.ranks
         at_once = size * ranks.world_size
-        chunks = [list(range(len(self.validation)))[i : i + at_once] for i in range(0, len(self.validation), at_once)]
+        rows = range(len(self.validation))
+        chunks = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
         steps = [micro_batches(chunk, size, ranks.rank, ranks.world_size) for chunk in chunks]
         loss_sum = tokens = 0.0
         for (batch,) in iterate_steps(self.validation, steps, self.collate, self.config.dataloader.num_workers):
