@@ -52,7 +52,14 @@ def test_resolved_config_reads_back_as_itself() -> None:
         ({"lr": 3}, "nearest: 'optimizer.lr'"),
         ({"optimizer.lr": -1}, "optimizer.lr=-1: Input should be greater than 0"),
         ({"model.attn_implementation": "flash_attention_2"}, "should be 'sdpa' or 'eager'"),
-        ({"step_scheduler.global_batch_size": 30, "step_scheduler.local_batch_size": 4}, "try 28 or 32"),
+        (
+            {
+                "packing.enabled": False,
+                "step_scheduler.global_batch_size": 30,
+                "step_scheduler.local_batch_size": 4,
+            },
+            "try 28 or 32",
+        ),
         ({"peft.match_all_linear": True, "peft.target_modules": ["*q_proj"]}, "give one of them"),
     ],
 )  # fmt: skip

@@ -19,6 +19,10 @@ class Family:
     image_expansion: str  # what stands in its place in the model's input: the processor's attribute of this name
     required_keys: frozenset[str]  # of a batch with images; a dropped one changes the maths without an error
     parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of its modules' names; the longest prefix decides
+    bidirectional_images: bool  # whether the tokens of an image see each other both ways
+    vision_tower: str  # module whose output depends on the image alone
+    vision_features: str  # module without weights whose output is cached: the tower itself, or a pool behind it
+    softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
     not_adaptable: tuple[str, ...] = ()  # wildcards of linear modules whose forward is not called: LoRA has no effect
 
 
@@ -35,6 +39,9 @@ GEMMA3 = Family(
         "projector": ("model.multi_modal_projector",),
         "language_model": ("model.language_model",),
     },
+    bidirectional_images=True,
+    vision_tower="model.vision_tower",
+    vision_features="model.multi_modal_projector.avg_pool",  # 4096 patches become 256 tokens, before any weight
 )
 
 GEMMA3N = Family(
@@ -54,6 +61,10 @@ GEMMA3N = Family(
         "audio_tower": ("model.audio_tower", "model.embed_audio"),
         "language_model": ("model.language_model",),
     },
+    bidirectional_images=False,
+    vision_tower="model.vision_tower",
+    vision_features="model.vision_tower",
+    softcaps_logits=True,
     not_adaptable=("*.altup.correction_coefs", "*.altup.prediction_coefs"),  # their weights are read and clamped
 )
 

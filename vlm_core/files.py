@@ -12,9 +12,8 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` (UTF-8) atomically, making missing parent directories."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    with published_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,6 +45,17 @@ def read_json_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], 
         complete, newline, _ = stream.read().rpartition(b"\n")
     records = [json.loads(line) for line in complete.splitlines()]
     return records, offset + len(complete) + len(newline)
+
+
+@contextmanager
+def published_file(final: Path) -> Iterator[Path]:
+    """Yields a path beside `final` to write to; the file takes its place when the block ends without an error."""
+    aside = final.with_name(f".{final.name}.{os.getpid()}")
+    try:
+        yield aside
+        aside.replace(final)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -5,17 +5,20 @@ Goes on from LATEST where the run directory has one; a finished run ends at once
 
 import logging
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from vlm_core.cache import read_manifest
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
-from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.data.batches import ImageInputs, PixelInputs, build_batches
+from vlm_core.data.conversations import SPLITS, ConversationDataset, build_conversations, fetch_splits
 from vlm_core.data.labels import require_template
+from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import family_of
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.home import require_writable
@@ -24,9 +27,11 @@ from vlm_core.models.fetch import fetch_model
 from vlm_core.models.freeze import parameter_table
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
+from vlm_core.models.vision import DetachedTower, is_tower_frozen
 from vlm_core.run_directory import CONFIG, METRICS, RESULT, checkpoint_to_resume, require_compatible, run_root
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, main_rank_first, process_group
+from vlm_core.training.encoding import encode_images
 from vlm_core.training.loop import Preempted, Trainer, total_steps
 
 logger = logging.getLogger(__name__)
@@ -58,8 +63,7 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
         if load_progress(checkpoint).step >= total_steps(config, len(train)):
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
             return _write_result(directory, checkpoint, load_progress(checkpoint).step, ranks)
-    validation = ConversationDataset(conversations, "validation")
-    trainer = _trainer(config, directory, base, checkpoint, train, validation, ranks)
+    trainer = _trainer(config, directory, base, checkpoint, conversations, ranks)
     with _sole_writer(directory) if ranks.is_main else nullcontext():
         if ranks.is_main:
             write_text(directory / CONFIG, config.to_yaml())
@@ -81,18 +85,24 @@ def _sole_writer(directory: Path) -> Iterator[None]:
 
 
 def _trainer(
-    config: Config,
-    directory: Path,
-    base: Path,
-    checkpoint: Path | None,
-    train: ConversationDataset,
-    validation: ConversationDataset,
-    ranks: Ranks,
+    config: Config, directory: Path, base: Path, checkpoint: Path | None, conversations: Path, ranks: Ranks
 ) -> Trainer:
     family, processor, device = family_of(base), load_processor(base), device_of(ranks.local_rank)
     require_template(processor, family)
     model = prepare_model(config, base, family, checkpoint)
     logger.info("parameters by part of the model:\n%s", parameter_table(model, family))
+    with main_rank_first(ranks):
+        tokens = build_tokens(conversations, processor, family)
+    images: ImageInputs = PixelInputs.of(conversations, processor)
+    whole_model: Callable[[], AbstractContextManager[None]] = nullcontext
+    if config.vision_cache.enabled and is_tower_frozen(model, family):
+        images = encode_images(model, processor, family, conversations, ranks, device)
+        detached = DetachedTower(model, family)
+        if config.peft is None:  # A full checkpoint has the tower too; an adapter does without, and so do we.
+            whole_model = detached.attached
+    train, validation = (
+        build_batches(config, TokenDataset(tokens, split), images, processor.tokenizer) for split in SPLITS
+    )
     trainer = Trainer(
         config=config,
         directory=directory,
@@ -101,9 +111,11 @@ def _trainer(
         family=family,
         train=train,
         validation=validation,
+        dataset_fingerprint=read_manifest(conversations)["fingerprint"],
         ranks=ranks,
         device=device,
         compute_dtype=compute_dtype(config.model, base),
+        whole_model=whole_model,
     )
     if checkpoint:
         trainer.resume(checkpoint)

@@ -28,7 +28,7 @@ EXAMPLES = "examples.png"
 
 # What must not change between the run that wrote a checkpoint and the one that goes on from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
-FIXED_SCHEDULE = ("global_batch_size",)
+FIXED_KEYS = ("step_scheduler.global_batch_size", "packing.enabled")
 
 
 def run_root() -> Path:
@@ -60,10 +60,9 @@ def require_compatible(checkpoint: Path, config: Config) -> None:
     before = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
     pairs = {section: (before.get(section), now[section]) for section in FIXED_SECTIONS}
-    pairs |= {
-        f"step_scheduler.{key}": (before["step_scheduler"].get(key), now["step_scheduler"][key])
-        for key in FIXED_SCHEDULE
-    }
+    for key in FIXED_KEYS:
+        section, _, name = key.partition(".")
+        pairs[key] = (before.get(section, {}).get(name), now[section][name])
     changed = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if old != new]
     if changed:
         raise ValueError(

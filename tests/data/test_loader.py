@@ -1,9 +1,9 @@
 """The plan of a run: every example once an epoch, the same whatever the ranks, and from any step on."""
 
-import pytest
+import numpy as np
 import torch
 
-from vlm_core.data.loader import Row, iterate_steps, micro_batches, plan_epoch
+from vlm_core.data.loader import iterate_steps, plan_epoch
 
 
 def test_an_epoch_has_every_example_once_in_its_own_order() -> None:
@@ -15,23 +15,20 @@ def test_an_epoch_has_every_example_once_in_its_own_order() -> None:
     assert first != plan_epoch(23, 5, seed=2, epoch=0)
 
 
-@pytest.mark.parametrize(("local_batch_size", "world_size"), [(1, 1), (2, 1), (1, 2), (2, 2), (4, 2), (1, 3)])
-@pytest.mark.parametrize("rows", [8, 3, 1])
-def test_ranks_share_a_step_without_loss_or_repetition(local_batch_size: int, world_size: int, rows: int) -> None:
-    step = list(range(100, 100 + rows))
-    shares = [micro_batches(step, local_batch_size, rank, world_size) for rank in range(world_size)]
-    assert len({len(share) for share in shares}) == 1  # or a collective operation would wait for ever
-    counted = [row.index for share in shares for batch in share for row in batch if row.counted]
-    assert sorted(counted) == step
-    assert all(0 < len(batch) <= local_batch_size for share in shares for batch in share)
+def test_examples_of_a_group_follow_each_other_in_an_order_of_their_own() -> None:
+    groups = np.array([0, 1, 2, 3] * 6)
+    plans = [plan_epoch(24, 5, seed=1, epoch=epoch, groups=groups) for epoch in (0, 1, 0)]
+    orders = [[i for step in plan for i in step] for plan in plans]
+    assert orders[0] == orders[2] != orders[1]
+    for order in orders:
+        assert sorted(order) == list(range(24))
+        blocks = [order[start : start + 6] for start in range(0, 24, 6)]
+        assert sorted({int(groups[i]) for i in block}.pop() for block in blocks) == [0, 1, 2, 3]
+        assert all(len({int(groups[i]) for i in block}) == 1 for block in blocks)
+        assert any(block != sorted(block) for block in blocks)
 
 
-def test_rows_that_do_not_count_lose_their_labels() -> None:
-    dataset = [{"value": i} for i in range(4)]
-
-    def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
-        return {"labels": torch.tensor([[example["value"]] * 2 for example in examples])}
-
-    steps = [[[Row(2), Row(0)], [Row(3, counted=False)]], [[Row(1)]]]
-    batches = [[b["labels"].tolist() for b in step] for step in iterate_steps(dataset, steps, collate, num_workers=0)]
-    assert batches == [[[[2, 2], [0, 0]], [[-100, -100]]], [[[1, 1]]]]
+def test_steps_get_their_batches_in_order() -> None:
+    steps = [["a", "b"], ["c"]]
+    made = iterate_steps(steps, lambda name: {"x": torch.tensor([ord(name)])}, num_workers=0)
+    assert [[b["x"].item() for b in step] for step in made] == [[97, 98], [99]]

@@ -14,7 +14,7 @@ from vlm_core.data.conversations import ConversationDataset
 from vlm_core.families import GEMMA3N, part_of
 from vlm_core.models.freeze import freeze, frozen_parts
 from vlm_core.models.load import load_processor
-from vlm_core.training.loss import token_loss_sum
+from vlm_core.training.loss import TokenLoss
 from vlm_core.training.optim import build_optimizer
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def test_a_step_with_the_published_tower(conversations: Path) -> None:
     optimizer = build_optimizer(model, small_config().optimizer)
     losses = []
     for _ in range(3):
-        loss = token_loss_sum(model, batch)
+        loss = TokenLoss(model, GEMMA3N)(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -12,6 +12,7 @@ from vlm_core.config import Config
 from vlm_core.data.collate import collate
 from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
 from vlm_core.data.loader import plan_epoch
+from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
@@ -20,7 +21,7 @@ from vlm_core.models.load import load_model, load_processor, load_trained
 from vlm_core.models.lora import apply_lora
 from vlm_core.run_directory import LATEST, LOWEST_VAL, METRICS, RESULT, VALIDATION
 from vlm_core.training.distributed import Ranks
-from vlm_core.training.loss import supervised_tokens, token_loss_sum
+from vlm_core.training.loss import TokenLoss, supervised_tokens
 from vlm_core.training.optim import build_scheduler
 
 LORA = {"peft.dim": 4, "peft.dropout": 0.1}
@@ -50,8 +51,16 @@ def plain_loop(config: Config, family: Family, conversations: Path, steps: int) 
     optimizer = torch.optim.AdamW(trained, lr=config.optimizer.lr, betas=(0.9, 0.95), weight_decay=0.01)
     scheduler = build_scheduler(optimizer, config.lr_scheduler, steps)
     dataset, processor = ConversationDataset(conversations, "train"), load_processor(base)
+    groups = TokenDataset(build_tokens(conversations, processor, family), "train").groups
     losses = []
-    for indices in plan_epoch(len(dataset), config.step_scheduler.global_batch_size, config.rng.seed, epoch=0)[:steps]:
+    plan = plan_epoch(
+        len(dataset),
+        config.step_scheduler.global_batch_size,
+        config.rng.seed,
+        epoch=0,
+        groups=groups if config.packing.enabled else None,
+    )
+    for indices in plan[:steps]:
         batch = collate([dataset[i] for i in indices], processor, family)
         loss = model(**batch, num_items_in_batch=torch.tensor(supervised_tokens(batch))).loss
         loss.backward()
@@ -63,15 +72,27 @@ def plain_loop(config: Config, family: Family, conversations: Path, steps: int) 
     return losses
 
 
+SAVINGS = {
+    "plain": {"packing.enabled": False, "freeze_config.freeze_vision_tower": True, "vision_cache.enabled": False},
+    "packed": {"packing.max_tokens": 300},
+    "packed and cached": {"packing.max_tokens": 300, "freeze_config.freeze_vision_tower": True},
+}
+
+
+@pytest.mark.parametrize("savings", SAVINGS.values(), ids=SAVINGS.keys())
 @pytest.mark.parametrize("tuning", [{}, {"peft.dim": 4}], ids=["full", "lora"])
 def test_six_steps_equal_a_plain_transformers_loop(
-    family: Family, tuning: dict[str, Any], conversations: Path, tmp_path: Path
+    family: Family, tuning: dict[str, Any], savings: dict[str, Any], conversations: Path, tmp_path: Path
 ) -> None:
-    settings = {
-        "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
-        "step_scheduler.max_steps": 6,
-        "optimizer.lr": 1e-4,
-    } | tuning
+    settings = (
+        savings
+        | {
+            "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
+            "step_scheduler.max_steps": 6,
+            "optimizer.lr": 1e-4,
+        }
+        | tuning
+    )
     ours = curve(train(tmp_path, conversations, **settings))
     reference = plain_loop(small_config(**settings), family, conversations, steps=6)
     # Gemma 3n's AltUp amplifies rounding: a batch against its rows one by one differs by 9e-6 there.
@@ -87,23 +108,32 @@ def test_the_loss_is_that_of_the_definition(family: Family, conversations: Path)
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     logits = model(**inputs).logits[:, :-1].float()
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="sum")
-    assert token_loss_sum(model, batch).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert TokenLoss(model, family)(batch).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_batch_without_labels_adds_exactly_nothing(conversations: Path, tiny_gemma3: Path) -> None:
     model = load_model(tiny_gemma3, small_config().model)
     batch = collate([ConversationDataset(conversations, "train")[0]], load_processor(tiny_gemma3), FAMILIES["gemma3"])
     batch["labels"].fill_(-100)
-    loss = token_loss_sum(model, batch)
+    loss = TokenLoss(model, FAMILIES["gemma3"])(batch)
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-@pytest.mark.parametrize("local_batch_size", [1, 2, 4])
-def test_micro_batches_do_not_change_the_curve(local_batch_size: int, conversations: Path, tmp_path: Path) -> None:
-    whole = curve(train(tmp_path / "whole", conversations))
-    divided = train(tmp_path / "divided", conversations, **{"step_scheduler.local_batch_size": local_batch_size})
+PLAIN = {"packing.enabled": False}
+
+
+@pytest.mark.parametrize(
+    ("common", "division"),
+    [(PLAIN, {"step_scheduler.local_batch_size": size}) for size in (1, 2, 4)]
+    + [({}, {"packing.max_tokens": tokens}) for tokens in (60, 100, 300)],
+)
+def test_micro_batches_do_not_change_the_curve(
+    common: dict[str, Any], division: dict[str, Any], conversations: Path, tmp_path: Path
+) -> None:
+    whole = curve(train(tmp_path / "whole", conversations, **common))
+    divided = train(tmp_path / "divided", conversations, **common, **division)
     assert curve(divided) == [pytest.approx(pair, rel=1e-6) for pair in whole]
 
 
@@ -213,7 +243,7 @@ def test_the_validation_loss_is_over_every_row_once(conversations: Path, tmp_pat
     dataset, processor = ConversationDataset(conversations, "validation"), load_processor(base)
     batches = [collate([dataset[i]], processor, FAMILIES["gemma3"]) for i in range(len(dataset))]
     with torch.no_grad():
-        total = sum(token_loss_sum(model, batch).item() for batch in batches)
+        total = sum(TokenLoss(model, FAMILIES["gemma3"])(batch).item() for batch in batches)
     tokens = sum(map(supervised_tokens, batches))
     assert record["supervised_tokens"] == tokens
     assert record["loss"] == pytest.approx(total / tokens, rel=1e-6)

@@ -8,13 +8,15 @@ from typing import Any
 
 import torch
 
-from vlm_core.data.labels import tokenize_conversation, tokenize_prompt
+from vlm_core.data.labels import TokenizedConversation, tokenize_conversation, tokenize_prompt
 from vlm_core.families import Family
 
 IGNORE_INDEX = -100  # of torch's cross entropy
 
+Batch = dict[str, torch.Tensor]
 
-def collate(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> dict[str, torch.Tensor]:
+
+def collate(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
     """Returns a training batch, padded on the right.
 
     `input_ids`, `attention_mask`, `token_type_ids` and `labels` are int64 (B, T); `labels[b, t]` is `input_ids[b, t]`
@@ -22,23 +24,28 @@ def collate(examples: Sequence[dict[str, Any]], processor: Any, family: Family) 
     `pixel_values` is float32 (N, C, H, W), absent without images.
     """
     tokenized = [tokenize_conversation(example["conversation"], processor, family) for example in examples]
-    batch = _pad([t.input_ids for t in tokenized], processor, side="right")
+    return collate_tokens(tokenized, processor.tokenizer) | _pixels(examples, processor)
+
+
+def collate_tokens(tokenized: Sequence[TokenizedConversation], tokenizer: Any) -> Batch:
+    """Returns the batch of `collate` without pixels."""
+    batch = _pad([t.input_ids for t in tokenized], tokenizer, side="right")
     length = batch["input_ids"].shape[1]
     targets = [
         [token if is_target else IGNORE_INDEX for token, is_target in zip(t.input_ids, t.supervised, strict=True)]
         for t in tokenized
     ]
     batch["labels"] = torch.tensor([row + [IGNORE_INDEX] * (length - len(row)) for row in targets])
-    return batch | _pixels(examples, processor)
+    return batch
 
 
-def collate_prompts(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> dict[str, torch.Tensor]:
+def collate_prompts(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
     """Returns a batch to generate from: as `collate` without labels, up to the answer and padded on the left."""
     prompts = [tokenize_prompt(example["conversation"], processor, family) for example in examples]
-    return _pad(prompts, processor, side="left") | _pixels(examples, processor)
+    return _pad(prompts, processor.tokenizer, side="left") | _pixels(examples, processor)
 
 
-def require_keys(batch: dict[str, torch.Tensor], family: Family) -> None:
+def require_keys(batch: Batch, family: Family) -> None:
     """Raises ValueError where a batch with images lacks a key without which the family computes something else."""
     missing = family.required_keys - batch.keys()
     if "pixel_values" in batch and missing:
@@ -48,22 +55,22 @@ def require_keys(batch: dict[str, torch.Tensor], family: Family) -> None:
         )
 
 
-def _pad(rows: list[list[int]], processor: Any, side: str) -> dict[str, torch.Tensor]:
+def _pad(rows: list[list[int]], tokenizer: Any, side: str) -> Batch:
     length = max(map(len, rows))
 
     def padded(row: list[int], value: int) -> list[int]:
         filling = [value] * (length - len(row))
         return row + filling if side == "right" else filling + row
 
-    input_ids = torch.tensor([padded(row, processor.tokenizer.pad_token_id) for row in rows])
+    input_ids = torch.tensor([padded(row, tokenizer.pad_token_id) for row in rows])
     return {
         "input_ids": input_ids,
         "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows]),
-        "token_type_ids": (input_ids == processor.tokenizer.image_token_id).long(),
+        "token_type_ids": (input_ids == tokenizer.image_token_id).long(),
     }
 
 
-def _pixels(examples: Sequence[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
+def _pixels(examples: Sequence[dict[str, Any]], processor: Any) -> Batch:
     parts = (part for example in examples for turn in example["conversation"] for part in turn["content"])
     images = [part["image"] for part in parts if part["type"] == "image"]
     if not images:

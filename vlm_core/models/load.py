@@ -30,6 +30,11 @@ def load_model(directory: Path, config: ModelConfig) -> Any:
     return model
 
 
+def unwrapped(model: Any) -> Any:
+    """Returns the transformers model itself, with its LoRA matrices where it has some."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
 def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
     """Writes the weights, or the adapter alone, in safetensors."""
     if isinstance(model, PeftModel):

@@ -4,10 +4,9 @@ import logging
 import math
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm_core.config import Config
-from vlm_core.data.collate import IGNORE_INDEX, collate, require_keys
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.loader import iterate_steps, micro_batches, plan_epoch
+from vlm_core.data.batches import PackedBatches, PlainBatches
+from vlm_core.data.collate import Batch, require_keys
+from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.families import Family
 from vlm_core.training.checkpoint import (
     RunProgress,
@@ -28,13 +27,11 @@ from vlm_core.training.checkpoint import (
     save_checkpoint,
 )
 from vlm_core.training.distributed import Ranks, barrier, sum_over_ranks
-from vlm_core.training.loss import supervised_tokens, token_loss_sum
+from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
 from vlm_core.training.reporter import Reporter
 
 logger = logging.getLogger(__name__)
-
-Batch = dict[str, torch.Tensor]
 
 
 def total_steps(config: Config, num_examples: int) -> int:
@@ -57,23 +54,25 @@ class Trainer:
     model: Any  # the model itself: a PreTrainedModel or a PeftModel, on its device
     processor: Any
     family: Family
-    train: ConversationDataset
-    validation: ConversationDataset
+    train: PlainBatches | PackedBatches
+    validation: PlainBatches | PackedBatches
+    dataset_fingerprint: str
     ranks: Ranks
     device: torch.device
     compute_dtype: torch.dtype = torch.float32
+    whole_model: Callable[[], AbstractContextManager[None]] = nullcontext  # has all weights in the model, to save it
 
     def __post_init__(self) -> None:
-        self.progress = RunProgress(self.train.manifest["fingerprint"])
+        self.progress = RunProgress(self.dataset_fingerprint)
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
-        self.collate = partial(collate, processor=self.processor, family=self.family)
-        self.forward = self.model
+        self.token_loss = TokenLoss(self.model, self.family)
+        self.forward: Any = self.token_loss
         if self.ranks.world_size > 1:
-            self.forward = DistributedDataParallel(self.model, gradient_as_bucket_view=True)
+            self.forward = DistributedDataParallel(self.token_loss, gradient_as_bucket_view=True)
 
     def resume(self, checkpoint: Path) -> None:
         """Takes optimizer, schedule and position from `checkpoint`; the model was loaded from it already."""
@@ -81,10 +80,10 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = load_progress(checkpoint)
-        if self.progress.dataset_fingerprint != self.train.manifest["fingerprint"]:
+        if self.progress.dataset_fingerprint != self.dataset_fingerprint:
             raise ValueError(
                 f"{checkpoint} was trained on other data ({self.progress.dataset_fingerprint}) than is there now "
-                f"({self.train.manifest['fingerprint']}): give back that data, or another checkpoint.checkpoint_dir"
+                f"({self.dataset_fingerprint}): give back that data, or another checkpoint.checkpoint_dir"
             )
         logger.info("resumed from %s", checkpoint.name)
 
@@ -120,10 +119,11 @@ class Trainer:
         schedule, ranks = self.config.step_scheduler, self.ranks
         while self.progress.step < self.total_steps:
             epoch, done = divmod(self.progress.step, self.steps_per_epoch)
-            plan = plan_epoch(len(self.train), schedule.global_batch_size, self.config.rng.seed, epoch)
+            seed, groups = self.config.rng.seed, self.train.groups
+            plan = plan_epoch(len(self.train), schedule.global_batch_size, seed, epoch, groups)
             left = plan[done:][: self.total_steps - self.progress.step]
-            steps = [micro_batches(s, schedule.local_batch_size, ranks.rank, ranks.world_size) for s in left]
-            yield from iterate_steps(self.train, steps, self.collate, self.config.dataloader.num_workers)
+            steps = [self.train.micro_batches(step, ranks.rank, ranks.world_size) for step in left]
+            yield from iterate_steps(steps, self.train.batch, self.config.dataloader.num_workers)
 
     def _due(self, setting: str) -> bool:
         every = getattr(self.config.step_scheduler, setting)
@@ -131,7 +131,7 @@ class Trainer:
 
     def _optimizer_step(self, batches: list[Batch]) -> dict[str, Any]:
         started = time.monotonic()
-        if self.progress.step == 1:
+        if self.progress.step == 1 and not self.config.packing.enabled:
             require_keys(batches[0], self.family)
         # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one draws.
         torch.manual_seed((self.config.rng.seed * 1_000_003 + self.progress.step) * 1_009 + self.ranks.rank)
@@ -139,7 +139,7 @@ class Trainer:
         # The divisor is global and has to be known before the first backward pass.
         # Whether to stop is agreed upon here too: no rank may leave the others waiting.
         samples, tokens, terminated = sum_over_ranks(
-            sum(int((b["labels"] != IGNORE_INDEX).any(dim=1).sum()) for b in batches),
+            sum(map(supervised_examples, batches)),
             sum(map(supervised_tokens, batches)),
             self.sigterm_received,
         )
@@ -170,7 +170,7 @@ class Trainer:
             last = i + 1 == len(batches)
             with nullcontext() if last or self.ranks.world_size == 1 else self.forward.no_sync():
                 with self._precision():
-                    loss = token_loss_sum(self.forward, self._to_device(batch))
+                    loss = self.forward(self._to_device(batch))
                 # DDP averages gradients over the ranks; the sum is wanted.
                 (loss * (self.ranks.world_size / tokens)).backward()
             yield loss.item()
@@ -189,15 +189,13 @@ class Trainer:
     def _validate(self, reporter: Reporter) -> bool:
         """Writes the loss a token over the whole validation split; returns whether it is the lowest so far."""
         self.model.eval()
-        size, ranks = self.config.step_scheduler.local_batch_size, self.ranks
-        at_once = size * ranks.world_size
-        rows = range(len(self.validation))
-        chunks = [rows[start : start + at_once] for start in range(0, len(rows), at_once)]
-        steps = [micro_batches(chunk, size, ranks.rank, ranks.world_size) for chunk in chunks]
+        whole = range(len(self.validation))
+        micro_batches = self.validation.micro_batches(whole, self.ranks.rank, self.ranks.world_size)
+        one_by_one = [[micro_batch] for micro_batch in micro_batches]
         loss_sum = tokens = 0.0
-        for (batch,) in iterate_steps(self.validation, steps, self.collate, self.config.dataloader.num_workers):
+        for (batch,) in iterate_steps(one_by_one, self.validation.batch, self.config.dataloader.num_workers):
             with self._precision():  # Outside DDP: no gradients to share, and no buffers to broadcast.
-                loss_sum += token_loss_sum(self.model, self._to_device(batch)).item()
+                loss_sum += self.token_loss(self._to_device(batch)).item()
             tokens += supervised_tokens(batch)
         loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
         loss = loss_sum / tokens
@@ -212,6 +210,9 @@ class Trainer:
         directory = self.directory / checkpoint_name(self.progress, self.steps_per_epoch)
         if self.ranks.is_main:
             state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-            save_checkpoint(directory, self.model, self.processor, state, self.progress, self.config, lowest=improved)
+            with self.whole_model():
+                save_checkpoint(
+                    directory, self.model, self.processor, state, self.progress, self.config, lowest=improved
+                )
             logger.info("checkpoint %s", directory)
         barrier()

@@ -3,30 +3,65 @@
 A mean per micro-batch would weight short answers more, and change with how a batch is divided.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from vlm_core.data.collate import IGNORE_INDEX
+from vlm_core.data.collate import IGNORE_INDEX, Batch
+from vlm_core.families import Family
+from vlm_core.models.forward import head_logits, hidden_states
+from vlm_core.models.load import unwrapped
+
+LOGITS_AT_ONCE = 2**26  # 256 MB in float32: 256 tokens of a vocabulary of 262k
 
 
-def supervised_tokens(batch: dict[str, torch.Tensor]) -> int:
+def targets_of(batch: Batch) -> torch.Tensor:
+    """Returns (B, T) int64: the token that each position has to predict, -100 where none is supervised."""
+    if "targets" in batch:
+        return batch["targets"]
+    return functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
+
+
+def supervised_tokens(batch: Batch) -> int:
     """Returns the number of training targets in a batch: a first token has no position that predicts it."""
-    return int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+    return int((targets_of(batch) != IGNORE_INDEX).sum())
 
 
-def token_loss_sum(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Returns the summed loss of the supervised tokens of `batch`, a float32 scalar.
+def supervised_examples(batch: Batch) -> int:
+    """Returns the number of examples in a batch that have a target."""
+    rows, columns = (targets_of(batch) != IGNORE_INDEX).nonzero(as_tuple=True)
+    places = [rows] + [batch[name][rows, columns] for name in ("group_ids", "branch_ids") if name in batch]
+    return len(torch.unique(torch.stack(places), dim=1)[0])
 
-    Computes `cross_entropy(model(...).logits[:, :-1].float(), labels[:, 1:], reduction="sum")`. Logits are computed
-    only at positions that predict a supervised token in at least one row: a head of 262k words is most of the memory.
+
+class TokenLoss(nn.Module):
+    """`forward(batch)` is the summed loss of the supervised tokens of a plain or packed batch, a float32 scalar.
+
+    Computes `cross_entropy(model(...).logits.float(), targets, reduction="sum")` with logits only where there is a
+    target, and of few of them at a time: a head of 262k words is most of the memory of a plain step.
     """
-    inputs = {key: value for key, value in batch.items() if key != "labels"}
-    targets = batch["labels"][:, 1:]
-    positions = (targets != IGNORE_INDEX).any(dim=0).nonzero().squeeze(1)
-    if not len(positions):
-        positions = torch.zeros(1, dtype=torch.long, device=targets.device)  # Keeps the graph, adds exactly 0.
-    logits = model(**inputs, logits_to_keep=positions, use_cache=False).logits
-    return functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets[:, positions].flatten(), ignore_index=IGNORE_INDEX, reduction="sum"
-    )
+
+    def __init__(self, model: nn.Module, family: Family) -> None:
+        super().__init__()
+        self.model, self.family = model, family
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        model: Any = unwrapped(self.model)
+        hidden, targets = hidden_states(model, batch, self.family), targets_of(batch)
+        chosen = targets != IGNORE_INDEX
+        if not chosen.any():
+            chosen[0, 0] = True  # Keeps the graph, adds exactly 0.
+        hidden, targets = hidden[chosen], targets[chosen]
+        size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+        chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
+        if len(chunks) == 1:
+            return self._chunk_loss(hidden, targets)
+        # Logits are computed again in the backward pass: those of one chunk at a time are kept.
+        return torch.stack([checkpoint(self._chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
+
+    def _chunk_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = head_logits(unwrapped(self.model), hidden, self.family)
+        return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -1,0 +1,135 @@
+"""From the token cache to micro-batches: plain rows, or packed ones that share their image's prefix.
+
+Both divide an optimizer step over the ranks into equally many micro-batches, and make the tensors of one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from vlm_core.config import Config
+from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.images import decode_image
+from vlm_core.data.packing import Row, group_examples, pack, pack_rows, share_rows, split_groups
+from vlm_core.data.tokens import TokenDataset
+
+# Pixels, or cached features, of images given by index: (N, ...) float.
+ImageInputs = Callable[[Sequence[int]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class PixelInputs:
+    """The processor's pixels (N, C, H, W) of images, decoded when they are asked for."""
+
+    images: Dataset
+    image_processor: Any
+
+    @classmethod
+    def of(cls, conversations: Path, processor: Any) -> "PixelInputs":
+        """Returns the pixels of the images of a conversation cache."""
+        return cls(ConversationDataset(conversations, "train").images, processor.image_processor)
+
+    def __call__(self, indices: Sequence[int]) -> torch.Tensor:
+        images = [decode_image(self.images[index]["encoded"]) for index in indices]
+        return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+class PlainMicroBatch(NamedTuple):
+    """Examples; where they do not count they only keep a rank without any in step with the others."""
+
+    examples: list[int]
+    counted: bool = True
+
+
+class PackedMicroBatch(NamedTuple):
+    """Rows of groups of examples; see `PlainMicroBatch`."""
+
+    rows: list[Row]
+    counted: bool = True
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What plain and packed batches have in common."""
+
+    dataset: TokenDataset
+    image_inputs: ImageInputs
+    tokenizer: Any
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def _with_images(self, batch: Batch, indices: list[int], *, counted: bool) -> Batch:
+        if indices:
+            batch["pixel_values"] = self.image_inputs(indices)
+        if not counted:
+            batch["labels" if "labels" in batch else "targets"].fill_(IGNORE_INDEX)
+        return batch
+
+
+@dataclass(frozen=True)
+class PlainBatches(Batches):
+    """A row an example, `local_batch_size` rows a micro-batch."""
+
+    local_batch_size: int
+
+    groups = None  # Examples come in any order.
+
+    def micro_batches(self, step: Sequence[int], rank: int, world_size: int) -> list[PlainMicroBatch]:
+        """Returns one rank's share of a step."""
+        at_once = self.local_batch_size * world_size
+        chunks = [list(step[start : start + at_once]) for start in range(0, len(step), at_once)]
+        shares = [chunk[rank::world_size] for chunk in chunks]
+        return [
+            PlainMicroBatch(share or chunk[:1], counted=bool(share))
+            for share, chunk in zip(shares, chunks, strict=True)
+        ]
+
+    def batch(self, micro_batch: PlainMicroBatch) -> Batch:
+        """Returns the tensors of `collate`."""
+        examples = [self.dataset[i] for i in micro_batch.examples]
+        batch = collate_tokens(examples, self.tokenizer)
+        return self._with_images(batch, [i for e in examples for i in e.images], counted=micro_batch.counted)
+
+
+@dataclass(frozen=True)
+class PackedBatches(Batches):
+    """The questions of a step about one image share its prefix; rows are filled up to `max_tokens` a micro-batch."""
+
+    max_tokens: int
+
+    @property
+    def groups(self) -> np.ndarray:
+        """Examples that can share a prefix follow each other."""
+        return self.dataset.groups
+
+    def micro_batches(self, step: Sequence[int], rank: int, world_size: int) -> list[PackedMicroBatch]:
+        """Returns one rank's share of a step."""
+        groups = split_groups(group_examples(step, self.dataset), self.dataset, self.max_tokens, at_least=world_size)
+        return [PackedMicroBatch(*share) for share in share_rows(pack_rows(groups), self.max_tokens, rank, world_size)]
+
+    def batch(self, micro_batch: PackedMicroBatch) -> Batch:
+        """Returns the tensors of `pack`."""
+        rows = [[[self.dataset[i] for i in group.members] for group in row] for row in micro_batch.rows]
+        batch = pack(rows, self.tokenizer.image_token_id)
+        return self._with_images(batch, shown_images(rows), counted=micro_batch.counted)
+
+
+def shown_images(rows: Sequence[Sequence[Sequence[Any]]]) -> list[int]:
+    """Returns the images of packed rows in the order of their tokens: a shared prefix shows its images once."""
+    return [image for row in rows for group in row for image in group[0].images]
+
+
+def build_batches(
+    config: Config, dataset: TokenDataset, image_inputs: ImageInputs, tokenizer: Any
+) -> PlainBatches | PackedBatches:
+    """Returns the packed batches of a split, or the plain ones where packing is switched off."""
+    if config.packing.enabled:
+        return PackedBatches(dataset, image_inputs, tokenizer, config.packing.max_tokens)
+    return PlainBatches(dataset, image_inputs, tokenizer, config.step_scheduler.local_batch_size)

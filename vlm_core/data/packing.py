@@ -1,0 +1,164 @@
+"""Shared-image packing: one sequence has an image's prefix once, and behind it the questions about it as branches.
+
+    <bos> ... image ... | Is there a lesion? ... Yes.<end_of_turn> | Where is it? ... Left.<end_of_turn> | <pad>
+    group 1, branch 0   | group 1, branch 1                        | group 1, branch 2                   | group 0
+    positions 0 ... 265 | 266 ...                                  | 266 ...                             | 0
+
+A branch sees its prefix and itself, and its positions go on from the prefix: each token is computed as in a row of its
+own, and the prefix once for all of them (Molmo 2's message trees, arXiv 2601.10611, in Gemma's attention patterns).
+Shapes: R rows, L tokens of the longest one.
+"""
+
+import bisect
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, takewhile
+from typing import Any
+
+import torch
+
+from vlm_core.data.collate import IGNORE_INDEX, Batch
+from vlm_core.data.tokens import TokenDataset, TokenizedExample, first_target
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples (indices into the dataset) that share a prefix, and the most tokens that they take together."""
+
+    members: tuple[int, ...]
+    tokens: int
+
+
+Row = tuple[Group, ...]
+
+
+def group_examples(step: Sequence[int], dataset: TokenDataset) -> list[Group]:
+    """Returns the examples of an optimizer step in groups that share a prefix, in the order of the step."""
+    members: dict[int, list[int]] = defaultdict(list)
+    for index in step:
+        members[dataset.groups[index]].append(index)
+    return [_group(indices, dataset) for indices in members.values()]
+
+
+def _group(members: Sequence[int], dataset: TokenDataset) -> Group:
+    prefix = int(dataset.prefixes[members[0]])
+    return Group(tuple(members), prefix + sum(int(dataset.lengths[i]) - prefix for i in members))
+
+
+def split_groups(groups: list[Group], dataset: TokenDataset, max_tokens: int, at_least: int = 1) -> list[Group]:
+    """Returns `groups`, halved where one has more than `max_tokens`, or where there are fewer than `at_least`.
+
+    Each half has the prefix again. A single example is never divided.
+    """
+    done, waiting = [], list(groups)
+    while waiting:
+        group = waiting.pop()
+        too_few = len(done) + len(waiting) + 1 < at_least
+        if len(group.members) > 1 and (group.tokens > max_tokens or too_few):
+            middle = len(group.members) // 2
+            waiting += [_group(half, dataset) for half in (group.members[:middle], group.members[middle:])]
+        else:
+            done.append(group)
+    return done
+
+
+def pack_rows(groups: Sequence[Group]) -> list[Row]:
+    """Returns rows no longer than the longest group, longest first: each group goes where it leaves least room.
+
+    Attention costs the square of a row's length, so that rows are no longer than they have to be.
+    """
+    ordered = sorted(groups, key=lambda group: (-group.tokens, group.members))
+    capacity = ordered[0].tokens
+    rows: list[list[Group]] = []
+    room: list[tuple[int, int]] = []  # (tokens that still fit, row), sorted
+    for group in ordered:
+        fit = bisect.bisect_left(room, (group.tokens, -1))
+        left, number = room.pop(fit) if fit < len(room) else (capacity, len(rows))
+        if number == len(rows):
+            rows.append([])
+        rows[number].append(group)
+        bisect.insort(room, (left - group.tokens, number))
+    return sorted(map(tuple, rows), key=lambda row: -row_tokens(row))
+
+
+def row_tokens(row: Row) -> int:
+    """Returns the most tokens that a row takes."""
+    return sum(group.tokens for group in row)
+
+
+def share_rows(rows: Sequence[Row], max_tokens: int, rank: int, world_size: int) -> list[tuple[list[Row], bool]]:
+    """Returns one rank's micro-batches as (rows, whether they count), of at most `max_tokens` with their padding.
+
+    All ranks get equally many, of nearly the same length; a rank without rows repeats one that does not count.
+    """
+    shares, start = [], 0
+    while start < len(rows):
+        at_once = max(1, max_tokens // row_tokens(rows[start])) * world_size
+        chunk = rows[start : start + at_once]
+        mine = list(chunk[rank::world_size])
+        shares.append((mine or [chunk[0]], bool(mine)))
+        start += at_once
+    return shares
+
+
+def pack(rows: Sequence[Sequence[Sequence[TokenizedExample]]], image_token: int) -> Batch:
+    """Returns the batch of `rows`, of which each is a sequence of groups and each group a sequence of examples.
+
+    All int64 (R, L): `input_ids`; `position_ids`; `group_ids`, 0 on padding; `branch_ids`, 0 on a prefix; `image_ids`,
+    which number the images of a row and are 0 outside them; and `targets`: the token that a position has to predict,
+    -100 where none is supervised.
+    """
+    columns = [_row([_columns(group) for group in row]) for row in rows]
+    # Padding repeats a real token: the padding token's embedding is zero, and where padding sees padding alone Gemma 3n
+    # takes the standard deviation of zeros, whose gradient is infinite. No token sees it, and it has no target.
+    filling = {"input_ids": int(columns[0]["input_ids"][0]), "targets": IGNORE_INDEX}
+    batch = {
+        name: torch.nn.utils.rnn.pad_sequence(
+            [row[name] for row in columns], batch_first=True, padding_value=filling.get(name, 0)
+        )
+        for name in columns[0]
+    }
+    is_image = batch["input_ids"] == image_token
+    starts = is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+    return batch | {"image_ids": torch.where(is_image, starts.cumsum(1), 0)}
+
+
+def _row(groups: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    numbered = [
+        columns | {"group_ids": [number] * len(columns["input_ids"])} for number, columns in enumerate(groups, start=1)
+    ]
+    return {name: torch.tensor([*chain(*(columns[name] for columns in numbered))]) for name in numbered[0]}
+
+
+def _columns(group: Sequence[TokenizedExample]) -> dict[str, list[int]]:
+    """Returns the tokens of a group: the longest prefix that all of it shares, then the rest of each example."""
+    prefix = common_prefix(group)
+    first = group[0]
+    columns: dict[str, Any] = {
+        "input_ids": first.input_ids[:prefix],
+        "position_ids": list(range(prefix)),
+        "branch_ids": [0] * prefix,
+        "targets": [IGNORE_INDEX] * prefix,
+    }
+    for branch, example in enumerate(group, start=1):
+        length = len(example.input_ids)
+        columns["input_ids"] = columns["input_ids"] + example.input_ids[prefix:]
+        columns["position_ids"] += range(prefix, length)
+        columns["branch_ids"] += [branch] * (length - prefix)
+        columns["targets"] += _targets(example)[prefix:]
+    return columns
+
+
+def common_prefix(group: Sequence[TokenizedExample]) -> int:
+    """Returns how many leading tokens a whole group shares; each example keeps one that is no target."""
+    if len(group) == 1:
+        return 0
+    columns = zip(*(example.input_ids for example in group), strict=False)
+    equal = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+    return min(equal, *(first_target(example.supervised) - 1 for example in group))
+
+
+def _targets(example: TokenizedExample) -> list[int]:
+    following = zip(example.input_ids[1:], example.supervised[1:], strict=True)
+    return [token if supervised else IGNORE_INDEX for token, supervised in following] + [IGNORE_INDEX]

@@ -1,0 +1,140 @@
+"""The Arrow cache of token ids: a second run with another learning rate tokenizes nothing.
+
+A directory holds `train.arrow` and `validation.arrow`, row for row those of the conversation cache that it was made of.
+Its key names that cache and all of the processor that token ids depend on, and not the model's weights.
+"""
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.conversations import SPLITS, image_indices
+from vlm_core.data.labels import TokenizedConversation, tokenize_conversation
+from vlm_core.families import Family
+from vlm_core.home import medpix_home
+from vlm_core.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+TOKENS_VERSION = 1  # raise it whenever the same conversations must give other ids
+ROWS_AT_ONCE = 256  # bounds the memory of the build
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.bool_())),
+        ("images", pa.list_(pa.int32())),
+        ("prefix", pa.int32()),
+        ("group", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TokenizedExample(TokenizedConversation):
+    """A conversation's tokens, and its images as indices into the table of images."""
+
+    images: list[int]
+
+
+def build_tokens(conversations: Path, processor: Any, family: Family) -> Path:
+    """Returns the directory of the token ids of both splits of `conversations`, built where it is missing."""
+    identity = [TOKENS_VERSION, read_manifest(conversations)["fingerprint"], processor_fingerprint(processor, family)]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+    def build(directory: Path) -> dict[str, Any]:
+        return {split: _build_split(conversations, directory, split, processor, family) for split in SPLITS}
+
+    directory, reused = cached_directory(medpix_home() / "cache" / "tokens", key, build)
+    logger.info("token ids %s: %s", "reused" if reused else "built", directory)
+    return directory
+
+
+def processor_fingerprint(processor: Any, family: Family) -> str:
+    """Returns a hash of all that token ids depend on: vocabulary, merges, chat template and image expansion."""
+    parts = [
+        processor.tokenizer.backend_tokenizer.to_str(),
+        processor.chat_template,
+        getattr(processor, family.image_placeholder),
+        getattr(processor, family.image_expansion),
+        family.end_of_turn,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def shared_prefix(tokenized: TokenizedConversation, image_token: int) -> int:
+    """Returns how many leading tokens examples of one image may share: up to and including the last image token.
+
+    0 without images, and where an image stands behind the first target: nothing is shared there.
+    """
+    images = [i for i, token in enumerate(tokenized.input_ids) if token == image_token]
+    end = images[-1] + 1 if images else 0
+    # A branch begins with a token that is no target: the last token of a shared prefix predicts nothing.
+    return end if end < first_target(tokenized.supervised) else 0
+
+
+def first_target(supervised: list[bool]) -> int:
+    """Returns the position of the first target, the length where there is none."""
+    return supervised.index(True) if True in supervised else len(supervised)
+
+
+def _build_split(conversations: Path, directory: Path, split: str, processor: Any, family: Family) -> int:
+    rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
+    image_token = processor.tokenizer.image_token_id
+    group_of: dict[Any, int] = {}
+    with (
+        pa.OSFile(str(directory / f"{split}.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, SCHEMA) as writer,
+        ProgressBar(len(rows), f"tokenize {split}", "row") as progress,
+    ):
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            batch = rows.select(range(first, min(first + ROWS_AT_ONCE, len(rows)))).to_list()
+            records = []
+            for number, example in enumerate(batch, start=first):
+                tokenized = tokenize_conversation(example["conversation"], processor, family)
+                images, prefix = image_indices(example), shared_prefix(tokenized, image_token)
+                key = (tuple(images), tuple(tokenized.input_ids[:prefix])) if prefix else number
+                records.append(
+                    {
+                        "input_ids": tokenized.input_ids,
+                        "supervised": tokenized.supervised,
+                        "images": images,
+                        "prefix": prefix,
+                        "group": group_of.setdefault(key, len(group_of)),
+                    }
+                )
+            writer.write_batch(pa.RecordBatch.from_pylist(records, schema=SCHEMA))
+            progress.update(len(batch))
+    return len(rows)
+
+
+class TokenDataset:
+    """A split of a token cache, memory-mapped.
+
+    `lengths`, `prefixes` and `groups` are int arrays with an entry an example: its number of tokens; how many of them
+    it may share with the examples of its group; and that group, which has the same images and the same prefix.
+    """
+
+    def __init__(self, directory: Path, split: str) -> None:
+        read_manifest(directory)
+        self.rows = Dataset.from_file(str(directory / f"{split}.arrow"))
+        table = self.rows.data
+        self.lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
+        self.prefixes: np.ndarray = table["prefix"].to_numpy()
+        self.groups: np.ndarray = table["group"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        row = self.rows[index]
+        return TokenizedExample(row["input_ids"], row["supervised"], row["images"])

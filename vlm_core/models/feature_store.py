@@ -1,0 +1,110 @@
+"""Features of images on disk, in shards that are complete or absent, each row with a checksum.
+
+A directory belongs to one tower, image processor and dtype. Its shards may come from many datasets: a feature is found
+by the sha256 of its encoded image, and a new dataset adds what is missing.
+"""
+
+import hashlib
+import logging
+import shutil
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import torch
+
+from vlm_core.files import published_file
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = pa.schema([("sha256", pa.string()), ("crc32", pa.uint32()), ("features", pa.binary())])
+
+
+@dataclass(frozen=True)
+class _Place:
+    shard: Path
+    table: pa.Table
+    row: int
+
+
+class FeatureStore:
+    """`store.read(hashes)` returns the features of images, `(N, *shape)`; shape and dtype lie in each shard."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.places: dict[str, _Place] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Looks for shards that were added."""
+        self.places = {}
+        for shard in sorted(self.directory.glob("*.arrow")):
+            try:
+                with pa.memory_map(str(shard)) as source:
+                    table = pa.ipc.open_stream(source).read_all()
+            except pa.ArrowInvalid as error:
+                raise ValueError(f"{shard} is damaged ({error}); delete it, and its images are encoded again") from None
+            self.places |= {digest: _Place(shard, table, row) for row, digest in enumerate(table["sha256"].to_pylist())}
+
+    def missing(self, hashes: Sequence[str]) -> list[str]:
+        """Returns the distinct ones of `hashes` that the store does not have, in their order."""
+        return [digest for digest in dict.fromkeys(hashes) if digest not in self.places]
+
+    def add(self, hashes: Sequence[str], features: torch.Tensor) -> None:
+        """Writes a shard with the features (N, ...) of the images in `hashes`."""
+        encoded = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in features.cpu()]
+        kind = {"shape": ",".join(map(str, features.shape[1:])), "dtype": str(features.dtype).removeprefix("torch.")}
+        columns = [list(hashes), [zlib.crc32(row) for row in encoded], encoded]
+        table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA.with_metadata(kind))
+        name = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+        with (
+            published_file(self.directory / f"{name}.arrow") as aside,
+            pa.OSFile(str(aside), "wb") as sink,
+            pa.ipc.new_stream(sink, table.schema) as writer,
+        ):
+            writer.write_table(table)
+
+    def read(self, hashes: Sequence[str]) -> torch.Tensor:
+        """Returns the features of `hashes`, (N, *shape) in the dtype that they were computed in.
+
+        Raises ValueError where the bytes on disk are not those that were written.
+        """
+        rows = [self._verified(self.places[digest]) for digest in hashes]
+        kind = self.places[hashes[0]].table.schema.metadata
+        shape = map(int, kind[b"shape"].split(b","))
+        return torch.frombuffer(bytearray().join(rows), dtype=_dtype(kind)).view(len(rows), *shape)
+
+    def discard_damaged(self, hashes: Sequence[str]) -> None:
+        """Verifies the rows of `hashes` that are there, and deletes the shards of damaged ones."""
+        for digest in dict.fromkeys(hashes):
+            place = self.places.get(digest)
+            if place is None or not place.shard.exists():
+                continue
+            try:
+                self._verified(place)
+            except ValueError as error:
+                logger.warning("%s", error)
+                place.shard.unlink()
+        self.refresh()
+
+    def _verified(self, place: _Place) -> Any:
+        buffer = place.table["features"][place.row].as_buffer()
+        if zlib.crc32(buffer) != place.table["crc32"][place.row].as_py():
+            raise ValueError(f"{place.shard} is damaged (row {place.row}); delete it, and its images are encoded again")
+        return buffer
+
+    def require_space(self, images: int, bytes_each: int) -> None:
+        """Raises ValueError where the disk cannot take the features of `images` more images."""
+        wanted, free = images * bytes_each, shutil.disk_usage(self.directory).free
+        if wanted > free:
+            raise ValueError(
+                f"the vision cache needs {wanted / 1e9:.1f} GB for {images} images and {self.directory} has "
+                f"{free / 1e9:.1f} GB left; make room, set MEDPIX_HOME, or set vision_cache.enabled=false"
+            )
+
+
+def _dtype(kind: dict[bytes, bytes]) -> torch.dtype:
+    return getattr(torch, kind[b"dtype"].decode())

@@ -1,0 +1,30 @@
+"""The two halves of a forward pass: hidden states of a plain or packed batch, and the head where it is wanted."""
+
+from typing import Any
+
+import torch
+
+from vlm_core.families import Family
+from vlm_core.models.attention import Places, packed_masks
+
+LABELS = ("labels", "targets")
+
+
+def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) -> torch.Tensor:
+    """Returns the last hidden states (B, T, hidden size) of a batch of `collate`, or of `pack`.
+
+    `model` is the transformers model itself.
+    """
+    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key not in LABELS}
+    if "group_ids" in batch:
+        places = Places.of(batch)
+        inputs = {key: batch[key] for key in ("input_ids", "position_ids", "pixel_values") if key in batch}
+        inputs["attention_mask"] = packed_masks(places, places, model, family)
+    return model.model(**inputs, use_cache=False).last_hidden_state
+
+
+def head_logits(model: Any, hidden: torch.Tensor, family: Family) -> torch.Tensor:
+    """Returns what the model's own forward makes of hidden states: (..., hidden size) -> (..., vocabulary)."""
+    logits = model.lm_head(hidden)
+    cap = model.config.get_text_config().final_logit_softcapping if family.softcaps_logits else None
+    return logits if cap is None else torch.tanh(logits / cap) * cap

@@ -1,0 +1,106 @@
+"""Filling the vision cache: each image that is missing goes through the tower once, on one of the ranks."""
+
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from vlm_core.data.batches import PixelInputs
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.families import Family
+from vlm_core.home import medpix_home
+from vlm_core.models.feature_store import FeatureStore
+from vlm_core.models.load import unwrapped
+from vlm_core.models.vision import tower_fingerprint, vision_features
+from vlm_core.progress import ProgressBar
+from vlm_core.training.distributed import Ranks, barrier
+
+logger = logging.getLogger(__name__)
+
+IMAGES_A_SHARD = 64  # what a killed job loses at most, a rank
+IMAGES_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class FeatureInputs:
+    """Cached features (N, ...) of images given by index, in place of the pixels of `PixelInputs`."""
+
+    store: FeatureStore
+    hashes: list[str]  # of every image, by index
+
+    def __call__(self, indices: Sequence[int]) -> torch.Tensor:
+        return self.store.read([self.hashes[index] for index in indices])
+
+
+def store_of(model: Any, processor: Any, family: Family) -> FeatureStore:
+    """Returns the features of the tower of `model` that are on disk."""
+    directory = medpix_home() / "cache" / "vision" / tower_fingerprint(model, processor, family)
+    directory.mkdir(parents=True, exist_ok=True)
+    return FeatureStore(directory)
+
+
+def encode_images(
+    model: Any, processor: Any, family: Family, conversations: Path, ranks: Ranks, device: torch.device
+) -> FeatureInputs:
+    """Returns the features of all images of a conversation cache, after encoding those that are missing.
+
+    Every rank encodes its share. Raises ValueError where the disk is too small.
+    """
+    images = ConversationDataset(conversations, "train").images
+    store, hashes = store_of(model, processor, family), images["sha256"][:]
+    # Of two jobs at once one encodes; the other waits and finds everything.
+    with FileLock(store.directory / ".lock") if ranks.is_main else nullcontext():
+        if ranks.is_main:
+            store.refresh()
+            store.discard_damaged(hashes)
+        barrier()
+        store.refresh()
+        missing = store.missing(hashes)
+        if missing:
+            index_of = {digest: index for index, digest in enumerate(hashes)}
+            encoder = _Encoder(model, family, PixelInputs.of(conversations, processor), device)
+            encoder.fill(store, missing, index_of, ranks)
+        barrier()
+    store.refresh()
+    logger.info("vision cache: %d images encoded, %d reused: %s",
+                len(missing), len(hashes) - len(missing), store.directory)  # fmt: skip
+    return FeatureInputs(store, hashes)
+
+
+class _Encoder:
+    """The tower on its device for the time that it is needed."""
+
+    def __init__(self, model: Any, family: Family, pixels: PixelInputs, device: torch.device) -> None:
+        self.model, self.family, self.pixels, self.device = model, family, pixels, device
+        self.tower = unwrapped(model).get_submodule(family.vision_tower)
+        self.dtype = next(self.tower.parameters()).dtype
+
+    def fill(self, store: FeatureStore, missing: list[str], index_of: dict[str, int], ranks: Ranks) -> None:
+        """Encodes this rank's share of `missing`."""
+        started = time.monotonic()
+        self.tower.to(self.device).eval()
+        first = self._encode([index_of[missing[0]]])
+        store.require_space(len(missing), first.numel() * first.element_size())
+        mine = missing[ranks.rank :: ranks.world_size]
+        with ProgressBar(len(mine), "encode images", "image", enabled=ranks.is_main) as progress:
+            for start in range(0, len(mine), IMAGES_A_SHARD):
+                shard = mine[start : start + IMAGES_A_SHARD]
+                indices = [index_of[digest] for digest in shard]
+                parts = [indices[i : i + IMAGES_AT_ONCE] for i in range(0, len(indices), IMAGES_AT_ONCE)]
+                features = []
+                for part in parts:
+                    features.append(self._encode(part))
+                    progress.update(len(part))
+                store.add(shard, torch.cat(features))
+        self.tower.to("cpu")
+        logger.info("vision cache: encoded in %.1f s", time.monotonic() - started)
+
+    def _encode(self, indices: list[int]) -> torch.Tensor:
+        pixels = self.pixels(indices).to(self.device, self.dtype)
+        return vision_features(self.model, pixels, self.family).cpu()
