@@ -8,7 +8,7 @@ from typing import Any
 from prefect import flow
 
 from tasks.data import download_dataset, download_model, preprocess_conversations
-from tasks.jobs import evaluate, finetune
+from tasks.jobs import encode_images, evaluate, finetune
 from tasks.registry import register_model
 from tasks.run import checked_config, tracked_run
 from tasks.summary import next_steps, render, summarize
@@ -28,6 +28,8 @@ def medpix_finetune(recipe: str = "demo", overrides: dict[str, Any] | None = Non
     base_model = download_model(config)
     conversations = preprocess_conversations(splits)
     with tracked_run(config, base_model, splits, conversations) as run:
+        if config.encodes_ahead:
+            encode_images(run, conversations)
         training = finetune(run, conversations)
         scores = evaluate(run, training["checkpoint"], conversations)
         registered = register_model(run, base_model, training["checkpoint"], scores)

@@ -13,6 +13,12 @@ from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, RESULT
 
 
+@task(tags=["data"], cache_policy=NO_CACHE)
+def encode_images(run: Run, conversations: Path) -> None:
+    """Fills the vision cache, where the vision tower is frozen: each image goes through it once."""
+    _run("encode", run, ["--conversations", str(conversations)])
+
+
 @task(tags=["training"], cache_policy=NO_CACHE)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""

@@ -177,6 +177,11 @@ class Config(Section):
         return self
 
     @property
+    def encodes_ahead(self) -> bool:
+        """Whether it is worth asking for the vision cache before training: the tower may be frozen."""
+        return self.vision_cache.enabled and (self.freeze_config.freeze_vision_tower or self.peft is not None)
+
+    @property
     def validation_source(self) -> DatasetConfig:
         """The validation split's dataset, with what is unset taken from `dataset`."""
         own = self.validation_dataset

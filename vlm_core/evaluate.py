@@ -16,22 +16,27 @@ import pyarrow.parquet as pq
 
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config, EvaluationConfig
+from vlm_core.data.batches import ImageInputs, PixelInputs
 from vlm_core.data.closed import closed_kind
 from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits, image_indices
 from vlm_core.data.images import decode_image
+from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.files import write_json
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.controls import shuffle_between_cases
-from vlm_core.generation.decode import Answer, batches_by_length, without_answer
+from vlm_core.generation.decode import Answer, without_answer
 from vlm_core.generation.metrics import score
+from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.generation.sheet import IMAGES, draw_examples
 from vlm_core.home import require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.load import is_adapter, weights_directory
+from vlm_core.models.vision import DetachedTower
 from vlm_core.progress import ProgressBar
 from vlm_core.run_directory import EVALUATION, EXAMPLES, PREDICTIONS, RESULT
 from vlm_core.training.distributed import Ranks, barrier, main_rank_first, process_group
+from vlm_core.training.encoding import cached_features
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +50,26 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
         if is_adapter(weights_directory(checkpoint)):
             fetch_model(config.model)
     dataset = ConversationDataset(conversations, "validation")
-    examples = _chosen(dataset, config.evaluation.limit)
+    chosen = _chosen(len(dataset), config.evaluation.limit)
+    examples = [dataset.conversations[i] for i in chosen]
     shuffled = shuffle_between_cases(examples, config.rng.seed)
     if shuffled is None:
         logger.warning("the validation split has images of one case only: no control with shuffled images")
     answerer = Answerer.load(checkpoint, config.model, ranks.local_rank)
-    mine = examples[ranks.rank :: ranks.world_size]
+    with main_rank_first(ranks):
+        tokens = TokenDataset(build_tokens(conversations, answerer.processor, answerer.family), "validation")
+    images = _image_inputs(config, answerer, conversations)
+    prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.image_token)
+    mine = prompts.share(config.evaluation.batch_size, ranks.rank, ranks.world_size)
+    right = prompts.select(mine)
     with ProgressBar(len(mine) * (2 if shuffled else 1), "evaluate", "answer", enabled=ranks.is_main) as progress:
-        right = _answer(answerer, dataset, mine, config.evaluation, progress)
-        wrong: list[Answer | None] = [None] * len(mine)
+        answers = _answer(answerer, right, images, config.evaluation, progress)
+        controls: list[Answer | None] = [None] * len(mine)
         if shuffled:
-            wrong = [*_answer(answerer, dataset, mine, config.evaluation, progress, shuffled)]
+            controls = [*_answer(answerer, right.showing(shuffled), images, config.evaluation, progress)]
     closed = dataset.manifest["closed_questions"]
-    records = [_record(*row, closed, dataset) for row in zip(mine, right, wrong, strict=True)]
+    rows = zip([examples[i] for i in mine], answers, controls, strict=True)
+    records = [_record(*row, closed, dataset) for row in rows]
     predictions = _gather(records, output, ranks)
     if ranks.is_main:
         result = {
@@ -75,29 +87,31 @@ def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conve
     barrier()
 
 
-def _chosen(dataset: ConversationDataset, limit: int | None) -> list[dict[str, Any]]:
+def _chosen(rows: int, limit: int | None) -> list[int]:
     """Returns all rows of the split, or `limit` of them spread evenly over it: its head is a few images only."""
-    rows = dataset.conversations
-    count = min(limit or len(rows), len(rows))
-    return [rows[i * len(rows) // count] for i in range(count)]
+    count = min(limit or rows, rows)
+    return [i * rows // count for i in range(count)]
+
+
+def _image_inputs(config: Config, answerer: Answerer, conversations: Path) -> ImageInputs:
+    """Returns the features of the vision cache where it has all images for this tower, else the images' pixels."""
+    if config.vision_cache.enabled:
+        features = cached_features(answerer.model, answerer.processor, answerer.family, conversations)
+        if features:
+            DetachedTower(answerer.model, answerer.family)
+            return features
+    return PixelInputs.of(conversations, answerer.processor)
 
 
 def _answer(
-    answerer: Answerer,
-    dataset: ConversationDataset,
-    examples: list[dict[str, Any]],
-    settings: EvaluationConfig,
-    progress: ProgressBar,
-    replacement: dict[int, int] | None = None,
+    answerer: Answerer, prompts: Prompts, images: ImageInputs, settings: EvaluationConfig, progress: ProgressBar
 ) -> list[Answer]:
-    """Returns the answers in the order of `examples`; `replacement` maps an image to the one shown instead."""
+    """Returns the answers in the order of `prompts`."""
     answers: dict[int, Answer] = {}
-    for indices in batches_by_length([len(_question(example)) for example in examples], settings.batch_size):
-        rows = [dataset.with_images(examples[i], replacement) for i in indices]
-        prompts = [without_answer(row["conversation"]) for row in rows]
-        answers |= dict(zip(indices, answerer.answer(prompts, settings.max_new_tokens), strict=True))
-        progress.update(len(indices))
-    return [answers[i] for i in range(len(examples))]
+    for groups in prompts.batches(settings.batch_size):
+        answers |= answerer.answer_groups(prompts, groups, images, settings.max_new_tokens)
+        progress.update(sum(len(group.members) for group in groups))
+    return [answers[i] for i in range(len(prompts))]
 
 
 def _question(example: dict[str, Any]) -> str:

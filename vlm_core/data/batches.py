@@ -121,6 +121,27 @@ class PackedBatches(Batches):
         return self._with_images(batch, shown_images(rows), counted=micro_batch.counted)
 
 
+class TokenCounts(NamedTuple):
+    """What a batch costs: tokens that the model computes, padding among them, and what plain rows would have."""
+
+    computed: int
+    padding: int
+    plain: int
+
+
+def count_tokens(batch: Batch) -> TokenCounts:
+    """Returns the tokens of a plain or packed batch."""
+    computed = batch["input_ids"].numel()
+    if "group_ids" not in batch:
+        tokens = int(batch["attention_mask"].sum())
+        return TokenCounts(computed, computed - tokens, tokens)
+    place = torch.stack([batch["group_ids"], batch["branch_ids"]])
+    following = torch.nn.functional.pad(place[:, :, 1:], (0, 1), value=-1)
+    ends = (place != following).any(dim=0) & (batch["branch_ids"] > 0)
+    plain = int((batch["position_ids"][ends] + 1).sum())
+    return TokenCounts(computed, int((batch["group_ids"] == 0).sum()), plain)
+
+
 def shown_images(rows: Sequence[Sequence[Sequence[Any]]]) -> list[int]:
     """Returns the images of packed rows in the order of their tokens: a shared prefix shows its images once."""
     return [image for row in rows for group in row for image in group[0].images]

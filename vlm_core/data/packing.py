@@ -14,12 +14,21 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, takewhile
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from vlm_core.data.collate import IGNORE_INDEX, Batch
-from vlm_core.data.tokens import TokenDataset, TokenizedExample, first_target
+from vlm_core.data.tokens import TokenizedExample, first_target
+
+
+class Layout(Protocol):
+    """What packing has to know of each example: int arrays with an entry an example."""
+
+    lengths: np.ndarray  # tokens
+    prefixes: np.ndarray  # leading tokens that it may share with the examples of its group
+    groups: np.ndarray  # the number of its group
 
 
 @dataclass(frozen=True)
@@ -33,20 +42,20 @@ class Group:
 Row = tuple[Group, ...]
 
 
-def group_examples(step: Sequence[int], dataset: TokenDataset) -> list[Group]:
+def group_examples(step: Sequence[int], layout: Layout) -> list[Group]:
     """Returns the examples of an optimizer step in groups that share a prefix, in the order of the step."""
     members: dict[int, list[int]] = defaultdict(list)
     for index in step:
-        members[dataset.groups[index]].append(index)
-    return [_group(indices, dataset) for indices in members.values()]
+        members[layout.groups[index]].append(index)
+    return [group_of(indices, layout) for indices in members.values()]
 
 
-def _group(members: Sequence[int], dataset: TokenDataset) -> Group:
-    prefix = int(dataset.prefixes[members[0]])
-    return Group(tuple(members), prefix + sum(int(dataset.lengths[i]) - prefix for i in members))
+def group_of(members: Sequence[int], layout: Layout) -> Group:
+    prefix = int(layout.prefixes[members[0]])
+    return Group(tuple(members), prefix + sum(int(layout.lengths[i]) - prefix for i in members))
 
 
-def split_groups(groups: list[Group], dataset: TokenDataset, max_tokens: int, at_least: int = 1) -> list[Group]:
+def split_groups(groups: list[Group], layout: Layout, max_tokens: int, at_least: int = 1) -> list[Group]:
     """Returns `groups`, halved where one has more than `max_tokens`, or where there are fewer than `at_least`.
 
     Each half has the prefix again. A single example is never divided.
@@ -57,7 +66,7 @@ def split_groups(groups: list[Group], dataset: TokenDataset, max_tokens: int, at
         too_few = len(done) + len(waiting) + 1 < at_least
         if len(group.members) > 1 and (group.tokens > max_tokens or too_few):
             middle = len(group.members) // 2
-            waiting += [_group(half, dataset) for half in (group.members[:middle], group.members[middle:])]
+            waiting += [group_of(half, layout) for half in (group.members[:middle], group.members[middle:])]
         else:
             done.append(group)
     return done

@@ -1,13 +1,25 @@
-"""Answers to questions about images, generated greedily in batches."""
+"""Greedy answers from a prefix that is computed once for all questions about an image.
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+A row holds an image's prefix and its questions as branches, as in training (`vlm_core.data.packing`). One forward pass
+fills the key-value cache with them; then each step adds a token to every branch that has not ended. The masks go by
+position and branch, so that a branch sees what it would see in a row of its own, and the answers are those of
+`model.generate`, one question at a time.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from transformers import DynamicCache
 
-from vlm_core.data.collate import collate_prompts
+from vlm_core.data.collate import Batch
+from vlm_core.data.packing import pack
+from vlm_core.data.tokens import TokenizedExample
 from vlm_core.families import Family
+from vlm_core.models.attention import Places, packed_masks
+from vlm_core.models.forward import head_logits
+from vlm_core.models.load import unwrapped
 
 
 @dataclass(frozen=True)
@@ -19,41 +31,119 @@ class Answer:
     truncated: bool  # cut at max_new_tokens
 
 
+@dataclass
+class Branch:
+    """A prompt on its way to an answer: its place in the batch, the index of its last token, what was generated."""
+
+    row: int
+    group: int
+    branch: int
+    end: int
+    position: int
+    generated: list[int] = field(default_factory=list)
+
+
 def without_answer(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Returns a conversation up to and without its last assistant turn."""
     return conversation[:-1] if conversation[-1]["role"] == "assistant" else conversation
 
 
+def stop_tokens(tokenizer: Any, family: Family) -> set[int]:
+    """Returns the ids that end an answer."""
+    return {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(family.end_of_turn)}
+
+
+def to_answer(generated: list[int], tokenizer: Any, family: Family) -> Answer:
+    """Returns the answer that generated ids stand for."""
+    ended = bool(generated) and generated[-1] in stop_tokens(tokenizer, family)
+    text = tokenizer.decode(generated[:-1] if ended else generated, skip_special_tokens=True).strip()
+    return Answer(text, tokens=len(generated), truncated=not ended)
+
+
 @torch.no_grad()
-def generate_batch(
-    model: Any, processor: Any, family: Family, conversations: Sequence[list[dict[str, Any]]], max_new_tokens: int
-) -> list[Answer]:
-    """Returns the answer to each conversation, all of which end with a user turn."""
-    prompts = collate_prompts([{"conversation": conversation} for conversation in conversations], processor, family)
-    inputs = {key: value.to(model.device) for key, value in prompts.items()}
-    if "pixel_values" in inputs:
-        inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
-    tokenizer = processor.tokenizer
-    stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(family.end_of_turn)]
-    output = model.generate(
-        **inputs,
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=stops,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return [_answer(row, stops, tokenizer) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
+def generate_greedily(
+    model: Any,
+    family: Family,
+    rows: Sequence[Sequence[TokenizedExample]],
+    pixel_values: torch.Tensor | None,
+    image_token: int,
+    stops: set[int],
+    max_new_tokens: int,
+) -> list[list[int]]:
+    """Returns the generated ids of each prompt, row by row, a stop token included where one came.
+
+    The prompts of a row have the same images in a prefix that they share, or there is one of them; `pixel_values` are
+    those of each row's images, one row behind the other.
+    """
+    core = unwrapped(model)
+    batch = {name: tensor.to(core.device) for name, tensor in pack([[row] for row in rows], image_token).items()}
+    branches = _branches(batch)
+    decoder = _Decoder(core, family, Places.of(batch))
+    logits = decoder.prefill(batch, pixel_values, branches)
+    for length in range(1, max_new_tokens + 1):
+        for branch, token in zip(branches, logits.argmax(-1).tolist(), strict=True):
+            branch.generated.append(token)
+        branches_left = [branch for branch in branches if branch.generated[-1] not in stops]
+        if not branches_left or length == max_new_tokens:
+            break
+        branches = branches_left
+        logits = decoder.step(branches)
+    return [branch.generated for branch in decoder.all_branches]
 
 
-def _answer(generated: list[int], stops: list[int], tokenizer: Any) -> Answer:
-    end = next((i for i, token in enumerate(generated) if token in stops), None)
-    kept = generated if end is None else generated[:end]
-    text = tokenizer.decode(kept, skip_special_tokens=True).strip()
-    return Answer(text, tokens=len(kept) + (end is not None), truncated=end is None)
+def _branches(batch: Batch) -> list[Branch]:
+    """Returns the branches of a packed batch, row by row."""
+    found = []
+    for row, (groups, numbers, positions) in enumerate(
+        zip(*(batch[name].tolist() for name in ("group_ids", "branch_ids", "position_ids")), strict=True)
+    ):
+        ends = {(group, number): i for i, (group, number) in enumerate(zip(groups, numbers, strict=True)) if number}
+        found += [Branch(row, *place, end, positions[end]) for place, end in ends.items()]
+    return found
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
-    """Yields the indices of `lengths` in batches of similar length, longest first: memory shows its peak at once."""
-    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+class _Decoder:
+    """A key-value cache with the place of each of its keys."""
+
+    def __init__(self, model: Any, family: Family, prompt: Places) -> None:
+        self.model, self.family, self.keys = model, family, prompt
+        # Without a config every layer keeps all keys: a sliding one would drop those that other branches still see.
+        self.cache = DynamicCache()
+
+    def prefill(self, batch: Batch, pixel_values: torch.Tensor | None, branches: list[Branch]) -> torch.Tensor:
+        """Returns the logits behind each prompt, (branches, vocabulary)."""
+        self.all_branches = branches
+        pixels = {} if pixel_values is None else {"pixel_values": pixel_values.to(self.model.device, self.model.dtype)}
+        hidden = self._forward(batch["input_ids"], self.keys, **pixels)
+        return self._logits(hidden, [(branch.row, branch.end) for branch in branches])
+
+    def step(self, branches: list[Branch]) -> torch.Tensor:
+        """Feeds the last token of each of `branches`; returns the logits behind it, (branches, vocabulary)."""
+        columns: dict[int, int] = {}
+        places = []
+        for branch in branches:
+            branch.position += 1
+            places.append((branch.row, columns.setdefault(branch.row, 0)))
+            columns[branch.row] += 1
+        # A row with fewer branches is filled with tokens of no group, which nothing sees.
+        queries = torch.zeros(5, len(self.keys.group_ids), max(columns.values()), dtype=torch.long)
+        for branch, (row, column) in zip(branches, places, strict=True):
+            values = [branch.generated[-1], branch.position, branch.group, branch.branch, 0]
+            queries[:, row, column] = torch.tensor(values)
+        input_ids, *new = queries.to(self.model.device)
+        self.keys = self.keys.followed_by(Places(*new))
+        return self._logits(self._forward(input_ids, Places(*new)), places)
+
+    def _forward(self, input_ids: torch.Tensor, queries: Places, **pixels: torch.Tensor) -> torch.Tensor:
+        return self.model.model(
+            input_ids=input_ids,
+            position_ids=queries.position_ids,
+            attention_mask=packed_masks(queries, self.keys, self.model, self.family),
+            past_key_values=self.cache,
+            use_cache=True,
+            **pixels,
+        ).last_hidden_state
+
+    def _logits(self, hidden: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
+        rows, columns = zip(*places, strict=True)
+        return head_logits(self.model, hidden[list(rows), list(columns)], self.family)

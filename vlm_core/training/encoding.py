@@ -38,11 +38,18 @@ class FeatureInputs:
         return self.store.read([self.hashes[index] for index in indices])
 
 
-def store_of(model: Any, processor: Any, family: Family) -> FeatureStore:
-    """Returns the features of the tower of `model` that are on disk."""
-    directory = medpix_home() / "cache" / "vision" / tower_fingerprint(model, processor, family)
-    directory.mkdir(parents=True, exist_ok=True)
-    return FeatureStore(directory)
+def _store_of(model: Any, processor: Any, family: Family) -> FeatureStore:
+    return FeatureStore(medpix_home() / "cache" / "vision" / tower_fingerprint(model, processor, family))
+
+
+def cached_features(model: Any, processor: Any, family: Family, conversations: Path) -> FeatureInputs | None:
+    """Returns the features of the images of a conversation cache, None unless all are there for this tower."""
+    store, hashes = _store_of(model, processor, family), _hashes(conversations)
+    return None if store.missing(hashes) else FeatureInputs(store, hashes)
+
+
+def _hashes(conversations: Path) -> list[str]:
+    return list(ConversationDataset(conversations, "train").images["sha256"])
 
 
 def encode_images(
@@ -52,8 +59,8 @@ def encode_images(
 
     Every rank encodes its share. Raises ValueError where the disk is too small.
     """
-    images = ConversationDataset(conversations, "train").images
-    store, hashes = store_of(model, processor, family), images["sha256"][:]
+    store, hashes = _store_of(model, processor, family), _hashes(conversations)
+    store.directory.mkdir(parents=True, exist_ok=True)
     # Of two jobs at once one encodes; the other waits and finds everything.
     with FileLock(store.directory / ".lock") if ranks.is_main else nullcontext():
         if ranks.is_main:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm_core.config import Config
-from vlm_core.data.batches import PackedBatches, PlainBatches
+from vlm_core.data.batches import PackedBatches, PlainBatches, count_tokens
 from vlm_core.data.collate import Batch, require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.families import Family
@@ -64,6 +64,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.progress = RunProgress(self.dataset_fingerprint)
+        self.token_counts = [0, 0, 0]  # of this start of the run: see `TokenCounts`
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
@@ -111,6 +112,10 @@ class Trainer:
             if stopping:
                 raise Preempted(f"stopped by SIGTERM behind step {self.progress.step} of {self.total_steps}")
         reporter.close()
+        computed, padding, plain = self.token_counts
+        if computed:
+            logger.info("computed %s tokens (%.1f %% padding) for examples of %s: %.1f times fewer",
+                        f"{computed:,}", 100 * padding / computed, f"{plain:,}", plain / computed)  # fmt: skip
 
     def _remember_sigterm(self, number: int, frame: object) -> None:
         self.sigterm_received = True
@@ -138,12 +143,14 @@ class Trainer:
         self.model.train()
         # The divisor is global and has to be known before the first backward pass.
         # Whether to stop is agreed upon here too: no rank may leave the others waiting.
-        samples, tokens, terminated = sum_over_ranks(
+        samples, tokens, terminated, *counts = sum_over_ranks(
             sum(map(supervised_examples, batches)),
             sum(map(supervised_tokens, batches)),
             self.sigterm_received,
+            *(sum(column) for column in zip(*map(count_tokens, batches), strict=True)),
         )
         self.stopping = terminated > 0
+        self.token_counts = [total + int(count) for total, count in zip(self.token_counts, counts, strict=True)]
         loss = sum_over_ranks(sum(self._backward(batches, tokens)))[0] / tokens
         lr = self.scheduler.get_last_lr()[0]
         max_norm = self.config.clip_grad_norm.max_norm
@@ -160,6 +167,8 @@ class Trainer:
             "grad_norm": grad_norm,
             "lr": lr,
             "supervised_tokens": int(tokens),
+            "computed_tokens": int(counts[0]),
+            "padding_share": round(counts[1] / counts[0], 4),
             "samples_per_second": round(samples / seconds, 3),
             "step_seconds": round(seconds, 4),
         }

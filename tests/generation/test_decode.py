@@ -1,0 +1,112 @@
+"""Answers from a shared prefix are those of `model.generate`, one question at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import small_config, tiny_directory
+from vlm_core.data.collate import collate_prompts
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.families import Family
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.decode import Answer, to_answer, without_answer
+from vlm_core.generation.prompts import Prompts, prompt_of
+from vlm_core.models.load import load_model
+
+NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def answerer(family: Family, processor: Any) -> Answerer:
+    """A model whose random weights speak: it answers at length, and seldom the same."""
+    model = load_model(tiny_directory(family.model_type), small_config().model).eval()
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            # Layers that outweigh the tied embedding, or each token would be followed by itself.
+            scale = 0.3 if "embed_tokens" in name else 2.0
+            parameter.data.normal_(std=scale * parameter.shape[-1] ** -0.5)
+    return Answerer(model, processor, family)
+
+
+def one_by_one(answerer: Answerer, conversations: list[Any], stops: set[int]) -> list[list[int]]:
+    """The reference: transformers' own greedy generation."""
+    generated = []
+    for conversation in conversations:
+        inputs = collate_prompts([{"conversation": conversation}], answerer.processor, answerer.family)
+        output = answerer.model.generate(
+            **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=list(stops), pad_token_id=0
+        )
+        generated.append(output[0, inputs["input_ids"].shape[1] :].tolist())
+    return generated
+
+
+def together(answerer: Answerer, conversations: list[Any], stops: set[int]) -> list[list[int]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vlm_core.generation.answerer.stop_tokens", lambda tokenizer, family: stops)
+        patch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, tokenizer, family: ids)
+        return answerer.answer(conversations, NEW_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def asked(conversations: Path) -> list[list[dict[str, Any]]]:
+    """Questions about three images, 4, 3 and 1 of them, mixed."""
+    dataset = ConversationDataset(conversations, "validation")
+    return [without_answer(dataset[i]["conversation"]) for i in (0, 10, 1, 20, 11, 2, 3, 12)]
+
+
+def test_a_shared_prefix_changes_no_answer(answerer: Answerer, asked: list[Any]) -> None:
+    expected = one_by_one(answerer, asked, stops={1})
+    assert together(answerer, asked, stops={1}) == expected
+    assert len(set(map(tuple, expected))) > 5
+    # The window is shorter than what is seen: a sliding layer that lost its keys, or kept too many, would show.
+    window = answerer.model.config.get_text_config().sliding_window
+    longest = collate_prompts([{"conversation": c} for c in asked], answerer.processor, answerer.family)
+    assert longest["input_ids"].shape[1] + NEW_TOKENS > window
+
+
+def test_branches_end_one_by_one(answerer: Answerer, asked: list[Any]) -> None:
+    """With stop tokens that occur: some answers end early, and the others go on as before."""
+    whole = one_by_one(answerer, asked, stops={1})
+    stops = {whole[0][3], whole[1][6], whole[4][1]}
+    expected = one_by_one(answerer, asked, stops)
+    assert len({len(ids) for ids in expected}) > 2
+    assert together(answerer, asked, stops) == expected
+
+
+def test_an_answer_is_cut_at_its_end_or_marked(family: Family, processor: Any) -> None:
+    tokenizer = processor.tokenizer
+    end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
+    ids = tokenizer("On the left side.", add_special_tokens=False)["input_ids"]
+    assert to_answer([*ids, end], tokenizer, family) == Answer("On the left side.", len(ids) + 1, truncated=False)
+    assert to_answer(ids, tokenizer, family) == Answer("On the left side.", len(ids), truncated=True)
+    assert to_answer([end], tokenizer, family) == Answer("", 1, truncated=False)
+
+
+def test_cached_prompts_are_those_of_the_processor(
+    answerer: Answerer, conversations: Path, family: Family, processor: Any
+) -> None:
+    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
+    dataset = ConversationDataset(conversations, "validation")
+    for i in range(0, len(dataset), 7):
+        conversation = without_answer(dataset[i]["conversation"])
+        expected = collate_prompts([{"conversation": conversation}], processor, family)["input_ids"][0].tolist()
+        assert prompt_of(tokens[i]).input_ids == expected
+
+
+def test_batches_hold_every_prompt_once_and_share_prefixes(conversations: Path, family: Family, processor: Any) -> None:
+    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
+    image_token = processor.tokenizer.image_token_id
+    prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], image_token)
+    for batch_size in (1, 4, 16):
+        batches = prompts.batches(batch_size)
+        members = [i for groups in batches for group in groups for i in group.members]
+        assert sorted(members) == list(range(len(prompts)))
+        assert all(sum(len(group.members) for group in groups) <= batch_size for groups in batches)
+    shares = [prompts.share(16, rank, 3) for rank in range(3)]
+    assert sorted(i for share in shares for i in share) == list(range(len(prompts)))
+    everything_about_one = prompts.showing({image: 5 for p in prompts.prompts for image in p.images})
+    assert len(set(everything_about_one.groups.tolist())) == 1

@@ -1,0 +1,55 @@
+"""Encodes every image of a dataset once: `python -m vlm_core.encode --config demo`, or under torchrun.
+
+The features of a frozen vision tower lie in the vision cache then, for training and evaluation alike. Images that are
+there already are not encoded again; a job that was killed goes on where it was.
+"""
+
+import logging
+from pathlib import Path
+
+from vlm_core.cli import ConfigParser
+from vlm_core.config import Config
+from vlm_core.data.conversations import build_conversations, fetch_splits
+from vlm_core.families import family_of
+from vlm_core.log import configure_logging
+from vlm_core.models.fetch import fetch_model
+from vlm_core.models.load import device_of, load_processor
+from vlm_core.models.prepare import prepare_model
+from vlm_core.models.vision import is_tower_frozen
+from vlm_core.training.distributed import Ranks, main_rank_first, process_group
+from vlm_core.training.encoding import encode_images
+
+logger = logging.getLogger(__name__)
+
+
+def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> None:
+    """Fills the vision cache for `config`; says so where there is nothing to cache."""
+    if not config.vision_cache.enabled:
+        logger.info("vision_cache.enabled=false: nothing is encoded ahead")
+        return
+    with main_rank_first(ranks):
+        conversations = conversations or build_conversations(fetch_splits(config))[0]
+        base = fetch_model(config.model)
+    family = family_of(base)
+    model = prepare_model(config, base, family, None)
+    if not is_tower_frozen(model, family):
+        logger.info("the vision tower trains: its features change, and nothing is encoded ahead")
+        return
+    encode_images(model, load_processor(base), family, conversations, ranks, device_of(ranks.local_rank))
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = ConfigParser(prog="python -m vlm_core.encode", description=__doc__)
+    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
+    options, config = parser.parse_config()
+    with process_group() as ranks:
+        configure_logging(quiet=not ranks.is_main)
+        try:
+            encode(config, ranks, options.conversations)
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

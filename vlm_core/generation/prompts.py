@@ -1,0 +1,71 @@
+"""Prompts to answer, in batches in which the questions about an image share its prefix."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from vlm_core.data.packing import Group, group_examples, group_of
+from vlm_core.data.tokens import TokenizedExample, shared_prefix
+
+
+def prompt_of(example: TokenizedExample) -> TokenizedExample:
+    """Returns an example up to its last answer; its tokens are those of the processor's prompt for generation."""
+    end = len(example.input_ids)
+    while end and not example.supervised[end - 1]:
+        end -= 1
+    while end and example.supervised[end - 1]:
+        end -= 1
+    assert end, "an example has an answer"
+    return TokenizedExample(example.input_ids[:end], [False] * end, example.images)
+
+
+class Prompts:
+    """Prompts with the layout that packing asks for; see `vlm_core.data.packing.Layout`."""
+
+    def __init__(self, prompts: Sequence[TokenizedExample], image_token: int) -> None:
+        self.prompts, self.image_token = list(prompts), image_token
+        self.lengths = np.array([len(prompt.input_ids) for prompt in self.prompts])
+        self.prefixes = np.array([shared_prefix(prompt, image_token) for prompt in self.prompts])
+        numbers: dict[object, int] = {}
+        self.groups = np.array([numbers.setdefault(key, len(numbers)) for key in map(self._key, range(len(prompts)))])
+
+    def _key(self, index: int) -> object:
+        prompt, prefix = self.prompts[index], int(self.prefixes[index])
+        return (tuple(prompt.images), tuple(prompt.input_ids[:prefix])) if prefix else index
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def showing(self, replacement: dict[int, int]) -> "Prompts":
+        """Returns the same prompts with each image replaced by another one."""
+        shown = [replace(prompt, images=[replacement[image] for image in prompt.images]) for prompt in self.prompts]
+        return Prompts(shown, self.image_token)
+
+    def select(self, indices: Sequence[int]) -> "Prompts":
+        """Returns the prompts at `indices`."""
+        return Prompts([self.prompts[i] for i in indices], self.image_token)
+
+    def share(self, batch_size: int, rank: int, world_size: int) -> list[int]:
+        """Returns the indices of one rank's share: every so manieth batch, so that all get long and short ones."""
+        mine = self.batches(batch_size)[rank::world_size]
+        return sorted(i for groups in mine for group in groups for i in group.members)
+
+    def batches(self, batch_size: int) -> list[list[Group]]:
+        """Returns groups of prompts that share a prefix, in batches of about `batch_size` prompts, longest first.
+
+        Memory shows its peak at once. No group has more than `batch_size` prompts.
+        """
+        groups = []
+        for group in group_examples(range(len(self.prompts)), self):
+            starts = range(0, len(group.members), batch_size)
+            groups += [group_of(group.members[start : start + batch_size], self) for start in starts]
+        batches: list[list[Group]] = []
+        room = 0
+        for group in sorted(groups, key=lambda group: (-group.tokens, group.members)):
+            if len(group.members) > room:
+                batches.append([])
+                room = batch_size
+            batches[-1].append(group)
+            room -= len(group.members)
+        return batches
