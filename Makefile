@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check format clean
+.PHONY: help setup demo test check bench bench-quick format clean
 
 help:  ## say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -38,3 +38,15 @@ format: setup  ## rewrite the sources in the project's style
 
 clean:  ## remove the environment and what the commands wrote
 	rm -rf $(VENV) .medpix
+
+BENCH := $(VENV)/.bench
+
+$(BENCH): $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
+	touch $(BENCH)
+
+bench: $(BENCH)  ## every comparison with TRL and a plain loop: about an hour and a half
+	$(BIN)/python -m benchmarks.run full
+
+bench-quick: $(BENCH)  ## the two main comparisons, in under ten minutes
+	$(BIN)/python -m benchmarks.run quick

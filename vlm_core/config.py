@@ -69,7 +69,7 @@ class StepSchedulerConfig(Section):
 class PackingConfig(Section):
     enabled: bool = Field(True, description="Let the questions about an image share its tokens; exact, and faster.")
     max_tokens: PositiveInt = Field(
-        4096, description="Tokens of a packed forward pass on one rank; takes the place of local_batch_size."
+        2048, description="Tokens of a packed forward pass on one rank; takes the place of local_batch_size."
     )
 
 

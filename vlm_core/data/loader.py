@@ -26,7 +26,7 @@ def plan_epoch(
     order = torch.randperm(num_examples, generator=generator)
     if groups is not None:
         rank = torch.randperm(int(groups.max()) + 1, generator=generator)
-        order = order[torch.argsort(rank[torch.as_tensor(groups)[order]], stable=True)]
+        order = order[torch.argsort(rank[torch.tensor(groups)[order]], stable=True)]
     return [step.tolist() for step in order.split(global_batch_size)]
 
 

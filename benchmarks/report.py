@@ -1,0 +1,88 @@
+"""Tables and a plot of what was measured."""
+
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+NAMES = {
+    "ours": "medpix-finetune",
+    "plain": "plain transformers loop",
+    "trl": "TRL SFTTrainer",
+    "ours/packing": "medpix-finetune, packing off",
+    "ours/vision_cache": "medpix-finetune, vision cache off",
+    "answer-ours": "medpix-finetune",
+    "answer-batched": "model.generate, batches of 16",
+    "answer-one-by-one": "model.generate, one by one",
+    "read-cold": "cold cache",
+    "read-warm": "warm cache",
+}
+
+
+def comparisons(records: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
+    """Returns title -> contender -> its records."""
+    grouped: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
+    for record in records:
+        grouped[record["title"]][record["contender"]].append(record)
+    return grouped
+
+
+def write_report(records: list[dict[str, Any]], directory: Path, suite: str) -> None:
+    """Writes `{suite}.md` and `{suite}.png`."""
+    grouped = comparisons(records)
+    lines = [f"# Measured: {suite}", "", f"{records[0]['machine']}", ""]
+    for title, contenders in grouped.items():
+        lines += _table(title, contenders)
+    (directory / f"{suite}.md").write_text("\n".join(lines) + "\n")
+    _plot(grouped, directory / f"{suite}.png")
+
+
+def _table(title: str, contenders: dict[str, list[dict[str, Any]]]) -> list[str]:
+    reference = next(iter(contenders.values()))
+    lines = [
+        f"## {title}",
+        "",
+        "| | per second | with the vision cache, 3 epochs | 1 epoch | least - most | times | peak MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, records in contenders.items():
+        speed, three, one = (_median(records, key) for key in ("samples_per_second", "effective_per_second", "epoch_1"))
+        spread = [record["samples_per_second"] for record in records]
+        times = statistics.median(
+            a["effective_per_second"] / b["effective_per_second"] for a, b in zip(reference, records, strict=True)
+        )
+        lines.append(
+            f"| {NAMES[name]} | {speed:.2f} | {three:.2f} | {one:.2f} | {min(spread):.2f} - {max(spread):.2f} "
+            f"| {times:.2f} | {_median(records, 'peak_mb'):.0f} |"
+        )
+    if "flops_share" in reference[0]:
+        lines += ["", f"Achieved: {100 * _median(reference, 'flops_share'):.0f} % of the machine's matrix product."]
+    return [*lines, ""]
+
+
+def _median(records: list[dict[str, Any]], key: str) -> float:
+    return statistics.median(record[key] for record in records)
+
+
+def _plot(grouped: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    titles = [title for title, contenders in grouped.items() if len(contenders) > 1 and not title.startswith("Reading")]
+    figure, axes = pyplot.subplots(len(titles), 1, figsize=(8, 1.3 * len(titles) + 0.5), squeeze=False)
+    for axis, title in zip(axes[:, 0], titles, strict=True):
+        names = list(grouped[title])
+        values = [_median(grouped[title][name], "effective_per_second") for name in names]
+        bars = axis.barh([NAMES[name] for name in names], values, color=["#1b6ca8", *["#b9c4cc"] * (len(names) - 1)])
+        axis.bar_label(bars, fmt="%.1f", padding=3)
+        axis.set_title(title, loc="left", fontsize=10)
+        axis.invert_yaxis()
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.margins(x=0.12)
+    figure.supxlabel(
+        "samples or answers a second (higher is better); the vision cache is paid over 3 epochs", fontsize=9
+    )
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)

@@ -1,0 +1,140 @@
+"""`make bench`, `make bench-quick`, `python -m benchmarks.run gpu`: measures side by side, and writes the tables.
+
+Each measurement is a process of its own; the contenders of a comparison take turns, so that a machine that slows down
+slows all of them. Reported are medians of ratios between neighbours in time.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import write_report
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Contenders on the same work, `repeats` times in turn."""
+
+    title: str
+    contenders: tuple[str, ...]
+    size: str = "layers"
+    tuning: str = "lora"
+    questions: int = 10
+    batch: int = 40
+    steps: int = 2  # the first is not counted
+    repeats: int = 3
+    threads: int = 2
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+    def job(self, contender: str, directory: Path) -> dict[str, Any]:
+        """Returns the argument of `benchmarks.contender`; a contender `name/saving` is ours without that saving."""
+        name, _, without = contender.partition("/")
+        off = {f"{without}.enabled": False} if without else {}
+        return {
+            "contender": name,
+            "size": self.size,
+            "tuning": self.tuning,
+            "images": max(1, self.batch * self.steps // self.questions),
+            "questions": self.questions,
+            "batch": self.batch,
+            "steps": self.steps,
+            "threads": self.threads,
+            "overrides": self.overrides | off,
+            "directory": str(directory),
+        }
+
+
+TRAINING = ("ours", "plain", "trl")
+ANSWERING = ("answer-ours", "answer-batched")
+ANSWERS = {"evaluation.max_new_tokens": 24}
+WITHOUT = ("ours", "ours/packing", "ours/vision_cache")
+
+QUICK = [
+    Comparison("LoRA, 10 questions an image", TRAINING, batch=30),
+    Comparison("Answers, 10 questions an image", ANSWERING, batch=20, overrides=ANSWERS),
+]
+FULL = [
+    Comparison("LoRA, 10 questions an image", TRAINING, repeats=5),
+    Comparison("SFT, 10 questions an image", TRAINING, tuning="sft"),
+    Comparison("LoRA, 1 question an image", TRAINING, questions=1, batch=16),
+    Comparison("LoRA, 1 question an image, vision cache off", ("ours/vision_cache", "plain"), questions=1, batch=16),
+    Comparison("LoRA, 3 questions an image", TRAINING, questions=3, batch=24),
+    Comparison("LoRA, 30 questions an image", TRAINING, questions=30, batch=60),
+    Comparison("LoRA, large vocabulary, 10 questions an image", TRAINING, size="vocabulary"),
+    Comparison("LoRA, each saving off in turn", WITHOUT),
+    Comparison("LoRA, 40, 160, 640 questions a step: 40", ("ours",), repeats=2),
+    Comparison("LoRA, 40, 160, 640 questions a step: 160", ("ours",), batch=160, repeats=2),
+    Comparison("LoRA, 40, 160, 640 questions a step: 640", ("ours",), batch=640, repeats=1),
+    Comparison("Answers, 10 questions an image", (*ANSWERING, "answer-one-by-one"), overrides=ANSWERS),
+    Comparison("Answers, 1 question an image", ANSWERING, questions=1, batch=20, steps=1, overrides=ANSWERS),
+    Comparison("Reading 2,000 rows", ("read-cold", "read-warm"), batch=1000),
+]
+GPU = [
+    Comparison("LoRA, 10 questions an image", TRAINING, size="gemma3-4b", repeats=1),
+    Comparison("SFT, 10 questions an image", TRAINING, size="gemma3-4b", tuning="sft", repeats=1),
+    Comparison("Answers, 10 questions an image", ANSWERING, size="gemma3-4b", overrides=ANSWERS, repeats=1),
+]
+SUITES = {"quick": QUICK, "full": FULL, "gpu": GPU}
+
+
+def measure(comparison: Comparison, directory: Path) -> list[dict[str, Any]]:
+    """Returns the records of all repeats, in the order in which they were taken."""
+    records = []
+    for repeat in range(comparison.repeats):
+        for contender in comparison.contenders:
+            record = _run(comparison.job(contender, directory))
+            records.append({**record, "title": comparison.title, "contender": contender, "repeat": repeat})
+            print(f"{comparison.title} [{repeat + 1}/{comparison.repeats}] {contender}: "
+                  f"{record['samples_per_second']:.2f}/s, {record['peak_mb']:.0f} MB", flush=True)  # fmt: skip
+    return records
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    environment = os.environ | {
+        "MEDPIX_HOME": f"{job['directory']}/home",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(job["threads"]),
+    }
+    command = [sys.executable, "-m", "benchmarks.contender", json.dumps(job)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{job} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ratio(records: list[dict[str, Any]], title: str, other: str, value: str = "effective_per_second") -> float:
+    """Returns the median over the repeats of ours over `other`, two measurements that lie side by side."""
+    ours = [record for record in records if record["title"] == title and record["contender"].endswith("ours")]
+    theirs = [record for record in records if record["title"] == title and record["contender"] == other]
+    return statistics.median(a[value] / b[value] for a, b in zip(ours, theirs, strict=True))
+
+
+def main() -> None:
+    """Runs a suite, writes its records and the report, and ends with the line of ratios."""
+    suite = sys.argv[1] if len(sys.argv) > 1 else "quick"
+    records: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory(prefix="medpix-bench-") as directory:
+        for comparison in SUITES[suite]:
+            records += measure(comparison, Path(directory))
+            RESULTS.mkdir(exist_ok=True)
+            (RESULTS / f"{suite}.json").write_text(json.dumps(records, indent=1) + "\n")
+    write_report(records, RESULTS, suite)
+    training, answers = "LoRA, 10 questions an image", "Answers, 10 questions an image"
+    print(
+        f"train_vs_trl={ratio(records, training, 'trl'):.2f} train_vs_plain={ratio(records, training, 'plain'):.2f} "
+        f"eval_vs_generate={ratio(records, answers, 'answer-batched'):.2f} "
+        f"peak_memory_vs_plain={ratio(records, training, 'plain', 'peak_mb'):.2f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
