@@ -51,6 +51,10 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
     Raises ValueError for wrong input, before anything is written into the run directory.
     """
     config.require_divisible_batch(ranks.world_size)
+    if config.packing.enabled and config.step_scheduler.local_batch_size > 1:
+        logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
+                       "packing.max_tokens=%d; change that, or set packing.enabled=false",
+                       config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
     directory = run_directory(config)
     require_writable(directory)
     with main_rank_first(ranks):

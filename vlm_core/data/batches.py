@@ -112,7 +112,10 @@ class PackedBatches(Batches):
     def micro_batches(self, step: Sequence[int], rank: int, world_size: int) -> list[PackedMicroBatch]:
         """Returns one rank's share of a step."""
         groups = split_groups(group_examples(step, self.dataset), self.dataset, self.max_tokens, at_least=world_size)
-        return [PackedMicroBatch(*share) for share in share_rows(pack_rows(groups), self.max_tokens, rank, world_size)]
+        return [
+            PackedMicroBatch(*share)
+            for share in share_rows(pack_rows(groups, world_size), self.max_tokens, rank, world_size)
+        ]
 
     def batch(self, micro_batch: PackedMicroBatch) -> Batch:
         """Returns the tensors of `pack`."""

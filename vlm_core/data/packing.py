@@ -72,10 +72,11 @@ def split_groups(groups: list[Group], layout: Layout, max_tokens: int, at_least:
     return done
 
 
-def pack_rows(groups: Sequence[Group]) -> list[Row]:
+def pack_rows(groups: Sequence[Group], at_least: int = 1) -> list[Row]:
     """Returns rows no longer than the longest group, longest first: each group goes where it leaves least room.
 
-    Attention costs the square of a row's length, so that rows are no longer than they have to be.
+    Attention costs the square of a row's length, so that rows are no longer than they have to be. Where that makes
+    fewer than `at_least` rows, every group is a row of its own.
     """
     ordered = sorted(groups, key=lambda group: (-group.tokens, group.members))
     capacity = ordered[0].tokens
@@ -88,6 +89,8 @@ def pack_rows(groups: Sequence[Group]) -> list[Row]:
             rows.append([])
         rows[number].append(group)
         bisect.insort(room, (left - group.tokens, number))
+    if len(rows) < at_least:
+        return [(group,) for group in ordered]
     return sorted(map(tuple, rows), key=lambda row: -row_tokens(row))
 
 

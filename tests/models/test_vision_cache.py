@@ -1,0 +1,127 @@
+"""The vision cache: what is read is what the tower computed, or an error; nothing is computed twice."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import small_config, tiny_directory
+from vlm_core.data.batches import PixelInputs
+from vlm_core.encode import encode
+from vlm_core.families import Family
+from vlm_core.models.feature_store import FeatureStore
+from vlm_core.models.load import load_model
+from vlm_core.models.vision import tower_fingerprint, vision_features
+from vlm_core.training.distributed import Ranks
+from vlm_core.training.encoding import encode_images
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def model(family: Family) -> Any:
+    return load_model(tiny_directory(family.model_type), small_config().model)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversations: Path) -> Path:
+    """A home of its own, so that every test begins without features; `conversations` was made before in another."""
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
+    return tmp_path
+
+
+def shards(home: Path) -> list[Path]:
+    return sorted(home.glob("cache/vision/*/*.arrow"))
+
+
+def test_features_are_read_as_computed_and_computed_once(
+    model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = encode_images(model, processor, family, conversations, Ranks(), CPU)
+    pixels = PixelInputs.of(conversations, processor)([3, 0, 39])
+    assert features([3, 0, 39]).equal(vision_features(model, pixels, family))
+    written = [(path, path.stat().st_mtime_ns) for path in shards(home)]
+    monkeypatch.setattr("vlm_core.training.encoding.vision_features", None)  # whoever encodes now fails
+    again = encode_images(model, processor, family, conversations, Ranks(), CPU)
+    assert again([5]).equal(features([5]))
+    assert [(path, path.stat().st_mtime_ns) for path in shards(home)] == written
+
+
+def test_a_killed_job_goes_on_where_it_was(
+    model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlm_core.training.encoding.IMAGES_A_SHARD", 10)
+    encode_images(model, processor, family, conversations, Ranks(), CPU)
+    expected = {path.name: path.read_bytes() for path in shards(home)}
+    assert len(expected) == 4
+    for lost in shards(home)[1:3]:
+        lost.unlink()
+    (shards(home)[0].parent / ".0123.arrow.77").write_bytes(b"half a shard")
+    encoded: list[int] = []
+
+    def counted(model: Any, pixels: torch.Tensor, family: Family) -> torch.Tensor:
+        encoded.append(len(pixels))
+        return vision_features(model, pixels, family)
+
+    monkeypatch.setattr("vlm_core.training.encoding.vision_features", counted)
+    encode_images(model, processor, family, conversations, Ranks(), CPU)
+    assert sum(encoded[1:]) == 20  # the first tells the size
+    assert len(FeatureStore(shards(home)[0].parent).places) == 40
+
+
+def test_damaged_bytes_are_noticed_and_encoded_again(
+    model: Any, processor: Any, family: Family, conversations: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = encode_images(model, processor, family, conversations, Ranks(), CPU)([7])
+    (shard,) = shards(home)
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    store = FeatureStore(shard.parent)
+    with pytest.raises(ValueError, match="is damaged .*delete it, and its images are encoded again"):
+        store.read(list(store.places))
+    assert encode_images(model, processor, family, conversations, Ranks(), CPU)([7]).equal(good)
+    assert "is damaged" in caplog.text
+
+
+def test_a_full_disk_is_said_before_encoding(
+    model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from collections import namedtuple
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100, 90, 10))
+    with pytest.raises(ValueError, match="the vision cache needs .* for 40 images .*vision_cache.enabled=false"):
+        encode_images(model, processor, family, conversations, Ranks(), CPU)
+    assert not shards(home)
+
+
+def test_other_weights_dtype_or_preprocessing_are_another_cache(model: Any, processor: Any, family: Family) -> None:
+    before = tower_fingerprint(model, processor, family)
+    assert tower_fingerprint(model, processor, family) == before
+    language = model.model.language_model.layers[0].self_attn.q_proj.weight
+    language.data += 1
+    assert tower_fingerprint(model, processor, family) == before
+    assert tower_fingerprint(model.to(torch.bfloat16), processor, family) != before
+    model.to(torch.float32)
+    next(model.get_submodule(family.vision_tower).parameters()).data += 1
+    changed = tower_fingerprint(model, processor, family)
+    assert changed != before
+    processor.image_processor.rescale_factor *= 2
+    try:
+        assert tower_fingerprint(model, processor, family) not in (before, changed)
+    finally:
+        processor.image_processor.rescale_factor /= 2
+
+
+def test_a_tower_that_trains_is_not_encoded_ahead(
+    conversations: Path, home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    encode(small_config(**{"freeze_config.freeze_vision_tower": False}), Ranks(), conversations)
+    assert "the vision tower trains" in caplog.text
+    encode(small_config(**{"vision_cache.enabled": False}), Ranks(), conversations)
+    assert not shards(home)
+    encode(small_config(), Ranks(), conversations)
+    assert len(shards(home)) == 1
