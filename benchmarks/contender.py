@@ -8,25 +8,28 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import threading
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.workload import BFLOAT16, SIZES, config_of, decode, write_data, write_model
 from vlm_core.config import Config
-from vlm_core.data.batches import PixelInputs, PlainBatches
+from vlm_core.data.batches import PackedBatches, PixelInputs, PlainBatches
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
-from vlm_core.files import read_json_lines
+from vlm_core.files import read_json_lines, write_text
 from vlm_core.finetune import finetune
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import generate_greedily, stop_tokens, without_answer
@@ -34,10 +37,11 @@ from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.home import medpix_home
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import prepare_model
+from vlm_core.models.vision import DetachedTower
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.encoding import encode_images
-from vlm_core.training.loss import supervised_tokens
+from vlm_core.training.loss import TokenLoss, supervised_tokens
 
 WARM_UP = 1  # steps that are not counted
 
@@ -88,6 +92,58 @@ def ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
         "losses": [record["loss"] for record in records],
         "encode_seconds": encode_seconds,
         "peak_mb": memory.megabytes,
+    }
+
+
+def ours_two_processes(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
+    """The same under torchrun, on two processes."""
+    run = Path(config.checkpoint.checkpoint_dir or "")
+    write_text(run / "config.yaml", config.to_yaml())
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
+    arguments = ["--config", str(run / "config.yaml"), "--conversations", str(conversations)]
+    peak = 0
+    job = subprocess.Popen(
+        [*command, "vlm_core.finetune", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while job.poll() is None:
+        ranks = psutil.Process(job.pid).children(recursive=True)
+        peak = max(peak, sum(rank.memory_info().rss for rank in ranks if rank.is_running()))
+        time.sleep(0.05)
+    if job.returncode:
+        raise SystemExit(f"torchrun ended with {job.returncode}")
+    records = read_json_lines(run / METRICS)[0]
+    seconds = records[-1]["elapsed_seconds"] - records[WARM_UP - 1]["elapsed_seconds"]
+    return {"seconds": seconds, "losses": [record["loss"] for record in records], "peak_mb": peak / 1e6}
+
+
+def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
+    """Floating-point operations a second of a packed step over those of a large matrix product on this machine."""
+    base = Path(config.model.pretrained_model_name_or_path)
+    processor, model = load_processor(base), prepare_model(config, base, GEMMA3, None)
+    tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
+    images = encode_images(model, processor, GEMMA3, conversations, Ranks(), device_of(0))
+    DetachedTower(model, GEMMA3)
+    batches = PackedBatches(tokens, images, processor.tokenizer, config.packing.max_tokens)
+    samples = config.step_scheduler.global_batch_size
+    planned = batches.micro_batches(range(samples), 0, 1)
+    made = [batches.batch(micro_batch) for micro_batch in planned]
+    objective = TokenLoss(model.to(device_of(0)).train(), GEMMA3)
+
+    def step() -> None:
+        for batch in made:
+            objective({key: value.to(device_of(0)) for key, value in batch.items()}).backward()
+
+    with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
+        step()
+    seconds = timeit.timeit(step, number=2) / 2
+    one, other = torch.randn(2048, 2048, device=device_of(0)), torch.randn(2048, 2048, device=device_of(0))
+    product = min(timeit.repeat(lambda: one @ other, number=5, repeat=5)) / 5
+    share = (counter.get_total_flops() / seconds) / (2 * 2048**3 / product)
+    return {
+        "seconds": seconds * (steps - WARM_UP),
+        "peak_mb": memory.megabytes,
+        "flops_share": share,
+        "flops_a_sample": counter.get_total_flops() / samples,
     }
 
 
@@ -274,6 +330,8 @@ def read_warm(config: Config, conversations: Path, steps: int) -> dict[str, Any]
 
 CONTENDERS: dict[str, Callable[[Config, Path, int], dict[str, Any]]] = {
     "ours": ours,
+    "ours-two-processes": ours_two_processes,
+    "efficiency": efficiency,
     "plain": plain,
     "trl": trl,
     "answer-ours": answer_ours,

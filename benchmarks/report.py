@@ -7,6 +7,8 @@ from typing import Any
 
 NAMES = {
     "ours": "medpix-finetune",
+    "ours-two-processes": "medpix-finetune",
+    "efficiency": "medpix-finetune",
     "plain": "plain transformers loop",
     "trl": "TRL SFTTrainer",
     "ours/packing": "medpix-finetune, packing off",
