@@ -45,7 +45,7 @@ $(BENCH): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $(BENCH)
 
-bench: $(BENCH)  ## every comparison with TRL and a plain loop: about an hour and a half
+bench: $(BENCH)  ## every comparison with TRL and a plain loop: about forty minutes
 	$(BIN)/python -m benchmarks.run full
 
 bench-quick: $(BENCH)  ## the two main comparisons, in under ten minutes

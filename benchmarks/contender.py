@@ -4,6 +4,7 @@ Prints a line of JSON. Every contender reads the same examples in the same optim
 losses that it reports show it.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -75,16 +76,9 @@ class PeakMemory:
 
 def ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """`vlm_core.finetune`, as its command runs it; the vision cache is filled before, and timed apart."""
-    base = Path(config.model.pretrained_model_name_or_path)
-    encode_seconds = 0.0
     shutil.rmtree(medpix_home() / "cache" / "vision", ignore_errors=True)
-    if config.vision_cache.enabled:
-        model, processor = prepare_model(config, base, GEMMA3, None), load_processor(base)
-        started = time.monotonic()
-        encode_images(model, processor, GEMMA3, conversations, Ranks(), device_of(0))
-        encode_seconds = time.monotonic() - started
-        del model
     with PeakMemory() as memory:
+        encode_seconds = _encode(config, conversations) if config.vision_cache.enabled else 0.0
         finetune(config, Ranks(), conversations)
     records = read_json_lines(Path(config.checkpoint.checkpoint_dir or "") / METRICS)[0]
     return {
@@ -95,9 +89,20 @@ def ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     }
 
 
+def _encode(config: Config, conversations: Path) -> float:
+    """Returns the seconds that it took to fill the vision cache."""
+    base = Path(config.model.pretrained_model_name_or_path)
+    model, processor = prepare_model(config, base, GEMMA3, None), load_processor(base)
+    started = time.monotonic()
+    encode_images(model, processor, GEMMA3, conversations, Ranks(), device_of(0))
+    return time.monotonic() - started
+
+
 def ours_two_processes(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """The same under torchrun, on two processes."""
     run = Path(config.checkpoint.checkpoint_dir or "")
+    shutil.rmtree(medpix_home() / "cache" / "vision", ignore_errors=True)
+    encode_seconds = _encode(config, conversations)
     write_text(run / "config.yaml", config.to_yaml())
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
     arguments = ["--config", str(run / "config.yaml"), "--conversations", str(conversations)]
@@ -106,14 +111,20 @@ def ours_two_processes(config: Config, conversations: Path, steps: int) -> dict[
         [*command, "vlm_core.finetune", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     while job.poll() is None:
-        ranks = psutil.Process(job.pid).children(recursive=True)
-        peak = max(peak, sum(rank.memory_info().rss for rank in ranks if rank.is_running()))
+        with contextlib.suppress(psutil.NoSuchProcess):  # a rank that ends while it is looked at
+            ranks = psutil.Process(job.pid).children(recursive=True)
+            peak = max(peak, sum(rank.memory_info().rss for rank in ranks))
         time.sleep(0.05)
     if job.returncode:
         raise SystemExit(f"torchrun ended with {job.returncode}")
     records = read_json_lines(run / METRICS)[0]
     seconds = records[-1]["elapsed_seconds"] - records[WARM_UP - 1]["elapsed_seconds"]
-    return {"seconds": seconds, "losses": [record["loss"] for record in records], "peak_mb": peak / 1e6}
+    return {
+        "seconds": seconds,
+        "losses": [record["loss"] for record in records],
+        "encode_seconds": encode_seconds,
+        "peak_mb": peak / 1e6,
+    }
 
 
 def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
@@ -353,7 +364,9 @@ def main() -> None:
     shutil.rmtree(run, ignore_errors=True)
     write_model(model, SIZES[wanted["size"]])
     write_data(data, wanted["images"], wanted["questions"])
-    overrides = {"step_scheduler.max_steps": wanted["steps"], "step_scheduler.global_batch_size": wanted["batch"]}
+    assert wanted["batch"] % wanted["rows"] == 0, "or TRL would take fewer examples a step than the others"
+    schedule = {"max_steps": "steps", "global_batch_size": "batch", "local_batch_size": "rows"}
+    overrides = {f"step_scheduler.{key}": wanted[name] for key, name in schedule.items()}
     config = config_of(model, data, run, wanted["tuning"], **overrides, **wanted.get("overrides", {}))
     conversations, _ = build_conversations(fetch_splits(config))
     result = CONTENDERS[wanted["contender"]](config, conversations, wanted["steps"])

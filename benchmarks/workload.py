@@ -153,7 +153,7 @@ def config_of(model: Path, data: Path, run: Path, tuning: str, **overrides: Any)
         "model": {"pretrained_model_name_or_path": str(model), "torch_dtype": "bfloat16" if BFLOAT16 else "float32"},
         "dataset.path_or_dataset": str(data),
         "checkpoint": {"enabled": False, "checkpoint_dir": str(run)},
-        "step_scheduler": {"global_batch_size": 40, "local_batch_size": 8, "num_epochs": 100, "val_every_steps": None},
+        "step_scheduler": {"num_epochs": 100, "val_every_steps": None},
         "optimizer.lr": 1e-4,
         "lr_scheduler": {"lr_warmup_steps": 0, "lr_decay_style": "constant"},
         "freeze_config": {"freeze_vision_tower": True, "freeze_embeddings": True},

@@ -136,6 +136,9 @@ class RngConfig(Section):
 
 class ComputeConfig(Section):
     nproc_per_node: PositiveInt = Field(1, description="Processes that torchrun starts, one a GPU.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: far less memory, about a third more time."
+    )
 
 
 class EvaluationConfig(Section):

@@ -98,6 +98,7 @@ def _image_inputs(config: Config, answerer: Answerer, conversations: Path) -> Im
     if config.vision_cache.enabled:
         features = cached_features(answerer.model, answerer.processor, answerer.family, conversations)
         if features:
+            logger.info("vision cache: every image is there, the tower is not needed")
             DetachedTower(answerer.model, answerer.family)
             return features
     return PixelInputs.of(conversations, answerer.processor)

@@ -51,6 +51,8 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
     Raises ValueError for wrong input, before anything is written into the run directory.
     """
     config.require_divisible_batch(ranks.world_size)
+    if not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
+        logger.warning("packing.max_tokens has no effect: packing.enabled=false")
     if config.packing.enabled and config.step_scheduler.local_batch_size > 1:
         logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
                        "packing.max_tokens=%d; change that, or set packing.enabled=false",

@@ -28,7 +28,8 @@ EXAMPLES = "examples.png"
 
 # What must not change between the run that wrote a checkpoint and the one that goes on from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
-FIXED_KEYS = ("step_scheduler.global_batch_size", "packing.enabled")
+# Keys of other sections, with the value of checkpoints that are older than the key.
+FIXED_KEYS = {"step_scheduler.global_batch_size": None, "packing.enabled": False}
 
 
 def run_root() -> Path:
@@ -60,9 +61,9 @@ def require_compatible(checkpoint: Path, config: Config) -> None:
     before = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
     now = config.model_dump(mode="json")
     pairs = {section: (before.get(section), now[section]) for section in FIXED_SECTIONS}
-    for key in FIXED_KEYS:
+    for key, in_older_ones in FIXED_KEYS.items():
         section, _, name = key.partition(".")
-        pairs[key] = (before.get(section, {}).get(name), now[section][name])
+        pairs[key] = (before.get(section, {}).get(name, in_older_ones), now[section][name])
     changed = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if old != new]
     if changed:
         raise ValueError(

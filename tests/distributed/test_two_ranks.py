@@ -43,6 +43,7 @@ def run(directory: Path, processes: int, conversations: Path, **overrides: Any) 
             "step_scheduler.local_batch_size": 3,
             "step_scheduler.max_steps": 8,
             "evaluation.limit": 31,
+            "evaluation.batch_size": 8,
         }
         | overrides
     )
@@ -71,6 +72,24 @@ def test_two_ranks_equal_one(tuning: dict[str, Any], conversations: Path, tmp_pa
         for a, b in zip(one, two, strict=True):
             assert [a[key] for key in keys] == pytest.approx([b[key] for key in keys], rel=1e-6)
     assert read_json(tmp_path / "2" / RESULT)["steps"] == 8
+
+
+def test_two_ranks_share_the_images_to_encode(conversations: Path, tmp_path: Path) -> None:
+    from vlm_core.models.feature_store import FeatureStore
+
+    features = []
+    for processes in (1, 2):
+        home = tmp_path / f"home-{processes}"
+        (tmp_path / CONFIG).write_text(small_config().to_yaml())
+        job = command(processes, "vlm_core.encode", tmp_path, conversations)
+        subprocess.run(job, check=True, timeout=300, env=os.environ | {"MEDPIX_HOME": str(home)})
+        (store,) = home.glob("cache/vision/*")
+        assert len(list(store.glob("*.arrow"))) == processes  # each rank writes its own
+        features.append(FeatureStore(store))
+    hashes = sorted(features[0].places)
+    assert len(hashes) == 40
+    assert sorted(features[1].places) == hashes
+    assert features[0].read(hashes).sub(features[1].read(hashes)).abs().max() < 1e-5
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(conversations: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from vlm_core.encode import encode
 from vlm_core.families import Family
 from vlm_core.models.feature_store import FeatureStore
 from vlm_core.models.load import load_model
+from vlm_core.models.prepare import prepare_model
 from vlm_core.models.vision import tower_fingerprint, vision_features
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.encoding import encode_images
@@ -57,7 +58,10 @@ def test_a_killed_job_goes_on_where_it_was(
     assert len(expected) == 4
     for lost in shards(home)[1:3]:
         lost.unlink()
-    (shards(home)[0].parent / ".0123.arrow.77").write_bytes(b"half a shard")
+    rubbish = shards(home)[0].parent / ".0123.arrow.77"
+    rubbish.write_bytes(b"half a shard")
+    cut = shards(home)[0]
+    cut.write_bytes(cut.read_bytes()[:-200])  # the power went
     encoded: list[int] = []
 
     def counted(model: Any, pixels: torch.Tensor, family: Family) -> torch.Tensor:
@@ -66,8 +70,9 @@ def test_a_killed_job_goes_on_where_it_was(
 
     monkeypatch.setattr("vlm_core.training.encoding.vision_features", counted)
     encode_images(model, processor, family, conversations, Ranks(), CPU)
-    assert sum(encoded[1:]) == 20  # the first tells the size
+    assert sum(encoded[1:]) == 30  # the first tells the size
     assert len(FeatureStore(shards(home)[0].parent).places) == 40
+    assert not rubbish.exists()
 
 
 def test_damaged_bytes_are_noticed_and_encoded_again(
@@ -113,6 +118,16 @@ def test_other_weights_dtype_or_preprocessing_are_another_cache(model: Any, proc
         assert tower_fingerprint(model, processor, family) not in (before, changed)
     finally:
         processor.image_processor.rescale_factor /= 2
+
+
+@pytest.mark.parametrize("peft", [None, {"dim": 4}], ids=["full", "lora"])
+def test_training_and_evaluation_in_bfloat16_share_the_cache(
+    peft: dict[str, int] | None, processor: Any, family: Family
+) -> None:
+    base = tiny_directory(family.model_type)
+    config = small_config(**{"model.torch_dtype": "bfloat16", "peft": peft})
+    trained = tower_fingerprint(prepare_model(config, base, family, None), processor, family)
+    assert tower_fingerprint(load_model(base, config.model), processor, family) == trained
 
 
 def test_a_tower_that_trains_is_not_encoded_ahead(

@@ -10,8 +10,9 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs, shown_images
 from vlm_core.data.collate import Batch, collate_tokens
 from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.labels import tokenize_conversation
 from vlm_core.data.packing import pack
-from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens
+from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, shared_prefix
 from vlm_core.families import Family
 from vlm_core.models.freeze import frozen_parts
 from vlm_core.models.load import load_model, unwrapped
@@ -73,7 +74,10 @@ def loss_and_gradients(model: Any, family: Family, batches: list[Batch]) -> tupl
 def plain(model: Any, family: Family, groups: list[list[TokenizedExample]], pixels: PixelInputs, processor: Any) -> Any:
     """The reference: each example a row of its own, with the masks that transformers makes."""
     examples = [example for group in groups for example in group]
-    batches = [collate_tokens([e], processor.tokenizer) | {"pixel_values": pixels(e.images)} for e in examples]
+    batches = [collate_tokens([example], processor.tokenizer) for example in examples]
+    for batch, example in zip(batches, examples, strict=True):
+        if example.images:
+            batch["pixel_values"] = pixels(example.images)
     return loss_and_gradients(model, family, batches)
 
 
@@ -102,8 +106,65 @@ def test_packed_gradients_are_those_of_plain_rows(
         model.enable_input_require_grads()
     loss, gradients = loss_and_gradients(model, family, [packed_batch(rows, pixels, processor)])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
-    print(largest_difference(gradients, expected))
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+
+
+def test_text_only_and_many_images_pack_too(
+    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
+) -> None:
+    """A pack of a text alone, of two questions about a pair of images, and of a conversation of several turns."""
+
+    def example(*texts: str, images: list[int]) -> TokenizedExample:
+        content: list[Any] = [{"type": "image"}] * len(images)
+        conversation: list[Any] = []
+        for text in texts:
+            role = "assistant" if len(conversation) % 2 else "user"
+            conversation.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
+            content = []
+        tokenized = tokenize_conversation(conversation, processor, family)
+        return TokenizedExample(tokenized.input_ids, tokenized.supervised, images)
+
+    text = example("What is a lesion?", "A finding.", images=[])
+    pair = [
+        example(question, answer, images=[2, 5])
+        for question, answer in (("Which shows a lesion?", "The left one."), ("Which is axial?", "Both."))
+    ]
+    turns = example("Is there a lesion?", "Yes.", "Where?", "On the left side.", images=[1])
+    groups = [[text], pair, [turns], groups_of(tokens, [3])[0]]
+    assert shared_prefix(pair[0], processor.tokenizer.image_token_id) > 0
+    model = model_of(family, "full")
+    expected_loss, expected = plain(model, family, groups, pixels, processor)
+    loss, gradients = loss_and_gradients(model, family, [packed_batch([groups[:2], groups[2:]], pixels, processor)])
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+
+
+def test_bfloat16_loses_no_more_than_in_plain_rows(
+    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
+) -> None:
+    model = model_of(family, "full")
+    errors: dict[str, list[float]] = {"plain": [], "packed": []}
+    for start in range(8):
+        groups = groups_of(tokens, [3] * (start + 2))[start:]
+        exact, _ = plain(model, family, groups, pixels, processor)
+        with torch.autocast("cpu", torch.bfloat16):
+            errors["plain"].append(abs(plain(model, family, groups, pixels, processor)[0] / exact - 1))
+            packed = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor)])[0]
+            errors["packed"].append(abs(packed / exact - 1))
+    means = {name: sum(values) / len(values) for name, values in errors.items()}
+    assert 0 < means["packed"] < 2 * means["plain"] + 1e-4
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_every_attention_kernel_gets_the_mask_that_it_reads(
+    attention: str, family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
+) -> None:
+    model = model_of(family, "full")
+    groups = groups_of(tokens, [3, 2])
+    expected_loss, _ = plain(model, family, groups, pixels, processor)
+    model.set_attn_implementation({"text_config": attention})
+    loss, _ = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor)])
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
 def by_index(batch: Batch) -> Batch:

@@ -123,12 +123,14 @@ def test_a_batch_without_labels_adds_exactly_nothing(conversations: Path, tiny_g
 
 
 PLAIN = {"packing.enabled": False}
+TINY_3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n"}
 
 
 @pytest.mark.parametrize(
     ("common", "division"),
     [(PLAIN, {"step_scheduler.local_batch_size": size}) for size in (1, 2, 4)]
-    + [({}, {"packing.max_tokens": tokens}) for tokens in (60, 100, 300)],
+    + [({}, {"packing.max_tokens": tokens}) for tokens in (60, 100, 300)]
+    + [(tuning, {"compute.gradient_checkpointing": True}) for tuning in (PLAIN, {"peft.dim": 4}, TINY_3N)],
 )
 def test_micro_batches_do_not_change_the_curve(
     common: dict[str, Any], division: dict[str, Any], conversations: Path, tmp_path: Path

@@ -133,8 +133,10 @@ class TokenCounts(NamedTuple):
 
 
 def count_tokens(batch: Batch) -> TokenCounts:
-    """Returns the tokens of a plain or packed batch."""
+    """Returns the tokens of a plain or packed batch; one that does not count is padding."""
     computed = batch["input_ids"].numel()
+    if not (batch["labels" if "labels" in batch else "targets"] != IGNORE_INDEX).any():
+        return TokenCounts(computed, computed, 0)
     if "group_ids" not in batch:
         tokens = int(batch["attention_mask"].sum())
         return TokenCounts(computed, computed - tokens, tokens)

@@ -1,5 +1,6 @@
 """Prompts to answer, in batches in which the questions about an image share its prefix."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,7 +49,8 @@ class Prompts:
 
     def share(self, batch_size: int, rank: int, world_size: int) -> list[int]:
         """Returns the indices of one rank's share: every so manieth batch, so that all get long and short ones."""
-        mine = self.batches(batch_size)[rank::world_size]
+        fair = math.ceil(len(self.prompts) / world_size)
+        mine = self.batches(min(batch_size, fair))[rank::world_size]
         return sorted(i for groups in mine for group in groups for i in group.members)
 
     def batches(self, batch_size: int) -> list[list[Group]]:

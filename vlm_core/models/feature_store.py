@@ -45,8 +45,9 @@ class FeatureStore:
             try:
                 with pa.memory_map(str(shard)) as source:
                     table = pa.ipc.open_stream(source).read_all()
-            except pa.ArrowInvalid as error:
-                raise ValueError(f"{shard} is damaged ({error}); delete it, and its images are encoded again") from None
+            except (pa.ArrowInvalid, OSError) as error:  # cut short: its images count as missing
+                logger.warning("%s is damaged: %s", shard, error)
+                continue
             self.places |= {digest: _Place(shard, table, row) for row, digest in enumerate(table["sha256"].to_pylist())}
 
     def missing(self, hashes: Sequence[str]) -> list[str]:
@@ -77,8 +78,17 @@ class FeatureStore:
         shape = map(int, kind[b"shape"].split(b","))
         return torch.frombuffer(bytearray().join(rows), dtype=_dtype(kind)).view(len(rows), *shape)
 
-    def discard_damaged(self, hashes: Sequence[str]) -> None:
-        """Verifies the rows of `hashes` that are there, and deletes the shards of damaged ones."""
+    def clean(self, hashes: Sequence[str]) -> None:
+        """Verifies the rows of `hashes` that are there, deletes the shards of damaged ones, and what killed jobs left.
+
+        No other job may be writing.
+        """
+        for rubbish in self.directory.glob(".*.arrow.*"):
+            rubbish.unlink()
+        self.refresh()
+        readable = {place.shard for place in self.places.values()}
+        for shard in set(self.directory.glob("*.arrow")) - readable:
+            shard.unlink()
         for digest in dict.fromkeys(hashes):
             place = self.places.get(digest)
             if place is None or not place.shard.exists():

@@ -34,6 +34,9 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
     require_trainable(model)
+    if config.compute.gradient_checkpointing:
+        # Reentrant checkpointing gives Gemma 3n wrong gradients without a word: its layers share keys and values.
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
 

@@ -30,7 +30,9 @@ def tower_fingerprint(model: Any, processor: Any, family: Family) -> str:
     """Returns a hash of all that an image's features depend on: weights and their dtype, settings, preprocessing."""
     tower = unwrapped(model).get_submodule(family.vision_tower)
     digest = hashlib.sha256()
-    settings = [VISION_VERSION, family.vision_features, processor.image_processor.to_dict(), tower.config.to_dict()]
+    # Not what the whole model was loaded as, nor from where: training and evaluation differ in that, not in the tower.
+    config = {key: value for key, value in tower.config.to_dict().items() if key not in ("dtype", "_name_or_path")}
+    settings = [VISION_VERSION, family.vision_features, processor.image_processor.to_dict(), config]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -8,10 +8,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
+LONGEST_WAIT = timedelta(hours=3)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -43,7 +45,8 @@ def process_group() -> Iterator[Ranks]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # Ranks wait for the main one while it downloads, or while another job fills the cache that it needs.
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
     try:
         yield ranks
         dist.barrier()

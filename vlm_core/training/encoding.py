@@ -64,17 +64,18 @@ def encode_images(
     # Of two jobs at once one encodes; the other waits and finds everything.
     with FileLock(store.directory / ".lock") if ranks.is_main else nullcontext():
         if ranks.is_main:
-            store.refresh()
-            store.discard_damaged(hashes)
+            store.clean(hashes)
         barrier()
         store.refresh()
         missing = store.missing(hashes)
+        barrier()  # Every rank takes its share of the same list: none may add to the store before all have looked.
         if missing:
             index_of = {digest: index for index, digest in enumerate(hashes)}
             encoder = _Encoder(model, family, PixelInputs.of(conversations, processor), device)
             encoder.fill(store, missing, index_of, ranks)
         barrier()
     store.refresh()
+    assert not store.missing(hashes)
     logger.info("vision cache: %d images encoded, %d reused: %s",
                 len(missing), len(hashes) - len(missing), store.directory)  # fmt: skip
     return FeatureInputs(store, hashes)
