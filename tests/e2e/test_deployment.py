@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 pytestmark = pytest.mark.slow
@@ -49,8 +50,16 @@ def served(tmp_path: Path) -> Iterator[dict[str, str]]:
         yield environment
     finally:
         for process in reversed(processes):
-            process.terminate()
-            process.wait(60)
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Terminates a service; one that does not end in good time is killed with all that it started."""
+    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
+    process.terminate()
+    for survivor in psutil.wait_procs(family, timeout=30)[1]:
+        survivor.kill()
+    process.wait(10)
 
 
 def _healthy(api: str) -> bool:

@@ -1,0 +1,95 @@
+"""Answers from a shared prefix, and from `model.generate`; and reading a data set."""
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.memory import PeakMemory
+from vlm_core.config import Config
+from vlm_core.data.batches import PixelInputs
+from vlm_core.data.collate import collate_prompts
+from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.families import GEMMA3
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.decode import generate_greedily, stop_tokens, without_answer
+from vlm_core.generation.prompts import Prompts, prompt_of
+from vlm_core.home import medpix_home
+from vlm_core.models.load import load_processor
+
+
+def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
+    """Shared-prefix generation as `vlm_core.evaluate` does it, from pixels."""
+    answerer, prompts, pixels = _questions(config, conversations)
+    stops, longest = stop_tokens(answerer.processor.tokenizer, GEMMA3), config.evaluation.max_new_tokens
+    answers: dict[int, list[int]] = {}
+    with PeakMemory() as memory:
+        started = time.monotonic()
+        for groups in prompts.batches(config.evaluation.batch_size):
+            rows = [[prompts.prompts[i] for i in group.members] for group in groups]
+            shown = pixels([image for row in rows for image in row[0].images])
+            ids = generate_greedily(answerer.model, GEMMA3, rows, shown, answerer.image_token, stops, longest)
+            answers |= dict(zip((i for group in groups for i in group.members), ids, strict=True))
+        seconds = time.monotonic() - started
+    return {"seconds": seconds, "answers": [answers[i] for i in range(len(prompts))], "peak_mb": memory.megabytes}
+
+
+def answer_batched(config: Config, conversations: Path, steps: int, batch_size: int | None = None) -> dict[str, Any]:
+    """`model.generate` on batches of questions, padded on the left."""
+    answerer, prompts, _ = _questions(config, conversations)
+    dataset = ConversationDataset(conversations, "train")
+    size = batch_size or config.evaluation.batch_size
+    answers: list[list[int]] = []
+    with PeakMemory() as memory:
+        started = time.monotonic()
+        for start in range(0, len(prompts), size):
+            rows = [dataset[i] for i in range(start, min(start + size, len(prompts)))]
+            asked = [{"conversation": without_answer(row["conversation"])} for row in rows]
+            inputs = collate_prompts(asked, answerer.processor, GEMMA3).items()
+            moved = {key: value.to(answerer.model.device) for key, value in inputs}
+            output = answerer.model.generate(
+                **moved,
+                max_new_tokens=config.evaluation.max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(stop_tokens(answerer.processor.tokenizer, GEMMA3)),
+                pad_token_id=0,
+            )
+            answers += output[:, moved["input_ids"].shape[1] :].tolist()
+        seconds = time.monotonic() - started
+    return {"seconds": seconds, "answers": answers, "peak_mb": memory.megabytes}
+
+
+def answer_one_by_one(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
+    """`model.generate`, a question at a time."""
+    return answer_batched(config, conversations, steps, batch_size=1)
+
+
+def _questions(config: Config, conversations: Path) -> tuple[Answerer, Prompts, PixelInputs]:
+    answerer = Answerer.load(None, config.model)
+    tokens = TokenDataset(build_tokens(conversations, answerer.processor, GEMMA3), "train")
+    prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], answerer.image_token)
+    return answerer, prompts, PixelInputs.of(conversations, answerer.processor)
+
+
+def read_cold(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
+    """Conversations and token ids of a data set that was never seen."""
+    shutil.rmtree(medpix_home() / "cache" / "conversations", ignore_errors=True)
+    shutil.rmtree(medpix_home() / "cache" / "tokens", ignore_errors=True)
+    return read_warm(config, conversations, steps)
+
+
+def read_warm(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
+    """The same again: what a second run pays before its first step."""
+    base = Path(config.model.pretrained_model_name_or_path)
+    processor = load_processor(base)
+    before = psutil.Process().io_counters().read_chars
+    with PeakMemory() as memory:
+        started = time.monotonic()
+        conversations, _ = build_conversations(fetch_splits(config))
+        tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
+        seconds = time.monotonic() - started
+    read = psutil.Process().io_counters().read_chars - before
+    return {"seconds": seconds, "answers": [None] * len(tokens), "peak_mb": memory.megabytes, "bytes_read": read}

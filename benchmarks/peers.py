@@ -1,0 +1,94 @@
+"""TRL's SFTTrainer on the same examples in the same optimizer steps."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, Features, Image, Sequence, Value
+from transformers import TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from benchmarks.memory import PeakMemory
+from benchmarks.training import WARM_UP, order_of, repeated
+from benchmarks.workload import BFLOAT16, decode
+from vlm_core.config import Config
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.families import GEMMA3
+from vlm_core.models.load import load_processor
+from vlm_core.models.prepare import prepare_model
+
+FEATURES = Features({"images": Sequence(Image()), "prompt": Value("string"), "completion": Value("string")})
+
+
+def trl(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
+    """TRL's SFTTrainer with completion-only loss; its defaults of bf16 and gradient checkpointing are off, as here."""
+    base = Path(config.model.pretrained_model_name_or_path)
+    processor: Any = load_processor(base)
+    dataset = Dataset.from_list(list(_rows(config, conversations, processor, steps)), features=FEATURES)
+    clock = Clock()
+    with PeakMemory() as memory:
+        trainer = SFTTrainer(
+            model=prepare_model(config, base, GEMMA3, None),
+            processing_class=processor,
+            train_dataset=dataset,
+            callbacks=[clock],
+            args=_arguments(config, steps),
+        )
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seconds": clock.ends[steps] - clock.ends[WARM_UP], "losses": losses, "peak_mb": memory.megabytes}
+
+
+class Clock(TrainerCallback):
+    """Notes when each optimizer step ended."""
+
+    def __init__(self) -> None:
+        self.ends: dict[int, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.ends[state.global_step] = time.monotonic()
+
+
+def _rows(config: Config, conversations: Path, processor: Any, steps: int) -> Iterator[dict[str, Any]]:
+    source = ConversationDataset(conversations, "train")
+    tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
+    for index in (i for step in repeated(order_of(config, tokens), steps) for i in step):
+        user, model = source.conversations[index]["conversation"]
+        (image,) = (part["image"] for part in user["content"] if part["type"] == "image")
+        question = "".join(part["text"] for part in user["content"] if part["type"] == "text")
+        answer = model["content"][0]["text"]
+        yield {
+            "images": [decode(source.images[image]["encoded"])],
+            # Standard texts and not conversations: the newline behind the answer would be supervised as well.
+            "prompt": f"<bos><start_of_turn>user\n<start_of_image>{question}<end_of_turn>\n<start_of_turn>model\n",
+            "completion": f"{answer}<end_of_turn>",
+        }
+
+
+def _arguments(config: Config, steps: int) -> SFTConfig:
+    schedule = config.step_scheduler
+    return SFTConfig(
+        output_dir=str(Path(config.checkpoint.checkpoint_dir or "") / "trl"),
+        max_length=None,
+        bf16=BFLOAT16,
+        use_cpu=not torch.cuda.is_available(),
+        gradient_checkpointing=False,
+        completion_only_loss=True,
+        report_to=[],
+        save_strategy="no",
+        logging_steps=1,
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        train_sampling_strategy="sequential",
+        per_device_train_batch_size=schedule.local_batch_size,
+        gradient_accumulation_steps=schedule.global_batch_size // schedule.local_batch_size,
+        max_steps=steps,
+        learning_rate=config.optimizer.lr,
+        lr_scheduler_type="constant",
+        adam_beta1=config.optimizer.betas[0],
+        adam_beta2=config.optimizer.betas[1],
+        weight_decay=0.01,
+    )
