@@ -20,6 +20,13 @@ NAMES = {
     "read-warm": "warm cache",
 }
 
+PLOTTED = (
+    "LoRA, 10 questions an image",
+    "SFT, 10 questions an image",
+    "LoRA, large vocabulary",
+    "Answers, 10 questions an image",
+)
+
 
 def comparisons(records: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Returns title -> contender -> its records."""
@@ -72,7 +79,7 @@ def _plot(grouped: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> No
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    titles = [title for title, contenders in grouped.items() if len(contenders) > 1 and not title.startswith("Reading")]
+    titles = [title for title in PLOTTED if title in grouped]
     figure, axes = pyplot.subplots(len(titles), 1, figsize=(8, 1.3 * len(titles) + 0.5), squeeze=False)
     for axis, title in zip(axes[:, 0], titles, strict=True):
         names = list(grouped[title])

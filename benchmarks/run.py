@@ -71,7 +71,7 @@ FULL = [
     Comparison(
         "LoRA, 1 question an image, features live", ("ours/vision_cache", "plain"), questions=1, batch=20, repeats=2
     ),
-    Comparison("LoRA, each saving off in turn", WITHOUT, batch=30, repeats=1),
+    Comparison("LoRA, each saving off in turn", WITHOUT, batch=30),
     Comparison("LoRA, large vocabulary", TRAINING, size="vocabulary", batch=30, repeats=1),
     Comparison("LoRA, 3 questions an image", TRAINING, questions=3, batch=30, repeats=1),
     Comparison("LoRA, 30 questions an image", TRAINING, questions=30, batch=60, repeats=1),
