@@ -1,5 +1,7 @@
 """Answers from a shared prefix, and from `model.generate`; and reading a data set."""
 
+import hashlib
+import json
 import shutil
 import time
 from pathlib import Path
@@ -34,7 +36,13 @@ def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, An
             ids = generate_greedily(answerer.model, GEMMA3, rows, shown, answerer.image_token, stops, longest)
             answers |= dict(zip((i for group in groups for i in group.members), ids, strict=True))
         seconds = time.monotonic() - started
-    return {"seconds": seconds, "answers": [answers[i] for i in range(len(prompts))], "peak_mb": memory.megabytes}
+    return _result([answers[i] for i in range(len(prompts))], seconds, memory)
+
+
+def _result(answers: list[list[int]], seconds: float, memory: PeakMemory) -> dict[str, Any]:
+    """Returns a record; `answers` is a digest of the generated ids, equal for equal ids."""
+    digest = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
+    return {"seconds": seconds, "answered": len(answers), "answers": digest, "peak_mb": memory.megabytes}
 
 
 def answer_batched(config: Config, conversations: Path, steps: int, batch_size: int | None = None) -> dict[str, Any]:
@@ -59,7 +67,7 @@ def answer_batched(config: Config, conversations: Path, steps: int, batch_size: 
             )
             answers += output[:, moved["input_ids"].shape[1] :].tolist()
         seconds = time.monotonic() - started
-    return {"seconds": seconds, "answers": answers, "peak_mb": memory.megabytes}
+    return _result(answers, seconds, memory)
 
 
 def answer_one_by_one(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
@@ -92,4 +100,4 @@ def read_warm(config: Config, conversations: Path, steps: int) -> dict[str, Any]
         tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
         seconds = time.monotonic() - started
     read = psutil.Process().io_counters().read_chars - before
-    return {"seconds": seconds, "answers": [None] * len(tokens), "peak_mb": memory.megabytes, "bytes_read": read}
+    return {"seconds": seconds, "answered": len(tokens), "peak_mb": memory.megabytes, "bytes_read": read}

@@ -65,8 +65,8 @@ def main() -> None:
 
 def _speeds(wanted: dict[str, Any], result: dict[str, Any]) -> dict[str, float]:
     """Returns samples a second: of the steps alone, and with the filling of the vision cache over 1 and 3 epochs."""
-    if "answers" in result:
-        rate = len(result["answers"]) / result["seconds"]
+    if "answered" in result:
+        rate = result["answered"] / result["seconds"]
         return dict.fromkeys(("samples_per_second", "effective_per_second", "epoch_1"), rate)
     rate = wanted["batch"] * (wanted["steps"] - WARM_UP) / result["seconds"]
     total = wanted["batch"] * wanted["steps"]  # of the images that were encoded

@@ -11,12 +11,11 @@ from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.data.conversations import build_conversations, fetch_splits
 from vlm_core.families import family_of
-from vlm_core.log import configure_logging
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import prepare_model
 from vlm_core.models.vision import is_tower_frozen
-from vlm_core.training.distributed import Ranks, main_rank_first, process_group
+from vlm_core.training.distributed import Ranks, command, main_rank_first
 from vlm_core.training.encoding import encode_images
 
 logger = logging.getLogger(__name__)
@@ -43,12 +42,8 @@ def main() -> None:
     parser = ConfigParser(prog="python -m vlm_core.encode", description=__doc__)
     parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
     options, config = parser.parse_config()
-    with process_group() as ranks:
-        configure_logging(quiet=not ranks.is_main)
-        try:
-            encode(config, ranks, options.conversations)
-        except ValueError as error:
-            raise SystemExit(f"error: {error}") from error
+    with command() as ranks:
+        encode(config, ranks, options.conversations)
 
 
 if __name__ == "__main__":

@@ -29,13 +29,12 @@ from vlm_core.generation.metrics import score
 from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.generation.sheet import IMAGES, draw_examples
 from vlm_core.home import require_writable
-from vlm_core.log import configure_logging
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.load import is_adapter, weights_directory
 from vlm_core.models.vision import DetachedTower
 from vlm_core.progress import ProgressBar
 from vlm_core.run_directory import EVALUATION, EXAMPLES, PREDICTIONS, RESULT
-from vlm_core.training.distributed import Ranks, barrier, main_rank_first, process_group
+from vlm_core.training.distributed import Ranks, barrier, command, main_rank_first
 from vlm_core.training.encoding import cached_features
 
 logger = logging.getLogger(__name__)
@@ -182,12 +181,8 @@ def main() -> None:
     parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
     options, config = parser.parse_config()
     output = options.output_dir or options.checkpoint_path.resolve().parent / EVALUATION
-    with process_group() as ranks:
-        configure_logging(quiet=not ranks.is_main)
-        try:
-            evaluate(config, options.checkpoint_path, output.absolute(), ranks, options.conversations)
-        except ValueError as error:
-            raise SystemExit(f"error: {error}") from error
+    with command() as ranks:
+        evaluate(config, options.checkpoint_path, output.absolute(), ranks, options.conversations)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import family_of
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.home import require_writable
-from vlm_core.log import configure_logging
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.freeze import parameter_table
 from vlm_core.models.load import device_of, load_processor
@@ -30,7 +29,7 @@ from vlm_core.models.prepare import compute_dtype, prepare_model
 from vlm_core.models.vision import DetachedTower, is_tower_frozen
 from vlm_core.run_directory import CONFIG, METRICS, RESULT, checkpoint_to_resume, require_compatible, run_root
 from vlm_core.training.checkpoint import load_progress
-from vlm_core.training.distributed import Ranks, main_rank_first, process_group
+from vlm_core.training.distributed import Ranks, command, main_rank_first
 from vlm_core.training.encoding import encode_images
 from vlm_core.training.loop import Preempted, Trainer, total_steps
 
@@ -148,12 +147,9 @@ def main() -> None:
     parser = ConfigParser(prog="python -m vlm_core.finetune", description=__doc__)
     parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
     options, config = parser.parse_config()
-    with process_group() as ranks:
-        configure_logging(quiet=not ranks.is_main)
+    with command() as ranks:
         try:
             finetune(config, ranks, options.conversations)
-        except ValueError as error:
-            raise SystemExit(f"error: {error}") from error
         except Preempted as preempted:
             logger.warning("%s", preempted)
             raise SystemExit(EXIT_PREEMPTED) from None

@@ -7,6 +7,7 @@ Its key names that cache and all of the processor that token ids depend on, and 
 import hashlib
 import json
 import logging
+from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ def shared_prefix(tokenized: TokenizedConversation, image_token: int) -> int:
     return end if end < first_target(tokenized.supervised) else 0
 
 
+def group_key(images: list[int], input_ids: list[int], prefix: int, index: int) -> Hashable:
+    """Returns what the examples of a group have in common: images and prefix, else an example's own index."""
+    return (tuple(images), tuple(input_ids[:prefix])) if prefix else index
+
+
 def first_target(supervised: list[bool]) -> int:
     """Returns the position of the first target, the length where there is none."""
     return supervised.index(True) if True in supervised else len(supervised)
@@ -102,7 +108,7 @@ def _build_split(conversations: Path, directory: Path, split: str, processor: An
             for number, example in enumerate(batch, start=first):
                 tokenized = tokenize_conversation(example["conversation"], processor, family)
                 images, prefix = image_indices(example), shared_prefix(tokenized, image_token)
-                key = (tuple(images), tuple(tokenized.input_ids[:prefix])) if prefix else number
+                key = group_key(images, tokenized.input_ids, prefix, number)
                 records.append(
                     {
                         "input_ids": tokenized.input_ids,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from vlm_core.config import ModelConfig
-from vlm_core.data.batches import ImageInputs
+from vlm_core.data.batches import ImageInputs, shown_images
 from vlm_core.data.labels import tokenize_prompt
 from vlm_core.data.packing import Group
 from vlm_core.data.tokens import TokenizedExample
@@ -70,7 +70,7 @@ class Answerer:
     ) -> dict[int, Answer]:
         """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`."""
         rows = [[prompts.prompts[i] for i in group.members] for group in groups]
-        shown = [image for row in rows for image in row[0].images]
+        shown = shown_images([rows])
         tokenizer = self.processor.tokenizer
         generated = generate_greedily(
             self.model,

@@ -77,18 +77,17 @@ def generate_greedily(
     """
     core = unwrapped(model)
     batch = {name: tensor.to(core.device) for name, tensor in pack([[row] for row in rows], image_token).items()}
-    branches = _branches(batch)
+    prompts = branches = _branches(batch)
     decoder = _Decoder(core, family, Places.of(batch))
     logits = decoder.prefill(batch, pixel_values, branches)
     for length in range(1, max_new_tokens + 1):
         for branch, token in zip(branches, logits.argmax(-1).tolist(), strict=True):
             branch.generated.append(token)
-        branches_left = [branch for branch in branches if branch.generated[-1] not in stops]
-        if not branches_left or length == max_new_tokens:
+        branches = [branch for branch in branches if branch.generated[-1] not in stops]
+        if not branches or length == max_new_tokens:
             break
-        branches = branches_left
         logits = decoder.step(branches)
-    return [branch.generated for branch in decoder.all_branches]
+    return [branch.generated for branch in prompts]
 
 
 def _branches(batch: Batch) -> list[Branch]:
@@ -112,7 +111,6 @@ class _Decoder:
 
     def prefill(self, batch: Batch, pixel_values: torch.Tensor | None, branches: list[Branch]) -> torch.Tensor:
         """Returns the logits behind each prompt, (branches, vocabulary)."""
-        self.all_branches = branches
         pixels = {} if pixel_values is None else {"pixel_values": pixel_values.to(self.model.device, self.model.dtype)}
         hidden = self._forward(batch["input_ids"], self.keys, **pixels)
         return self._logits(hidden, [(branch.row, branch.end) for branch in branches])
@@ -127,9 +125,9 @@ class _Decoder:
             columns[branch.row] += 1
         # A row with fewer branches is filled with tokens of no group, which nothing sees.
         queries = torch.zeros(5, len(self.keys.group_ids), max(columns.values()), dtype=torch.long)
-        for branch, (row, column) in zip(branches, places, strict=True):
-            values = [branch.generated[-1], branch.position, branch.group, branch.branch, 0]
-            queries[:, row, column] = torch.tensor(values)
+        rows, order = zip(*places, strict=True)
+        values = [[branch.generated[-1], branch.position, branch.group, branch.branch, 0] for branch in branches]
+        queries[:, list(rows), list(order)] = torch.tensor(values).T
         input_ids, *new = queries.to(self.model.device)
         self.keys = self.keys.followed_by(Places(*new))
         return self._logits(self._forward(input_ids, Places(*new)), places)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from vlm_core.data.packing import Group, group_examples, group_of
-from vlm_core.data.tokens import TokenizedExample, shared_prefix
+from vlm_core.data.tokens import TokenizedExample, group_key, shared_prefix
 
 
 def prompt_of(example: TokenizedExample) -> TokenizedExample:
@@ -28,12 +28,12 @@ class Prompts:
         self.prompts, self.image_token = list(prompts), image_token
         self.lengths = np.array([len(prompt.input_ids) for prompt in self.prompts])
         self.prefixes = np.array([shared_prefix(prompt, image_token) for prompt in self.prompts])
-        numbers: dict[object, int] = {}
-        self.groups = np.array([numbers.setdefault(key, len(numbers)) for key in map(self._key, range(len(prompts)))])
-
-    def _key(self, index: int) -> object:
-        prompt, prefix = self.prompts[index], int(self.prefixes[index])
-        return (tuple(prompt.images), tuple(prompt.input_ids[:prefix])) if prefix else index
+        keys = [
+            group_key(prompt.images, prompt.input_ids, int(prefix), index)
+            for index, (prompt, prefix) in enumerate(zip(self.prompts, self.prefixes, strict=True))
+        ]
+        numbers = {key: number for number, key in enumerate(dict.fromkeys(keys))}
+        self.groups = np.array([numbers[key] for key in keys])
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -48,13 +48,13 @@ class Prompts:
         return Prompts([self.prompts[i] for i in indices], self.image_token)
 
     def share(self, batch_size: int, rank: int, world_size: int) -> list[int]:
-        """Returns the indices of one rank's share: every so manieth batch, so that all get long and short ones."""
+        """Returns the indices of one rank's share: each `world_size`-th batch, so that all get long and short ones."""
         fair = math.ceil(len(self.prompts) / world_size)
         mine = self.batches(min(batch_size, fair))[rank::world_size]
         return sorted(i for groups in mine for group in groups for i in group.members)
 
     def batches(self, batch_size: int) -> list[list[Group]]:
-        """Returns groups of prompts that share a prefix, in batches of about `batch_size` prompts, longest first.
+        """Returns groups of prompts that share a prefix, in batches of up to `batch_size` prompts, longest first.
 
         Memory shows its peak at once. No group has more than `batch_size` prompts.
         """

@@ -13,6 +13,8 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from vlm_core.log import configure_logging
+
 LONGEST_WAIT = timedelta(hours=3)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -53,6 +55,17 @@ def process_group() -> Iterator[Ranks]:
         time.sleep(0.3)  # gloo's threads race with the interpreter's exit (SIGABRT) unless they have come to rest
     finally:
         dist.destroy_process_group()
+
+
+@contextmanager
+def command() -> Iterator[Ranks]:
+    """Yields the `Ranks` of a command; the main rank alone speaks, and wrong input ends it with its reason."""
+    with process_group() as ranks:
+        configure_logging(quiet=not ranks.is_main)
+        try:
+            yield ranks
+        except ValueError as error:
+            raise SystemExit(f"error: {error}") from error
 
 
 _ENVIRONMENT = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
