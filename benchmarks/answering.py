@@ -17,10 +17,11 @@ from vlm_core.data.conversations import ConversationDataset, build_conversations
 from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
 from vlm_core.generation.answerer import Answerer
-from vlm_core.generation.decode import generate_greedily, stop_tokens, without_answer
+from vlm_core.generation.decode import generate_ids, stop_tokens, without_answer
 from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.home import medpix_home
 from vlm_core.models.load import load_processor
+from vlm_core.models.locate import find_model
 
 
 def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, An
         for groups in prompts.batches(config.evaluation.batch_size):
             rows = [[prompts.prompts[i] for i in group.members] for group in groups]
             shown = pixels([image for row in rows for image in row[0].images])
-            ids = generate_greedily(answerer.model, GEMMA3, rows, shown, answerer.image_token, stops, longest)
+            ids = generate_ids(answerer.model, GEMMA3, rows, shown, answerer.image_token, stops, longest)
             answers |= dict(zip((i for group in groups for i in group.members), ids, strict=True))
         seconds = time.monotonic() - started
     return _result([answers[i] for i in range(len(prompts))], seconds, memory)
@@ -76,7 +77,7 @@ def answer_one_by_one(config: Config, conversations: Path, steps: int) -> dict[s
 
 
 def _questions(config: Config, conversations: Path) -> tuple[Answerer, Prompts, PixelInputs]:
-    answerer = Answerer.load(None, config.model)
+    answerer = Answerer.load(find_model(None, config.model))
     tokens = TokenDataset(build_tokens(conversations, answerer.processor, GEMMA3), "train")
     prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], answerer.image_token)
     return answerer, prompts, PixelInputs.of(conversations, answerer.processor)

@@ -31,7 +31,7 @@ def medpix_finetune(recipe: str = "demo", overrides: dict[str, Any] | None = Non
         if config.encodes_ahead:
             encode_images(run, conversations)
         training = finetune(run, conversations)
-        scores = evaluate(run, training["checkpoint"], conversations)
+        scores = evaluate(run, base_model, training["checkpoint"], conversations)
         registered = register_model(run, base_model, training["checkpoint"], scores)
         return summarize(run, conversations, training, scores, registered)
 

@@ -7,8 +7,9 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.launcher import run_job
+from tasks.registry import find_champion
 from tasks.run import Run
-from tasks.tracking import MetricsFollower, log_scores
+from tasks.tracking import MetricsFollower, log_evaluation
 from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, RESULT
 
@@ -27,14 +28,18 @@ def finetune(run: Run, conversations: Path) -> dict[str, Any]:
 
 
 @task(tags=["evaluation"], cache_policy=NO_CACHE)
-def evaluate(run: Run, checkpoint: str, conversations: Path) -> dict[str, Any]:
-    """Returns the scores of `checkpoint` on the validation split, as `vlm_core.generation.metrics` defines them."""
+def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -> dict[str, Any]:
+    """Returns what `vlm_core.evaluate` found out about `checkpoint`, with the present champion beside it."""
     output = run.directory / EVALUATION
     arguments = ["--checkpoint-path", checkpoint, "--output-dir", str(output), "--conversations", str(conversations)]
+    champion = find_champion(run, base_model)
+    if champion:
+        others = [other for other in run.config.evaluation.compare_with if other != champion]
+        arguments += ["--evaluation.compare_with", *others, champion]
     _run("evaluate", run, arguments)
-    scores = read_json(output / RESULT)
-    log_scores(run.mlflow_run_id, scores)
-    return scores
+    result = read_json(output / RESULT)
+    log_evaluation(run.mlflow_run_id, result, output, with_texts=run.config.report.images)
+    return result
 
 
 def _run(job: str, run: Run, arguments: list[str], follower: MetricsFollower | None = None) -> None:

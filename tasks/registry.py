@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -17,6 +19,7 @@ from tasks.run import Run
 from vlm_core.families import family_of
 from vlm_core.hub import is_repository_id
 
+CHAMPION = "champion"
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
@@ -24,8 +27,7 @@ REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safeten
 @task(tags=["registry"], cache_policy=NO_CACHE)
 def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, str]:
     """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
-    settings = run.config.registry
-    name = settings.model_name or f"medpix-{family_of(base_model).model_type}"
+    name, alias = registered_name(run, base_model), run.config.registry.alias
     client = mlflow.MlflowClient()
     with mlflow.start_run(run_id=run.mlflow_run_id), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
@@ -45,11 +47,36 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     # The end of the block marked the run as finished; it goes on until its flow ends.
     client.update_run(run.mlflow_run_id, status="RUNNING")
     version = str(logged.registered_model_version)
-    for key in ("dataset_fingerprint", "token_f1", "closed_accuracy", "closed_accuracy_shuffled", "limit"):
-        client.set_model_version_tag(name, version, key, str(scores[key]))
+    for key, value in _tags(scores).items():
+        client.set_model_version_tag(name, version, key, str(value))
     # Last: whoever follows the alias finds a version that is complete.
-    client.set_registered_model_alias(name, settings.alias, version)
-    return look_up(name, settings.alias)
+    client.set_registered_model_alias(name, alias, version)
+    return look_up(name, alias)
+
+
+def registered_name(run: Run, base_model: Path) -> str:
+    """Returns the name that a run's model is registered under."""
+    return run.config.registry.model_name or f"medpix-{family_of(base_model).model_type}"
+
+
+def find_champion(run: Run, base_model: Path) -> str | None:
+    """Returns the URI of the present champion among the models of a run's name, None where there is none."""
+    try:
+        return look_up(registered_name(run, base_model), CHAMPION)["uri"]
+    except MlflowException as error:
+        if error.error_code not in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+            raise
+        return None
+
+
+def _tags(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns what says of a version how good it is, and on which questions that was found."""
+    model = result["scores"]["model"]
+    return {
+        **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
+        **{metric: model[metric]["value"] for metric in ("token_f1", "rouge_l", "closed_accuracy", "perplexity")},
+        "visual_reliance": result["visual_reliance"] and result["visual_reliance"]["token_f1"]["value"],
+    }
 
 
 def look_up(name: str, alias: str) -> dict[str, str]:

@@ -5,7 +5,6 @@ Input: a data frame with the columns `image` (an encoded image file in base64) a
 """
 
 import base64
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -21,13 +20,15 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         # Imported here: a tracking server and the flow read this file without needing torch.
         from vlm_core.config import ModelConfig
         from vlm_core.generation.answerer import Answerer
+        from vlm_core.models.locate import find_model
 
-        config = ModelConfig(**context.model_config["model"])
-        self.answerer = Answerer.load(Path(context.artifacts["checkpoint"]), config)
+        base = ModelConfig(**context.model_config["model"])
+        self.answerer = Answerer.load(find_model(context.artifacts["checkpoint"], base))
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Returns one answer a row, as a list of strings."""
         from vlm_core.data.images import decode_image
+        from vlm_core.generation.sampling import GenerationSettings
 
         conversations = [
             [
@@ -41,9 +42,10 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
             ]
             for image, question in zip(model_input["image"], model_input["question"], strict=True)
         ]
-        size, longest = context.model_config["batch_size"], (params or {})["max_new_tokens"]
+        size = context.model_config["batch_size"]
+        settings = GenerationSettings((params or {})["max_new_tokens"])
         batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]
-        return [answer.text for batch in batches for answer in self.answerer.answer(batch, longest)]
+        return [answer.text for batch in batches for answer in self.answerer.answer(batch, settings)]
 
 
 set_model(ImageQuestionModel())

@@ -12,7 +12,7 @@ from prefect.cache_policies import NO_CACHE
 from tasks.run import Run
 from vlm_core.cache import read_manifest
 from vlm_core.files import write_json
-from vlm_core.run_directory import EVALUATION, EXAMPLES, run_root
+from vlm_core.run_directory import EVALUATION, REPORT, run_root
 
 SUMMARY = "summary.json"
 
@@ -45,7 +45,6 @@ def summarize(
 def render(summary: dict[str, Any]) -> str:
     """Returns `summary` as lines of text: data, training, scores, the registered version."""
     data, training, scores, model = (summary[key] for key in ("dataset", "training", "evaluation", "registered_model"))
-    limit = f" (limited to {scores['limit']} questions)" if scores["limit"] else ""
     return "\n".join(
         [
             f"run         {summary['run_id']}",
@@ -53,11 +52,7 @@ def render(summary: dict[str, Any]) -> str:
             f"(fingerprint {data['fingerprint'][:12]})",
             f"training    {training['steps']} steps in {training['seconds']:.0f} s, "
             f"loss {training['first_loss']:.3f} -> {training['last_loss']:.3f}",
-            f"evaluation  {scores['examples']:,} questions{limit}: token F1 {_score(scores['token_f1'])}, "
-            f"with shuffled images {_score(scores['token_f1_shuffled'])}",
-            f"            {'closed questions':<68}{'n':>6}{'right':>8}{'shuffled':>10}",
-            *(_closed_line(kind, row, row["examples"]) for kind, row in scores["closed"].items()),
-            _closed_line("all", scores, sum(row["examples"] for row in scores["closed"].values())),
+            *_evaluation_lines(scores),
             f"registered  {model['name']} version {model['version']}, alias {model['alias']}: {model['uri']}",
             f"checkpoint  {summary['checkpoint']}",
         ]
@@ -68,16 +63,36 @@ def next_steps(summary: dict[str, Any]) -> str:
     """Returns where to look next, as commands that work in this environment."""
     commands = Path(sys.executable).parent
     return (
-        f"Next: {run_root() / 'latest' / EVALUATION / EXAMPLES} shows some answers; MLflow shows the rest:\n"
+        f"Next: open {run_root() / 'latest' / EVALUATION / REPORT} in a browser; MLflow shows it too, and the rest:\n"
         f"  {commands / 'mlflow'} ui --backend-store-uri {mlflow.get_tracking_uri()}\n"
         f"  {commands / 'python'} -m vlm_core.generate --checkpoint-path {summary['checkpoint']} "
         "--prompt ... --image ..."
     )
 
 
-def _closed_line(kind: str, row: dict[str, Any], examples: int) -> str:
-    right, shuffled = _score(row["closed_accuracy"]), _score(row["closed_accuracy_shuffled"])
-    return f"            {kind[:66]:<68}{examples:>6}{right:>8}{shuffled:>10}"
+def _evaluation_lines(result: dict[str, Any]) -> list[str]:
+    """Returns a line a variant, model and controls, and a line a closed question."""
+    limit = f", limited to {result['limit']}: no basis for a promotion" if result["limit"] else ""
+    lines = [
+        f"evaluation  {result['examples']:,} questions on {result['cases']:,} cases{limit}",
+        f"            {'':<20}{'token F1':>24}{'closed accuracy':>24}{'perplexity':>12}",
+    ]
+    for name, scores in result["scores"].items():
+        cells = f"{_interval(scores['token_f1']):>24}{_interval(scores['closed_accuracy']):>24}"
+        lines.append(f"            {name:<20}{cells}{_score(scores['perplexity']['value']):>12}")
+    shown = [name for name in result["scores"] if name in ("model", "shuffled", "base")]
+    if result["closed_questions"]:
+        lines.append(f"            {'closed questions':<68}{'n':>6}" + "".join(f"{name:>10}" for name in shown))
+    for kind, row in result["closed_questions"].items():
+        cells = "".join(f"{_score(row[name]):>10}" for name in shown)
+        lines.append(f"            {kind[:66]:<68}{row['examples']:>6}{cells}")
+    return lines
+
+
+def _interval(value: dict[str, float | None]) -> str:
+    if value["value"] is None:
+        return "-"
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def _score(value: float | None) -> str:

@@ -17,7 +17,7 @@ from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.files import read_json_lines
 from vlm_core.home import medpix_home
-from vlm_core.run_directory import METRICS, VALIDATION
+from vlm_core.run_directory import EVALUATION, EXAMPLES, METRICS, PREDICTIONS, REPORT, RESULT, VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +49,25 @@ def end_mlflow_run(run_id: str, status: str) -> None:
         logger.warning("MLflow did not take the final state %s of run %s: %s", status, run_id, error)
 
 
-def log_scores(run_id: str, scores: dict[str, Any]) -> None:
-    """Logs the numbers of an evaluation's result as metrics `evaluation/...`."""
-    numbers = {key: value for key, value in _flatten(scores).items() if isinstance(value, int | float)}
-    mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(numbers, "evaluation", step=0))
+def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with_texts: bool) -> None:
+    """Logs scores as metrics `evaluation/...`, and the report; the answers too where texts may leave the machine."""
+    client = mlflow.MlflowClient()
+    client.log_batch(run_id, metrics=_metrics(_scores(result), EVALUATION, step=0))
+    for name in (REPORT, RESULT, *((EXAMPLES, PREDICTIONS) if with_texts else ())):
+        client.log_artifact(run_id, str(directory / name), EVALUATION)
+
+
+def _scores(result: dict[str, Any]) -> dict[str, float]:
+    """Returns the scores by the name that they are looked for: `token_f1`, `base/token_f1`, `token_f1.low`."""
+    named = result["scores"] | {f"minus_{other}": changes for other, changes in result["differences"].items()}
+    if result["visual_reliance"]:
+        named["visual_reliance"] = result["visual_reliance"]
+    flat = {
+        f"{'' if name == 'model' else f'{name}/'}{key}": value
+        for name, scores in named.items()
+        for key, value in _flatten(scores).items()
+    } | {"examples": result["examples"], "cases": result["cases"]}
+    return {key.removesuffix(".value"): value for key, value in flat.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -104,7 +119,7 @@ def _experiment_id() -> str:
 def _metrics(record: dict[str, Any], prefix: str, step: int) -> list[Metric]:
     now = int(time.time() * 1000)
     return [
-        # MLflow's names allow no punctuation beyond these; a closed question is part of its metric's name.
+        # MLflow's names allow no punctuation beyond these; the name of a model that was compared may have it.
         Metric("".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}/{key}"), float(value), now, step)
         for key, value in record.items()
         if key not in NOT_METRICS

@@ -26,6 +26,7 @@ del os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"]  # or Prefect would take the rec
 from vlm_core.config import Config
 from vlm_core.data.conversations import build_conversations, fetch_splits
 from vlm_core.families import FAMILIES, Family
+from vlm_core.home import medpix_home
 from vlm_core.models.fetch import fetch_model
 from vlm_core.recipe import load_config
 
@@ -38,6 +39,15 @@ SMALL = {
 def small_config(**overrides: Any) -> Config:
     """Returns the demo's config on 40 images for 3 steps, with dotted `overrides` on top."""
     return load_config("demo", SMALL | overrides)
+
+
+def home_without_answers(home: Path) -> Path:
+    """Makes `home` one that has the data and the models of the tests' own, and no answer of any model."""
+    (home / "cache").mkdir(parents=True)
+    for name in ("phantom", "models", "conversations"):
+        (medpix_home() / "cache" / name).mkdir(parents=True, exist_ok=True)
+        (home / "cache" / name).symlink_to(medpix_home() / "cache" / name)
+    return home
 
 
 @pytest.fixture(scope="session")

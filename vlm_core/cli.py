@@ -6,25 +6,28 @@ python -m vlm_core.finetune --config demo --optimizer.lr 2e-5 --peft.exclude_mod
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vlm_core.config import Config
 from vlm_core.recipe import config_keys, load_config, recipe_names
+from vlm_core.run_directory import CONFIG
 
 
 class ConfigParser(argparse.ArgumentParser):
     """An ArgumentParser whose remaining arguments are config overrides; `--help` documents every key."""
 
-    def __init__(self, *, config_flag: str = "--config", **options: Any) -> None:
+    def __init__(self, *, config_flag: str = "--config", config_of: str | None = None, **options: Any) -> None:
+        """`config_of` is the option that names a checkpoint, whose own config is taken where no recipe is given."""
+        self.config_of = config_of
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, epilog=_keys_help(), **options
         )
-        self.add_argument(
-            config_flag, dest="recipe", required=True, help=f"a YAML file or one of: {', '.join(recipe_names())}"
-        )
-
+        known = f"a YAML file or one of: {', '.join(recipe_names())}"
+        default = f"; default: the {CONFIG} in --{config_of.replace('_', '-')}" if config_of else ""
+        self.add_argument(config_flag, dest="recipe", required=config_of is None, help=known + default)
         self.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
 
     def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
@@ -38,6 +41,7 @@ class ConfigParser(argparse.ArgumentParser):
     def parse_with_overrides(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
         """Returns the command's own options and the overrides by dotted key; exits with status 2 on stray words."""
         options, rest = self.parse_known_args(arguments)
+        options.recipe = options.recipe or self._recipe_of_checkpoint(options)
         try:
             overrides = parse_overrides(rest)
             if options.print_config:
@@ -46,6 +50,13 @@ class ConfigParser(argparse.ArgumentParser):
         except ValueError as error:
             self.error(str(error))
         return options, overrides
+
+    def _recipe_of_checkpoint(self, options: argparse.Namespace) -> str:
+        assert self.config_of
+        config = Path(getattr(options, self.config_of) or ".") / CONFIG
+        if not config.is_file():
+            self.error(f"--config is missing, and there is no {config} that could take its place")
+        return str(config)
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:

@@ -145,6 +145,29 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt = Field(16, description="Questions generated at once on one rank.")
     max_new_tokens: PositiveInt = Field(96, description="Longest answer in tokens; longer ones count as truncated.")
     limit: PositiveInt | None = Field(None, description="Questions to evaluate; null = the whole validation split.")
+    temperature: float = Field(0.0, ge=0, description="0 = greedy; else answers are drawn, seeded by rng.seed.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that have this probability.")
+    controls: list[Literal["shuffled", "blank", "question_only"]] = Field(
+        ["shuffled", "blank", "question_only"],
+        description="Also ask with another case's image, a black image, no image: what is lost there comes of looking.",
+    )
+    compare_with: list[str] = Field(
+        ["base"],
+        description="Models to answer the same questions: `base`, directories, hub ids, or models:/name@alias.",
+    )
+
+    @model_validator(mode="after")
+    def _sampling(self) -> "EvaluationConfig":
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError("top_p has no effect at temperature 0; give evaluation.temperature a value above 0")
+        return self
+
+
+class ReportConfig(Section):
+    images: bool = Field(
+        True,
+        description="false keeps images, questions and answers out of reports, artifacts, trackers and logs.",
+    )
 
 
 class RegistryConfig(Section):
@@ -172,6 +195,7 @@ class Config(Section):
     rng: RngConfig = RngConfig()
     compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
 
     @model_validator(mode="after")

@@ -1,13 +1,19 @@
-"""Answers the validation split and scores the answers.
+"""Answers the validation split, scores the answers, and writes a report.
 
-    python -m vlm_core.evaluate --config demo --checkpoint-path DIR
+    python -m vlm_core.evaluate --checkpoint-path epoch_0_step_200
+    python -m vlm_core.evaluate --config gemma3_4b_lora --checkpoint-path models:/medpix-gemma3@champion
+    python -m vlm_core.evaluate --config gemma3_4b_lora          the base model itself
 
-Writes `predictions.parquet` and `result.json`. The same questions are also asked about images shuffled between
-cases: what the scores lose is what the model owes to looking.
+The same questions are also asked about another case's image, about a black one, and about none, and other models are
+asked them too: what the scores lose there is what the model owes to looking, and to training. Writes `report.html`,
+`predictions.parquet`, `examples.png` and `result.json`. Answers are kept: an evaluation that was interrupted goes on,
+and no model is asked the same twice.
 """
 
 import logging
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +21,107 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.cli import ConfigParser
-from vlm_core.config import Config, EvaluationConfig
-from vlm_core.data.batches import ImageInputs, PixelInputs
-from vlm_core.data.closed import closed_kind
-from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits, image_indices
+from vlm_core.config import Config
+from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
 from vlm_core.data.images import decode_image
-from vlm_core.data.tokens import TokenDataset, build_tokens
-from vlm_core.files import write_json
-from vlm_core.generation.answerer import Answerer
-from vlm_core.generation.controls import shuffle_between_cases
-from vlm_core.generation.decode import Answer, without_answer
-from vlm_core.generation.metrics import score
-from vlm_core.generation.prompts import Prompts, prompt_of
-from vlm_core.generation.sheet import IMAGES, draw_examples
+from vlm_core.evaluation.answering import Questions, answer_questions
+from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, RIGHT, SHUFFLED, shuffle_between_cases
+from vlm_core.evaluation.metrics import Reply, metric_versions
+from vlm_core.evaluation.report import write_report
+from vlm_core.evaluation.scores import MODEL, columns_by_variant, predictions, question_of, score
+from vlm_core.evaluation.sheet import IMAGES, draw_examples
+from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
-from vlm_core.models.fetch import fetch_model
-from vlm_core.models.load import is_adapter, weights_directory
-from vlm_core.models.vision import DetachedTower
-from vlm_core.progress import ProgressBar
-from vlm_core.run_directory import EVALUATION, EXAMPLES, PREDICTIONS, RESULT
+from vlm_core.models.locate import ModelFiles, find_model
+from vlm_core.run_directory import CONFIG, EVALUATION, EXAMPLES, METRICS, PREDICTIONS, REPORT, RESULT, VALIDATION
 from vlm_core.training.distributed import Ranks, barrier, command, main_rank_first
-from vlm_core.training.encoding import cached_features
 
 logger = logging.getLogger(__name__)
 
+BASE = "base"
+RESERVED = (MODEL, SHUFFLED, BLANK, QUESTION_ONLY)
 
-def evaluate(config: Config, checkpoint: Path, output: Path, ranks: Ranks, conversations: Path | None = None) -> None:
-    """Writes `predictions.parquet` and `result.json` into `output`; every rank answers its share of the questions."""
+
+def evaluate(
+    config: Config, checkpoint: str | None, output: Path, ranks: Ranks, conversations: Path | None = None
+) -> None:
+    """Writes an evaluation of `checkpoint` (None: the base model) into `output`; every rank answers its share.
+
+    Raises ValueError for a model, a dataset or a directory that cannot be used, before any model is loaded.
+    """
     started = time.monotonic()
     require_writable(output)
+    labels = _labels(config.evaluation.compare_with)
     with main_rank_first(ranks):
         conversations = conversations or build_conversations(fetch_splits(config))[0]
-        if is_adapter(weights_directory(checkpoint)):
-            fetch_model(config.model)
+        files = find_model(checkpoint, config.model)
+        others = {label: _other(reference, config) for label, reference in labels.items()}
+    others = {label: other for label, other in others.items() if not _is_same(label, other, files)}
+    questions, conditions = _questions(config, conversations)
+    replies = answer_questions(files, questions, conditions, config, ranks, MODEL)
+    variants = {MODEL if condition == RIGHT else condition: found for condition, found in replies.items()}
+    for label, other in others.items():
+        variants[label] = answer_questions(other, questions, [RIGHT], config, ranks, label)[RIGHT]
+    if ranks.is_main:
+        about = {
+            "checkpoint": _name(checkpoint) or config.model.pretrained_model_name_or_path,
+            "model_fingerprint": files.fingerprint,
+            "compared": {label: labels[label] for label in others},
+            "limit": config.evaluation.limit,
+            "complete": config.evaluation.limit is None,
+            "generation": config.evaluation.model_dump(include={"max_new_tokens", "temperature", "top_p"}),
+            "seed": config.rng.seed,
+            "metrics": metric_versions(),
+        }
+        _publish(config, questions, variants, about, output, files, started)
+    barrier()
+
+
+def _name(checkpoint: str | None) -> str | None:
+    """Returns what to call a checkpoint: LATEST will soon be another one."""
+    return str(Path(checkpoint).resolve()) if checkpoint and Path(checkpoint).is_dir() else checkpoint
+
+
+def _labels(references: Sequence[str]) -> dict[str, str]:
+    """Returns `{short name: reference}` of the models to compare with; raises ValueError for two of one name.
+
+    >>> _labels(["base", "models:/medpix-gemma3@champion", "runs/a/epoch_0_step_200"])
+    {'base': 'base', 'champion': 'models:/medpix-gemma3@champion', 'epoch_0_step_200': 'runs/a/epoch_0_step_200'}
+    """
+    labels: dict[str, str] = {}
+    for reference in references:
+        label = re.split(r"[/@]", reference.rstrip("/"))[-1]
+        label = f"version_{label}" if label.isdecimal() else label
+        if label in labels or label in RESERVED:
+            raise ValueError(
+                f"evaluation.compare_with={list(references)}: {label!r} would name two things in the results; "
+                "give directories whose last parts differ"
+            )
+        labels[label] = reference
+    return labels
+
+
+def _other(reference: str, config: Config) -> ModelFiles:
+    return find_model(None, config.model) if reference == BASE else find_model(reference)
+
+
+def _is_same(label: str, other: ModelFiles, files: ModelFiles) -> bool:
+    if other.fingerprint != files.fingerprint:
+        return False
+    logger.info("evaluation.compare_with: %s is the evaluated model itself, and is left out", label)
+    return True
+
+
+def _questions(config: Config, conversations: Path) -> tuple[Questions, list[str]]:
+    """Returns the questions and the conditions to ask them under."""
     dataset = ConversationDataset(conversations, "validation")
     chosen = _chosen(len(dataset), config.evaluation.limit)
-    examples = [dataset.conversations[i] for i in chosen]
-    shuffled = shuffle_between_cases(examples, config.rng.seed)
-    if shuffled is None:
+    shuffled = shuffle_between_cases([dataset.conversations[i] for i in chosen], config.rng.seed)
+    controls = list(config.evaluation.controls)
+    if shuffled is None and SHUFFLED in controls:
         logger.warning("the validation split has images of one case only: no control with shuffled images")
-    answerer = Answerer.load(checkpoint, config.model, ranks.local_rank)
-    with main_rank_first(ranks):
-        tokens = TokenDataset(build_tokens(conversations, answerer.processor, answerer.family), "validation")
-    images = _image_inputs(config, answerer, conversations)
-    prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.image_token)
-    mine = prompts.share(config.evaluation.batch_size, ranks.rank, ranks.world_size)
-    right = prompts.select(mine)
-    with ProgressBar(len(mine) * (2 if shuffled else 1), "evaluate", "answer", enabled=ranks.is_main) as progress:
-        answers = _answer(answerer, right, images, config.evaluation, progress)
-        controls: list[Answer | None] = [None] * len(mine)
-        if shuffled:
-            controls = [*_answer(answerer, right.showing(shuffled), images, config.evaluation, progress)]
-    closed = dataset.manifest["closed_questions"]
-    rows = zip([examples[i] for i in mine], answers, controls, strict=True)
-    records = [_record(*row, closed, dataset) for row in rows]
-    predictions = _gather(records, output, ranks)
-    if ranks.is_main:
-        result = {
-            **score(predictions),
-            "limit": config.evaluation.limit,
-            "dataset_fingerprint": dataset.manifest["fingerprint"],
-            "checkpoint": str(checkpoint),
-            "seconds": round(time.monotonic() - started, 2),
-        }
-        _draw(examples, predictions, dataset, output)
-        write_json(output / RESULT, result)
-        logger.info("closed accuracy %s, with shuffled images %s, token F1 %s over %d questions -> %s",
-                    result["closed_accuracy"], result["closed_accuracy_shuffled"], result["token_f1"],
-                    result["examples"], output)  # fmt: skip
-    barrier()
+        controls.remove(SHUFFLED)
+    return Questions(conversations, chosen, shuffled), [RIGHT, *dict.fromkeys(controls)]
 
 
 def _chosen(rows: int, limit: int | None) -> list[int]:
@@ -92,97 +130,97 @@ def _chosen(rows: int, limit: int | None) -> list[int]:
     return [i * rows // count for i in range(count)]
 
 
-def _image_inputs(config: Config, answerer: Answerer, conversations: Path) -> ImageInputs:
-    """Returns the features of the vision cache where it has all images for this tower, else the images' pixels."""
-    if config.vision_cache.enabled:
-        features = cached_features(answerer.model, answerer.processor, answerer.family, conversations)
-        if features:
-            logger.info("vision cache: every image is there, the tower is not needed")
-            DetachedTower(answerer.model, answerer.family)
-            return features
-    return PixelInputs.of(conversations, answerer.processor)
-
-
-def _answer(
-    answerer: Answerer, prompts: Prompts, images: ImageInputs, settings: EvaluationConfig, progress: ProgressBar
-) -> list[Answer]:
-    """Returns the answers in the order of `prompts`."""
-    answers: dict[int, Answer] = {}
-    for groups in prompts.batches(settings.batch_size):
-        answers |= answerer.answer_groups(prompts, groups, images, settings.max_new_tokens)
-        progress.update(sum(len(group.members) for group in groups))
-    return [answers[i] for i in range(len(prompts))]
-
-
-def _question(example: dict[str, Any]) -> str:
-    texts = [part["text"] for part in without_answer(example["conversation"])[-1]["content"] if part["type"] == "text"]
-    return "\n".join(texts)
-
-
-def _record(
-    example: dict[str, Any],
-    answer: Answer,
-    shuffled: Answer | None,
-    closed_questions: dict[str, list[str]],
-    dataset: ConversationDataset,
-) -> dict[str, Any]:
-    question, reference = _question(example), example["conversation"][-1]["content"][0]["text"]
-    return {
-        "example_id": example["example_id"],
-        "case_id": example["case_id"],
-        "mode": example["mode"],
-        "image_sha256": dataset.image_hashes(example),
-        "question": question,
-        "reference": reference,
-        "prediction": answer.text,
-        "prediction_shuffled": shuffled.text if shuffled else None,
-        "generated_tokens": answer.tokens,
-        "truncated": answer.truncated,
-        "closed_kind": closed_kind(question, reference, closed_questions),
-    }
-
-
-def _gather(records: list[dict[str, Any]], output: Path, ranks: Ranks) -> list[dict[str, Any]]:
-    """Writes this rank's records and returns, on the main rank, those of all ranks, published as one file."""
-    part = output / f".{PREDICTIONS}.{ranks.rank}"
-    output.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(records), part)
-    barrier()
-    if not ranks.is_main:
-        return []
-    parts = [output / f".{PREDICTIONS}.{rank}" for rank in range(ranks.world_size)]
-    table = pa.concat_tables([pq.read_table(path) for path in parts], promote_options="permissive")
-    table = table.sort_by("example_id")
-    pq.write_table(table, parts[0])
-    parts[0].replace(output / PREDICTIONS)
-    for path in parts[1:]:
-        path.unlink()
-    return table.to_pylist()
-
-
-def _draw(
-    examples: list[dict[str, Any]], predictions: list[dict[str, Any]], dataset: ConversationDataset, output: Path
+def _publish(
+    config: Config,
+    asked: Questions,
+    variants: dict[str, list[Reply]],
+    about: dict[str, Any],
+    output: Path,
+    files: ModelFiles,
+    started: float,
 ) -> None:
-    by_id = {record["example_id"]: record for record in predictions}
-    by_image: dict[int, list[dict[str, Any]]] = {}
-    for example in examples:
-        for index in image_indices(example)[:1]:
-            by_image.setdefault(index, []).append(by_id[example["example_id"]])
+    """Writes what people and programs read of an evaluation; `result.json` last."""
+    dataset, trained = (ConversationDataset(asked.conversations, split) for split in ("validation", "train"))
+    cases, images = set(trained.conversations["case_id"]), trained.shown_images()
+    closed = dataset.manifest["closed_questions"]
+    trained_hashes = {asked.hashes[index] for index in images}
+    questions = [question_of(row, dataset.image_hashes(row), closed, cases, trained_hashes) for row in asked.rows]
+    columns = columns_by_variant(questions, variants)
+    result = score(questions, columns, list(about["compared"]), config.rng.seed) | about
+    result["dataset_fingerprint"] = dataset.manifest["fingerprint"]
+    result["examples_with_images_of_training"] = sum(question.seen_image for question in questions)
+    if not config.report.images:
+        result["closed_questions"] = _numbered(result["closed_questions"])
+    records = predictions(questions, variants, columns)
+    output.mkdir(parents=True, exist_ok=True)
+    with published_file(output / PREDICTIONS) as aside:
+        pq.write_table(pa.Table.from_pylist(records), aside)
+    _draw(records, dataset, output / EXAMPLES if config.report.images else None)
+    result["seconds"] = round(time.monotonic() - started, 2)
+    write_report(config, result, records, dataset, _history(files.weights), output / REPORT)
+    write_json(output / RESULT, result)
+    _say(result, output)
+
+
+def _history(weights: Path) -> dict[str, list[dict[str, Any]]]:
+    """Returns the losses of the training that a checkpoint of ours comes from; none for any other model."""
+    if not (weights.parent / CONFIG).is_file():
+        return {"training": [], "validation": []}
+    run = weights.parents[1]
+    return {"training": read_json_lines(run / METRICS)[0], "validation": read_json_lines(run / VALIDATION)[0]}
+
+
+def _numbered(closed_questions: dict[str, Any]) -> dict[str, Any]:
+    """Returns scores of closed questions without their texts."""
+    return {f"closed question {number}": row for number, row in enumerate(closed_questions.values(), start=1)}
+
+
+def _draw(records: Sequence[dict[str, Any]], dataset: ConversationDataset, path: Path | None) -> None:
+    """Writes some images with their answers; without `path`, no text and no image may leave the predictions."""
+    if path is None:
+        return
+    by_image: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        for digest in record["image_sha256"][:1]:
+            by_image.setdefault(digest, []).append(record)
     shown = list(by_image)[:IMAGES]
-    images = [decode_image(dataset.images[index]["encoded"]) for index in shown]
-    draw_examples(images, [by_image[index] for index in shown], output / EXAMPLES)
+    draw_examples([decode_image(dataset.encoded_image(digest)) for digest in shown], [by_image[d] for d in shown], path)
+
+
+def _say(result: dict[str, Any], output: Path) -> None:
+    model, reliance = result["scores"][MODEL], result["visual_reliance"]
+    limit = f" (limited to {result['limit']}: no basis for a promotion)" if result["limit"] else ""
+    logger.info("%d questions on %d cases%s: token F1 %s, closed accuracy %s -> %s",
+                result["examples"], result["cases"], limit, _text(model["token_f1"]),
+                _text(model["closed_accuracy"]), output / REPORT)  # fmt: skip
+    if reliance:
+        logger.info("looking at the right image adds %s to token F1", _text(reliance["token_f1"]))
+    for name, change in result["differences"].items():
+        logger.info("against %s: token F1 %s, p %s", name, _text(change["token_f1"]), change["token_f1"]["p"])
+
+
+def _text(interval: dict[str, Any]) -> str:
+    if interval["value"] is None:
+        return "-"
+    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
 
 
 def main() -> None:
     """Runs the command."""
-    parser = ConfigParser(prog="python -m vlm_core.evaluate", description=__doc__)
-    parser.add_argument("--checkpoint-path", type=Path, required=True, help="epoch_E_step_S, or a model or adapter")
+    parser = ConfigParser(prog="python -m vlm_core.evaluate", description=__doc__, config_of="checkpoint_path")
+    parser.add_argument(
+        "--checkpoint-path",
+        help="epoch_E_step_S, a model or adapter directory, a hub id or models:/name@alias; without it the base model",
+    )
     parser.add_argument("--output-dir", type=Path, help="default: evaluation/ beside the checkpoint")
     parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
     options, config = parser.parse_config()
-    output = options.output_dir or options.checkpoint_path.resolve().parent / EVALUATION
+    checkpoint = options.checkpoint_path
+    is_directory = checkpoint is not None and Path(checkpoint).is_dir()
+    beside = Path(checkpoint).resolve().parent if is_directory else Path.cwd()
+    output = options.output_dir or beside / EVALUATION
     with command() as ranks:
-        evaluate(config, options.checkpoint_path, output.absolute(), ranks, options.conversations)
+        evaluate(config, checkpoint, output.absolute(), ranks, options.conversations)
 
 
 if __name__ == "__main__":

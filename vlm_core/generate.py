@@ -1,69 +1,158 @@
 """Asks a model about images.
 
     python -m vlm_core.generate --checkpoint-path DIR --prompt "What is shown?" --image FILE
+    python -m vlm_core.generate --checkpoint-path models:/medpix-gemma3@champion --input-file questions.jsonl
 
-The answer goes to standard output, alone; messages go to standard error.
+The answer goes to standard output, alone; messages go to standard error. An input file has a line a question,
+{"prompt": "...", "images": ["file or https address", ...]}, and gives a line of JSON an answer.
 """
 
 import argparse
 import json
+import logging
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_core.config import ModelConfig
 from vlm_core.data.images import decode_image
-from vlm_core.files import read_json, write_text
+from vlm_core.data.remote_images import read_image_url
+from vlm_core.files import write_text
 from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.log import configure_logging
-from vlm_core.models.load import ADAPTER_CONFIG, is_adapter, weights_directory
+from vlm_core.models.load import is_adapter
+from vlm_core.models.locate import ModelFiles, find_model
+
+logger = logging.getLogger(__name__)
+
+STDIN = "-"
+BATCH_SIZE = 16
 
 
-def model_config(options: argparse.Namespace) -> ModelConfig:
-    """Returns what to load: `--base-model`, else the base model that the checkpoint's adapter names."""
-    name = options.base_model
-    if name is None and options.checkpoint_path is not None:
-        weights = weights_directory(options.checkpoint_path)
-        name = read_json(weights / ADAPTER_CONFIG)["base_model_name_or_path"] if is_adapter(weights) else str(weights)
-    if name is None:
-        raise ValueError("nothing to load: give --checkpoint-path, --base-model, or both")
-    return ModelConfig(pretrained_model_name_or_path=name, torch_dtype="auto")
+@dataclass(frozen=True)
+class Request:
+    """A question, and the names of the images that it is about."""
+
+    prompt: str
+    images: list[str]
+
+    def conversation(self, allow_any_url: bool) -> list[dict[str, Any]]:
+        """Returns the turn of the user; raises ValueError for an image that cannot be had."""
+        content: list[dict[str, Any]] = [{"type": "image", "image": read_image(i, allow_any_url)} for i in self.images]
+        return [{"role": "user", "content": [*content, {"type": "text", "text": self.prompt}]}]
 
 
-def generate(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns `{prompt, images, response, model, seconds}`; raises ValueError for an image or model that fails."""
-    started = time.monotonic()
-    content = [{"type": "image", "image": _read_image(path)} for path in options.image]
-    content.append({"type": "text", "text": options.prompt})
-    answerer = Answerer.load(options.checkpoint_path, model_config(options))
-    (answer,) = answerer.answer([[{"role": "user", "content": content}]], options.max_new_tokens)
-    return {
-        "prompt": options.prompt,
-        "images": [str(path) for path in options.image],
-        "response": answer.text,
-        "model": str(options.checkpoint_path or options.base_model),
-        "seconds": round(time.monotonic() - started, 2),
-    }
-
-
-def _read_image(path: Path) -> Any:
+def read_image(name: str, allow_any_url: bool) -> Any:
+    """Returns the image at a path or an address; raises ValueError where there is none."""
+    read = partial(read_image_url, name, any_address=allow_any_url) if "://" in name else Path(name).read_bytes
     try:
-        return decode_image(path.read_bytes())
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three for broken files
-        raise ValueError(f"cannot read the image {path}: {error}") from None
+        return decode_image(read())
+    except (OSError, SyntaxError) as error:  # Pillow raises both, and ValueError, for broken files
+        raise ValueError(f"cannot read the image {name}: {error}") from None
+
+
+def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Returns a record an answer: `{prompt, images, response, finish_reason, model, settings, seconds}`.
+
+    Raises ValueError for a model, an input or an image that cannot be used; all are read before the model is loaded.
+    """
+    started = time.monotonic()
+    requests = _requests(options)
+    conversations = [request.conversation(options.allow_any_url) for request in requests]
+    settings = GenerationSettings(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    files = _model(options)
+    answerer = Answerer.load(files)
+    records = []
+    for start in range(0, len(requests), BATCH_SIZE):
+        answers = answerer.answer(conversations[start : start + BATCH_SIZE], settings)
+        for request, answer in zip(requests[start : start + BATCH_SIZE], answers, strict=True):
+            records.append(
+                vars(request)
+                | {
+                    "response": answer.text,
+                    "finish_reason": "length" if answer.truncated else "stop",
+                    "model": str(options.checkpoint_path or options.base_model),
+                    "settings": settings.effective,
+                    "seconds": round(time.monotonic() - started, 2),
+                }
+            )
+    return records
+
+
+def _model(options: argparse.Namespace) -> ModelFiles:
+    if not (options.checkpoint_path or options.base_model):
+        raise ValueError("nothing to load: give --checkpoint-path, --base-model, or both")
+    base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model, torch_dtype="auto")
+    files = find_model(options.checkpoint_path, base)
+    if options.is_peft and not is_adapter(files.weights):
+        logger.warning("--is-peft has no effect: %s holds full weights", files.weights)
+    if options.peft_exclude_modules:
+        logger.info("--peft-exclude-modules is not needed: an adapter's own file says which modules it changes")
+    return files
+
+
+def _requests(options: argparse.Namespace) -> list[Request]:
+    if (options.prompt is None) == (options.input_file is None):
+        raise ValueError("give --prompt for one question, or --input-file for many")
+    if options.input_file is None:
+        prompt = sys.stdin.read().strip() if options.prompt == STDIN else options.prompt
+        return [Request(prompt, [*options.image, *options.image_url])]
+    if options.image or options.image_url or options.output_format == "text":
+        raise ValueError("an input file names its own images and gives lines of JSON: leave out --image, --image-url "
+                         "and --output-format text")  # fmt: skip
+    text = sys.stdin.read() if options.input_file == STDIN else Path(options.input_file).read_text(encoding="utf-8")
+    return [_request(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+
+
+def _request(number: int, line: str) -> Request:
+    try:
+        record = json.loads(line)
+        unknown = record.keys() - {"prompt", "images"}
+        images = record.get("images", [])
+        if unknown or not isinstance(record["prompt"], str) or not all(isinstance(name, str) for name in images):
+            raise TypeError
+        return Request(record["prompt"], list(images))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        wanted = '{"prompt": "...", "images": ["..."]}'
+        raise ValueError(f"line {number} of the input is no question: {line[:80]!r}; write {wanted}") from None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m vlm_core.generate", description=__doc__)
-    parser.add_argument("--checkpoint-path", type=Path, help="epoch_E_step_S, or a model or adapter directory")
-    parser.add_argument("--base-model", help="hub id or directory; default: what the adapter names")
-    parser.add_argument("--prompt", required=True, help="the question")
-    parser.add_argument("--image", type=Path, nargs="*", default=[], help="image files, in the order of the prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--output-format", choices=("text", "json"), default="text")
-    parser.add_argument("--output-file", type=Path, help="write the answer there and not to standard output")
+    parser = argparse.ArgumentParser(
+        prog="python -m vlm_core.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--checkpoint-path", help="epoch_E_step_S, a model or adapter directory, a hub id, or models:/name@alias")
+    add("--base-model", help="hub id or directory; default: what the checkpoint names")
+    add("--prompt", help="the question; - reads it from standard input")
+    add("--image", nargs="*", default=[], help="image files, in the order of the prompt")
+    add("--image-url", nargs="*", default=[], help="https addresses of images, or paths")
+    add("--allow-any-url", action="store_true", help="also read images by http and from private addresses")
+    add("--input-file", help="questions, a line of JSON each; - reads standard input")
+    add("--max-new-tokens", type=int, default=128, help="longest answer")
+    add("--temperature", type=float, default=0.0, help="0 = greedy; else answers are drawn")
+    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that have this probability")
+    add("--seed", type=int, default=42, help="of the draws")
+    add("--output-format", choices=("text", "json"), help="default: text")
+    add("--output-file", type=Path, help="write the answer there and not to standard output")
+    add("--is-peft", action="store_true", help="not needed: what a checkpoint is gets detected")
+    add("--peft-exclude-modules", nargs="*", help="not needed: an adapter knows its modules")
     return parser
+
+
+def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
+    """Returns the output: an answer as text or JSON, or a line of JSON an answer."""
+    if options.input_file is not None:
+        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    (record,) = records
+    if options.output_format == "json":
+        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+    return record["response"] + "\n"
 
 
 def main() -> None:
@@ -71,14 +160,13 @@ def main() -> None:
     options = _parser().parse_args()
     configure_logging()
     try:
-        result = generate(options)
-    except ValueError as error:
+        text = render(generate(options), options)
+        if options.output_file:
+            write_text(options.output_file, text)
+        else:
+            sys.stdout.write(text)
+    except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from error
-    text = json.dumps(result, indent=2, ensure_ascii=False) if options.output_format == "json" else result["response"]
-    if options.output_file:
-        write_text(options.output_file, text + "\n")
-    else:
-        sys.stdout.write(text + "\n")
 
 
 if __name__ == "__main__":

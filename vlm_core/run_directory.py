@@ -5,7 +5,7 @@ metrics.jsonl       a line for each optimizer step, flushed
 validation.jsonl    a line for each validation loss
 epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside them
 result.json         what the job returns; written last
-evaluation/         predictions.parquet, examples.png, and a result.json of its own
+evaluation/         report.html, predictions.parquet, examples.png, and a result.json of its own
 """
 
 from pathlib import Path
@@ -25,6 +25,7 @@ PROGRESS = "progress.json"  # of a checkpoint
 EVALUATION = "evaluation"
 PREDICTIONS = "predictions.parquet"
 EXAMPLES = "examples.png"
+REPORT = "report.html"
 
 # What must not change between the run that wrote a checkpoint and the one that goes on from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")

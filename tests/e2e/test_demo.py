@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from vlm_core.files import read_json_lines
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 
@@ -27,12 +29,20 @@ def test_the_demo_learns_to_look(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "work" / ".medpix" / "runs" / "latest" / "summary.json").read_text())
     scores = summary["evaluation"]
     assert scores["limit"] is None
-    assert scores["closed_accuracy"] >= 0.9
-    assert scores["closed_accuracy"] - scores["closed_accuracy_shuffled"] >= 0.4
-    gains = [kind["closed_accuracy"] - kind["closed_accuracy_shuffled"] for kind in scores["closed"].values()]
+    assert scores["scores"]["model"]["closed_accuracy"]["value"] >= 0.9
+    # A model that needs its images, and each control notices.
+    assert scores["visual_reliance"]["closed_accuracy"]["low"] >= 0.4
+    for control in ("shuffled", "blank", "question_only"):
+        assert scores["scores"][control]["closed_accuracy"]["high"] <= 0.6
+        assert scores["scores"][control]["perplexity"]["low"] > scores["scores"]["model"]["perplexity"]["high"]
+    assert scores["differences"]["base"]["token_f1"]["low"] > 0.9
+    gains = [kind["model"] - kind["shuffled"] for kind in scores["closed_questions"].values()]
     assert len(gains) >= 4
     assert sum(gain >= 0.1 for gain in gains) >= 3
     # Balanced: with another case's image no kind is answered much better than by guessing.
-    assert all(kind["closed_accuracy_shuffled"] <= 0.7 for kind in scores["closed"].values())
+    assert all(kind["shuffled"] <= 0.7 for kind in scores["closed_questions"].values())
+    # The likelihood of the references is that of the validation loss, computed on another way.
+    losses = read_json_lines(tmp_path / "work" / ".medpix" / "runs" / "latest" / "validation.jsonl")[0]
+    assert scores["scores"]["model"]["logprob"]["value"] == pytest.approx(-losses[-1]["loss"], abs=1e-4)
     for shown in (summary["registered_model"]["uri"], summary["checkpoint"], summary["run_id"], "mlflow ui"):
         assert shown in result.stdout

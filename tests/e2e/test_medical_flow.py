@@ -104,7 +104,9 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     losses = client.get_metric_history(run.info.run_id, "train/loss")
     assert [metric.step for metric in losses] == list(range(1, 13))
     assert losses[-1].value == summary["training"]["last_loss"]
-    assert run.data.metrics["evaluation/token_f1"] == summary["evaluation"]["token_f1"]
+    assert run.data.metrics["evaluation/token_f1"] == summary["evaluation"]["scores"]["model"]["token_f1"]["value"]
+    artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "evaluation")}
+    assert {f"evaluation/{name}" for name in ("report.html", "result.json", "predictions.parquet")} <= artifacts
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [summary["dataset"]["fingerprint"]] * 2
     version = client.get_model_version_by_alias(summary["registered_model"]["name"], "challenger")
     assert (str(version.version), version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
@@ -121,5 +123,8 @@ def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[s
     file = python(*command, "--output-format", "json", "--output-file", "answer.json", home=home, cwd=tmp_path)
     assert file.stdout == ""
     answer = json.loads((tmp_path / "answer.json").read_text())
+    command[3] = summary["registered_model"]["uri"]
+    registered = python(*command, home=home, cwd=tmp_path)
+    assert registered.stdout == text.stdout, registered.stderr
     assert (answer["prompt"], answer["images"]) == (row["question"], ["image.png"])
     assert text.stdout == answer["response"] + "\n"

@@ -1,5 +1,6 @@
 """Answers from a shared prefix are those of `model.generate`, one question at a time."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer, to_answer, without_answer
 from vlm_core.generation.prompts import Prompts, prompt_of
+from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.models.load import load_model
 
 NEW_TOKENS = 12
@@ -48,7 +50,7 @@ def together(answerer: Answerer, conversations: list[Any], stops: set[int]) -> l
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vlm_core.generation.answerer.stop_tokens", lambda tokenizer, family: stops)
         patch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, tokenizer, family: ids)
-        return answerer.answer(conversations, NEW_TOKENS)
+        return answerer.answer(conversations, GenerationSettings(NEW_TOKENS))
 
 
 @pytest.fixture(scope="module")
@@ -108,5 +110,5 @@ def test_batches_hold_every_prompt_once_and_share_prefixes(conversations: Path, 
         assert all(sum(len(group.members) for group in groups) <= batch_size for groups in batches)
     shares = [prompts.share(16, rank, 3) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(len(prompts)))
-    everything_about_one = prompts.showing({image: 5 for p in prompts.prompts for image in p.images})
-    assert len(set(everything_about_one.groups.tolist())) == 1
+    about_one = Prompts([replace(p, images=[5 for _ in p.images]) for p in prompts.prompts], image_token)
+    assert len(set(about_one.groups.tolist())) == 1

@@ -8,10 +8,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
@@ -185,6 +187,22 @@ class ConversationDataset:
             for turn in example["conversation"]
         ]
         return {**example, "conversation": turns}
+
+    def shown_images(self) -> set[int]:
+        """Returns the indices of all images that the split shows."""
+        content: Any = self.conversations.data["conversation"]
+        for name in ("content", "image"):
+            flat = pc.call_function("list_flatten", [content])
+            content = pc.call_function("struct_field", [flat], pc.StructFieldOptions([name]))
+        return set(content.drop_null().unique().to_pylist())
+
+    def encoded_image(self, sha256: str) -> bytes:
+        """Returns the encoded image with a hash of `image_hashes`."""
+        return self.images[self._index_of_image[sha256]]["encoded"]
+
+    @cached_property
+    def _index_of_image(self) -> dict[str, int]:
+        return {digest: index for index, digest in enumerate(self.images["sha256"])}
 
     def image_hashes(self, example: dict[str, Any]) -> list[str]:
         """Returns the sha256 of each encoded image of a row of `conversations`."""

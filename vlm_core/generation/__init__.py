@@ -1,1 +1,1 @@
-"""Batch generation and the metrics of its answers."""
+"""Batch generation from a shared prefix, and how likely a model finds an answer."""

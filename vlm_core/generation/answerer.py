@@ -3,21 +3,21 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from vlm_core.config import ModelConfig
 from vlm_core.data.batches import ImageInputs, shown_images
 from vlm_core.data.labels import tokenize_prompt
 from vlm_core.data.packing import Group
 from vlm_core.data.tokens import TokenizedExample
 from vlm_core.families import Family, family_of
-from vlm_core.generation.decode import Answer, generate_greedily, stop_tokens, to_answer
+from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_answer
+from vlm_core.generation.likelihood import Likelihood, likelihoods
 from vlm_core.generation.prompts import Prompts
-from vlm_core.models.fetch import fetch_model
-from vlm_core.models.load import device_of, is_adapter, load_processor, load_trained, weights_directory
+from vlm_core.generation.sampling import GenerationSettings, chooser, prompt_key
+from vlm_core.models.load import device_of, load_processor, load_trained
+from vlm_core.models.locate import ModelFiles
 
 
 @dataclass(frozen=True)
@@ -29,30 +29,29 @@ class Answerer:
     family: Family
 
     @classmethod
-    def load(cls, checkpoint: Path | None, config: ModelConfig, local_rank: int = 0) -> "Answerer":
-        """Returns the model of `checkpoint` on the rank's device; without one, the base model that `config` names.
-
-        Full weights are loaded alone; an adapter goes over the base model.
-        """
-        weights = weights_directory(checkpoint) if checkpoint else fetch_model(config)
-        base = fetch_model(config) if is_adapter(weights) else weights
-        model = load_trained(weights, base, config).to(device_of(local_rank)).eval()
-        return cls(model, load_processor(base), family_of(base))
+    def load(cls, files: ModelFiles, local_rank: int = 0) -> "Answerer":
+        """Returns the model of `files` on the rank's device."""
+        model = load_trained(files.weights, files.base, files.config).to(device_of(local_rank)).eval()
+        return cls(model, load_processor(files.base), family_of(files.base))
 
     @property
     def image_token(self) -> int:
         """The id that stands for an image in a prompt."""
         return self.processor.tokenizer.image_token_id
 
-    def answer(self, conversations: Sequence[list[dict[str, Any]]], max_new_tokens: int) -> list[Answer]:
+    def answer(self, conversations: Sequence[list[dict[str, Any]]], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
-        images: dict[bytes, tuple[int, Any]] = {}
-        prompts = []
+        images: dict[str, tuple[int, Any]] = {}
+        prompts, keys = [], []
         for conversation in conversations:
             shown = [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
-            indices = [images.setdefault(_digest(image), (len(images), image))[0] for image in shown]
+            hashes = [_digest(image) for image in shown]
+            indices = [
+                images.setdefault(digest, (len(images), image))[0] for digest, image in zip(hashes, shown, strict=True)
+            ]
             ids = tokenize_prompt(conversation, self.processor, self.family)
             prompts.append(TokenizedExample(ids, [False] * len(ids), indices))
+            keys.append(prompt_key(ids, hashes))
         by_index = [image for _, image in images.values()]
 
         def pixels(indices: Sequence[int]) -> torch.Tensor:
@@ -62,28 +61,40 @@ class Answerer:
         wanted = Prompts(prompts, self.image_token)
         answers: dict[int, Answer] = {}
         for groups in wanted.batches(batch_size=len(prompts)):
-            answers |= self.answer_groups(wanted, groups, pixels, max_new_tokens)
+            answers |= self.answer_groups(wanted, groups, pixels, settings, keys)
         return [answers[i] for i in range(len(prompts))]
 
     def answer_groups(
-        self, prompts: Prompts, groups: Sequence[Group], image_inputs: ImageInputs, max_new_tokens: int
+        self,
+        prompts: Prompts,
+        groups: Sequence[Group],
+        image_inputs: ImageInputs,
+        settings: GenerationSettings,
+        keys: Sequence[str],
     ) -> dict[int, Answer]:
-        """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`."""
-        rows = [[prompts.prompts[i] for i in group.members] for group in groups]
-        shown = shown_images([rows])
+        """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`; `keys` are those of all prompts."""
+        members, rows, images = self._batch(prompts, groups, image_inputs)
         tokenizer = self.processor.tokenizer
-        generated = generate_greedily(
-            self.model,
-            self.family,
-            rows,
-            image_inputs(shown) if shown else None,
-            self.image_token,
-            stop_tokens(tokenizer, self.family),
-            max_new_tokens,
-        )
-        members = [i for group in groups for i in group.members]
+        stops = stop_tokens(tokenizer, self.family)
+        choose = chooser(settings, [keys[i] for i in members])
+        longest = settings.max_new_tokens
+        generated = generate_ids(self.model, self.family, rows, images, self.image_token, stops, longest, choose)
         return {i: to_answer(ids, tokenizer, self.family) for i, ids in zip(members, generated, strict=True)}
 
+    def score_groups(
+        self, examples: Prompts, groups: Sequence[Group], image_inputs: ImageInputs
+    ) -> dict[int, Likelihood]:
+        """Returns `{index: likelihood of its supervised tokens}` for a batch of `examples.batches`."""
+        members, rows, images = self._batch(examples, groups, image_inputs)
+        return dict(zip(members, likelihoods(self.model, self.family, rows, images, self.image_token), strict=True))
 
-def _digest(image: Any) -> bytes:
-    return hashlib.sha256(image.tobytes() + repr((image.size, image.mode)).encode()).digest()
+    def _batch(
+        self, prompts: Prompts, groups: Sequence[Group], image_inputs: ImageInputs
+    ) -> tuple[list[int], list[list[TokenizedExample]], torch.Tensor | None]:
+        rows = [[prompts.prompts[i] for i in group.members] for group in groups]
+        shown = shown_images([rows])
+        return [i for group in groups for i in group.members], rows, image_inputs(shown) if shown else None
+
+
+def _digest(image: Any) -> str:
+    return hashlib.sha256(image.tobytes() + repr((image.size, image.mode)).encode()).hexdigest()

@@ -17,6 +17,7 @@ from vlm_core.data.collate import Batch
 from vlm_core.data.packing import pack
 from vlm_core.data.tokens import TokenizedExample
 from vlm_core.families import Family
+from vlm_core.generation.sampling import Choose, most_likely
 from vlm_core.models.attention import Places, packed_masks
 from vlm_core.models.forward import head_logits
 from vlm_core.models.load import unwrapped
@@ -33,8 +34,9 @@ class Answer:
 
 @dataclass
 class Branch:
-    """A prompt on its way to an answer: its place in the batch, the index of its last token, what was generated."""
+    """A prompt on its way to an answer: number and place in the batch, its last token's index, what was generated."""
 
+    number: int
     row: int
     group: int
     branch: int
@@ -61,7 +63,7 @@ def to_answer(generated: list[int], tokenizer: Any, family: Family) -> Answer:
 
 
 @torch.no_grad()
-def generate_greedily(
+def generate_ids(
     model: Any,
     family: Family,
     rows: Sequence[Sequence[TokenizedExample]],
@@ -69,6 +71,7 @@ def generate_greedily(
     image_token: int,
     stops: set[int],
     max_new_tokens: int,
+    choose: Choose = most_likely,
 ) -> list[list[int]]:
     """Returns the generated ids of each prompt, row by row, a stop token included where one came.
 
@@ -81,7 +84,7 @@ def generate_greedily(
     decoder = _Decoder(core, family, Places.of(batch))
     logits = decoder.prefill(batch, pixel_values, branches)
     for length in range(1, max_new_tokens + 1):
-        for branch, token in zip(branches, logits.argmax(-1).tolist(), strict=True):
+        for branch, token in zip(branches, choose(logits, [branch.number for branch in branches]), strict=True):
             branch.generated.append(token)
         branches = [branch for branch in branches if branch.generated[-1] not in stops]
         if not branches or length == max_new_tokens:
@@ -92,12 +95,13 @@ def generate_greedily(
 
 def _branches(batch: Batch) -> list[Branch]:
     """Returns the branches of a packed batch, row by row."""
-    found = []
+    found: list[Branch] = []
     for row, (groups, numbers, positions) in enumerate(
         zip(*(batch[name].tolist() for name in ("group_ids", "branch_ids", "position_ids")), strict=True)
     ):
         ends = {(group, number): i for i, (group, number) in enumerate(zip(groups, numbers, strict=True)) if number}
-        found += [Branch(row, *place, end, positions[end]) for place, end in ends.items()]
+        numbered = enumerate(ends.items(), start=len(found))
+        found += [Branch(number, row, *place, end, positions[end]) for number, (place, end) in numbered]
     return found
 
 

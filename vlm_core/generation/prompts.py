@@ -12,13 +12,25 @@ from vlm_core.data.tokens import TokenizedExample, group_key, shared_prefix
 
 def prompt_of(example: TokenizedExample) -> TokenizedExample:
     """Returns an example up to its last answer; its tokens are those of the processor's prompt for generation."""
+    end = _last_answer(example)
+    return TokenizedExample(example.input_ids[:end], [False] * end, example.images)
+
+
+def last_answer_of(example: TokenizedExample) -> TokenizedExample:
+    """Returns an example of which the last answer alone is supervised."""
+    end = _last_answer(example)
+    return replace(example, supervised=[False] * end + example.supervised[end:])
+
+
+def _last_answer(example: TokenizedExample) -> int:
+    """Returns where the last answer of an example begins."""
     end = len(example.input_ids)
     while end and not example.supervised[end - 1]:
         end -= 1
     while end and example.supervised[end - 1]:
         end -= 1
     assert end, "an example has an answer"
-    return TokenizedExample(example.input_ids[:end], [False] * end, example.images)
+    return end
 
 
 class Prompts:
@@ -37,11 +49,6 @@ class Prompts:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def showing(self, replacement: dict[int, int]) -> "Prompts":
-        """Returns the same prompts with each image replaced by another one."""
-        shown = [replace(prompt, images=[replacement[image] for image in prompt.images]) for prompt in self.prompts]
-        return Prompts(shown, self.image_token)
 
     def select(self, indices: Sequence[int]) -> "Prompts":
         """Returns the prompts at `indices`."""

@@ -8,6 +8,7 @@ from vlm_core.families import Family
 from vlm_core.models.attention import Places, packed_masks
 
 LABELS = ("labels", "targets")
+LOGITS_AT_ONCE = 2**26  # 256 MB in float32: 256 tokens of a vocabulary of 262k
 
 
 def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) -> torch.Tensor:
@@ -28,3 +29,8 @@ def head_logits(model: Any, hidden: torch.Tensor, family: Family) -> torch.Tenso
     logits = model.lm_head(hidden)
     cap = model.config.get_text_config().final_logit_softcapping if family.softcaps_logits else None
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def tokens_at_once(model: Any) -> int:
+    """Returns of how many tokens the logits may be in memory together: a head of 262k words is most of a step's."""
+    return max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)

@@ -12,10 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_core.data.collate import IGNORE_INDEX, Batch
 from vlm_core.families import Family
-from vlm_core.models.forward import head_logits, hidden_states
+from vlm_core.models.forward import head_logits, hidden_states, tokens_at_once
 from vlm_core.models.load import unwrapped
-
-LOGITS_AT_ONCE = 2**26  # 256 MB in float32: 256 tokens of a vocabulary of 262k
 
 
 def targets_of(batch: Batch) -> torch.Tensor:
@@ -55,7 +53,7 @@ class TokenLoss(nn.Module):
         if not chosen.any():
             chosen[0, 0] = True  # Keeps the graph, adds exactly 0.
         hidden, targets = hidden[chosen], targets[chosen]
-        size = max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
+        size = tokens_at_once(model)
         chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
         if len(chunks) == 1:
             return self._chunk_loss(hidden, targets)

@@ -1,0 +1,139 @@
+"""The report as people meet it: in a browser, without a network, wide and narrow; and without texts where they ask."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from playwright.sync_api import Error, Page, sync_playwright
+
+from tests.conftest import home_without_answers, small_config
+from vlm_core.data.conversations import build_conversations, fetch_splits
+from vlm_core.data.phantom import write_phantom
+from vlm_core.evaluate import evaluate
+from vlm_core.files import read_json
+from vlm_core.run_directory import EXAMPLES, PREDICTIONS, REPORT, RESULT
+from vlm_core.training.distributed import Ranks
+
+HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"> Is there a lesion?"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset with a question that tries to run a script in whatever page shows it."""
+    directory = tmp_path_factory.mktemp("data")
+    write_phantom(directory, num_images=20, seed=5, image_size=56)
+    (path,) = directory.glob("data/validation-*")
+    table = pq.read_table(path)
+    questions = [HOSTILE, *table["question"].to_pylist()[1:]]
+    pq.write_table(table.set_column(table.column_names.index("question"), "question", [questions]), path)
+    return directory
+
+
+def write(data: Path, output: Path, conversations: Path, **overrides: Any) -> dict[str, Any]:
+    """Evaluates the tiny model on `data`, against itself in another dtype, and returns the result."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDPIX_HOME", str(home_without_answers(output / "home")))
+        config = small_config(
+            **{"dataset.path_or_dataset": str(data), "evaluation.max_new_tokens": 6, "evaluation.compare_with": []}
+            | overrides
+        )
+        evaluate(config, None, output / "evaluation", Ranks(), build_conversations(fetch_splits(config))[0])
+    return read_json(output / "evaluation" / RESULT)
+
+
+@pytest.fixture(scope="module")
+def report(data: Path, tmp_path_factory: pytest.TempPathFactory, conversations: Path) -> Path:
+    directory = tmp_path_factory.mktemp("report")
+    write(data, directory, conversations)
+    return directory / "evaluation" / REPORT
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        except Error as error:
+            pytest.skip(f"no Chromium (Debian: apt-get install chromium): {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=[1280, 390])
+def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The open report; whatever the page complains about fails the test."""
+    page = browser.new_page(viewport={"width": request.param, "height": 900})
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda sent: complaints.extend([sent.url] if sent.url.startswith("http") else []))
+    page.goto(report.as_uri())
+    yield page
+    assert complaints == []
+    page.close()
+
+
+def test_it_fits_and_shows_its_numbers(page: Page, report: Path) -> None:
+    width = page.viewport_size["width"] if page.viewport_size else 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    value = read_json(report.parent / RESULT)["scores"]["model"]["token_f1"]["value"]
+    assert page.locator(".card .value").first.inner_text().startswith(f"{value:.3f} [")
+    assert page.locator("figure svg").count() == 2
+    assert page.locator("article img").first.evaluate("image => image.naturalWidth") > 0
+
+
+def test_text_of_the_data_is_text(page: Page) -> None:
+    assert page.locator("article .question").first.inner_text() == HOSTILE
+    assert page.title() == "Evaluation of demo"
+
+
+def test_questions_are_filtered_and_sorted(page: Page, report: Path) -> None:
+    rows = pq.read_table(report.parent / PREDICTIONS).to_pylist()
+    modes = {row["mode"] for row in rows}
+    for mode in modes:
+        page.select_option("#mode", mode)
+        assert count(page) == sum(row["mode"] == mode for row in rows)
+    page.select_option("#mode", "")
+    page.select_option("#kind", "open")
+    assert count(page) == sum(row["right"] is None for row in rows)
+    page.select_option("#kind", "wrong")
+    assert count(page) == sum(row["right"] is False for row in rows)
+    page.select_option("#kind", "")
+    page.fill("#search", HOSTILE[:20])
+    assert count(page) == 1
+    page.fill("#search", "")
+    page.select_option("#sort", label="biggest loss against shuffled images")
+    changes = [row["token_f1"] - row["token_f1_shuffled"] for row in rows]
+    first = page.locator("article").first.locator(".score").all_inner_texts()
+    own, shuffled = (float(re.findall(r"F1 ([\d.]+)", text)[0]) for text in first[1:3])
+    assert own - shuffled == pytest.approx(min(changes), abs=0.011)
+    assert page.locator("article").count() == 20
+    page.click("#more")
+    assert page.locator("article").count() == min(40, len(rows))
+
+
+def count(page: Page) -> int:
+    return int(page.locator("#count").inner_text().split()[0])
+
+
+def test_texts_and_images_stay_out_where_they_must(data: Path, tmp_path: Path, conversations: Path) -> None:
+    result = write(data, tmp_path, conversations, **{"report.images": False})
+    page = (tmp_path / "evaluation" / REPORT).read_text()
+    rows = pq.read_table(tmp_path / "evaluation" / PREDICTIONS).to_pylist()
+    for text in {row[column] for row in rows for column in ("question", "example_id", "case_id")}:
+        assert text not in page
+        assert text not in str(result)
+    assert "data:image" not in page
+    assert not (tmp_path / "evaluation" / EXAMPLES).exists()
+    assert all(re.fullmatch(r"closed question \d+", kind) for kind in result["closed_questions"])
+
+
+def test_a_limit_is_said(data: Path, tmp_path: Path, conversations: Path) -> None:
+    result = write(data, tmp_path, conversations, **{"evaluation.limit": 7, "evaluation.controls": []})
+    assert (result["examples"], result["limit"], result["complete"]) == (7, 7, False)
+    assert "Limited to 7 questions" in (tmp_path / "evaluation" / REPORT).read_text()
+    assert list(result["scores"]) == ["model"]
+    assert result["visual_reliance"] is None

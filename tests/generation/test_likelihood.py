@@ -1,0 +1,47 @@
+"""The likelihood of answers behind a shared prefix is that of the model's own logits, one example at a time."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.conftest import small_config, tiny_directory
+from vlm_core.data.batches import PixelInputs
+from vlm_core.data.collate import collate
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.families import Family
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.prompts import Prompts, last_answer_of
+from vlm_core.models.load import load_model
+
+
+def plain_logprob(model: Any, example: dict[str, Any], processor: Any, family: Family) -> tuple[float, int]:
+    batch = collate([example], processor, family)
+    labels = batch.pop("labels")[0, 1:]
+    with torch.no_grad():
+        logits = model(**batch).logits[0, :-1].float()
+    chosen = labels != -100
+    logprobs = logits[chosen].log_softmax(-1).gather(1, labels[chosen, None])
+    return float(logprobs.double().sum()), int(chosen.sum())
+
+
+@pytest.mark.parametrize("at_once", [16, 3])
+def test_likelihoods_are_those_of_plain_logits(
+    conversations: Path, processor: Any, family: Family, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    monkeypatch.setattr("vlm_core.generation.likelihood.tokens_at_once", lambda model: 7)  # several chunks
+    model = load_model(tiny_directory(family.model_type), small_config().model).eval()
+    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
+    dataset = ConversationDataset(conversations, "validation")
+    chosen = (0, 10, 1, 20, 11, 2, 3, 12)
+    answerer = Answerer(model, processor, family)
+    examples = Prompts([last_answer_of(tokens[i]) for i in chosen], answerer.image_token)
+    found: dict[int, Any] = {}
+    for groups in examples.batches(at_once):
+        found |= answerer.score_groups(examples, groups, PixelInputs.of(conversations, processor))
+    for number, i in enumerate(chosen):
+        logprob, count = plain_logprob(model, dataset[i], processor, family)
+        assert found[number].tokens == count
+        assert found[number].logprob == pytest.approx(logprob, rel=1e-5)

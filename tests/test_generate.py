@@ -1,0 +1,148 @@
+"""Every flag of the command, run as the command runs."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import small_config, tiny_directory
+from vlm_core import generate
+from vlm_core.families import GEMMA3
+from vlm_core.models.load import load_model, load_processor, save_weights
+from vlm_core.models.prepare import prepare_model
+
+QUESTION = "Is there a lesion in this image?"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A model whose answers depend on its image, as full weights and as an adapter over a base model."""
+    directory = tmp_path_factory.mktemp("models")
+    base = tiny_directory("gemma3")
+    config = small_config(**{"peft.dim": 4})
+    adapted = prepare_model(config, base, GEMMA3, None)
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_" in name:
+            parameter.data.normal_(std=0.7)
+    save_weights(adapted, directory / "adapter")
+    full = load_model(base, config.model)
+    for name, parameter in full.named_parameters():
+        if parameter.ndim > 1:  # Layers that outweigh the tied embedding, or each token would be followed by itself.
+            parameter.data.normal_(std=(0.3 if "embed_tokens" in name else 2.0) * parameter.shape[-1] ** -0.5)
+    save_weights(full, directory / "full")
+    load_processor(base).save_pretrained(directory / "full")
+    return {"base": base, "adapter": directory / "adapter", "full": directory / "full"}
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> list[str]:
+    paths = []
+    for name, box in (("one.png", (0, 0, 15, 20)), ("two.png", (5, 5, 30, 9))):
+        image = Image.new("L", (30, 20))
+        image.paste(220, box)
+        image.save(tmp_path / name)
+        paths.append(str(tmp_path / name))
+    return paths
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    def command(*arguments: object, stdin: str = "") -> str:
+        monkeypatch.setattr("sys.argv", ["generate", *map(str, arguments)])
+        monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
+        capsys.readouterr()
+        generate.main()
+        return capsys.readouterr().out
+
+    return command
+
+
+def asked(run: Any, *arguments: object, **options: Any) -> dict[str, Any]:
+    return json.loads(run(*arguments, "--output-format", "json", "--max-new-tokens", 6, **options))
+
+
+def test_the_answer_alone_is_printed(run: Any, models: dict[str, Path], images: list[str]) -> None:
+    arguments = ["--checkpoint-path", models["full"], "--prompt", QUESTION, "--image", images[0]]
+    answer = asked(run, *arguments)
+    assert run(*arguments, "--max-new-tokens", 6, "--output-format", "text") == answer["response"] + "\n"
+    assert answer["response"]
+    assert (answer["prompt"], answer["images"], answer["model"]) == (QUESTION, [images[0]], str(models["full"]))
+    assert answer["settings"] == {"max_new_tokens": 6, "temperature": 0.0}
+    assert answer["finish_reason"] in ("stop", "length")
+    assert answer["seconds"] > 0
+
+
+def test_images_come_in_their_order(run: Any, models: dict[str, Path], images: list[str]) -> None:
+    arguments = ["--checkpoint-path", models["full"], "--prompt", QUESTION]
+    several = [images[:1], images[1:], images, images[::-1], []]
+    responses = {asked(run, *arguments, "--image", *shown)["response"] for shown in several}
+    assert len(responses) == len(several)
+    # A path given as an address, as the guide does.
+    both = asked(run, *arguments, "--image", images[0], f"--image-url={images[1]}")
+    assert both["images"] == images
+    assert both["response"] == asked(run, *arguments, "--image", *images)["response"]
+
+
+def test_what_a_checkpoint_is_gets_detected(
+    run: Any, models: dict[str, Path], images: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    arguments = ["--prompt", QUESTION, "--image", images[0]]
+    guide = ["--is-peft", "--peft-exclude-modules", "*vision_tower*", "*lm_head*"]
+    adapter = asked(run, "--checkpoint-path", models["adapter"], *arguments)
+    named = asked(run, "--checkpoint-path", models["adapter"], "--base-model", models["base"], *guide, *arguments)
+    base = asked(run, "--base-model", models["base"], *arguments)
+    assert named["response"] == adapter["response"] != base["response"]
+    assert base["model"] == str(models["base"])
+
+
+def test_draws_repeat_with_their_seed(run: Any, models: dict[str, Path]) -> None:
+    arguments = ["--checkpoint-path", models["full"], "--prompt", QUESTION, "--temperature", 2, "--top-p", 0.9]
+    first, again, other = (asked(run, *arguments, "--seed", seed) for seed in (1, 1, 2))
+    assert first["response"] == again["response"] != other["response"]
+    assert first["settings"] == {"max_new_tokens": 6, "temperature": 2.0, "top_p": 0.9, "seed": 1}
+
+
+def test_many_questions_are_lines(run: Any, models: dict[str, Path], images: list[str], tmp_path: Path) -> None:
+    questions = [
+        {"prompt": QUESTION, "images": [images[0]]},
+        {"prompt": "Which plane?", "images": images},
+        {"prompt": "No image."},
+    ]
+    text = "".join(json.dumps(question) + "\n" for question in questions)
+    (tmp_path / "questions.jsonl").write_text(text)
+    arguments = ["--checkpoint-path", models["full"], "--max-new-tokens", 6, "--input-file"]
+    run(*arguments, tmp_path / "questions.jsonl", "--output-file", tmp_path / "answers.jsonl")
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [answer["prompt"] for answer in answers] == [question["prompt"] for question in questions]
+    piped = [json.loads(line)["response"] for line in run(*arguments, "-", stdin=text).splitlines()]
+    assert piped == [answer["response"] for answer in answers]
+    alone = asked(run, "--checkpoint-path", models["full"], "--prompt", "-", "--image", *images, stdin="Which plane?\n")
+    assert alone["response"] == answers[1]["response"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prompt", "x"], "nothing to load: give --checkpoint-path, --base-model, or both"),
+        (["--checkpoint-path", "m"], "give --prompt for one question, or --input-file for many"),
+        (["--checkpoint-path", "nowhere", "--prompt", "x"], "no model 'nowhere': neither a directory"),
+        (["--checkpoint-path", "m", "--prompt", "x", "--image", "no.png"], "cannot read the image no.png"),
+        (["--checkpoint-path", "m", "--prompt", "x", "--image-url", "http://a/b"], "images are read by https alone"),
+        (["--checkpoint-path", "m", "--input-file", "-"], "line 2 of the input is no question"),
+        (["--checkpoint-path", "m", "--input-file", "-", "--output-format", "text"], "leave out --image"),
+        (["--checkpoint-path", "models:/none@champion", "--prompt", "x"], "no model 'models:/none@champion' at sqlite"),
+    ],
+)
+def test_wrong_input_is_said_before_a_model_is_loaded(
+    run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    monkeypatch.setattr("vlm_core.generate.Answerer", None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    with pytest.raises(SystemExit) as stop:
+        run(*arguments, stdin='{"prompt": "x"}\n{"question": "y"}\n')
+    assert message in str(stop.value)

@@ -1,0 +1,199 @@
+"""Has a model answer the questions of a split under each condition; what it has answered before is not asked again."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from vlm_core.config import Config
+from vlm_core.data.batches import ImageInputs, PixelInputs
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.packing import Group, group_of
+from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, processor_fingerprint
+from vlm_core.evaluation.conditions import Asked, ask_under, blank_pixels, image_inputs
+from vlm_core.evaluation.metrics import Reply
+from vlm_core.evaluation.store import Store
+from vlm_core.families import Family, family_of
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.prompts import Prompts
+from vlm_core.generation.sampling import GenerationSettings
+from vlm_core.home import medpix_home
+from vlm_core.models.load import load_processor
+from vlm_core.models.locate import ModelFiles
+from vlm_core.models.vision import DetachedTower, vision_features
+from vlm_core.progress import ProgressBar
+from vlm_core.training.distributed import Ranks, barrier, main_rank_first
+from vlm_core.training.encoding import cached_features
+
+logger = logging.getLogger(__name__)
+
+
+class Questions:
+    """The questions of an evaluation: rows of the validation split, and which image each shows when shuffled."""
+
+    def __init__(self, conversations: Path, chosen: list[int], shuffled: dict[int, int] | None) -> None:
+        dataset = ConversationDataset(conversations, "validation")
+        self.conversations, self.chosen, self.shuffled = conversations, chosen, shuffled
+        self.rows: list[dict[str, Any]] = [dataset.conversations[i] for i in chosen]
+        self.hashes: list[str] = list(dataset.images["sha256"])  # of every image, by index
+
+    def under(self, condition: str, tokens: TokenDataset, processor: Any, family: Family) -> Asked:
+        """Returns the questions as they are asked under `condition`."""
+        examples = [tokens[i] for i in self.chosen]
+        return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, processor, family)
+
+
+def answer_questions(
+    files: ModelFiles, questions: Questions, conditions: Sequence[str], config: Config, ranks: Ranks, name: str
+) -> dict[str, list[Reply]]:
+    """Returns `{condition: a reply a question}` of the model in `files`; every rank answers its share.
+
+    `name` says in the progress bar which model answers. A model whose answers are all known is not loaded.
+    """
+    processor, family = load_processor(files.base), family_of(files.base)
+    with main_rank_first(ranks):
+        tokens = TokenDataset(build_tokens(questions.conversations, processor, family), "validation")
+    asked = [questions.under(condition, tokens, processor, family) for condition in conditions]
+    stores = _Stores.of(files, processor, family, config)
+    with FileLock(stores.lock) if ranks.is_main else nullcontext():  # Of two jobs at once one asks, the other waits.
+        barrier()
+        stores.refresh()
+        work = list(stores.work(asked, processor.tokenizer.image_token_id))
+        is_missing = any(item.missing for item in work)
+        barrier()  # No rank may add to the stores before all have seen what is missing.
+        if is_missing:
+            shares = [item.of_rank(config.evaluation.batch_size, ranks) for item in work]
+            _Asker(files, questions, config, ranks, stores).ask(shares, name)
+        barrier()
+    stores.refresh()
+    return {item.condition: stores.replies(item) for item in asked}
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What to ask a model under a condition: distinct questions with their keys, and where the answers are kept."""
+
+    store: Store
+    condition: str
+    prompts: Prompts
+    keys: list[str]
+
+    def of_rank(self, batch_size: int, ranks: Ranks) -> "_Work":
+        """Returns one rank's share."""
+        mine = self.prompts.share(batch_size, ranks.rank, ranks.world_size)
+        return _Work(self.store, self.condition, self.prompts.select(mine), [self.keys[i] for i in mine])
+
+    @property
+    def missing(self) -> int:
+        """The number of questions whose answer is not in the store."""
+        return sum(key not in self.store for key in self.keys)
+
+    def batches(self, batch_size: int) -> Iterator[list[Group]]:
+        """Yields what is missing of each batch of all questions.
+
+        So the batches of an evaluation that goes on are those of one that was never interrupted, bit for bit.
+        """
+        for groups in self.prompts.batches(batch_size):
+            missing = [[i for i in group.members if self.keys[i] not in self.store] for group in groups]
+            if any(missing):
+                yield [group_of(members, self.prompts) for members in missing if members]
+
+
+@dataclass(frozen=True)
+class _Stores:
+    """What a model answered, and how likely it finds references."""
+
+    answers: Store
+    likelihoods: Store
+    settings: GenerationSettings
+
+    @classmethod
+    def of(cls, files: ModelFiles, processor: Any, family: Family, config: Config) -> "_Stores":
+        root, evaluation = medpix_home() / "cache" / "answers", config.evaluation
+        model = {
+            "model": files.fingerprint,
+            "processor": processor_fingerprint(processor, family),
+            "images": processor.image_processor.to_dict(),
+        }
+        settings = GenerationSettings(
+            evaluation.max_new_tokens, evaluation.temperature, evaluation.top_p, config.rng.seed
+        )
+        return cls(Store(root, model | settings.effective), Store(root, model | {"likelihood": True}), settings)
+
+    @property
+    def lock(self) -> Path:
+        self.answers.directory.parent.mkdir(parents=True, exist_ok=True)
+        return self.answers.directory.parent / f".{self.answers.directory.name}.lock"
+
+    def refresh(self) -> None:
+        self.answers.refresh()
+        self.likelihoods.refresh()
+
+    def work(self, asked: Sequence[Asked], image_token: int) -> Iterator[_Work]:
+        for item in asked:
+            for store, examples, keys in (
+                (self.answers, item.prompts, item.prompt_keys),
+                (self.likelihoods, item.answered, item.answered_keys),
+            ):
+                # Equal questions are asked once: without their images, most template questions are equal.
+                distinct: dict[str, TokenizedExample] = dict(zip(keys, examples, strict=True))
+                yield _Work(store, item.condition, Prompts([*distinct.values()], image_token), [*distinct])
+
+    def replies(self, asked: Asked) -> list[Reply]:
+        pairs = zip(asked.prompt_keys, asked.answered_keys, strict=True)
+        return [
+            Reply(
+                text=self.answers[prompt]["text"],
+                tokens=self.answers[prompt]["tokens"],
+                truncated=self.answers[prompt]["truncated"],
+                logprob=self.likelihoods[answered]["logprob"],
+                reference_tokens=self.likelihoods[answered]["tokens"],
+            )
+            for prompt, answered in pairs
+        ]
+
+
+class _Asker:
+    """A loaded model with the images of the questions."""
+
+    def __init__(self, files: ModelFiles, questions: Questions, config: Config, ranks: Ranks, stores: _Stores) -> None:
+        self.config, self.ranks, self.stores = config, ranks, stores
+        self.answerer = Answerer.load(files, ranks.local_rank)
+        self.blank = blank_pixels(self.answerer.processor.image_processor)
+        self.images = self._image_inputs(questions.conversations)
+
+    def _image_inputs(self, conversations: Path) -> ImageInputs:
+        """Returns the features of the vision cache where it has all images for this tower, else the images' pixels."""
+        model, processor, family = self.answerer.model, self.answerer.processor, self.answerer.family
+        if self.config.vision_cache.enabled:
+            features = cached_features(model, processor, family, conversations)
+            if features:
+                logger.info("vision cache: every image is there, the tower is not needed")
+                self.blank = vision_features(model, self.blank.to(model.device, model.dtype), family).cpu()
+                DetachedTower(model, family)
+                return features
+        return PixelInputs.of(conversations, processor)
+
+    def ask(self, work: Sequence[_Work], name: str) -> None:
+        """Answers `work`; each batch is in its store when the next one begins."""
+        total = sum(item.missing for item in work)
+        size = self.config.evaluation.batch_size
+        with ProgressBar(total, f"evaluate {name}", "answer", enabled=self.ranks.is_main) as progress:
+            for item in work:
+                images = image_inputs(item.condition, self.images, self.blank)
+                for groups in item.batches(size):
+                    item.store.add(self._records(item, groups, images))
+                    progress.update(sum(len(group.members) for group in groups), item.condition)
+
+    @torch.no_grad()
+    def _records(self, item: _Work, groups: Sequence[Group], images: ImageInputs) -> dict[str, dict[str, Any]]:
+        if item.store is self.stores.likelihoods:
+            found: Any = self.answerer.score_groups(item.prompts, groups, images)
+            return {item.keys[i]: likelihood._asdict() for i, likelihood in found.items()}
+        found = self.answerer.answer_groups(item.prompts, groups, images, self.stores.settings, item.keys)
+        return {item.keys[i]: vars(answer) for i, answer in found.items()}

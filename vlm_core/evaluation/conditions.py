@@ -1,0 +1,106 @@
+"""The conditions that questions are asked under: with the right images, and with controls in their place.
+
+A model that scores the same with another case's image, a black one, or none has not learnt to look.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from vlm_core.data.batches import ImageInputs
+from vlm_core.data.conversations import image_indices
+from vlm_core.data.labels import tokenize_conversation
+from vlm_core.data.tokens import TokenizedExample
+from vlm_core.families import Family
+from vlm_core.generation.prompts import last_answer_of, prompt_of
+from vlm_core.generation.sampling import prompt_key
+
+RIGHT, SHUFFLED, BLANK, QUESTION_ONLY = "right", "shuffled", "blank", "question_only"
+BLANK_SIZE = 64  # pixels a side, before the processor's own resizing
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The questions of a split under one condition, an entry an example; equal keys are equal questions."""
+
+    condition: str
+    prompts: list[TokenizedExample]
+    answered: list[TokenizedExample]  # with the reference behind the prompt, which alone is supervised
+    prompt_keys: list[str]
+    answered_keys: list[str]
+
+    @classmethod
+    def of(cls, condition: str, examples: Sequence[TokenizedExample], hashes: Sequence[str]) -> "Asked":
+        """Returns the questions of `examples`; `hashes` has the sha256 of each image that they may show."""
+        prompts, answered = [prompt_of(e) for e in examples], [last_answer_of(e) for e in examples]
+
+        def key(example: TokenizedExample) -> str:
+            shown = [BLANK if condition == BLANK else hashes[image] for image in example.images]
+            return prompt_key(example.input_ids, shown)
+
+        return cls(condition, prompts, answered, [key(p) for p in prompts], [key(a) for a in answered])
+
+
+def ask_under(
+    condition: str,
+    tokens: Sequence[TokenizedExample],
+    rows: Sequence[dict[str, Any]],
+    shuffled: dict[int, int] | None,
+    hashes: Sequence[str],
+    processor: Any,
+    family: Family,
+) -> Asked:
+    """Returns the questions of `rows`, whose token ids are `tokens`, under `condition`."""
+    if condition == SHUFFLED:
+        assert shuffled is not None
+        examples = [replace(example, images=[shuffled[image] for image in example.images]) for example in tokens]
+    elif condition == BLANK:
+        examples = [replace(example, images=[0 for _ in example.images]) for example in tokens]
+    elif condition == QUESTION_ONLY:
+        examples = [_without_images(row, processor, family) for row in rows]
+    else:
+        examples = list(tokens)
+    return Asked.of(condition, examples, hashes)
+
+
+def _without_images(row: dict[str, Any], processor: Any, family: Family) -> TokenizedExample:
+    turns = [
+        {"role": turn["role"], "content": [part for part in turn["content"] if part["type"] != "image"]}
+        for turn in row["conversation"]
+    ]
+    tokenized = tokenize_conversation(turns, processor, family)
+    return TokenizedExample(tokenized.input_ids, tokenized.supervised, [])
+
+
+def image_inputs(condition: str, images: ImageInputs, blank: torch.Tensor) -> ImageInputs:
+    """Returns what shows the images of a condition: those themselves, or `blank` (1, ...) in the place of each."""
+    if condition != BLANK:
+        return images
+    return lambda indices: blank.expand(len(indices), *blank.shape[1:])
+
+
+def blank_pixels(image_processor: Any) -> torch.Tensor:
+    """Returns the processor's pixels (1, C, H, W) of a black image."""
+    black = Image.new("RGB", (BLANK_SIZE, BLANK_SIZE))
+    return image_processor([black], return_tensors="pt")["pixel_values"]
+
+
+def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> dict[int, int] | None:
+    """Returns `{image index: index of an image of another case}` for all images of `examples`.
+
+    None where all images belong to one case, so that there is nothing to shuffle with.
+    """
+    cases: dict[int, set[str]] = {}
+    for example in examples:
+        for index in image_indices(example):
+            cases.setdefault(index, set()).add(example["case_id"])
+    generator = random.Random(seed)
+    images = sorted(cases)
+    others = {image: [other for other in images if not cases[image] & cases[other]] for image in images}
+    if not all(others.values()):
+        return None
+    return {image: generator.choice(others[image]) for image in images}

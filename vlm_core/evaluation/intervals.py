@@ -1,0 +1,67 @@
+"""95 % intervals by bootstrap over cases, and differences between two models on the same questions.
+
+The questions about a case's images stand or fall together, so that cases are drawn and not questions (the cluster
+bootstrap: Davison and Hinkley, Bootstrap Methods, 1997, section 3.8). All scores are computed on the same draws: a
+difference between two of them is paired.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlm_core.evaluation.metrics import DECIMALS, METRICS, Columns, rounded
+
+DRAWS = 2000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A score of the questions as they are, and of each draw."""
+
+    value: float
+    draws: np.ndarray
+
+    def __sub__(self, other: "Scored") -> "Scored":
+        return Scored(self.value - other.value, self.draws - other.draws)
+
+
+class CaseBootstrap:
+    """Draws of the cases of some questions; `cases` has the case of each question."""
+
+    def __init__(self, cases: Sequence[str], seed: int, draws: int = DRAWS) -> None:
+        names, self.case_of = np.unique(np.array(cases), return_inverse=True)
+        self.cases = len(names)
+        generator = np.random.default_rng(seed)
+        # How often each draw has each case: (draws, cases).
+        self.weights = generator.multinomial(self.cases, [1 / self.cases] * self.cases, size=draws).astype(np.float64)
+
+    def scores(self, columns: Columns, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, Scored]:
+        """Returns each of `metrics` for columns with an entry a question."""
+        by_case = {name: np.bincount(self.case_of, column, self.cases) for name, column in columns.items()}
+        totals = {name: column.sum() for name, column in by_case.items()}
+        drawn = {name: self.weights @ column for name, column in by_case.items()}
+        return {name: Scored(float(METRICS[name](totals)), METRICS[name](drawn)) for name in metrics}
+
+
+def interval(scored: Scored) -> dict[str, float | None]:
+    """Returns `{value, low, high}`: the score and the percentiles between which 95 % of the draws lie."""
+    known = scored.draws[~np.isnan(scored.draws)]
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)
+    return {"value": rounded(scored.value), "low": rounded(low), "high": rounded(high)}
+
+
+def difference(one: Scored, other: Scored) -> dict[str, float | None]:
+    """Returns `{value, low, high, p}` of `one` minus `other`; p is two-sided, for the hypothesis of no difference.
+
+    p is the smallest level whose interval excludes 0, so that both say the same; of 2,000 draws it is 0.001 at least.
+    What rounds to no difference is none: the same answer in another batch differs in its last bits.
+    """
+    change = one - other
+    known = change.draws[~np.isnan(change.draws)].round(DECIMALS)
+    if not len(known):
+        return {**interval(change), "p": None}
+    beyond = min((known <= 0).sum(), (known >= 0).sum())
+    return {**interval(change), "p": rounded(min(1.0, 2 * (beyond + 1) / (len(known) + 1)))}

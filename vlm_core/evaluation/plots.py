@@ -1,0 +1,77 @@
+"""The report's plots, as SVG to put into a page."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 5.6, 3.3  # inches
+COLOURS = ("#0b6e8f", "#d9822b", "#8a8f98", "#6a4c93", "#2e7d32")
+# Text stays text, in the page's font; ids depend on the content alone.
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "report",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+Interval = Mapping[str, float | None]
+
+
+def bars(groups: Sequence[str], series: Mapping[str, Sequence[Interval]], label: str) -> str:
+    """Returns bars of each of `series` in each group, with their intervals."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        width = 0.8 / len(series)
+        for number, (name, intervals) in enumerate(series.items()):
+            at = np.arange(len(groups)) + (number - (len(series) - 1) / 2) * width
+            values = np.array([_number(i["value"]) for i in intervals])
+            errors = [[v - _number(i["low"]) for v, i in zip(values, intervals, strict=True)],
+                      [_number(i["high"]) - v for v, i in zip(values, intervals, strict=True)]]  # fmt: skip
+            axes.bar(at, values, width * 0.9, color=COLOURS[number % len(COLOURS)], label=name)
+            axes.errorbar(at, values, np.clip(errors, 0, None), fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
+        axes.set_xticks(range(len(groups)), groups)
+        axes.set_ylabel(label)
+        axes.set_ylim(0, 1.18)
+        axes.set_yticks(np.arange(0, 1.01, 0.2))
+        axes.legend(frameon=False, loc="upper center", ncols=len(series))
+        return _svg(figure)
+
+
+def losses(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> str:
+    """Returns the loss by optimizer step, of training and validation."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        for records, name, colour, marker in (
+            (training, "training", COLOURS[0], ""),
+            (validation, "validation", COLOURS[1], "o"),
+        ):
+            steps, values = [record["step"] for record in records], [record["loss"] for record in records]
+            axes.plot(steps, values, color=colour, marker=marker, markersize=4, linewidth=1, label=name)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss (nats a token)")
+        axes.set_yscale("log")
+        axes.legend(frameon=False)
+        return _svg(figure)
+
+
+def _figure() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def _svg(figure: Figure) -> str:
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, transparent=True)
+    # Without the XML head, and without a size in points: the page sets the width.
+    svg = stream.getvalue()
+    return svg[svg.index("<svg") :].replace(f'width="{WIDTH * 72:g}pt" height="{HEIGHT * 72:g}pt" ', "", 1)

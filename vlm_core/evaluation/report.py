@@ -1,0 +1,146 @@
+"""The report of an evaluation: one HTML file that needs no network, for a physician and an engineer together."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from vlm_core.config import Config
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
+from vlm_core.evaluation.plots import bars, losses
+from vlm_core.evaluation.scores import COMPARED, MODEL
+from vlm_core.evaluation.thumbnails import thumbnails
+from vlm_core.files import write_text
+
+HEADLINE_ROWS = 100  # closed questions from which their accuracy is a headline
+NAMES = {
+    MODEL: "this model",
+    SHUFFLED: "shuffled images",
+    BLANK: "black image",
+    QUESTION_ONLY: "no image",
+    "base": "base model",
+}
+METRICS = {
+    "token_f1": "Token F1",
+    "token_precision": "Token precision",
+    "token_recall": "Token recall",
+    "exact_match": "Exact match",
+    "rouge_l": "ROUGE-L",
+    "bleu_1": "BLEU-1",
+    "bleu_4": "BLEU-4",
+    "closed_accuracy": "Closed accuracy",
+    "logprob": "Log-probability a token",
+    "perplexity": "Perplexity",
+    "mean_tokens": "Tokens an answer",
+    "truncated_share": "Cut off",
+}
+
+
+def write_report(
+    config: Config,
+    result: dict[str, Any],
+    records: Sequence[dict[str, Any]],
+    dataset: ConversationDataset,
+    history: Mapping[str, Sequence[dict[str, Any]]],
+    path: Path,
+) -> None:
+    """Writes the page of `result` and of the `predictions` records; `history` has the losses of the training.
+
+    With `report.images` false it has numbers only: no image, question, reference or answer.
+    """
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "page")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"interval": _interval, "change": _change}
+    template = environment.get_template("report.html")
+    page = template.render(
+        config=config,
+        result=result,
+        names={name: NAMES.get(name, name) for name in result["scores"]},
+        metrics=METRICS,
+        headline_rows=HEADLINE_ROWS,
+        changes=_changes(result),
+        compared=COMPARED,
+        plots=_plots(result, history),
+        browse=_browse(records, list(result["scores"]), dataset) if config.report.images else None,
+    )
+    write_text(path, page)
+
+
+def _changes(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns what the model is better by than the others, and than itself with shuffled images."""
+    reliance = result["visual_reliance"]
+    return result["differences"] | ({SHUFFLED: reliance} if reliance else {})
+
+
+def _plots(result: dict[str, Any], history: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, str]:
+    """Returns `{title: SVG}`."""
+    plots = {
+        "Token F1 by mode": _by_group(result["groups"]["mode"]),
+        "Token F1 by length of the reference": _by_group(result["groups"]["length"]),
+    }
+    if history["training"]:
+        plots["Loss"] = losses(history["training"], history["validation"])
+    return plots
+
+
+def _by_group(groups: Mapping[str, Any]) -> str:
+    shown = next(iter(groups.values()))["scores"]
+    series = {NAMES.get(n, n): [group["scores"][n]["token_f1"] for group in groups.values()] for n in shown}
+    return bars([f"{name}\n(n = {group['examples']:,})" for name, group in groups.items()], series, "token F1")
+
+
+def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset: ConversationDataset) -> dict[str, Any]:
+    """Returns what the table of questions shows, in the short form that the page's script reads."""
+    digests = list(dict.fromkeys(digest for record in records for digest in record["image_sha256"]))
+    images = thumbnails(digests, dataset.encoded_image)
+    number = {digest: index for index, digest in enumerate(images)}
+    questions = [
+        {
+            "id": record["example_id"],
+            "case": record["case_id"],
+            "mode": record["mode"],
+            "images": [number.get(digest, -1) for digest in record["image_sha256"]],
+            "question": record["question"],
+            "reference": record["reference"],
+            "answers": [_answer(record, "" if name == MODEL else f"_{name}") for name in variants],
+        }
+        for record in records
+    ]
+    return {
+        "images": list(images.values()),
+        "left_out": len(digests) - len(images),
+        "variants": [{"key": name, "name": NAMES.get(name, name)} for name in variants],
+        "modes": sorted({record["mode"] for record in records}),
+        "questions": questions,
+    }
+
+
+def _answer(record: dict[str, Any], suffix: str) -> list[Any]:
+    """Returns `[text, token F1, right or None, log-probability a token]`."""
+    logprob = record[f"logprob{suffix}"] / max(1, record[f"reference_tokens{suffix}"])
+    return [record[f"prediction{suffix}"], record[f"token_f1{suffix}"], record[f"right{suffix}"], round(logprob, 3)]
+
+
+def _interval(value: Mapping[str, float | None]) -> str:
+    """Returns a score with its interval; a dash where there is none.
+
+    >>> _interval({"value": 0.5, "low": 0.4, "high": 0.61})
+    '0.500 [0.400, 0.610]'
+    """
+    return _with_bounds(value, sign="")
+
+
+def _change(value: Mapping[str, float | None]) -> str:
+    """Returns a difference with its sign and interval."""
+    return _with_bounds(value, sign="+")
+
+
+def _with_bounds(value: Mapping[str, float | None], sign: str) -> str:
+    numbers = [value[key] for key in ("value", "low", "high")]
+    if None in numbers:
+        return "–"
+    digits = 0 if max(abs(number or 0) for number in numbers) >= 100 else 3
+    middle, low, high = (f"{number:{sign},.{digits}f}" for number in numbers)
+    return f"{middle} [{low}, {high}]"

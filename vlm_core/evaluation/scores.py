@@ -1,0 +1,185 @@
+"""What an evaluation found: scores with intervals, differences to other models, what looking is worth."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm_core.data.closed import YES_NO, closed_kind
+from vlm_core.evaluation.conditions import SHUFFLED
+from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
+from vlm_core.evaluation.metrics import Columns, Reply, columns_of
+
+MODEL = "model"  # the variant that is evaluated: the right images, the model in question
+COMPARED = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "logprob")
+IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "truncated_share")
+RELIANCE = ("token_f1", "logprob", "closed_accuracy")
+YES_NO_ANSWERS = ("no", "yes")
+LENGTH_ENDS = (5, 15, 30)  # words of a reference
+LENGTHS = ("1 to 5 words", "6 to 15 words", "16 to 30 words", "over 30 words")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of the validation split, with what it is grouped by."""
+
+    example_id: str
+    case_id: str
+    mode: str
+    image_sha256: tuple[str, ...]
+    question: str
+    reference: str
+    closed_kind: str | None  # the question itself where training asks it often, or yes/no; None = open
+    answers: tuple[str, ...] | None  # a closed question's possible answers, normalised
+    seen_case: bool  # whether training has images of the same case
+    seen_image: bool  # whether training has the same image
+
+    @property
+    def groups(self) -> dict[str, str]:
+        """Returns, of each way to divide the questions, the group that this one belongs to."""
+        return {
+            "mode": self.mode,
+            "kind": "open" if self.closed_kind is None else "closed",
+            "length": LENGTHS[sum(len(self.reference.split()) > end for end in LENGTH_ENDS)],
+            "case": "seen in training" if self.seen_case else "not seen in training",
+        }
+
+
+def question_of(
+    row: dict[str, Any],
+    image_hashes: Sequence[str],
+    closed_questions: Mapping[str, list[str]],
+    trained_cases: set[str],
+    trained_images: set[str],
+) -> Question:
+    """Returns the question of a row of the conversation cache."""
+    *_, asked, answered = row["conversation"]
+    text = "\n".join(part["text"] for part in asked["content"] if part["type"] == "text")
+    reference = answered["content"][0]["text"]
+    kind = closed_kind(text, reference, closed_questions)
+    answers = None if kind is None else YES_NO_ANSWERS if kind == YES_NO else tuple(closed_questions[kind])
+    return Question(
+        example_id=row["example_id"],
+        case_id=row["case_id"],
+        mode=row["mode"],
+        image_sha256=tuple(image_hashes),
+        question=text,
+        reference=reference,
+        closed_kind=kind,
+        answers=answers,
+        seen_case=row["case_id"] in trained_cases,
+        seen_image=any(digest in trained_images for digest in image_hashes),
+    )
+
+
+def columns_by_variant(questions: Sequence[Question], variants: Mapping[str, Sequence[Reply]]) -> dict[str, Columns]:
+    """Returns the columns of every variant's answers, an entry a question."""
+    references, answers = [q.reference for q in questions], [q.answers for q in questions]
+    return {name: columns_of(replies, references, answers) for name, replies in variants.items()}
+
+
+def score(
+    questions: Sequence[Question], columns: Mapping[str, Columns], compared: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Returns scores as `{value, low, high}` and differences as `{value, low, high, p}`, None where nothing is scored.
+
+    `columns` has the variant "model", its controls, and the other models named in `compared`.
+    """
+    bootstrap = CaseBootstrap([q.case_id for q in questions], seed)
+    scored = {name: bootstrap.scores(variant) for name, variant in columns.items()}
+    return {
+        "examples": len(questions),
+        "cases": bootstrap.cases,
+        "scores": {name: {metric: interval(s) for metric, s in found.items()} for name, found in scored.items()},
+        "differences": {name: _differences(scored[MODEL], scored[name], COMPARED) for name in compared},
+        "visual_reliance": _reliance(scored, int(columns[MODEL]["closed"].sum())),
+        "groups": _groups(questions, columns, compared, seed),
+        "closed_questions": _closed_questions(questions, columns),
+    }
+
+
+def _differences(one: dict[str, Scored], other: dict[str, Scored], metrics: Sequence[str]) -> dict[str, Any]:
+    return {metric: difference(one[metric], other[metric]) for metric in metrics}
+
+
+def _reliance(scored: dict[str, dict[str, Scored]], closed: int) -> dict[str, Any] | None:
+    """Returns what the right images add to shuffled ones; None without that control."""
+    if SHUFFLED not in scored:
+        return None
+    return {**_differences(scored[MODEL], scored[SHUFFLED], RELIANCE), "closed_examples": closed}
+
+
+def _groups(
+    questions: Sequence[Question], columns: Mapping[str, Columns], compared: Sequence[str], seed: int
+) -> dict[str, Any]:
+    """Returns `{division: {group: {examples, cases, scores}}}` of the model, its shuffled control and other models."""
+    shown = [name for name in columns if name in (MODEL, SHUFFLED, *compared)]
+    result: dict[str, Any] = {}
+    for division in questions[0].groups:
+        of_question = np.array([q.groups[division] for q in questions])
+        for group in sorted(set(of_question), key=_order):
+            inside = of_question == group
+            bootstrap = CaseBootstrap([q.case_id for q, is_in in zip(questions, inside, strict=True) if is_in], seed)
+            scores = {
+                name: {
+                    metric: interval(s)
+                    for metric, s in bootstrap.scores(_select(columns[name], inside), IN_GROUPS).items()
+                }
+                for name in shown
+            }
+            entry = {"examples": int(inside.sum()), "cases": bootstrap.cases, "scores": scores}
+            result.setdefault(division, {})[group] = entry
+    return result
+
+
+def _order(group: str) -> tuple[int, str]:
+    """Groups come by name, lengths by length."""
+    return LENGTHS.index(group) if group in LENGTHS else 0, group
+
+
+def _closed_questions(questions: Sequence[Question], columns: Mapping[str, Columns]) -> dict[str, Any]:
+    """Returns `{closed question: {examples, accuracy of each variant}}`."""
+    kinds = np.array([q.closed_kind or "" for q in questions])
+    return {
+        kind: {
+            "examples": int((kinds == kind).sum()),
+            **{name: round(float(variant["right"][kinds == kind].mean()), 4) for name, variant in columns.items()},
+        }
+        for kind in sorted(set(kinds) - {""})
+    }
+
+
+def _select(columns: Columns, inside: np.ndarray) -> Columns:
+    return {name: column[inside] for name, column in columns.items()}
+
+
+def predictions(
+    questions: Sequence[Question], variants: Mapping[str, Sequence[Reply]], columns: Mapping[str, Columns]
+) -> list[dict[str, Any]]:
+    """Returns a record a question: what it is, the model's answer with its scores, and what the variants answered.
+
+    Columns of the model have plain names (`prediction`, `token_f1`, ...); those of a variant end with its name.
+    """
+    records = []
+    for i, question in enumerate(questions):
+        record: dict[str, Any] = vars(question) | {"image_sha256": list(question.image_sha256)}
+        record["answers"] = list(question.answers) if question.answers else None
+        for name, replies in variants.items():
+            suffix = "" if name == MODEL else f"_{name}"
+            record |= {key + suffix: value for key, value in _answer(replies[i], columns[name], i).items()}
+        records.append(record)
+    return records
+
+
+def _answer(reply: Reply, columns: Columns, index: int) -> dict[str, Any]:
+    scores = ("exact_match", "token_precision", "token_recall", "token_f1", "rouge_l")
+    return {
+        "prediction": reply.text,
+        "generated_tokens": reply.tokens,
+        "finish_reason": "length" if reply.truncated else "stop",
+        "logprob": round(reply.logprob, 4),
+        "reference_tokens": reply.reference_tokens,
+        **{name: round(float(columns[name][index]), 4) for name in scores},
+        "right": bool(columns["right"][index]) if columns["closed"][index] else None,
+    }

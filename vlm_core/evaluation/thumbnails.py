@@ -1,0 +1,38 @@
+"""Small copies of images to embed in a page, within a budget of bytes."""
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+
+from PIL import Image
+
+from vlm_core.data.images import decode_image
+
+BUDGET = 12_000_000  # bytes of base64: a page that opens at once and can be sent by mail
+SIDES = (256, 192, 128, 96)  # pixels
+SAMPLE = 32  # images that the side is chosen by
+
+
+def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes]) -> dict[str, str]:
+    """Returns `{digest: data URI}` of as many images as the budget allows, in the largest size that fits them all."""
+    spread = digests[:: max(1, len(digests) // SAMPLE)][:SAMPLE]
+    sizes = {side: sum(len(_thumbnail(encoded(d), side)) for d in spread) / max(1, len(spread)) for side in SIDES}
+    side = next((side for side in SIDES if sizes[side] * len(digests) <= BUDGET), SIDES[-1])
+    found, used = {}, 0
+    for digest in digests:
+        uri = _thumbnail(encoded(digest), side)
+        used += len(uri)
+        if used > BUDGET:
+            break
+        found[digest] = uri
+    return found
+
+
+def _thumbnail(encoded: bytes, side: int) -> str:
+    image = decode_image(encoded)
+    # A small image is enlarged, or its single pixels could not be seen.
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    stream = io.BytesIO()
+    image.resize(size, Image.Resampling.BICUBIC).save(stream, "jpeg", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

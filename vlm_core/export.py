@@ -1,0 +1,76 @@
+"""Writes a checkpoint for others to load.
+
+    python -m vlm_core.export merge --checkpoint-path epoch_0_step_200 --output-dir merged
+
+`merge` adds an adapter to its base model: a plain directory of transformers, processor included, in the dtype of the
+base model, that loads in `AutoModelForImageTextToText` and in servers such as vLLM.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoConfig
+
+from vlm_core.config import ModelConfig
+from vlm_core.files import published_directory
+from vlm_core.home import require_writable
+from vlm_core.log import configure_logging
+from vlm_core.models.load import load_processor, load_trained
+from vlm_core.models.locate import ModelFiles, find_model
+
+logger = logging.getLogger(__name__)
+
+
+def merge(files: ModelFiles, output: Path) -> torch.dtype:
+    """Writes the model of `files`, its adapter merged into it, to `output`; returns the dtype of its weights.
+
+    That is the dtype of the stored base model; the sum is taken in float32 and rounded once. Raises ValueError where
+    `output` has something in it already, or where the adapter makes weights that are not finite.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} is not empty; give a directory that is new or empty")
+    require_writable(output)
+    exact = files.config.model_copy(update={"torch_dtype": "float32"})
+    model: Any = load_trained(files.weights, files.base, exact)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload(safe_merge=True)
+    dtype: Any = AutoConfig.from_pretrained(files.base).dtype or torch.float32
+    with published_directory(output) as aside:
+        model.to(dtype).save_pretrained(aside)
+        load_processor(files.base).save_pretrained(aside)
+    return dtype
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m vlm_core.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("merge", help="base model + adapter as one plain transformers directory")
+    add = command.add_argument
+    add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
+    add("--output-dir", type=Path, required=True, help="a directory that is new or empty")
+    add("--base-model", help="hub id or directory; default: what the checkpoint names")
+    return parser
+
+
+def main() -> None:
+    """Runs the command."""
+    options = _parser().parse_args()
+    configure_logging()
+    try:
+        base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model)
+        files = find_model(options.checkpoint_path, base)
+        dtype = merge(files, options.output_dir.absolute())
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from error
+    logger.info("%s has the merged model in %s: AutoModelForImageTextToText.from_pretrained loads it",
+                options.output_dir, str(dtype).removeprefix("torch."))  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

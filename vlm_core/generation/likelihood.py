@@ -1,0 +1,56 @@
+"""How likely a model finds given answers: teacher forcing over rows in which an image's questions share its prefix."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+
+from vlm_core.data.collate import IGNORE_INDEX
+from vlm_core.data.packing import pack
+from vlm_core.data.tokens import TokenizedExample
+from vlm_core.families import Family
+from vlm_core.models.forward import head_logits, hidden_states, tokens_at_once
+from vlm_core.models.load import unwrapped
+
+
+class Likelihood(NamedTuple):
+    """The natural logarithm of an answer's probability, end of turn included, and its number of tokens."""
+
+    logprob: float
+    tokens: int
+
+
+@torch.no_grad()
+def likelihoods(
+    model: Any,
+    family: Family,
+    rows: Sequence[Sequence[TokenizedExample]],
+    pixel_values: torch.Tensor | None,
+    image_token: int,
+) -> list[Likelihood]:
+    """Returns the likelihood of the supervised tokens of each example, row by row.
+
+    The examples of a row have the same images in a prefix that they share; see `generate_ids`.
+    """
+    core = unwrapped(model)
+    batch = {name: tensor.to(core.device) for name, tensor in pack([[row] for row in rows], image_token).items()}
+    if pixel_values is not None:
+        batch["pixel_values"] = pixel_values.to(core.device, core.dtype)
+    targets = batch["targets"]
+    at, column = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
+    logprobs = _logprobs(core, hidden_states(core, batch, family)[at, column], targets[at, column], family)
+    # Examples number the branches of their row from 1, in its order.
+    starts = torch.tensor([0, *(len(row) for row in rows)], device=core.device).cumsum(0)
+    example = starts[at] + batch["branch_ids"][at, column] - 1
+    total = int(starts[-1])
+    sums = torch.zeros(total, dtype=torch.float64, device=core.device).index_add(0, example, logprobs.double())
+    counts = torch.bincount(example, minlength=total)
+    return [Likelihood(*pair) for pair in zip(sums.tolist(), counts.tolist(), strict=True)]
+
+
+def _logprobs(model: Any, hidden: torch.Tensor, targets: torch.Tensor, family: Family) -> torch.Tensor:
+    size = tokens_at_once(model)
+    chunks = zip(hidden.split(size), targets.split(size), strict=True)
+    losses = [functional.cross_entropy(head_logits(model, h, family).float(), t, reduction="none") for h, t in chunks]
+    return -torch.cat(losses)

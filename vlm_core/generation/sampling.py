@@ -1,0 +1,61 @@
+"""How the next token is chosen: the most likely one, or a seeded draw that no other prompt of the batch changes."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+
+# (logits (n, vocabulary), numbers of the n prompts within their batch) -> n token ids
+Choose = Callable[[torch.Tensor, Sequence[int]], list[int]]
+
+
+@dataclass(frozen=True)
+class GenerationSettings:
+    """How answers are generated; `temperature` 0 is greedy, and then `top_p` and `seed` have no effect."""
+
+    max_new_tokens: int
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def effective(self) -> dict[str, Any]:
+        """The settings that an answer depends on."""
+        return vars(self) if self.temperature else {"max_new_tokens": self.max_new_tokens, "temperature": 0.0}
+
+
+def prompt_key(input_ids: Sequence[int], image_hashes: Sequence[str]) -> str:
+    """Returns a hash of what was asked: token ids, and the images that their image tokens stand for."""
+    return hashlib.sha256(repr((list(input_ids), list(image_hashes))).encode()).hexdigest()
+
+
+def most_likely(logits: torch.Tensor, numbers: Sequence[int]) -> list[int]:
+    """Greedy decoding."""
+    return logits.argmax(-1).tolist()
+
+
+def chooser(settings: GenerationSettings, keys: Sequence[str]) -> Choose:
+    """Returns how to choose the tokens of a batch whose prompts have `keys`, in the order of its prompts."""
+    return _Sampler(settings, keys) if settings.temperature else most_likely
+
+
+class _Sampler:
+    """Draws from the nucleus; each prompt has a generator of its own, seeded by the setting and what was asked."""
+
+    def __init__(self, settings: GenerationSettings, keys: Sequence[str]) -> None:
+        self.warp: Any = LogitsProcessorList(
+            [TemperatureLogitsWarper(settings.temperature), TopPLogitsWarper(settings.top_p)]
+        )
+        seeds = [hashlib.sha256(f"{settings.seed} {key}".encode()).digest()[:8] for key in keys]
+        self.generators = [torch.Generator().manual_seed(int.from_bytes(seed) >> 1) for seed in seeds]
+
+    def __call__(self, logits: torch.Tensor, numbers: Sequence[int]) -> list[int]:
+        warped: Any = self.warp(None, logits.float())  # both warpers ignore the ids
+        cumulative = warped.softmax(-1).cumsum(-1)
+        draws = torch.stack([torch.rand(1, generator=self.generators[number]) for number in numbers])
+        # Times the last sum, which rounding leaves beside 1: no draw falls behind the last token.
+        at = torch.searchsorted(cumulative, draws.to(cumulative.device) * cumulative[:, -1:], right=True)
+        return at.squeeze(1).clamp(max=logits.shape[-1] - 1).tolist()
