@@ -6,7 +6,7 @@ from typing import Any
 
 import mlflow
 from prefect import task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.run import Run
@@ -39,7 +39,17 @@ def summarize(
     }
     write_json(run.directory / SUMMARY, summary)
     create_markdown_artifact(f"```\n{render(summary)}\n```", key="medpix-summary", description=run.run_id)
+    create_link_artifact(report_link(run), link_text="evaluation report", key="medpix-report", description=run.run_id)
     return summary
+
+
+def report_link(run: Run) -> str:
+    """Returns where a browser finds the report: in MLflow's pages, or as a file where MLflow has none."""
+    tracking = mlflow.get_tracking_uri()
+    if not tracking.startswith("http"):
+        return (run.directory / EVALUATION / REPORT).as_uri()
+    experiment = mlflow.MlflowClient().get_run(run.mlflow_run_id).info.experiment_id
+    return f"{tracking.rstrip('/')}/#/experiments/{experiment}/runs/{run.mlflow_run_id}/artifacts/{EVALUATION}/{REPORT}"
 
 
 def render(summary: dict[str, Any]) -> str:

@@ -97,6 +97,7 @@ def _build(directory: Path, results: Any) -> None:
     results.put(build_conversations(splits(directory))[1])
 
 
+@pytest.mark.slow
 def test_of_two_builders_one_builds(directory: Path) -> None:
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
@@ -108,6 +109,7 @@ def test_of_two_builders_one_builds(directory: Path) -> None:
         builder.join()
 
 
+@pytest.mark.slow
 def test_a_killed_builder_leaves_nothing_that_is_taken_for_complete(directory: Path) -> None:
     write_phantom(directory, num_images=400, seed=5, image_size=56)  # long enough to be killed in the middle
     context = multiprocessing.get_context("spawn")

@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     } | ({"peft.dim": 4} if tuning == "lora" else {})
     overrides = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = ["-m", "pipelines.finetune", "--recipe", "demo", *overrides]
+    (directory / "command.json").write_text(json.dumps(command))
     result = python(*command, home=directory / "home", cwd=directory / "work")
     assert result.returncode == 0, result.stdout + result.stderr
     assert list((directory / "work").iterdir()) == []  # everything was written under the home
@@ -128,3 +130,25 @@ def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[s
     assert registered.stdout == text.stdout, registered.stderr
     assert (answer["prompt"], answer["images"]) == (row["question"], ["image.png"])
     assert text.stdout == answer["response"] + "\n"
+
+
+@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+def test_the_champion_answers_the_same_questions(finished: tuple[Path, dict[str, Any]]) -> None:
+    """The next run is compared with the base model and with the champion, and neither is asked again."""
+    import mlflow
+
+    home, summary = finished
+    model = summary["registered_model"]
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow/mlflow.db")
+    client.set_registered_model_alias(model["name"], "champion", model["version"])
+    command = json.loads((home.parent / "command.json").read_text())
+    result = python(*command, "--step_scheduler.max_steps", "6", home=home, cwd=home.parent / "work")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "evaluate model" in result.stderr
+    assert not re.search("evaluate (champion|base)", result.stderr)  # their answers of the first run are there
+    after = json.loads((home / "runs" / "latest" / "summary.json").read_text())["evaluation"]
+    assert after["compared"] == {"base": "base", "champion": f"models:/{model['name']}@champion"}
+    before = summary["evaluation"]["scores"]
+    assert (after["scores"]["champion"], after["scores"]["base"]) == (before["model"], before["base"])
+    expected = after["scores"]["model"]["logprob"]["value"] - before["model"]["logprob"]["value"]
+    assert after["differences"]["champion"]["logprob"]["value"] == pytest.approx(expected, abs=1e-4)

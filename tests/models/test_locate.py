@@ -4,12 +4,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch.distributed.checkpoint as dcp
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import ModelConfig
-from vlm_core.families import GEMMA3
+from vlm_core.families import GEMMA3, Family
 from vlm_core.files import read_json, write_json, write_text
-from vlm_core.models.load import load_model, save_weights
+from vlm_core.models.load import load_model, load_trained, save_weights
 from vlm_core.models.locate import find_model
 from vlm_core.models.prepare import prepare_model
 
@@ -39,6 +40,24 @@ def test_weights_without_processor_take_that_of_the_base_model(tmp_path: Path) -
     assert (files.weights, files.base) == (tmp_path / "weights", base)
     with pytest.raises(ValueError, match="has no processor"):
         find_model(tmp_path / "weights")
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_distributed_checkpoint_is_loaded_over_its_base_model(tmp_path: Path, family: Family, wrapped: bool) -> None:
+    base = tiny_directory(family.model_type)
+    trained = load_model(base, small_config().model)
+    for parameter in trained.parameters():
+        parameter.data += 0.1
+    state = trained.state_dict()
+    dcp.save({"model": state} if wrapped else state, checkpoint_id=tmp_path / "epoch_0_step_1" / "model", no_dist=True)
+    files = find_model(tmp_path / "epoch_0_step_1", ModelConfig(pretrained_model_name_or_path=str(base)))
+    loaded = load_trained(files.weights, files.base, small_config().model).state_dict()
+    assert all(tensor.equal(state[name]) for name, tensor in loaded.items())
+    assert files.fingerprint != find_model(base).fingerprint
+    other = tiny_directory("gemma3n" if family is GEMMA3 else "gemma3")
+    with pytest.raises(ValueError, match="lacks .* weights of this model"):
+        load_trained(files.weights, other, small_config().model)
 
 
 def test_names_and_directories_are_one_model() -> None:

@@ -41,6 +41,7 @@ def test_a_profile_that_names_an_api_stays_in_force(tmp_path: Path, active: str,
     assert ("PREFECT_HOME" not in os.environ) == kept
 
 
+@pytest.mark.slow
 def test_importing_the_flow_leaves_torch_out() -> None:
     check = "import sys, pipelines.finetune; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=120)

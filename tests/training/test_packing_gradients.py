@@ -139,6 +139,7 @@ def test_text_only_and_many_images_pack_too(
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
+@pytest.mark.slow
 def test_bfloat16_loses_no_more_than_in_plain_rows(
     family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
 ) -> None:

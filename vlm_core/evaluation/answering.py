@@ -89,9 +89,9 @@ class _Work:
         return _Work(self.store, self.condition, self.prompts.select(mine), [self.keys[i] for i in mine])
 
     @property
-    def missing(self) -> int:
-        """The number of questions whose answer is not in the store."""
-        return sum(key not in self.store for key in self.keys)
+    def missing(self) -> set[tuple[Path, str]]:
+        """The questions whose answer is not in the store."""
+        return {(self.store.directory, key) for key in self.keys if key not in self.store}
 
     def batches(self, batch_size: int) -> Iterator[list[Group]]:
         """Yields what is missing of each batch of all questions.
@@ -181,7 +181,8 @@ class _Asker:
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
         """Answers `work`; each batch is in its store when the next one begins."""
-        total = sum(item.missing for item in work)
+        # Once each: with shuffled images, some questions are those of another row with its right image.
+        total = len(set().union(*(item.missing for item in work)))
         size = self.config.evaluation.batch_size
         with ProgressBar(total, f"evaluate {name}", "answer", enabled=self.ranks.is_main) as progress:
             for item in work:

@@ -1,9 +1,11 @@
 """Loading a base model, its processor, and what was trained on top of it."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed.checkpoint as dcp
 from peft import PeftModel, set_peft_model_state_dict
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel, ProcessorMixin
@@ -12,6 +14,7 @@ from vlm_core.config import ModelConfig
 from vlm_core.hub import is_repository_id
 
 ADAPTER_CONFIG = "adapter_config.json"
+DCP_METADATA = ".metadata"  # of torch.distributed.checkpoint
 
 
 def load_processor(directory: Path) -> ProcessorMixin:
@@ -47,10 +50,14 @@ def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
 def load_trained(checkpoint: Path, base: Path, config: ModelConfig) -> Any:
     """Returns the model of a checkpoint: full weights, or the adapter over the base model in `base`.
 
-    `checkpoint` is a directory `epoch_E_step_S`, or one that transformers or peft wrote.
-    Raises ValueError for a directory with neither.
+    `checkpoint` is a directory `epoch_E_step_S`, or one that transformers, peft or torch's DCP wrote; a DCP checkpoint
+    takes its configuration from `base`. Raises ValueError for a directory with none of them.
     """
     weights = weights_directory(checkpoint)
+    if is_distributed_checkpoint(weights):
+        model = load_model(base, config)
+        load_distributed_checkpoint(model, weights)
+        return model
     if is_adapter(weights):
         return PeftModel.from_pretrained(load_model(base, config), weights)
     return load_model(weights, config)
@@ -64,9 +71,36 @@ def load_adapter_weights(model: PeftModel, adapter: Path) -> None:
 def weights_directory(checkpoint: Path) -> Path:
     """Returns the directory below `checkpoint` that transformers or peft can load; raises ValueError for none."""
     for directory in (checkpoint / "model", checkpoint):
-        if is_adapter(directory) or (directory / "config.json").is_file():
+        if is_adapter(directory) or is_distributed_checkpoint(directory) or (directory / "config.json").is_file():
             return directory
-    raise ValueError(f"{checkpoint} is no checkpoint: neither it nor its model/ has {ADAPTER_CONFIG} or config.json")
+    raise ValueError(
+        f"{checkpoint} is no checkpoint: neither it nor its model/ has {ADAPTER_CONFIG}, config.json or {DCP_METADATA}"
+    )
+
+
+def is_distributed_checkpoint(weights: Path) -> bool:
+    """Returns whether a directory holds full weights in shards of torch.distributed.checkpoint."""
+    return (weights / DCP_METADATA).is_file()
+
+
+def load_distributed_checkpoint(model: PreTrainedModel, weights: Path) -> None:
+    """Sets the weights of `model` to those of a DCP checkpoint, whatever number of processes wrote it.
+
+    Raises ValueError where a weight is missing: the checkpoint is of another model.
+    """
+    stored = dcp.FileSystemReader(weights).read_metadata().state_dict_metadata
+    own = model.state_dict()
+    # A training script saves the model itself, or under the name `model`; tied weights are stored once.
+    prefix = next((p for p in ("", "model.") if f"{p}{next(iter(own))}" in stored), "")
+    wanted = {prefix + name: tensor for name, tensor in own.items() if prefix + name in stored}
+    tied = set(model.all_tied_weights_keys)
+    missing = [name for name in own if prefix + name not in stored and name not in tied]
+    if missing:
+        raise ValueError(f"{weights} lacks {len(missing)} weights of this model, among them {missing[0]}")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # even where that was asked for
+        dcp.load(wanted, checkpoint_id=weights, no_dist=True)  # in place
+    model.tie_weights()
 
 
 def is_adapter(weights: Path) -> bool:

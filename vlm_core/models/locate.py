@@ -34,14 +34,14 @@ class ModelFiles:
     """A model on disk: `weights` is what transformers or peft loads, `base` has the processor and the family."""
 
     weights: Path
-    base: Path  # the base model under an adapter; the same directory for full weights with their processor
+    base: Path  # the base model under an adapter or bare weights; else the same directory
     config: ModelConfig  # of the base model: name, revision, dtype and attention
 
     @property
     def fingerprint(self) -> str:
         """A hash of the weights and of what they are computed with: equal ones give equal answers."""
         parts = [_directory_digest(self.weights), self.config.torch_dtype, self.config.attn_implementation]
-        if is_adapter(self.weights):
+        if self.base != self.weights:
             parts.append(_directory_digest(self.base))
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
@@ -58,10 +58,8 @@ def find_model(reference: str | Path | None, base: ModelConfig | None = None) ->
     checkpoint, named = _resolve(str(reference))
     weights = weights_directory(checkpoint)
     config = base or named or _base_of(checkpoint, weights)
-    if is_adapter(weights):
-        return ModelFiles(weights, fetch_model(config), config)
-    if not any((weights / name).is_file() for name in PROCESSOR_FILES):
-        return ModelFiles(weights, fetch_model(config), config)  # weights alone: the base model has the processor
+    if is_adapter(weights) or not any((weights / name).is_file() for name in PROCESSOR_FILES):
+        return ModelFiles(weights, fetch_model(config), config)  # the base model has what is not there
     return ModelFiles(weights, weights, config)
 
 
@@ -100,7 +98,7 @@ def _directory_digest(directory: Path) -> str:
         if (directory / name).is_file():
             settings |= {key: value for key, value in read_json(directory / name).items() if key not in NOT_IDENTITY}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.distcp")]):
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
