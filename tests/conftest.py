@@ -41,8 +41,8 @@ def small_config(**overrides: Any) -> Config:
     return load_config("demo", SMALL | overrides)
 
 
-def home_without_answers(home: Path) -> Path:
-    """Makes `home` one that has the data and the models of the tests' own, and no answer of any model."""
+def fresh_home(home: Path) -> Path:
+    """Makes `home` one that has the data and the models of the tests' own, and no features or answers."""
     (home / "cache").mkdir(parents=True)
     for name in ("phantom", "models", "conversations"):
         (medpix_home() / "cache" / name).mkdir(parents=True, exist_ok=True)

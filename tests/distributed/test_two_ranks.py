@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import home_without_answers, small_config
+from tests.conftest import fresh_home, small_config
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.run_directory import (
     CONFIG,
@@ -120,7 +120,7 @@ def test_two_ranks_evaluate_as_one(conversations: Path, tmp_path: Path) -> None:
         output = tmp_path / "run" / f"{EVALUATION}-{processes}"
         arguments = ["--checkpoint-path", str(tmp_path / "run" / LATEST), "--output-dir", str(output)]
         job = command(processes, "vlm_core.evaluate", tmp_path / "run", conversations, *arguments)
-        home = home_without_answers(tmp_path / f"home-{processes}")  # or the second would ask nothing
+        home = fresh_home(tmp_path / f"home-{processes}")  # or the second would ask nothing
         subprocess.run(job, check=True, timeout=300, env=os.environ | {"MEDPIX_HOME": str(home)})
         assert sorted(path.name for path in output.iterdir()) == [EXAMPLES, PREDICTIONS, REPORT, RESULT]
         scores.append({k: v for k, v in read_json(output / RESULT).items() if k != "seconds"})

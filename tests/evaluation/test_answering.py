@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import home_without_answers, small_config, tiny_directory
+from tests.conftest import fresh_home, small_config, tiny_directory
 from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.evaluate import evaluate
@@ -26,7 +26,7 @@ CONDITIONS = (RIGHT, SHUFFLED, BLANK, QUESTION_ONLY)
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversations: Path) -> Path:
-    home = home_without_answers(tmp_path / "home")
+    home = fresh_home(tmp_path / "home")
     monkeypatch.setenv("MEDPIX_HOME", str(home))
     return home
 

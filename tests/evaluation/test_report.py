@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from playwright.sync_api import Error, Page, sync_playwright
 
-from tests.conftest import home_without_answers, small_config
+from tests.conftest import fresh_home, small_config
 from vlm_core.data.conversations import build_conversations, fetch_splits
 from vlm_core.data.phantom import write_phantom
 from vlm_core.evaluate import evaluate
@@ -35,7 +35,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def write(data: Path, output: Path, conversations: Path, **overrides: Any) -> dict[str, Any]:
     """Evaluates the tiny model on `data`, against itself in another dtype, and returns the result."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDPIX_HOME", str(home_without_answers(output / "home")))
+        patch.setenv("MEDPIX_HOME", str(fresh_home(output / "home")))
         config = small_config(
             **{"dataset.path_or_dataset": str(data), "evaluation.max_new_tokens": 6, "evaluation.compare_with": []}
             | overrides

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import small_config, tiny_directory
+from tests.conftest import fresh_home, small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs
 from vlm_core.encode import encode
 from vlm_core.families import Family
@@ -27,9 +27,10 @@ def model(family: Family) -> Any:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversations: Path) -> Path:
-    """A home of its own, so that every test begins without features; `conversations` was made before in another."""
-    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
-    return tmp_path
+    """A home of its own, so that every test begins without features."""
+    home = fresh_home(tmp_path / "home")
+    monkeypatch.setenv("MEDPIX_HOME", str(home))
+    return home
 
 
 def shards(home: Path) -> list[Path]:
