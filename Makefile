@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check bench bench-quick format clean
+.PHONY: help setup demo test check bench bench-quick format clean up down
 
 help:  ## say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -21,6 +21,12 @@ $(READY): pyproject.toml constraints.txt
 demo:  ## fine-tune, evaluate and register the embedded default: minutes on two cores
 	@if $(MAKE) --question $(READY); then echo "environment $(VENV) reused"; else $(MAKE) --no-print-directory setup; fi
 	@$(BIN)/python -m pipelines.finetune --recipe demo
+
+up: setup  ## start a Prefect server, an MLflow server and a worker on loopback, and register the deployments
+	@$(BIN)/python -m tasks.services up
+
+down: setup  ## stop them
+	@$(BIN)/python -m tasks.services down
 
 test: setup  ## every test: servers, torchrun and whole flows among them
 	$(BIN)/python -m pytest -n 2 --dist loadscope

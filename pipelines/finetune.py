@@ -7,23 +7,62 @@ from typing import Any
 
 from prefect import flow
 
+from pipelines.forms import (
+    ComputeForm,
+    DatasetForm,
+    EvaluationForm,
+    ModelForm,
+    OptimizerForm,
+    PeftForm,
+    RegistryForm,
+    StepSchedulerForm,
+)
 from tasks.data import download_dataset, download_model, preprocess_conversations
 from tasks.jobs import encode_images, evaluate, finetune
-from tasks.registry import register_model
-from tasks.run import checked_config, tracked_run
+from tasks.promotion import promote_model
+from tasks.registration import register_model
+from tasks.run import checked_config, flow_run_name, tracked_run
 from tasks.summary import next_steps, render, summarize
 from vlm_core.cli import ConfigParser
+from vlm_core.form import Tuning, form_overrides
 
 
-@flow(name="medpix-finetune")
-def medpix_finetune(recipe: str = "demo", overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+@flow(name="medpix-finetune", flow_run_name=flow_run_name)
+def medpix_finetune(
+    recipe: str = "demo",
+    tuning: Tuning = "as in the recipe",
+    model: ModelForm = ModelForm(),
+    dataset: DatasetForm = DatasetForm(),
+    step_scheduler: StepSchedulerForm = StepSchedulerForm(),
+    optimizer: OptimizerForm = OptimizerForm(),
+    peft: PeftForm = PeftForm(),
+    compute: ComputeForm = ComputeForm(),
+    evaluation: EvaluationForm = EvaluationForm(),
+    registry: RegistryForm = RegistryForm(),
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Fine-tunes, evaluates and registers a model; returns the run's summary.
+
+    What is left empty comes from the recipe.
 
     Args:
         recipe: Name of a shipped recipe, or the path of a YAML file.
-        overrides: Config values over the recipe's, by dotted key: {"optimizer.lr": 2e-5}.
+        tuning: lora trains an adapter, full the weights themselves.
+        model: The base model.
+        dataset: The training split; the validation split is of the same dataset.
+        step_scheduler: Batches, steps, checkpoints.
+        optimizer: AdamW.
+        peft: LoRA's settings.
+        compute: Processes and memory.
+        evaluation: Questions, controls, models to compare with.
+        registry: The name to register under, and when the new version becomes the champion.
+        overrides: Any other config value, by dotted key: {"rng.seed": 7}; over everything above.
     """
-    config = checked_config(recipe, overrides)
+    sections = {
+        "model": model, "dataset": dataset, "step_scheduler": step_scheduler, "optimizer": optimizer, "peft": peft,
+        "compute": compute, "evaluation": evaluation, "registry": registry,
+    }  # fmt: skip
+    config = checked_config(recipe, form_overrides(tuning, sections) | (overrides or {}))
     splits = download_dataset(config)
     base_model = download_model(config)
     conversations = preprocess_conversations(splits)
@@ -33,6 +72,7 @@ def medpix_finetune(recipe: str = "demo", overrides: dict[str, Any] | None = Non
         training = finetune(run, conversations)
         scores = evaluate(run, base_model, training["checkpoint"], conversations)
         registered = register_model(run, base_model, training["checkpoint"], scores)
+        registered["promotion"] = promote_model(run, registered, scores)
         return summarize(run, conversations, training, scores, registered)
 
 
@@ -42,7 +82,7 @@ def main() -> None:
     options, overrides = parser.parse_with_overrides()
     try:
         checked_config(options.recipe, overrides)
-        summary = medpix_finetune(options.recipe, overrides)
+        summary = medpix_finetune(options.recipe, overrides=overrides)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from error
     print(f"\n{render(summary)}\n\n{next_steps(summary)}")

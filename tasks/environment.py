@@ -19,10 +19,15 @@ def default_tracking_uri() -> str:
 
 
 def set_service_defaults() -> None:
-    """Sets the environment variables of Prefect and MLflow that have no value yet."""
+    """Sets the environment variables of Prefect and MLflow that have no value yet.
+
+    Prefect's own only before it is imported: later they would reach nothing but the processes that it starts, which
+    would then look for another home than it does itself.
+    """
     home = medpix_home()
     defaults = {
         "MLFLOW_TRACKING_URI": default_tracking_uri(),
+        "MPLCONFIGDIR": str(home / "cache" / "matplotlib"),  # it would write its list of fonts into the user's home
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -35,7 +40,8 @@ def set_service_defaults() -> None:
     if not _prefect_is_configured():
         defaults["PREFECT_HOME"] = str(home / "prefect")
     for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+        if not (name.startswith("PREFECT_") and "prefect" in sys.modules):
+            os.environ.setdefault(name, value)
     logging.getLogger("vlm_core").setLevel(logging.INFO)  # Prefect adds its handlers and keeps the level
     # Neither Prefect nor SQLite makes missing parents. Where this fails, the flow says so before it starts.
     with suppress(OSError):

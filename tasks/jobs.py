@@ -7,7 +7,8 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.launcher import run_job
-from tasks.registry import find_champion
+from tasks.registration import registered_name
+from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
 from tasks.tracking import MetricsFollower, log_evaluation
 from vlm_core.files import read_json
@@ -32,10 +33,11 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
     """Returns what `vlm_core.evaluate` found out about `checkpoint`, with the present champion beside it."""
     output = run.directory / EVALUATION
     arguments = ["--checkpoint-path", checkpoint, "--output-dir", str(output), "--conversations", str(conversations)]
-    champion = find_champion(run, base_model)
+    name = registered_name(run, base_model)
+    champion = find_champion(name)
     if champion:
-        others = [other for other in run.config.evaluation.compare_with if other != champion]
-        arguments += ["--evaluation.compare_with", *others, champion]
+        compared = [*run.config.evaluation.compare_with, f"{CHAMPION}={version_uri(name, champion)}"]
+        arguments += ["--evaluation.compare_with", *compared]
     _run("evaluate", run, arguments)
     result = read_json(output / RESULT)
     log_evaluation(run.mlflow_run_id, result, output, with_texts=run.config.report.images)

@@ -1,101 +1,154 @@
-"""Registration: the checkpoint as a version of a registered MLflow model, with an alias to find it by."""
+"""The model registry: which versions there are, which one is the champion, and how it became that.
 
-import importlib.metadata
-import os
-import warnings
-from pathlib import Path
+python -m tasks.registry list
+python -m tasks.registry promote medpix-gemma3 4 --reason "reviewed by hand"
+python -m tasks.registry rollback medpix-gemma3
+"""
+
+import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import mlflow
+from filelock import FileLock
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from prefect import task
-from prefect.cache_policies import NO_CACHE
 
-import vlm_core
-from tasks.run import Run
-from vlm_core.families import family_of
-from vlm_core.hub import is_repository_id
+from vlm_core.home import medpix_home
 
 CHAMPION = "champion"
-REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
+PREVIOUS = "previous_champion"  # tag of a version: the one whose place it took
+PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
+SHOWN = ("token_f1", "rouge_l", "closed_accuracy", "perplexity", "visual_reliance", "examples")  # tags
 
 
-# Not retried: a version that was registered would be registered again. MLflow's client retries its own requests.
-@task(tags=["registry"], cache_policy=NO_CACHE)
-def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, str]:
-    """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
-    name, alias = registered_name(run, base_model), run.config.registry.alias
-    client = mlflow.MlflowClient()
-    with mlflow.start_run(run_id=run.mlflow_run_id), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(Path(__file__).with_name("serving.py")),
-            code_paths=[str(Path(vlm_core.__file__).parent)],
-            artifacts={"checkpoint": str(Path(checkpoint) / "model")},
-            model_config={
-                "model": _base_reference(run, base_model),
-                "batch_size": run.config.evaluation.batch_size,
-            },
-            signature=_signature(run.config.evaluation.max_new_tokens),
-            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
-            registered_model_name=name,
-        )
-    # The end of the block marked the run as finished; it goes on until its flow ends.
-    client.update_run(run.mlflow_run_id, status="RUNNING")
-    version = str(logged.registered_model_version)
-    for key, value in _tags(scores).items():
-        client.set_model_version_tag(name, version, key, str(value))
-    # Last: whoever follows the alias finds a version that is complete.
-    client.set_registered_model_alias(name, alias, version)
-    return look_up(name, alias)
+def look_up(name: str, alias: str) -> dict[str, Any]:
+    """Returns `{name, version, alias, uri}` of the version that `alias` points to."""
+    version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    return {"name": name, "version": str(version.version), "alias": alias, "uri": f"models:/{name}@{alias}"}
 
 
-def registered_name(run: Run, base_model: Path) -> str:
-    """Returns the name that a run's model is registered under."""
-    return run.config.registry.model_name or f"medpix-{family_of(base_model).model_type}"
+def version_uri(name: str, version: str) -> str:
+    """Returns what names a version for good: an alias moves on."""
+    return f"models:/{name}/{version}"
 
 
-def find_champion(run: Run, base_model: Path) -> str | None:
-    """Returns the URI of the present champion among the models of a run's name, None where there is none."""
+def find_champion(name: str) -> str | None:
+    """Returns the version that is the champion of `name`, None where there is none."""
     try:
-        return look_up(registered_name(run, base_model), CHAMPION)["uri"]
+        return look_up(name, CHAMPION)["version"]
     except MlflowException as error:
         if error.error_code not in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
             raise
         return None
 
 
-def _tags(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns what says of a version how good it is, and on which questions that was found."""
-    model = result["scores"]["model"]
-    return {
-        **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
-        **{metric: model[metric]["value"] for metric in ("token_f1", "rouge_l", "closed_accuracy", "perplexity")},
-        "visual_reliance": result["visual_reliance"] and result["visual_reliance"]["token_f1"]["value"],
-    }
+@contextmanager
+def only_promoter(name: str) -> Iterator[None]:
+    """Holds the lock of promotions of `name`: of two runs that end at once, one decides after the other."""
+    path = medpix_home() / "mlflow" / f".{name}.promotion.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path):
+        yield
 
 
-def look_up(name: str, alias: str) -> dict[str, str]:
-    """Returns `{name, version, alias, uri}` of the version that `alias` points to."""
-    version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-    return {"name": name, "version": str(version.version), "alias": alias, "uri": f"models:/{name}@{alias}"}
+def make_champion(name: str, version: str, reason: str) -> None:
+    """Makes a version the champion; call it under `only_promoter`.
+
+    The alias moves last: whoever follows it finds everything said.
+    """
+    client, before = mlflow.MlflowClient(), find_champion(name)
+    client.set_model_version_tag(name, version, PROMOTION, reason)
+    if before not in (None, version):
+        client.set_model_version_tag(name, version, PREVIOUS, before)
+    client.set_registered_model_alias(name, CHAMPION, version)
 
 
-def _base_reference(run: Run, base_model: Path) -> dict[str, Any]:
-    """Returns the model section to load from: a hub id as it is, anything else by its absolute path."""
-    model = run.config.model.model_dump(mode="json")
-    if not is_repository_id(model["pretrained_model_name_or_path"]):
-        model["pretrained_model_name_or_path"] = os.fspath(base_model)
-    return model
+def promote(name: str, version: str, reason: str) -> None:
+    """Makes a version the champion by hand; raises ValueError for a version that is not there."""
+    try:
+        mlflow.MlflowClient().get_model_version(name, version)
+    except MlflowException as error:
+        raise ValueError(f"no version {version} of {name!r} at {mlflow.get_tracking_uri()}: {error}") from None
+    with only_promoter(name):
+        make_champion(name, version, reason)
 
 
-def _signature(max_new_tokens: int) -> ModelSignature:
-    return ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "question")]),
-        outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, max_new_tokens)]),
+def roll_back(name: str) -> str:
+    """Makes the version before the present champion the champion again, and returns it.
+
+    Raises ValueError where there is no champion, or where none was before it.
+    """
+    with only_promoter(name):
+        present = find_champion(name)
+        if present is None:
+            raise ValueError(f"{name!r} has no champion at {mlflow.get_tracking_uri()}; nothing to roll back")
+        client = mlflow.MlflowClient()
+        previous = client.get_model_version(name, present).tags.get(PREVIOUS)
+        if previous is None:
+            raise ValueError(f"version {present} of {name!r} is the first champion; promote another version by number")
+        client.set_model_version_tag(name, present, PROMOTION, f"rolled back to version {previous}")
+        client.set_registered_model_alias(name, CHAMPION, previous)
+        return previous
+
+
+def versions(name: str | None = None) -> list[dict[str, Any]]:
+    """Returns `{name, version, aliases, created, ...scores, promotion}` of the versions of one model, or of all."""
+    client = mlflow.MlflowClient()
+    models = [client.get_registered_model(name)] if name else client.search_registered_models()
+    rows = []
+    for model in models:
+        for version in client.search_model_versions(f"name = '{model.name}'"):
+            created = datetime.fromtimestamp((version.creation_timestamp or 0) / 1000, UTC)
+            rows.append(
+                {
+                    "name": model.name,
+                    "version": str(version.version),
+                    # search_model_versions leaves the aliases out (MLflow 3.17)
+                    "aliases": sorted(alias for alias, at in model.aliases.items() if str(at) == str(version.version)),
+                    "created": created.strftime("%Y-%m-%d %H:%M UTC"),
+                    **{key: version.tags.get(key, "-") for key in (*SHOWN, PROMOTION)},
+                }
+            )
+    return sorted(rows, key=lambda row: (row["name"], int(row["version"])))
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Returns `versions` as a table for people."""
+    columns = ("name", "version", "aliases", "created", *SHOWN, PROMOTION)
+    table = [columns, *([", ".join(row[c]) if c == "aliases" else str(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="show versions, their scores and aliases").add_argument("name", nargs="?")
+    command = commands.add_parser("promote", help="make a version the champion")
+    command.add_argument("name")
+    command.add_argument("version")
+    command.add_argument("--reason", default="promoted by hand")
+    commands.add_parser("rollback", help="make the champion before this one the champion again").add_argument("name")
+    return parser
+
+
+def main() -> None:
+    """Runs the command."""
+    options = _parser().parse_args()
+    try:
+        if options.command == "promote":
+            promote(options.name, options.version, options.reason)
+        elif options.command == "rollback":
+            roll_back(options.name)
+        print(render(versions(options.name)))
+    except (ValueError, MlflowException) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

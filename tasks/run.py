@@ -8,10 +8,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefect.runtime import flow_run
+
 from tasks.tracking import end_mlflow_run, start_mlflow_run
 from vlm_core.config import Config
 from vlm_core.data.source import SplitSource
-from vlm_core.files import point, write_text
+from vlm_core.files import write_text
+from vlm_core.form import form_overrides
 from vlm_core.home import medpix_home, require_writable
 from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
@@ -42,6 +45,21 @@ def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
     return config
 
 
+def flow_run_name() -> str:
+    """Returns what to call the flow run at hand: `gemma3_4b_lora-lora-r8-MedPix-VQA`, after recipe, tuning and data.
+
+    Wrong parameters give the recipe's name: what is wrong is said by the run itself.
+    """
+    parameters = dict(flow_run.parameters)
+    recipe, overrides = parameters.pop("recipe"), parameters.pop("overrides") or {}
+    try:
+        config = load_config(recipe, form_overrides(parameters.pop("tuning"), parameters) | overrides)
+    except ValueError:
+        return str(recipe)
+    tuning = f"lora-r{config.peft.dim}" if config.peft else "full"
+    return f"{config.name}-{tuning}-{Path(config.dataset.path_or_dataset).name.partition('?')[0]}"
+
+
 @contextmanager
 def tracked_run(config: Config, base_model: Path, splits: dict[str, SplitSource], conversations: Path) -> Iterator[Run]:
     """Yields a run with what was resolved for it; its MLflow run ends FINISHED, FAILED, or KILLED by a cancellation.
@@ -65,8 +83,6 @@ def tracked_run(config: Config, base_model: Path, splits: dict[str, SplitSource]
         raise
     finally:
         end_mlflow_run(run.mlflow_run_id, status)
-    run_root().mkdir(parents=True, exist_ok=True)
-    point(run_root() / "latest", directory)
 
 
 def _resolved(config: Config, directory: Path, base_model: Path, splits: dict[str, SplitSource]) -> Config:

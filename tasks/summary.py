@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.run import Run
 from vlm_core.cache import read_manifest
-from vlm_core.files import write_json
+from vlm_core.files import point, write_json
 from vlm_core.run_directory import EVALUATION, REPORT, run_root
 
 SUMMARY = "summary.json"
@@ -19,7 +19,7 @@ SUMMARY = "summary.json"
 
 @task(tags=["report"], cache_policy=NO_CACHE)
 def summarize(
-    run: Run, conversations: Path, training: dict[str, Any], scores: dict[str, Any], registered: dict[str, str]
+    run: Run, conversations: Path, training: dict[str, Any], scores: dict[str, Any], registered: dict[str, Any]
 ) -> dict[str, Any]:
     """Returns what `summary.json` in the run directory holds."""
     manifest = read_manifest(conversations)
@@ -39,8 +39,15 @@ def summarize(
     }
     write_json(run.directory / SUMMARY, summary)
     create_markdown_artifact(f"```\n{render(summary)}\n```", key="medpix-summary", description=run.run_id)
-    create_link_artifact(report_link(run), link_text="evaluation report", key="medpix-report", description=run.run_id)
+    link_report(run)
+    run_root().mkdir(parents=True, exist_ok=True)
+    point(run_root() / "latest", run.directory)
     return summary
+
+
+def link_report(run: Run) -> None:
+    """Leaves a link to the evaluation's report in Prefect's UI."""
+    create_link_artifact(report_link(run), link_text="evaluation report", key="medpix-report", description=run.run_id)
 
 
 def report_link(run: Run) -> str:
@@ -64,6 +71,7 @@ def render(summary: dict[str, Any]) -> str:
             f"loss {training['first_loss']:.3f} -> {training['last_loss']:.3f}",
             *_evaluation_lines(scores),
             f"registered  {model['name']} version {model['version']}, alias {model['alias']}: {model['uri']}",
+            f"champion    {'yes' if model['promotion']['promoted'] else 'no'}: {model['promotion']['reason']}",
             f"checkpoint  {summary['checkpoint']}",
         ]
     )

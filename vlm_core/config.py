@@ -153,7 +153,7 @@ class EvaluationConfig(Section):
     )
     compare_with: list[str] = Field(
         ["base"],
-        description="Models to answer the same questions: `base`, directories, hub ids, or models:/name@alias.",
+        description="Models to answer too: `base`, a directory, a hub id, models:/name@alias, or NAME=one of them.",
     )
 
     @model_validator(mode="after")
@@ -173,6 +173,15 @@ class ReportConfig(Section):
 class RegistryConfig(Section):
     model_name: str | None = Field(None, description="Name in MLflow's registry; null = medpix-<model family>.")
     alias: str = Field("challenger", min_length=1, description="Alias that the new version gets.")
+    promote: bool = Field(True, description="Make the new version the champion where it beats the present one.")
+    metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob"] = Field(
+        "token_f1",
+        description="What the champion must be beaten in, on cases that training has not seen if there are any.",
+    )
+    margin: float = Field(0.0, ge=0, description="By how much, at least.")
+    require_interval: bool = Field(
+        False, description="Promote only where the 95 % interval of the difference excludes 0."
+    )
 
 
 class Config(Section):

@@ -25,10 +25,11 @@ from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
 from vlm_core.data.images import decode_image
 from vlm_core.evaluation.answering import Questions, answer_questions
-from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, RIGHT, SHUFFLED, shuffle_between_cases
+from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import Reply, metric_versions
+from vlm_core.evaluation.names import BLANK, MODEL, QUESTION_ONLY, RIGHT, SHUFFLED
 from vlm_core.evaluation.report import write_report
-from vlm_core.evaluation.scores import MODEL, columns_by_variant, predictions, question_of, score
+from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.sheet import IMAGES, draw_examples
 from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
@@ -56,7 +57,10 @@ def evaluate(
         conversations = conversations or build_conversations(fetch_splits(config))[0]
         files = find_model(checkpoint, config.model)
         others = {label: _other(reference, config) for label, reference in labels.items()}
-    others = {label: other for label, other in others.items() if not _is_same(label, other, files)}
+    identical = [label for label, other in others.items() if other.fingerprint == files.fingerprint]
+    for label in identical:
+        logger.info("evaluation.compare_with: %s is the evaluated model itself, and is left out", label)
+        del others[label]
     questions, conditions = _questions(config, conversations)
     replies = answer_questions(files, questions, conditions, config, ranks, MODEL)
     variants = {MODEL if condition == RIGHT else condition: found for condition, found in replies.items()}
@@ -67,6 +71,7 @@ def evaluate(
             "checkpoint": _name(checkpoint) or config.model.pretrained_model_name_or_path,
             "model_fingerprint": files.fingerprint,
             "compared": {label: labels[label] for label in others},
+            "identical": {label: labels[label] for label in identical},
             "limit": config.evaluation.limit,
             "complete": config.evaluation.limit is None,
             "generation": config.evaluation.model_dump(include={"max_new_tokens", "temperature", "top_p"}),
@@ -85,17 +90,17 @@ def _name(checkpoint: str | None) -> str | None:
 def _labels(references: Sequence[str]) -> dict[str, str]:
     """Returns `{short name: reference}` of the models to compare with; raises ValueError for two of one name.
 
-    >>> _labels(["base", "models:/medpix-gemma3@champion", "runs/a/epoch_0_step_200"])
-    {'base': 'base', 'champion': 'models:/medpix-gemma3@champion', 'epoch_0_step_200': 'runs/a/epoch_0_step_200'}
+    >>> _labels(["base", "champion=models:/medpix-gemma3/3", "runs/a/epoch_0_step_200"])
+    {'base': 'base', 'champion': 'models:/medpix-gemma3/3', 'epoch_0_step_200': 'runs/a/epoch_0_step_200'}
     """
     labels: dict[str, str] = {}
-    for reference in references:
-        label = re.split(r"[/@]", reference.rstrip("/"))[-1]
-        label = f"version_{label}" if label.isdecimal() else label
+    for named in references:
+        name, _, reference = named.rpartition("=")
+        label = name or re.split(r"[/@]", reference.rstrip("/"))[-1]
         if label in labels or label in RESERVED:
             raise ValueError(
                 f"evaluation.compare_with={list(references)}: {label!r} would name two things in the results; "
-                "give directories whose last parts differ"
+                "write NAME=MODEL"
             )
         labels[label] = reference
     return labels
@@ -103,13 +108,6 @@ def _labels(references: Sequence[str]) -> dict[str, str]:
 
 def _other(reference: str, config: Config) -> ModelFiles:
     return find_model(None, config.model) if reference == BASE else find_model(reference)
-
-
-def _is_same(label: str, other: ModelFiles, files: ModelFiles) -> bool:
-    if other.fingerprint != files.fingerprint:
-        return False
-    logger.info("evaluation.compare_with: %s is the evaluated model itself, and is left out", label)
-    return True
 
 
 def _questions(config: Config, conversations: Path) -> tuple[Questions, list[str]]:

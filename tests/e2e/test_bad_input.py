@@ -73,7 +73,7 @@ def test_the_flow_fails_early_and_leaves_no_run(
     if spoil:
         spoil(home.parent / "data")
     with pytest.raises(ValueError, match=re.escape(message)):
-        medpix_finetune("demo", {"dataset.path_or_dataset": "data"} | overrides)
+        medpix_finetune("demo", overrides={"dataset.path_or_dataset": "data"} | overrides)
     assert not (home / "runs").exists()
     assert mlflow.MlflowClient().search_registered_models() == []
     assert [e for e in mlflow.search_experiments() if e.name != "Default"] == []

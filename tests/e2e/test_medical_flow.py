@@ -135,20 +135,23 @@ def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[s
 @pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
 def test_the_champion_answers_the_same_questions(finished: tuple[Path, dict[str, Any]]) -> None:
     """The next run is compared with the base model and with the champion, and neither is asked again."""
-    import mlflow
-
     home, summary = finished
     model = summary["registered_model"]
-    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow/mlflow.db")
-    client.set_registered_model_alias(model["name"], "champion", model["version"])
+    assert model["promotion"] == {"promoted": True, "reason": "the first model of its name"}
     command = json.loads((home.parent / "command.json").read_text())
     result = python(*command, "--step_scheduler.max_steps", "6", home=home, cwd=home.parent / "work")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "evaluate model" in result.stderr
     assert not re.search("evaluate (champion|base)", result.stderr)  # their answers of the first run are there
-    after = json.loads((home / "runs" / "latest" / "summary.json").read_text())["evaluation"]
-    assert after["compared"] == {"base": "base", "champion": f"models:/{model['name']}@champion"}
+    second = json.loads((home / "runs" / "latest" / "summary.json").read_text())
+    after, champion = second["evaluation"], f"models:/{model['name']}/{model['version']}"
+    assert after["compared"] == {"base": "base", "champion": champion}
     before = summary["evaluation"]["scores"]
     assert (after["scores"]["champion"], after["scores"]["base"]) == (before["model"], before["base"])
     expected = after["scores"]["model"]["logprob"]["value"] - before["model"]["logprob"]["value"]
     assert after["differences"]["champion"]["logprob"]["value"] == pytest.approx(expected, abs=1e-4)
+    # Its cases are not in the training split, so that they decide.
+    promotion = second["registered_model"]["promotion"]
+    change = after["groups"]["case"]["not seen in training"]["differences"]["champion"]["token_f1"]
+    assert promotion["promoted"] == (change["value"] > 0)
+    assert f"token_f1 against {champion}: {change['value']:+.4f}" in promotion["reason"]

@@ -14,6 +14,7 @@ from vlm_core.evaluation.scores import COMPARED, MODEL
 from vlm_core.evaluation.thumbnails import thumbnails
 from vlm_core.files import write_text
 
+SHOWN_IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "truncated_share")
 HEADLINE_ROWS = 100  # closed questions from which their accuracy is a headline
 NAMES = {
     MODEL: "this model",
@@ -62,6 +63,7 @@ def write_report(
         headline_rows=HEADLINE_ROWS,
         changes=_changes(result),
         compared=COMPARED,
+        in_groups=SHOWN_IN_GROUPS,
         plots=_plots(result, history),
         browse=_browse(records, list(result["scores"]), dataset) if config.report.images else None,
     )

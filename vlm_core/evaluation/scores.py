@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from vlm_core.data.closed import YES_NO, closed_kind
-from vlm_core.evaluation.conditions import SHUFFLED
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.metrics import Columns, Reply, columns_of
+from vlm_core.evaluation.names import MODEL, SHUFFLED, UNSEEN
 
-MODEL = "model"  # the variant that is evaluated: the right images, the model in question
 COMPARED = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "logprob")
-IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "truncated_share")
+IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob", "perplexity", "truncated_share")
+COMPARED_IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob")
 RELIANCE = ("token_f1", "logprob", "closed_accuracy")
 YES_NO_ANSWERS = ("no", "yes")
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
@@ -42,7 +42,7 @@ class Question:
             "mode": self.mode,
             "kind": "open" if self.closed_kind is None else "closed",
             "length": LENGTHS[sum(len(self.reference.split()) > end for end in LENGTH_ENDS)],
-            "case": "seen in training" if self.seen_case else "not seen in training",
+            "case": "seen in training" if self.seen_case else UNSEEN,
         }
 
 
@@ -91,12 +91,16 @@ def score(
     return {
         "examples": len(questions),
         "cases": bootstrap.cases,
-        "scores": {name: {metric: interval(s) for metric, s in found.items()} for name, found in scored.items()},
+        "scores": {name: _intervals(found) for name, found in scored.items()},
         "differences": {name: _differences(scored[MODEL], scored[name], COMPARED) for name in compared},
         "visual_reliance": _reliance(scored, int(columns[MODEL]["closed"].sum())),
         "groups": _groups(questions, columns, compared, seed),
         "closed_questions": _closed_questions(questions, columns),
     }
+
+
+def _intervals(scores: dict[str, Scored]) -> dict[str, Any]:
+    return {metric: interval(scored) for metric, scored in scores.items()}
 
 
 def _differences(one: dict[str, Scored], other: dict[str, Scored], metrics: Sequence[str]) -> dict[str, Any]:
@@ -113,7 +117,7 @@ def _reliance(scored: dict[str, dict[str, Scored]], closed: int) -> dict[str, An
 def _groups(
     questions: Sequence[Question], columns: Mapping[str, Columns], compared: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """Returns `{division: {group: {examples, cases, scores}}}` of the model, its shuffled control and other models."""
+    """Returns `{division: {group: {examples, cases, scores, differences}}}`; of the controls, shuffled images alone."""
     shown = [name for name in columns if name in (MODEL, SHUFFLED, *compared)]
     result: dict[str, Any] = {}
     for division in questions[0].groups:
@@ -121,14 +125,13 @@ def _groups(
         for group in sorted(set(of_question), key=_order):
             inside = of_question == group
             bootstrap = CaseBootstrap([q.case_id for q, is_in in zip(questions, inside, strict=True) if is_in], seed)
-            scores = {
-                name: {
-                    metric: interval(s)
-                    for metric, s in bootstrap.scores(_select(columns[name], inside), IN_GROUPS).items()
-                }
-                for name in shown
+            found = {name: bootstrap.scores(_select(columns[name], inside), IN_GROUPS) for name in shown}
+            entry = {
+                "examples": int(inside.sum()),
+                "cases": bootstrap.cases,
+                "scores": {name: _intervals(scores) for name, scores in found.items()},
+                "differences": {name: _differences(found[MODEL], found[name], COMPARED_IN_GROUPS) for name in compared},
             }
-            entry = {"examples": int(inside.sum()), "cases": bootstrap.cases, "scores": scores}
             result.setdefault(division, {})[group] = entry
     return result
 

@@ -1,0 +1,42 @@
+"""A plugin of Prefect's command: `prefect deployment run medpix-finetune`, by the deployment's own name alone.
+
+Prefect asks for FLOW/DEPLOYMENT (3.8, client/orchestration/_deployments/client.py); this looks a bare name up and takes
+the one deployment that has it. Enabled in pyproject.toml, so that it acts where Prefect is called in the project's
+directory.
+"""
+
+from functools import wraps
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterName
+from prefect.plugins import register_hook
+
+
+@register_hook
+def setup_environment(*, ctx: Any) -> None:
+    """Lets Prefect's client read a deployment by its bare name."""
+    by_full_name = PrefectClient.read_deployment_by_name
+
+    @wraps(by_full_name)
+    async def read_deployment_by_name(client: PrefectClient, name: str) -> Any:
+        return await by_full_name(client, name if "/" in name else await _full_name(client, name))
+
+    setattr(PrefectClient, by_full_name.__name__, read_deployment_by_name)
+
+
+async def _full_name(client: PrefectClient, name: str) -> str:
+    """Returns FLOW/DEPLOYMENT; ends the command, and says what to type, where there is not exactly one."""
+    wanted = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
+    flows = [
+        (await client.read_flow(deployment.flow_id)).name
+        for deployment in await client.read_deployments(deployment_filter=wanted)
+    ]
+    if len(flows) == 1:
+        return f"{flows[0]}/{name}"
+    known = [f"{flow}/{name}" for flow in sorted(flows)]
+    raise SystemExit(
+        f"{len(flows)} deployments are called {name!r}; type one of {', '.join(known)}"
+        if known
+        else f"no deployment is called {name!r}; `prefect deployment ls` shows those there are"
+    )

@@ -1,0 +1,40 @@
+"""An evaluation by itself: of any checkpoint or registered model, beside the base model and the champion."""
+
+from typing import Any
+
+from prefect import flow
+
+from pipelines.forms import DatasetForm, EvaluationForm
+from tasks.data import download_dataset, download_model, preprocess_conversations
+from tasks.jobs import evaluate
+from tasks.run import checked_config, tracked_run
+from tasks.summary import link_report
+from vlm_core.form import form_overrides
+
+
+@flow(name="medpix-evaluate", flow_run_name="{checkpoint}")
+def medpix_evaluate(
+    checkpoint: str,
+    recipe: str = "demo",
+    dataset: DatasetForm = DatasetForm(),
+    evaluation: EvaluationForm = EvaluationForm(),
+    overrides: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Evaluates a model on a validation split; returns what `result.json` holds.
+
+    Args:
+        checkpoint: A directory epoch_E_step_S, a model or adapter, a hub id, or models:/name@alias.
+        recipe: Whose data and base model are meant: a shipped recipe's name, or the path of a YAML file.
+        dataset: The data, where they are not the recipe's.
+        evaluation: Questions, controls, models to compare with.
+        overrides: Any other config value, by dotted key: {"rng.seed": 7}; over everything above.
+    """
+    filled = form_overrides("as in the recipe", {"dataset": dataset, "evaluation": evaluation})
+    config = checked_config(recipe, filled | (overrides or {}))
+    splits = download_dataset(config)
+    base_model = download_model(config)
+    conversations = preprocess_conversations(splits)
+    with tracked_run(config, base_model, splits, conversations) as run:
+        result = evaluate(run, base_model, checkpoint, conversations)
+        link_report(run)
+        return result

@@ -1,0 +1,73 @@
+"""The gate: a new version becomes the champion where it beats the present one on the same questions."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import mlflow
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from tasks.registry import CHAMPION, PROMOTION, find_champion, make_champion, only_promoter, version_uri
+from tasks.run import Run
+from vlm_core.config import RegistryConfig
+from vlm_core.evaluation.names import UNSEEN
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a version becomes the champion, and why."""
+
+    promoted: bool
+    reason: str
+
+
+@task(tags=["registry"], cache_policy=NO_CACHE)
+def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+    """Returns `{promoted, reason}`, and has written both into the registry; the reason is a tag of the version."""
+    name, version = registered["name"], registered["version"]
+    with only_promoter(name):
+        champion = find_champion(name)
+        decision = decide(result, run.config.registry, champion and version_uri(name, champion))
+        if decision.promoted:
+            make_champion(name, version, decision.reason)
+        else:
+            mlflow.MlflowClient().set_model_version_tag(name, version, PROMOTION, f"not promoted: {decision.reason}")
+    get_run_logger().info("version %s of %s %s: %s", version, name,
+                          "is the champion" if decision.promoted else "is not promoted", decision.reason)  # fmt: skip
+    return asdict(decision)
+
+
+def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | None) -> Decision:
+    """Returns the decision on the model of an evaluation's `result`; `champion` is the present one's URI.
+
+    The two must have answered the same questions: those of this very evaluation, all of them.
+    """
+    if not settings.promote:
+        return Decision(False, "registry.promote is false")
+    if not result["complete"]:
+        return Decision(False, f"the evaluation was limited to {result['limit']} questions")
+    if champion is None:
+        return Decision(True, "the first model of its name")
+    if result["identical"].get(CHAMPION) == champion:
+        return Decision(False, "its weights are those of the champion")
+    if result["compared"].get(CHAMPION) != champion:
+        asked = result["compared"].get(CHAMPION, "none")
+        return Decision(False, f"compared with the champion {asked}, and now {champion} is: evaluate it again")
+    basis, change = _basis(result, settings.metric)
+    if change["value"] is None:
+        return Decision(False, f"{settings.metric} has no value on {basis}")
+    found = "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**change)
+    found = f"{settings.metric} against {champion}: {found} on {basis}"
+    if change["value"] <= 0 or change["value"] < settings.margin:
+        return Decision(False, f"{found}; a margin of {settings.margin} is needed")
+    if settings.require_interval and change["low"] <= 0:
+        return Decision(False, f"{found}; the interval must exclude 0")
+    return Decision(True, found)
+
+
+def _basis(result: dict[str, Any], metric: str) -> tuple[str, dict[str, Any]]:
+    """Returns which questions decide, in words, and the difference on them: of unseen cases where there are any."""
+    unseen = result["groups"]["case"].get(UNSEEN)
+    if unseen and unseen["differences"][CHAMPION][metric]["value"] is not None:
+        return f"{unseen['examples']} questions about unseen cases", unseen["differences"][CHAMPION][metric]
+    return f"all {result['examples']} questions", result["differences"][CHAMPION][metric]

@@ -1,0 +1,83 @@
+"""Registration: the checkpoint as a version of a registered MLflow model, with an alias to find it by."""
+
+import importlib.metadata
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.models import ModelSignature
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+import vlm_core
+from tasks.registry import look_up
+from tasks.run import Run
+from vlm_core.families import family_of
+from vlm_core.hub import is_repository_id
+
+REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
+
+
+# Not retried: a version that was registered would be registered again. MLflow's client retries its own requests.
+@task(tags=["registry"], cache_policy=NO_CACHE)
+def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, Any]:
+    """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
+    name, alias = registered_name(run, base_model), run.config.registry.alias
+    client = mlflow.MlflowClient()
+    with mlflow.start_run(run_id=run.mlflow_run_id), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(Path(__file__).with_name("serving.py")),
+            code_paths=[str(Path(vlm_core.__file__).parent)],
+            artifacts={"checkpoint": str(Path(checkpoint) / "model")},
+            model_config={
+                "model": _base_reference(run, base_model),
+                "batch_size": run.config.evaluation.batch_size,
+            },
+            signature=_signature(run.config.evaluation.max_new_tokens),
+            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            registered_model_name=name,
+        )
+    # The end of the block marked the run as finished; it goes on until its flow ends.
+    client.update_run(run.mlflow_run_id, status="RUNNING")
+    version = str(logged.registered_model_version)
+    for key, value in _tags(scores).items():
+        client.set_model_version_tag(name, version, key, str(value))
+    # Last: whoever follows the alias finds a version that is complete.
+    client.set_registered_model_alias(name, alias, version)
+    return look_up(name, alias)
+
+
+def registered_name(run: Run, base_model: Path) -> str:
+    """Returns the name that a run's model is registered under."""
+    return run.config.registry.model_name or f"medpix-{family_of(base_model).model_type}"
+
+
+def _tags(result: dict[str, Any]) -> dict[str, Any]:
+    """Returns what says of a version how good it is, and on which questions that was found."""
+    model = result["scores"]["model"]
+    return {
+        **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
+        **{metric: model[metric]["value"] for metric in ("token_f1", "rouge_l", "closed_accuracy", "perplexity")},
+        "visual_reliance": result["visual_reliance"] and result["visual_reliance"]["token_f1"]["value"],
+    }
+
+
+def _base_reference(run: Run, base_model: Path) -> dict[str, Any]:
+    """Returns the model section to load from: a hub id as it is, anything else by its absolute path."""
+    model = run.config.model.model_dump(mode="json")
+    if not is_repository_id(model["pretrained_model_name_or_path"]):
+        model["pretrained_model_name_or_path"] = os.fspath(base_model)
+    return model
+
+
+def _signature(max_new_tokens: int) -> ModelSignature:
+    return ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "question")]),
+        outputs=Schema([ColSpec(DataType.string)]),
+        params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, max_new_tokens)]),
+    )

@@ -1,0 +1,174 @@
+"""`make up`: real servers, a supervised worker, the deployments by command and by form, and nothing left behind."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+from playwright.sync_api import Error, sync_playwright
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).parents[2]
+SMALL = {"dataset.path_or_dataset": "builtin:phantom?images=40", "step_scheduler.max_steps": 2}
+
+
+def command(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Runs `python -m ...` in the project's directory."""
+    call = [sys.executable, "-m", *arguments]
+    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+
+
+def free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """Returns the processes that have `home` as theirs."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("MEDPIX_HOME") == str(home) and process.pid != os.getpid():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a shell after `make up`, with the exports that it prints."""
+    home = tmp_path_factory.mktemp("served") / "home"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
+    ports = {"PREFECT_SERVER_API_PORT": free_port(), "MLFLOW_PORT": free_port()}
+    environment = kept | ports | {"MEDPIX_HOME": str(home)}
+    up = command("tasks.services", "up", environment=environment)
+    try:
+        assert up.returncode == 0, up.stdout + up.stderr
+        exports = [line.split()[1].partition("=") for line in up.stdout.splitlines() if line.startswith("  export ")]
+        yield environment | {name: value for name, _, value in exports}
+    finally:
+        down = command("tasks.services", "down", environment=environment)
+        assert down.returncode == 0, down.stdout + down.stderr
+    deadline = time.monotonic() + 20
+    while processes_of(home) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert processes_of(home) == []
+    assert "no services are running" in command("tasks.services", "status", environment=environment).stdout
+
+
+def run(served: dict[str, str], name: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
+    words = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
+    return command("prefect", "deployment", "run", name, *words, "--watch", environment=served)
+
+
+def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
+    done = run(served, "medpix-finetune", recipe="demo", overrides=SMALL | {"evaluation.limit": 10})
+    assert done.returncode == 0, done.stdout + done.stderr
+    home = Path(served["MEDPIX_HOME"])
+    summary = json.loads((home / "runs" / "latest" / "summary.json").read_text())
+    assert (summary["training"]["steps"], summary["evaluation"]["examples"]) == (2, 10)
+    promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions"}
+    assert summary["registered_model"]["promotion"] == promotion
+    # And the version that it registered is evaluated by the other deployment, on every question.
+    uri = summary["registered_model"]["uri"]
+    evaluated = run(served, "medpix-evaluate", checkpoint=uri, dataset={"path_or_dataset": "builtin:phantom?images=40"})
+    assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
+    (result,) = (
+        json.loads(path.read_text()) for path in home.glob("runs/*/evaluation/result.json") if uri in path.read_text()
+    )
+    assert (result["examples"], result["complete"]) == (60, True)
+
+
+def test_a_name_that_no_deployment_has_is_said(served: dict[str, str]) -> None:
+    done = command("prefect", "deployment", "run", "medpix-fine", environment=served)
+    assert done.returncode == 1
+    assert "no deployment is called 'medpix-fine'; `prefect deployment ls` shows" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_second_up_changes_nothing(served: dict[str, str]) -> None:
+    before = sorted(process.pid for process in processes_of(Path(served["MEDPIX_HOME"])))
+    again = command("tasks.services", "up", environment=served)
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert sorted(process.pid for process in processes_of(Path(served["MEDPIX_HOME"]))) == before
+    automations = httpx.post(f"{served['PREFECT_API_URL']}/automations/filter", json={}).json()
+    assert [automation["name"] for automation in automations] == ["medpix: runs that went silent are Crashed"]
+
+
+def test_a_dead_worker_comes_back(served: dict[str, str]) -> None:
+    def worker() -> int:
+        line = next(
+            line
+            for line in command("tasks.services", "status", environment=served).stdout.splitlines()
+            if "worker" in line
+        )
+        return int(line.split("pid ")[1].split(",")[0]) if "RUNNING" in line else 0
+
+    before = worker()
+    os.kill(before, signal.SIGKILL)
+    deadline = time.monotonic() + 60
+    while worker() in (0, before) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert worker() not in (0, before)
+
+
+def test_the_form_starts_a_run_with_what_was_filled_in_and_cancelling_ends_it(served: dict[str, str]) -> None:
+    api, pages = served["PREFECT_API_URL"], served["PREFECT_API_URL"].removesuffix("/api")
+    deployment = httpx.get(f"{api}/deployments/name/medpix-finetune/medpix-finetune").json()
+    assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        except Error as error:
+            pytest.skip(f"no Chromium (Debian: apt-get install chromium): {error.message.splitlines()[0]}")
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page.goto(f"{pages}/v2/deployments/deployment/{deployment['id']}/run")
+        page.get_by_label("path_or_dataset").fill("builtin:phantom?images=40")
+        page.get_by_label("num_epochs").fill("2000")
+        page.get_by_label("lr").fill("0.002")
+        page.get_by_label("tuning").click()
+        page.get_by_role("option", name="lora", exact=True).click()
+        page.get_by_role("button", name="Submit").click()
+        page.wait_for_url("**tab=Runs")  # the page that follows a submitted form
+        browser.close()
+    newest = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
+    started = wait_for(lambda: httpx.post(f"{api}/flow_runs/filter", json=newest).json()[0], "RUNNING")
+    filled = {key: value for key, value in started["parameters"].items() if value}
+    assert filled == {
+        "recipe": "demo",
+        "tuning": "lora",
+        "dataset": {"path_or_dataset": "builtin:phantom?images=40"},
+        "step_scheduler": {"num_epochs": 2000},
+        "optimizer": {"lr": 0.002},
+    }
+    assert started["name"] == "demo-lora-r8-builtin:phantom"
+    home = Path(served["MEDPIX_HOME"])
+    deadline = time.monotonic() + 180
+    while not any("vlm_core.finetune" in " ".join(p.cmdline()) for p in processes_of(home)):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    cancel = command("prefect", "flow-run", "cancel", started["id"], environment=served)
+    assert cancel.returncode == 0, cancel.stdout + cancel.stderr
+    wait_for(lambda: httpx.get(f"{api}/flow_runs/{started['id']}").json(), "CANCELLED")
+    assert not any("vlm_core.finetune" in " ".join(p.cmdline()) for p in processes_of(home))
+
+
+def wait_for(read: Any, state: str) -> dict[str, Any]:
+    """Returns the flow run that `read` gives, once it is in `state`."""
+    deadline = time.monotonic() + 120
+    while (run := read())["state_type"] != state:
+        assert time.monotonic() < deadline, run["state_name"]
+        time.sleep(0.5)
+    return run

@@ -1,0 +1,179 @@
+"""The gate, case by case; and what it writes, in a real registry."""
+
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from prefect.logging import disable_run_logger
+
+from tasks import registry
+from tasks.promotion import decide, promote_model
+from tasks.registry import find_champion, promote, render, roll_back, versions
+from tasks.run import Run
+from tests.conftest import small_config
+from vlm_core.config import RegistryConfig
+
+PRESENT = "models:/m/1"
+
+
+def change(value: float | None, low: float | None = None) -> dict[str, Any]:
+    return {"value": value, "low": value if low is None else low, "high": value, "p": 0.5}
+
+
+def result(unseen: dict[str, Any] | None, overall: dict[str, Any], **others: Any) -> dict[str, Any]:
+    groups: dict[str, Any] = {"seen in training": {}}
+    if unseen:
+        groups["not seen in training"] = {"examples": 40, "differences": {"champion": {"token_f1": unseen}}}
+    return {
+        "examples": 100,
+        "complete": True,
+        "limit": None,
+        "compared": {"base": "base", "champion": PRESENT},
+        "identical": {},
+        "differences": {"champion": {"token_f1": overall}},
+        "groups": {"case": groups},
+    } | others
+
+
+BETTER, WORSE, TIE, UNKNOWN = change(0.02, 0.01), change(-0.02), change(0.0), change(None)
+
+
+@pytest.mark.parametrize(
+    ("found", "settings", "champion", "promoted", "reason"),
+    [
+        (
+            result(BETTER, WORSE),
+            {},
+            PRESENT,
+            True,
+            r"models:/m/1: \+0.0200 .* 40 questions about unseen",
+        ),
+        (result(WORSE, BETTER), {}, PRESENT, False, "a margin of 0.0 is needed"),
+        (result(None, BETTER), {}, PRESENT, True, "on all 100 questions"),
+        (result(UNKNOWN, BETTER), {}, PRESENT, True, "on all 100 questions"),
+        (result(UNKNOWN, UNKNOWN), {}, PRESENT, False, "token_f1 has no value on all 100 questions"),
+        (result(TIE, BETTER), {}, PRESENT, False, "a margin of 0.0 is needed"),
+        (result(BETTER, BETTER), {"margin": 0.03}, PRESENT, False, "a margin of 0.03 is needed"),
+        (result(BETTER, BETTER), {"margin": 0.02}, PRESENT, True, "unseen"),
+        (result(change(0.02, -0.01), BETTER), {}, PRESENT, True, "unseen"),
+        (
+            result(change(0.02, -0.01), BETTER),
+            {"require_interval": True},
+            PRESENT,
+            False,
+            "the interval must exclude 0",
+        ),
+        (result(BETTER, BETTER), {"promote": False}, PRESENT, False, "registry.promote is false"),
+        (result(BETTER, BETTER, complete=False, limit=7), {}, PRESENT, False, "limited to 7 questions"),
+        (result(BETTER, BETTER, compared={"base": "base"}), {}, None, True, "the first model of its name"),
+        (result(BETTER, BETTER, complete=False, limit=7), {}, None, False, "limited to 7 questions"),
+        (
+            result(BETTER, BETTER),
+            {},
+            "models:/m/2",
+            False,
+            "champion models:/m/1, and now models:/m/2 is: evaluate it again",
+        ),
+        (result(BETTER, BETTER, compared={}), {}, PRESENT, False, "compared with the champion none"),
+        (
+            result(BETTER, BETTER, compared={}, identical={"champion": PRESENT}),
+            {},
+            PRESENT,
+            False,
+            "its weights are those",
+        ),
+    ],
+)
+def test_the_gate(
+    found: dict[str, Any], settings: dict[str, Any], champion: str | None, promoted: bool, reason: str
+) -> None:
+    decision = decide(found, RegistryConfig(**settings), champion)
+    assert decision.promoted == promoted
+    assert re.search(reason, decision.reason)
+
+
+@pytest.fixture
+def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A registered model with three versions in a registry of its own."""
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    client = mlflow.MlflowClient()
+    client.create_registered_model("m")
+    for _ in range(3):
+        client.create_model_version("m", source=tmp_path.as_uri())
+    with disable_run_logger():
+        yield "m"
+
+
+def promote_after(version: str, found: dict[str, Any]) -> dict[str, Any]:
+    run = Run(small_config(), Path("run"), "no MLflow run")
+    return promote_model.fn(run, {"name": "m", "version": version}, found)
+
+
+@pytest.mark.slow
+def test_champions_follow_each_other_and_come_back(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find_champion(name) is None
+    assert promote_after("1", result(BETTER, BETTER, compared={}))["promoted"]
+    assert not promote_after("2", result(WORSE, WORSE))["promoted"]
+    assert find_champion(name) == "1"
+    assert promote_after("3", result(BETTER, BETTER))["promoted"]
+    rows = {row["version"]: row for row in versions(name)}
+    assert (rows["3"]["aliases"], rows["1"]["aliases"]) == (["champion"], [])
+    assert rows["2"]["promotion"].startswith("not promoted: token_f1 against models:/m/1")
+    assert "champion" in render(versions(name)).splitlines()[3]
+    assert roll_back(name) == "1"
+    assert find_champion(name) == "1"
+    with pytest.raises(ValueError, match="is the first champion"):
+        roll_back(name)
+    promote(name, "2", "reviewed by hand")
+    assert roll_back(name) == "1"
+    with pytest.raises(ValueError, match="no version 9 of 'm'"):
+        promote(name, "9", "")
+
+
+@pytest.mark.slow
+def test_of_two_runs_that_end_at_once_one_is_promoted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both beat version 1; the second to decide finds another champion than the one that it was compared with."""
+    promote_after("1", result(BETTER, BETTER, compared={}))
+    outcomes: list[dict[str, Any]] = []
+    threads = [
+        threading.Thread(target=lambda v=version: outcomes.append(promote_after(v, result(BETTER, BETTER))))
+        for version in ("2", "3")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcome["promoted"] for outcome in outcomes) == [False, True]
+    (loser,) = (outcome for outcome in outcomes if not outcome["promoted"])
+    assert "evaluate it again" in loser["reason"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["list"], "name  version  aliases"),
+        (["promote", "m", "2", "--reason", "seen"], "seen"),
+        (["list", "other"], None),
+        (["rollback", "m"], None),
+    ],
+)
+def test_the_command(
+    name: str,
+    arguments: list[str],
+    shown: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["registry", *arguments])
+    if shown is None:
+        with pytest.raises(SystemExit, match="error: "):
+            registry.main()
+    else:
+        registry.main()
+        assert shown in capsys.readouterr().out

@@ -1,0 +1,82 @@
+"""The config as a form: the same sections and fields, all of them empty, and empty means from the recipe.
+
+Prefect's UI makes its form of the flow's parameters, and submits every field; so a form cannot be the config itself,
+whose defaults would then override the recipe.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, create_model, model_serializer
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticUndefined
+
+from vlm_core.config import Section
+
+Tuning = Literal["as in the recipe", "lora", "full"]
+YesNo = Literal["yes", "no"]
+
+
+class FormSection(BaseModel):
+    """What is filled of a section: an empty field is None here, and in no dump and no default of a JSON schema."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
+
+    @model_serializer(mode="wrap")
+    def _filled(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {name: value for name, value in dump(self).items() if value is not None}
+
+
+def form_of(section: type[Section]) -> type[FormSection]:
+    """Returns a model with the fields of `section`, each optional, with its bounds, choices and description.
+
+    >>> form_of(OptimizerConfig)(lr="2e-5").model_dump()
+    {'lr': 2e-05}
+    """
+    fields: dict[str, Any] = {
+        name: (
+            _field_type(field) | SkipJsonSchema[None],
+            Field(None, title=name, description=_description(field), json_schema_extra=_without_default),
+        )
+        for name, field in section.model_fields.items()
+    }
+    return create_model(section.__name__.removesuffix("Config"), __base__=FormSection, **fields)
+
+
+def _field_type(field: FieldInfo) -> Any:
+    if field.annotation is bool:
+        return YesNo  # a switch that nobody touched would say no
+    annotation: Any = list[float] if get_origin(field.annotation) is tuple else field.annotation
+    return Annotated[annotation, *field.metadata] if field.metadata else annotation
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    # Of a field of the config that may be null itself, the choice of null as well: empty says it.
+    schema.pop("default", None)
+    kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
+    if len(kinds) == 1:
+        del schema["anyOf"]
+        schema |= kinds[0]
+
+
+def _description(field: FieldInfo) -> str:
+    words: dict[Any, Any] = {None: "none", True: "yes", False: "no"}
+    default = words.get(field.default, field.default) if isinstance(field.default, bool | None) else field.default
+    known = "" if default is PydanticUndefined else f" Without one: {default}."
+    return f"{field.description} Empty = from the recipe.{known}"
+
+
+def form_overrides(tuning: Tuning, sections: Mapping[str, FormSection]) -> dict[str, Any]:
+    """Returns what a filled form changes, as overrides of `load_config`: of each section what is not empty.
+
+    `tuning` "lora" adds the section peft, "full" takes it away; raises ValueError for full with settings of LoRA.
+    """
+    filled = {
+        f"{name}.{field}": value for name, section in sections.items() for field, value in section.model_dump().items()
+    }
+    lora = [key for key in filled if key.startswith("peft.")]
+    if tuning == "full" and lora:
+        raise ValueError(f"tuning=full has no LoRA: empty {', '.join(lora)}")
+    # Before its fields: the section itself.
+    return {"lora": {"peft": {}}, "full": {"peft": None}}.get(tuning, {}) | filled
