@@ -13,6 +13,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 import vlm_core
+from tasks.card import model_card
 from tasks.registry import look_up
 from tasks.run import Run
 from vlm_core.families import family_of
@@ -47,6 +48,7 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     version = str(logged.registered_model_version)
     for key, value in _tags(scores).items():
         client.set_model_version_tag(name, version, key, str(value))
+    client.update_model_version(name, version, description=model_card(run, base_model, scores))
     # Last: whoever follows the alias finds a version that is complete.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)

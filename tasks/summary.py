@@ -9,6 +9,7 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.card import with_interval
 from tasks.run import Run
 from vlm_core.cache import read_manifest
 from vlm_core.files import point, write_json
@@ -96,7 +97,7 @@ def _evaluation_lines(result: dict[str, Any]) -> list[str]:
         f"            {'':<20}{'token F1':>24}{'closed accuracy':>24}{'perplexity':>12}",
     ]
     for name, scores in result["scores"].items():
-        cells = f"{_interval(scores['token_f1']):>24}{_interval(scores['closed_accuracy']):>24}"
+        cells = f"{with_interval(scores['token_f1']):>24}{with_interval(scores['closed_accuracy']):>24}"
         lines.append(f"            {name:<20}{cells}{_score(scores['perplexity']['value']):>12}")
     shown = [name for name in result["scores"] if name in ("model", "shuffled", "base")]
     if result["closed_questions"]:
@@ -105,12 +106,6 @@ def _evaluation_lines(result: dict[str, Any]) -> list[str]:
         cells = "".join(f"{_score(row[name]):>10}" for name in shown)
         lines.append(f"            {kind[:66]:<68}{row['examples']:>6}{cells}")
     return lines
-
-
-def _interval(value: dict[str, float | None]) -> str:
-    if value["value"] is None:
-        return "-"
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
 def _score(value: float | None) -> str:

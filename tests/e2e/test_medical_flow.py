@@ -111,6 +111,9 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     assert {f"evaluation/{name}" for name in ("report.html", "result.json", "predictions.parquet")} <= artifacts
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [summary["dataset"]["fingerprint"]] * 2
     version = client.get_model_version_by_alias(summary["registered_model"]["name"], "challenger")
+    assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} [" in version.description
+    assert "- cases not seen in training: " in version.description
+    assert "Base model: not stated" in version.description  # its directory has no card
     assert (str(version.version), version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
 
 

@@ -17,7 +17,7 @@ from vlm_core.hub import download, is_repository_id
 logger = logging.getLogger(__name__)
 
 TINY_MODELS = ("builtin:tiny-gemma3", "builtin:tiny-gemma3n")
-PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+PATTERNS = ["README.md", "*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 

@@ -1,0 +1,96 @@
+"""The model card of a registered version: what it is, how good it is, what it is for, whose licences apply."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+
+from tasks.run import Run
+from vlm_core.config import Config
+from vlm_core.evaluation.names import MODEL
+from vlm_core.hub import is_repository_id
+
+SCORES = {
+    "token_f1": "Token F1",
+    "rouge_l": "ROUGE-L",
+    "bleu_4": "BLEU-4",
+    "exact_match": "Exact match",
+    "closed_accuracy": "Closed accuracy",
+    "perplexity": "Perplexity",
+}
+
+
+def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
+    """Returns the card as Markdown; it has numbers and no text of the data."""
+    config = run.config
+    base, tuning = config.model.pretrained_model_name_or_path, _tuning(config)
+    return "\n".join(
+        [
+            f"{_link(base, 'models')} ({tuning}), trained on {_link(config.dataset.path_or_dataset, 'datasets')} "
+            f"(`{config.dataset.split}`{_at(config.dataset.revision)}) to answer questions about medical images. "
+            f"Run `{run.run_id}`, seed {config.rng.seed}.",
+            "",
+            "### Evaluation",
+            *_evaluation(result),
+            "",
+            "### Use",
+            "For research. It is no medical device: what it answers is no diagnosis, and an answer that reads well can "
+            "be wrong. Visual reliance says how much of a score comes from looking at the image.",
+            "",
+            "### Licences",
+            f"Base model: {_licence(base_model)}. Data: the terms of "
+            f"{_link(config.dataset.path_or_dataset, 'datasets')}, and those of its images.",
+        ]
+    )
+
+
+def _evaluation(result: dict[str, Any]) -> list[str]:
+    limit = f" Limited to {result['limit']} questions: no basis for a promotion." if result["limit"] else ""
+    names = list(result["scores"])
+    rows = [
+        f"| {title} | " + " | ".join(with_interval(result["scores"][name][metric]) for name in names) + " |"
+        for metric, title in SCORES.items()
+    ]
+    by_case = [
+        f"- cases {group}: {entry['examples']} questions, token F1 {with_interval(entry['scores'][MODEL]['token_f1'])}"
+        for group, entry in result["groups"]["case"].items()
+    ]
+    return [
+        f"{result['examples']} questions on {result['cases']} cases, with 95 % intervals over cases; data "
+        f"`{result['dataset_fingerprint']}`.{limit}",
+        "",
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *rows,
+        "",
+        "Overlap with the training split:",
+        *by_case,
+        f"- questions about images that are in the training split too: {result['examples_with_images_of_training']}",
+    ]
+
+
+def _tuning(config: Config) -> str:
+    return f"LoRA, rank {config.peft.dim}" if config.peft else "full fine-tuning"
+
+
+def _link(name: str, kind: str) -> str:
+    page = f"https://huggingface.co/{'datasets/' if kind == 'datasets' else ''}{name}"
+    return f"[{name}]({page})" if is_repository_id(name) else f"`{name}`"
+
+
+def _at(revision: str | None) -> str:
+    return f", revision `{revision}`" if revision else ""
+
+
+def _licence(base_model: Path) -> str:
+    """Returns what the base model's own card says."""
+    card = base_model / "README.md"
+    licence = ModelCard.load(card).data.get("license") if card.is_file() else None
+    return str(licence or "not stated in its directory")
+
+
+def with_interval(value: dict[str, float | None]) -> str:
+    """Returns a score with its interval, a dash where there is none."""
+    if value["value"] is None:
+        return "-"
+    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
