@@ -16,6 +16,8 @@ from typing import BinaryIO
 
 import psutil
 
+from tasks import bound
+
 SECONDS_BETWEEN_LOOKS = 0.5
 GRACE_SECONDS = 20  # below the 30 s after which torchrun and Prefect kill
 TAIL_LINES = 30
@@ -46,11 +48,14 @@ def run_job(
     """Runs `torchrun --nproc-per-node=processes -m module arguments` to its end.
 
     Lines of its log go to `logger` while it runs; `on_look` is called about twice a second, and once after the end.
-    Whatever ends this call early (a cancellation, an error of `on_look`) ends the whole process group first.
+    Whatever ends this call early (a cancellation, an error of `on_look`) ends the whole process group first; a death
+    of this very process ends it too (`tasks.bound`).
     Raises JobFailedError for a non-zero exit code.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    # By its path: as a module it would import the package, and Prefect's defaults, first.
+    command = [sys.executable, str(Path(bound.__file__)), str(os.getpid()), *torchrun]
     with log_file.open("ab") as sink, log_file.open("rb") as source:
         source.seek(0, os.SEEK_END)
         process = subprocess.Popen(

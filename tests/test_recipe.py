@@ -118,3 +118,10 @@ def test_wrong_key_on_the_command_line_exits_with_a_reason(capsys: pytest.Captur
         ConfigParser(prog="test").parse_config(["--config", "demo", "--optimizer.lrr", "1"])
     assert stop.value.code == 2
     assert "nearest: 'optimizer.lr'" in capsys.readouterr().err
+
+
+def test_a_list_of_one_is_a_word_on_the_command_line() -> None:
+    overrides = parse_overrides(["--peft.exclude_modules", "*vision*", "--evaluation.controls=blank"])
+    config = load_config("gemma3_4b_lora", overrides)
+    assert (config.peft.exclude_modules, config.evaluation.controls) == (["*vision*"], ["blank"])
+    assert load_config("demo", parse_overrides(["--evaluation.controls", "[]"])).evaluation.controls == []

@@ -20,6 +20,13 @@ def _strip_torch(value: Any) -> Any:
     return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
+def _listed(value: Any) -> Any:
+    """On the command line, a list of one is a word."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(_listed)]
+Control = Literal["shuffled", "blank", "question_only"]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip_torch)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -105,10 +112,10 @@ class PeftConfig(Section):
     alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
     match_all_linear: bool = Field(False, description="Adapt every linear module that is not excluded, the head too.")
-    target_modules: list[str] = Field(
+    target_modules: Names = Field(
         [], description="Shell-style wildcards over full module names; [] = every linear module but the head."
     )
-    exclude_modules: list[str] = Field([], description="Shell-style wildcards over full module names to leave out.")
+    exclude_modules: Names = Field([], description="Shell-style wildcards over full module names to leave out.")
 
     @model_validator(mode="after")
     def _one_selection(self) -> "PeftConfig":
@@ -147,11 +154,11 @@ class EvaluationConfig(Section):
     limit: PositiveInt | None = Field(None, description="Questions to evaluate; null = the whole validation split.")
     temperature: float = Field(0.0, ge=0, description="0 = greedy; else answers are drawn, seeded by rng.seed.")
     top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that have this probability.")
-    controls: list[Literal["shuffled", "blank", "question_only"]] = Field(
+    controls: Annotated[list[Control], BeforeValidator(_listed)] = Field(
         ["shuffled", "blank", "question_only"],
         description="Also ask with another case's image, a black image, no image: what is lost there comes of looking.",
     )
-    compare_with: list[str] = Field(
+    compare_with: Names = Field(
         ["base"],
         description="Models to answer too: `base`, a directory, a hub id, models:/name@alias, or NAME=one of them.",
     )

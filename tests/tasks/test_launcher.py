@@ -1,6 +1,8 @@
 """Real torchrun subprocesses: followed while they run, told on when they fail, gone when they are not wanted."""
 
 import logging
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -68,6 +70,27 @@ def test_a_failure_has_the_exit_code_and_the_last_lines(program: str, tmp_path: 
     with pytest.raises(JobFailedError, match="job_under_test ended with exit code 1; .*job.log ends with") as error:
         run_job(program, ["fail"], processes=1, log_file=tmp_path / "job.log", logger=logging.getLogger("test"))
     assert "exitcode  : 3" in str(error.value)
+
+
+CALLER = """
+import logging, pathlib
+from tasks.launcher import run_job
+run_job("job_under_test", ["wait"], processes=2, log_file=pathlib.Path("job.log"), logger=logging.getLogger())
+"""
+
+
+def test_a_job_ends_with_the_process_that_started_it(program: str, tmp_path: Path) -> None:
+    """SIGKILL of a flow's engine: nobody is left to stop its torchrun."""
+    caller = subprocess.Popen([sys.executable, "-c", CALLER])
+    deadline = time.monotonic() + 60
+    while len([path for path in tmp_path.glob("ready*") if path.read_text()]) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    job = psutil.Process(caller.pid).children(recursive=True)
+    assert len(job) == 3
+    caller.kill()
+    caller.wait()
+    assert psutil.wait_procs(job, timeout=20)[1] == []
 
 
 @pytest.mark.parametrize("killed", ["by the caller", "torchrun by SIGKILL"])
