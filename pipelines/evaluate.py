@@ -29,8 +29,9 @@ def medpix_evaluate(
         evaluation: Questions, controls, models to compare with.
         overrides: Any other config value, by dotted key: {"rng.seed": 7}; over everything above.
     """
-    filled = form_overrides("as in the recipe", {"dataset": dataset, "evaluation": evaluation})
-    config = checked_config(recipe, filled | (overrides or {}))
+    filled = form_overrides(recipe, "as in the recipe", {"dataset": dataset, "evaluation": evaluation})
+    # A directory of its own: the recipe's is that of a training.
+    config = checked_config(recipe, filled | (overrides or {}) | {"checkpoint.checkpoint_dir": None})
     splits = download_dataset(config)
     base_model = download_model(config)
     conversations = preprocess_conversations(splits)

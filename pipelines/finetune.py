@@ -62,7 +62,7 @@ def medpix_finetune(
         "model": model, "dataset": dataset, "step_scheduler": step_scheduler, "optimizer": optimizer, "peft": peft,
         "compute": compute, "evaluation": evaluation, "registry": registry,
     }  # fmt: skip
-    config = checked_config(recipe, form_overrides(tuning, sections) | (overrides or {}))
+    config = checked_config(recipe, form_overrides(recipe, tuning, sections) | (overrides or {}))
     splits = download_dataset(config)
     base_model = download_model(config)
     conversations = preprocess_conversations(splits)

@@ -1,7 +1,7 @@
 """Runs a command that ends with its parent: `python tasks/bound.py PARENT-PID COMMAND ...`.
 
-A flow's process that is killed (by the kernel for want of memory, say) cannot end what it started. So the kernel is asked to
-send SIGTERM to the command when its parent dies: torchrun passes it on, and a training saves a checkpoint.
+A flow's process that is killed (by the kernel for want of memory, say) cannot end what it started. So the kernel is
+asked to send SIGTERM to the command when its parent dies: torchrun passes it on, and a training saves a checkpoint.
 """
 
 import ctypes

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import yaml
 from huggingface_hub import ModelCard
 
 from tasks.run import Run
@@ -85,7 +86,10 @@ def _at(revision: str | None) -> str:
 def _licence(base_model: Path) -> str:
     """Returns what the base model's own card says."""
     card = base_model / "README.md"
-    licence = ModelCard.load(card).data.get("license") if card.is_file() else None
+    try:
+        licence = ModelCard.load(card).data.get("license") if card.is_file() else None
+    except (ValueError, yaml.YAMLError):  # a card that is none says nothing
+        licence = None
     return str(licence or "not stated in its directory")
 
 
@@ -93,4 +97,5 @@ def with_interval(value: dict[str, float | None]) -> str:
     """Returns a score with its interval, a dash where there is none."""
     if value["value"] is None:
         return "-"
-    return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
+    bounds = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
+    return f"{value['value']:.3f}{bounds}"

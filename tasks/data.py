@@ -10,8 +10,10 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.registration import registered_name
+from tasks.registry import CHAMPION, find_champion, version_uri
 from vlm_core.cache import read_manifest
-from vlm_core.config import Config
+from vlm_core.config import BASE, Config
 from vlm_core.data.conversations import build_conversations, fetch_splits
 from vlm_core.data.source import SplitSource
 from vlm_core.hub import HubBusyError
@@ -45,7 +47,20 @@ def download_model(config: Config) -> Path:
     """Returns the directory of the checked base model, downloaded or made where it is missing."""
     directory = fetch_model(config.model)
     get_run_logger().info("base model %s in %s", config.model.pretrained_model_name_or_path, directory)
+    _find_compared(config, directory)
     return directory
+
+
+def _find_compared(config: Config, base_model: Path) -> None:
+    """Finds the models that the evaluation will compare with: what is missing is said before anything is trained."""
+    name = registered_name(config, base_model)
+    champion = find_champion(name)
+    compared = config.evaluation.comparisons | ({CHAMPION: version_uri(name, champion)} if champion else {})
+    for model in compared.values():
+        if model != BASE:
+            from vlm_core.models.locate import find_model  # with torch, which a flow without comparisons needs not
+
+            find_model(model)
 
 
 @task(tags=["data"], cache_policy=NO_CACHE)

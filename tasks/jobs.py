@@ -33,11 +33,12 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
     """Returns what `vlm_core.evaluate` found out about `checkpoint`, with the present champion beside it."""
     output = run.directory / EVALUATION
     arguments = ["--checkpoint-path", checkpoint, "--output-dir", str(output), "--conversations", str(conversations)]
-    name = registered_name(run, base_model)
+    name = registered_name(run.config, base_model)
     champion = find_champion(name)
     if champion:
-        compared = [*run.config.evaluation.compare_with, f"{CHAMPION}={version_uri(name, champion)}"]
-        arguments += ["--evaluation.compare_with", *compared]
+        # By its version: the alias may move on before the gate decides.
+        compared = run.config.evaluation.comparisons | {CHAMPION: version_uri(name, champion)}
+        arguments += ["--evaluation.compare_with", *(f"{label}={model}" for label, model in compared.items())]
     _run("evaluate", run, arguments)
     result = read_json(output / RESULT)
     log_evaluation(run.mlflow_run_id, result, output, with_texts=run.config.report.images)

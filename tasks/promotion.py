@@ -12,6 +12,8 @@ from tasks.run import Run
 from vlm_core.config import RegistryConfig
 from vlm_core.evaluation.names import UNSEEN
 
+ENOUGH_CASES = 20  # that training has not seen: a few of them must not overrule all others
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -45,7 +47,7 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
     if not settings.promote:
         return Decision(False, "registry.promote is false")
     if not result["complete"]:
-        return Decision(False, f"the evaluation was limited to {result['limit']} questions")
+        return Decision(False, f"the evaluation was limited to {result['examples']} questions of the split")
     if champion is None:
         return Decision(True, "the first model of its name")
     if result["identical"].get(CHAMPION) == champion:
@@ -56,18 +58,20 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
     basis, change = _basis(result, settings.metric)
     if change["value"] is None:
         return Decision(False, f"{settings.metric} has no value on {basis}")
-    found = "{value:+.4f} [{low:+.4f}, {high:+.4f}]".format(**change)
-    found = f"{settings.metric} against {champion}: {found} on {basis}"
+    bounds = "no interval" if change["low"] is None else "[{low:+.4f}, {high:+.4f}]".format(**change)
+    found = f"{settings.metric} against {champion}: {change['value']:+.4f} {bounds} on {basis}"
     if change["value"] <= 0 or change["value"] < settings.margin:
         return Decision(False, f"{found}; a margin of {settings.margin} is needed")
-    if settings.require_interval and change["low"] <= 0:
+    if settings.require_interval and (change["low"] is None or change["low"] <= 0):
         return Decision(False, f"{found}; the interval must exclude 0")
     return Decision(True, found)
 
 
 def _basis(result: dict[str, Any], metric: str) -> tuple[str, dict[str, Any]]:
-    """Returns which questions decide, in words, and the difference on them: of unseen cases where there are any."""
+    """Returns which questions decide, in words, and the difference on them: of unseen cases where there are enough."""
     unseen = result["groups"]["case"].get(UNSEEN)
-    if unseen and unseen["differences"][CHAMPION][metric]["value"] is not None:
-        return f"{unseen['examples']} questions about unseen cases", unseen["differences"][CHAMPION][metric]
+    if unseen and unseen["cases"] >= ENOUGH_CASES and unseen["differences"][CHAMPION][metric]["value"] is not None:
+        return f"{unseen['examples']} questions about {unseen['cases']} unseen cases", unseen["differences"][CHAMPION][
+            metric
+        ]
     return f"all {result['examples']} questions", result["differences"][CHAMPION][metric]

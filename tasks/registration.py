@@ -16,6 +16,7 @@ import vlm_core
 from tasks.card import model_card
 from tasks.registry import look_up
 from tasks.run import Run
+from vlm_core.config import Config
 from vlm_core.families import family_of
 from vlm_core.hub import is_repository_id
 
@@ -26,7 +27,8 @@ REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safeten
 @task(tags=["registry"], cache_policy=NO_CACHE)
 def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, Any]:
     """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
-    name, alias = registered_name(run, base_model), run.config.registry.alias
+    name, alias = registered_name(run.config, base_model), run.config.registry.alias
+    card = model_card(run, base_model, scores)  # before there is a version that lacks one
     client = mlflow.MlflowClient()
     with mlflow.start_run(run_id=run.mlflow_run_id), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
@@ -46,17 +48,23 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     # The end of the block marked the run as finished; it goes on until its flow ends.
     client.update_run(run.mlflow_run_id, status="RUNNING")
     version = str(logged.registered_model_version)
-    for key, value in _tags(scores).items():
+    for key, value in (_tags(scores) | _revisions(run.config)).items():
         client.set_model_version_tag(name, version, key, str(value))
-    client.update_model_version(name, version, description=model_card(run, base_model, scores))
+    client.update_model_version(name, version, description=card)
     # Last: whoever follows the alias finds a version that is complete.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)
 
 
-def registered_name(run: Run, base_model: Path) -> str:
+def registered_name(config: Config, base_model: Path) -> str:
     """Returns the name that a run's model is registered under."""
-    return run.config.registry.model_name or f"medpix-{family_of(base_model).model_type}"
+    return config.registry.model_name or f"medpix-{family_of(base_model).model_type}"
+
+
+def _revisions(config: Config) -> dict[str, str]:
+    """Returns the commits that a version was trained on, which the watch compares with the hub's."""
+    found = {"dataset.revision": config.dataset.revision, "model.revision": config.model.revision}
+    return {key: revision for key, revision in found.items() if revision}
 
 
 def _tags(result: dict[str, Any]) -> dict[str, Any]:

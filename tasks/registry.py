@@ -89,8 +89,8 @@ def roll_back(name: str) -> str:
         previous = client.get_model_version(name, present).tags.get(PREVIOUS)
         if previous is None:
             raise ValueError(f"version {present} of {name!r} is the first champion; promote another version by number")
-        client.set_model_version_tag(name, present, PROMOTION, f"rolled back to version {previous}")
         client.set_registered_model_alias(name, CHAMPION, previous)
+        client.set_model_version_tag(name, present, PROMOTION, f"rolled back to version {previous}")
         return previous
 
 

@@ -53,7 +53,7 @@ def flow_run_name() -> str:
     parameters = dict(flow_run.parameters)
     recipe, overrides = parameters.pop("recipe"), parameters.pop("overrides") or {}
     try:
-        config = load_config(recipe, form_overrides(parameters.pop("tuning"), parameters) | overrides)
+        config = load_config(recipe, form_overrides(recipe, parameters.pop("tuning"), parameters) | overrides)
     except ValueError:
         return str(recipe)
     tuning = f"lora-r{config.peft.dim}" if config.peft else "full"

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import httpx
 import psutil
+from prefect.settings import PREFECT_API_URL
 
+from tasks.deploy import ROOT, WORK_POOL
 from tasks.environment import default_tracking_uri
 from vlm_core.home import medpix_home
 
-ROOT = Path(__file__).parents[1]
-WORK_POOL = "medpix"
 SECONDS_TO_START = 120
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 
@@ -51,7 +51,16 @@ class Services:
             address = ("--host", "127.0.0.1", "--port", mlflow_port, "--workers", 1)
             self.own["mlflow"] = _module("mlflow", "server", *where, *address)
         self.own["worker"] = _module("prefect", "worker", "start", "--pool", WORK_POOL, "--name", WORK_POOL)
-        self.environment = {**environment, "PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking}
+        # PWD and the home by name: the services and Prefect's deployments start in the project's root.
+        here = {
+            "PWD": str(ROOT),
+            "MEDPIX_HOME": str(medpix_home()),
+            "PREFECT_API_URL": api,
+            "MLFLOW_TRACKING_URI": tracking,
+        }
+        self.environment = {**environment, **here}
+        if "PREFECT_SERVER_API_AUTH_STRING" in environment:  # the server's; its clients have a variable of their own
+            self.environment.setdefault("PREFECT_API_AUTH_STRING", environment["PREFECT_SERVER_API_AUTH_STRING"])
 
     def up(self) -> str:
         """Starts what is not running, registers the deployments, and returns what to do next.
@@ -65,9 +74,7 @@ class Services:
             self._run(_module("supervisor.supervisord", "-c", self.directory / "supervisord.conf"))
         self._wait("prefect", f"{self.environment['PREFECT_API_URL']}/health")
         self._wait("mlflow", f"{self.environment['MLFLOW_TRACKING_URI']}/health")
-        self._run(_module("prefect", "work-pool", "create", "--type", "process", "--overwrite", WORK_POOL))
-        self._run(_module("tasks.automations"))
-        self._run(_module("prefect", "--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all"))
+        self._run(_module("tasks.deploy", *(["--own-server"] if "prefect" in self.own else [])))
         self._control("start", "worker")
         return self.instructions()
 
@@ -169,7 +176,9 @@ def main() -> None:
         prog="python -m tasks.services", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=("up", "down", "status"))
-    services, command = Services(os.environ), parser.parse_args().command
+    command = parser.parse_args().command
+    api = PREFECT_API_URL.value()  # of the environment, or of the user's profile
+    services = Services(dict(os.environ) | ({"PREFECT_API_URL": api} if api else {}))
     try:
         print({"up": services.up, "down": services.down, "status": services.status}[command]() or "stopped")
     except RuntimeError as error:

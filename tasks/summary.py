@@ -104,6 +104,7 @@ def _evaluation_lines(result: dict[str, Any]) -> list[str]:
         lines.append(f"            {'closed questions':<68}{'n':>6}" + "".join(f"{name:>10}" for name in shown))
     for kind, row in result["closed_questions"].items():
         cells = "".join(f"{_score(row[name]):>10}" for name in shown)
+        kind = " ".join(kind.split()).replace("`", "'")  # it stands in a block of code of a Markdown artifact
         lines.append(f"            {kind[:66]:<68}{row['examples']:>6}{cells}")
     return lines
 

@@ -13,7 +13,7 @@ Optimizer, Peft, Steps, Registry = map(form_of, (OptimizerConfig, PeftConfig, St
 
 
 def loaded(tuning: Any = "as in the recipe", recipe: str = "demo", **sections: Any) -> Any:
-    return load_config(recipe, form_overrides(tuning, sections))
+    return load_config(recipe, form_overrides(recipe, tuning, sections))
 
 
 def test_an_empty_form_is_the_recipe() -> None:
@@ -34,8 +34,11 @@ def test_tuning_adds_lora_or_takes_it_away() -> None:
     assert loaded("lora", peft=Peft(dim=4)).peft == PeftConfig(dim=4)
     assert loaded("lora", "gemma3_4b_lora").peft == load_config("gemma3_4b_lora").peft
     assert loaded("full", "gemma3_4b_lora").peft is None
-    with pytest.raises(ValueError, match=r"tuning=full has no LoRA: empty peft\.dim"):
+    with pytest.raises(ValueError, match=r"has no LoRA: empty peft\.dim"):
         loaded("full", peft=Peft(dim=4))
+    with pytest.raises(ValueError, match=r"has no LoRA: empty peft\.dim, or choose tuning=lora"):
+        loaded(peft=Peft(dim=4))
+    assert loaded(recipe="gemma3_4b_lora", peft=Peft(dim=4)).peft.dim == 4
 
 
 def test_yes_and_no_are_choices_since_an_untouched_switch_would_say_no() -> None:

@@ -125,3 +125,17 @@ def test_a_list_of_one_is_a_word_on_the_command_line() -> None:
     config = load_config("gemma3_4b_lora", overrides)
     assert (config.peft.exclude_modules, config.evaluation.controls) == (["*vision*"], ["blank"])
     assert load_config("demo", parse_overrides(["--evaluation.controls", "[]"])).evaluation.controls == []
+
+
+def test_models_to_compare_with_have_names_of_their_own() -> None:
+    names = ["base", "champion=models:/m/3", "runs/lr=1e-4/epoch_0_step_2", "old=runs/a/LATEST", "models:/m@challenger"]
+    assert small_config(**{"evaluation.compare_with": names}).evaluation.comparisons == {
+        "base": "base",
+        "champion": "models:/m/3",
+        "epoch_0_step_2": "runs/lr=1e-4/epoch_0_step_2",
+        "old": "runs/a/LATEST",
+        "challenger": "models:/m@challenger",
+    }
+    for names in (["a/LATEST", "b/LATEST"], ["shuffled=base"]):
+        with pytest.raises(ValueError, match="would name two things in the results; write NAME=MODEL"):
+            small_config(**{"evaluation.compare_with": names})

@@ -4,6 +4,7 @@ Section and key names are those of NeMo Automodel's Gemma 3 guide. An unknown ke
 (`vlm_core.recipe` says which key was meant).
 """
 
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -26,6 +27,8 @@ def _listed(value: Any) -> Any:
 
 
 Names = Annotated[list[str], BeforeValidator(_listed)]
+BASE = "base"  # in compare_with: the base model
+RESERVED_NAMES = ("model", "shuffled", "blank", "question_only")  # of an evaluation's own variants
 Control = Literal["shuffled", "blank", "question_only"]
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip_torch)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -163,6 +166,28 @@ class EvaluationConfig(Section):
         description="Models to answer too: `base`, a directory, a hub id, models:/name@alias, or NAME=one of them.",
     )
 
+    @property
+    def comparisons(self) -> dict[str, str]:
+        """`{short name: model}` of what to compare with, the name being given as NAME=MODEL or the model's last part.
+
+        Raises ValueError for two of one name.
+        """
+        found: dict[str, str] = {}
+        for reference in self.compare_with:
+            named = re.fullmatch(r"([\w.-]+)=(.+)", reference)
+            name, model = named.groups() if named else (re.split(r"[/@]", reference.rstrip("/"))[-1], reference)
+            if name in found or name in RESERVED_NAMES:
+                raise ValueError(
+                    f"compare_with={self.compare_with}: {name!r} would name two things in the results; write NAME=MODEL"
+                )
+            found[name] = model
+        return found
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "EvaluationConfig":
+        assert self.comparisons is not None
+        return self
+
     @model_validator(mode="after")
     def _sampling(self) -> "EvaluationConfig":
         if self.top_p < 1 and not self.temperature:
@@ -183,7 +208,7 @@ class RegistryConfig(Section):
     promote: bool = Field(True, description="Make the new version the champion where it beats the present one.")
     metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob"] = Field(
         "token_f1",
-        description="What the champion must be beaten in, on cases that training has not seen if there are any.",
+        description="Score to beat the champion in, on cases not seen in training if there are 20.",
     )
     margin: float = Field(0.0, ge=0, description="By how much, at least.")
     require_interval: bool = Field(

@@ -11,7 +11,6 @@ and no model is asked the same twice.
 """
 
 import logging
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,13 +20,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.cli import ConfigParser
-from vlm_core.config import Config
-from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.config import BASE, Config
+from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits, image_indices
 from vlm_core.data.images import decode_image
 from vlm_core.evaluation.answering import Questions, answer_questions
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import Reply, metric_versions
-from vlm_core.evaluation.names import BLANK, MODEL, QUESTION_ONLY, RIGHT, SHUFFLED
+from vlm_core.evaluation.names import MODEL, RIGHT, SHUFFLED
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.sheet import IMAGES, draw_examples
@@ -39,9 +38,6 @@ from vlm_core.training.distributed import Ranks, barrier, command, main_rank_fir
 
 logger = logging.getLogger(__name__)
 
-BASE = "base"
-RESERVED = (MODEL, SHUFFLED, BLANK, QUESTION_ONLY)
-
 
 def evaluate(
     config: Config, checkpoint: str | None, output: Path, ranks: Ranks, conversations: Path | None = None
@@ -52,7 +48,7 @@ def evaluate(
     """
     started = time.monotonic()
     require_writable(output)
-    labels = _labels(config.evaluation.compare_with)
+    labels = config.evaluation.comparisons
     with main_rank_first(ranks):
         conversations = conversations or build_conversations(fetch_splits(config))[0]
         files = find_model(checkpoint, config.model)
@@ -73,7 +69,7 @@ def evaluate(
             "compared": {label: labels[label] for label in others},
             "identical": {label: labels[label] for label in identical},
             "limit": config.evaluation.limit,
-            "complete": config.evaluation.limit is None,
+            "complete": config.evaluation.limit is None and "[" not in config.validation_source.split,
             "generation": config.evaluation.model_dump(include={"max_new_tokens", "temperature", "top_p"}),
             "seed": config.rng.seed,
             "metrics": metric_versions(),
@@ -85,25 +81,6 @@ def evaluate(
 def _name(checkpoint: str | None) -> str | None:
     """Returns what to call a checkpoint: LATEST will soon be another one."""
     return str(Path(checkpoint).resolve()) if checkpoint and Path(checkpoint).is_dir() else checkpoint
-
-
-def _labels(references: Sequence[str]) -> dict[str, str]:
-    """Returns `{short name: reference}` of the models to compare with; raises ValueError for two of one name.
-
-    >>> _labels(["base", "champion=models:/medpix-gemma3/3", "runs/a/epoch_0_step_200"])
-    {'base': 'base', 'champion': 'models:/medpix-gemma3/3', 'epoch_0_step_200': 'runs/a/epoch_0_step_200'}
-    """
-    labels: dict[str, str] = {}
-    for named in references:
-        name, _, reference = named.rpartition("=")
-        label = name or re.split(r"[/@]", reference.rstrip("/"))[-1]
-        if label in labels or label in RESERVED:
-            raise ValueError(
-                f"evaluation.compare_with={list(references)}: {label!r} would name two things in the results; "
-                "write NAME=MODEL"
-            )
-        labels[label] = reference
-    return labels
 
 
 def _other(reference: str, config: Config) -> ModelFiles:
@@ -142,7 +119,10 @@ def _publish(
     cases, images = set(trained.conversations["case_id"]), trained.shown_images()
     closed = dataset.manifest["closed_questions"]
     trained_hashes = {asked.hashes[index] for index in images}
-    questions = [question_of(row, dataset.image_hashes(row), closed, cases, trained_hashes) for row in asked.rows]
+    questions = [
+        question_of(row, [asked.hashes[i] for i in image_indices(row)], closed, cases, trained_hashes)
+        for row in asked.rows
+    ]
     columns = columns_by_variant(questions, variants)
     result = score(questions, columns, list(about["compared"]), config.rng.seed) | about
     result["dataset_fingerprint"] = dataset.manifest["fingerprint"]
@@ -200,7 +180,8 @@ def _say(result: dict[str, Any], output: Path) -> None:
 def _text(interval: dict[str, Any]) -> str:
     if interval["value"] is None:
         return "-"
-    return "{value:.3f} [{low:.3f}, {high:.3f}]".format(**interval)
+    bounds = "" if interval["low"] is None else " [{low:.3f}, {high:.3f}]".format(**interval)
+    return f"{interval['value']:.3f}{bounds}"
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticUndefined
 
 from vlm_core.config import Section
+from vlm_core.recipe import load_config
 
 Tuning = Literal["as in the recipe", "lora", "full"]
 YesNo = Literal["yes", "no"]
@@ -67,16 +68,16 @@ def _description(field: FieldInfo) -> str:
     return f"{field.description} Empty = from the recipe.{known}"
 
 
-def form_overrides(tuning: Tuning, sections: Mapping[str, FormSection]) -> dict[str, Any]:
+def form_overrides(recipe: str, tuning: Tuning, sections: Mapping[str, FormSection]) -> dict[str, Any]:
     """Returns what a filled form changes, as overrides of `load_config`: of each section what is not empty.
 
-    `tuning` "lora" adds the section peft, "full" takes it away; raises ValueError for full with settings of LoRA.
+    `tuning` "lora" adds the section peft, "full" takes it away. Raises ValueError for settings of LoRA without LoRA.
     """
     filled = {
         f"{name}.{field}": value for name, section in sections.items() for field, value in section.model_dump().items()
     }
     lora = [key for key in filled if key.startswith("peft.")]
-    if tuning == "full" and lora:
-        raise ValueError(f"tuning=full has no LoRA: empty {', '.join(lora)}")
+    if lora and (tuning == "full" or (tuning == "as in the recipe" and load_config(recipe).peft is None)):
+        raise ValueError(f"full fine-tuning has no LoRA: empty {', '.join(lora)}, or choose tuning=lora")
     # Before its fields: the section itself.
     return {"lora": {"peft": {}}, "full": {"peft": None}}.get(tuning, {}) | filled

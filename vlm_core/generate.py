@@ -64,6 +64,10 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
     started = time.monotonic()
     requests = _requests(options)
     conversations = [request.conversation(options.allow_any_url) for request in requests]
+    if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
+        raise ValueError("--max-new-tokens is 1 at least, --temperature 0 at least, --top-p above 0 and 1 at most")
+    if options.top_p < 1 and not options.temperature:
+        raise ValueError("--top-p has no effect at temperature 0; give --temperature a value above 0")
     settings = GenerationSettings(options.max_new_tokens, options.temperature, options.top_p, options.seed)
     files = _model(options)
     answerer = Answerer.load(files)
@@ -106,7 +110,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         raise ValueError("an input file names its own images and gives lines of JSON: leave out --image, --image-url "
                          "and --output-format text")  # fmt: skip
     text = sys.stdin.read() if options.input_file == STDIN else Path(options.input_file).read_text(encoding="utf-8")
-    return [_request(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
+    return [_request(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def _request(number: int, line: str) -> Request:
@@ -114,9 +118,9 @@ def _request(number: int, line: str) -> Request:
         record = json.loads(line)
         unknown = record.keys() - {"prompt", "images"}
         images = record.get("images", [])
-        if unknown or not isinstance(record["prompt"], str) or not all(isinstance(name, str) for name in images):
+        if unknown or not isinstance(record["prompt"], str) or not isinstance(images, list):
             raise TypeError
-        return Request(record["prompt"], list(images))
+        return Request(record["prompt"], [str(name) for name in images])
     except (ValueError, KeyError, TypeError, AttributeError):
         wanted = '{"prompt": "...", "images": ["..."]}'
         raise ValueError(f"line {number} of the input is no question: {line[:80]!r}; write {wanted}") from None

@@ -5,15 +5,19 @@ cache is used: a repository that is there already is not fetched again.
 """
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from huggingface_hub import constants, snapshot_download
+import httpx
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
@@ -38,8 +42,25 @@ def download(repository: str, kind: RepositoryKind, revision: str | None, patter
 
     Raises ValueError that says what could not be reached and what to do about it, HubBusyError where waiting helps.
     """
-    try:
+    with _explained(repository, kind, revision):
         return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns))
+
+
+def current_commit(repository: str, kind: RepositoryKind, revision: str | None) -> str:
+    """Returns the commit that a branch or tag of a repository (null: the default branch) points to now.
+
+    Raises as `download` does.
+    """
+    with _explained(repository, kind, revision):
+        return HfApi().repo_info(repository, repo_type=kind, revision=revision).sha or ""
+
+
+@contextmanager
+def _explained(repository: str, kind: RepositoryKind, revision: str | None) -> Iterator[None]:
+    """Says for each way in which the hub fails what it is and what to do."""
+    try:
+        yield
+        return
     except GatedRepoError:
         page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
         reason = f"it is gated: accept its licence at {page}, then set HF_TOKEN to a token of that account"
@@ -47,7 +68,7 @@ def download(repository: str, kind: RepositoryKind, revision: str | None, patter
         reason = f"it has no revision {revision!r}"
     except (RepositoryNotFoundError, HFValidationError):
         reason = "there is no such repository, or it is private and HF_TOKEN is not set to a token that may read it"
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
         reason = (
             f"HF_HUB_OFFLINE is set and it is not in the cache {constants.HF_HUB_CACHE}"
             if constants.HF_HUB_OFFLINE

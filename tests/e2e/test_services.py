@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from playwright.sync_api import Error, sync_playwright
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).parents[2]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 SMALL = {"dataset.path_or_dataset": "builtin:phantom?images=40", "step_scheduler.max_steps": 2}
 
 
@@ -46,13 +50,36 @@ def processes_of(home: Path) -> list[psutil.Process]:
     return found
 
 
+class Hub(BaseHTTPRequestHandler):
+    """A hub that knows one dataset, and the commit that its default branch points to; it holds no files."""
+
+    def do_GET(self) -> None:
+        known = self.path.startswith("/api/datasets/lab/medical")
+        body = json.dumps({"id": "lab/medical", "sha": COMMIT} if known else {"error": "Repository not found"}).encode()
+        self.send_response(200 if known else 404)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        """Says nothing."""
+
+
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def hub() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory, hub: str) -> Iterator[dict[str, str]]:
     """The environment of a shell after `make up`, with the exports that it prints."""
     home = tmp_path_factory.mktemp("served") / "home"
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     ports = {"PREFECT_SERVER_API_PORT": free_port(), "MLFLOW_PORT": free_port()}
-    environment = kept | ports | {"MEDPIX_HOME": str(home)}
+    environment = kept | ports | {"MEDPIX_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub}
     up = command("tasks.services", "up", environment=environment)
     try:
         assert up.returncode == 0, up.stdout + up.stderr
@@ -79,7 +106,7 @@ def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
     home = Path(served["MEDPIX_HOME"])
     summary = json.loads((home / "runs" / "latest" / "summary.json").read_text())
     assert (summary["training"]["steps"], summary["evaluation"]["examples"]) == (2, 10)
-    promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions"}
+    promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions of the split"}
     assert summary["registered_model"]["promotion"] == promotion
     # And the version that it registered is evaluated by the other deployment, on every question.
     uri = summary["registered_model"]["uri"]
@@ -98,13 +125,40 @@ def test_a_name_that_no_deployment_has_is_said(served: dict[str, str]) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_new_revision_on_the_hub_starts_a_run_on_it(served: dict[str, str]) -> None:
+    api, dataset = served["PREFECT_API_URL"], {"dataset.path_or_dataset": "lab/medical"}
+    done = run(served, "medpix-retrain-watch", recipe="demo", overrides=dataset)
+    assert done.returncode == 0, done.stdout + done.stderr
+    newest = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["medpix-finetune"]}}}
+    wanted = dataset | {"dataset.revision": COMMIT}
+
+    def started() -> dict[str, Any]:
+        runs = httpx.post(f"{api}/flow_runs/filter", json=newest).json()
+        of_trigger = [r for r in runs if (r["created_by"] or {}).get("type") == "AUTOMATION"]
+        return of_trigger[0] if of_trigger else {"state_type": "", "state_name": "none"}
+
+    found = wait_for(started, "FAILED")  # for want of its files: this hub has none
+    assert (found["parameters"]["recipe"], found["parameters"]["overrides"]) == ("demo", wanted)
+
+
 def test_a_second_up_changes_nothing(served: dict[str, str]) -> None:
-    before = sorted(process.pid for process in processes_of(Path(served["MEDPIX_HOME"])))
+    """And what people have switched on stays on."""
+    resumed = command("prefect", "--no-prompt", "deployment", "schedule", "resume", "--all", environment=served)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    before = re.findall(r"pid (\d+)", command("tasks.services", "status", environment=served).stdout)
     again = command("tasks.services", "up", environment=served)
     assert again.returncode == 0, again.stdout + again.stderr
-    assert sorted(process.pid for process in processes_of(Path(served["MEDPIX_HOME"]))) == before
+    assert re.findall(r"pid (\d+)", command("tasks.services", "status", environment=served).stdout) == before
+    assert len(before) == 3
+    deployments = httpx.post(f"{served['PREFECT_API_URL']}/deployments/filter", json={}).json()
+    assert {schedule["active"] for deployment in deployments for schedule in deployment["schedules"]} == {True}
+    paused = command("prefect", "--no-prompt", "deployment", "schedule", "pause", "--all", environment=served)
+    assert paused.returncode == 0, paused.stdout + paused.stderr
     automations = httpx.post(f"{served['PREFECT_API_URL']}/automations/filter", json={}).json()
-    assert [automation["name"] for automation in automations] == ["medpix: runs that went silent are Crashed"]
+    assert sorted(automation["name"] for automation in automations) == [
+        "medpix: a new revision is trained on",
+        "medpix: runs that went silent are Crashed",
+    ]
 
 
 def test_a_dead_worker_comes_back(served: dict[str, str]) -> None:

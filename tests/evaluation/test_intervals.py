@@ -64,6 +64,14 @@ def test_scores_are_those_of_all_questions_and_draws_repeat() -> None:
     assert np.array_equal(first.draws, again.draws)
 
 
+def test_few_cases_have_no_interval_and_no_p() -> None:
+    """Three cases that agree would be "significant" every time."""
+    columns = {"token_f1": np.array([0.6, 0.7, 0.8]), "examples": np.ones(3)}
+    scored = CaseBootstrap(["a", "b", "c"], 0).scores(columns, METRIC)["token_f1"]
+    assert interval(scored) == {"value": 0.7, "low": None, "high": None}
+    assert difference(scored, scored) == {"value": 0.0, "low": None, "high": None, "p": None}
+
+
 def test_what_no_question_measures_has_no_interval() -> None:
     columns = {"right": np.zeros(4), "closed": np.zeros(4)}
     scored = CaseBootstrap(["a", "a", "b", "c"], 0).scores(columns, ["closed_accuracy"])["closed_accuracy"]

@@ -41,6 +41,7 @@ def test_words_in_common(prediction: str, reference: str, precision: float, reca
         ("Yes, there is no fracture.", ("no", "yes"), "yes"),
         ("There is nothing.", ("no", "yes"), None),  # "nothing" is another word than "no"
         ("Left lung", ("left", "left lung"), "left lung"),
+        ("The finding is in the left lung.", ("left lung", "lung"), "left lung"),
         ("", ("left", "right"), None),
     ],
 )
@@ -85,5 +86,8 @@ def test_closed_questions_alone_count_for_their_accuracy() -> None:
     assert METRICS["exact_match"](sums) == pytest.approx(2 / 3)
     assert METRICS["truncated_share"](sums) == pytest.approx(1 / 3)
     assert METRICS["perplexity"](sums) == pytest.approx(np.exp(0.5))
+    # An answer that training never gave is right where it is the reference.
+    unseen = columns_of([Reply("X-ray", 2, False, -1.0, 2)], ["X-ray"], [("ct", "mr")])
+    assert unseen["right"].tolist() == [1.0]
     nothing = {name: column[2] for name, column in columns.items()}
     assert np.isnan(METRICS["closed_accuracy"](nothing))

@@ -80,7 +80,7 @@ def test_it_fits_and_shows_its_numbers(page: Page, report: Path) -> None:
     width = page.viewport_size["width"] if page.viewport_size else 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     value = read_json(report.parent / RESULT)["scores"]["model"]["token_f1"]["value"]
-    assert page.locator(".card .value").first.inner_text().startswith(f"{value:.3f} [")
+    assert page.locator(".card .value").first.inner_text().startswith(f"{value:.3f}")
     assert page.locator("figure svg").count() == 2
     assert page.locator("article img").first.evaluate("image => image.naturalWidth") > 0
 

@@ -84,3 +84,17 @@ def test_an_unknown_name_says_what_there_could_be() -> None:
         find_model("nothing")
     with pytest.raises(ValueError, match="neither a directory"):
         find_model("unknown-scheme:/x")
+
+
+def test_weights_of_every_kind_tell_models_apart(tmp_path: Path) -> None:
+    base = tiny_directory("gemma3")
+    prints = set()
+    for content in (b"one", b"two"):
+        directory = tmp_path / content.decode()
+        directory.mkdir()
+        shutil.copy(base / "config.json", directory)
+        with pytest.raises(ValueError, match="has no weights"):
+            _ = find_model(directory, small_config().model).fingerprint
+        (directory / "pytorch_model.bin").write_bytes(content)
+        prints.add(find_model(directory, small_config().model).fingerprint)
+    assert len(prints) == 2

@@ -17,12 +17,21 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "prefect", raising=False)  # as before its import
 
 
 def test_defaults_are_absolute_and_under_the_home(tmp_path: Path) -> None:
     set_service_defaults()
     assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{tmp_path}/home/mlflow/mlflow.db"
     assert os.environ["PREFECT_HOME"] == f"{tmp_path}/home/prefect"
+
+
+def test_behind_prefects_import_its_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They would reach the processes that it starts, and not itself."""
+    monkeypatch.setitem(sys.modules, "prefect", object())
+    set_service_defaults()
+    assert "PREFECT_HOME" not in os.environ
+    assert "MLFLOW_TRACKING_URI" in os.environ
 
 
 def test_set_values_stay(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,10 +24,14 @@ def change(value: float | None, low: float | None = None) -> dict[str, Any]:
     return {"value": value, "low": value if low is None else low, "high": value, "p": 0.5}
 
 
-def result(unseen: dict[str, Any] | None, overall: dict[str, Any], **others: Any) -> dict[str, Any]:
+def result(unseen: dict[str, Any] | None, overall: dict[str, Any], cases: int = 20, **others: Any) -> dict[str, Any]:
     groups: dict[str, Any] = {"seen in training": {}}
     if unseen:
-        groups["not seen in training"] = {"examples": 40, "differences": {"champion": {"token_f1": unseen}}}
+        groups["not seen in training"] = {
+            "examples": 40,
+            "cases": cases,
+            "differences": {"champion": {"token_f1": unseen}},
+        }
     return {
         "examples": 100,
         "complete": True,
@@ -40,6 +44,7 @@ def result(unseen: dict[str, Any] | None, overall: dict[str, Any], **others: Any
 
 
 BETTER, WORSE, TIE, UNKNOWN = change(0.02, 0.01), change(-0.02), change(0.0), change(None)
+NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
 
 
 @pytest.mark.parametrize(
@@ -50,10 +55,13 @@ BETTER, WORSE, TIE, UNKNOWN = change(0.02, 0.01), change(-0.02), change(0.0), ch
             {},
             PRESENT,
             True,
-            r"models:/m/1: \+0.0200 .* 40 questions about unseen",
+            r"models:/m/1: \+0.0200 .* 40 questions about 20 unseen",
         ),
         (result(WORSE, BETTER), {}, PRESENT, False, "a margin of 0.0 is needed"),
         (result(None, BETTER), {}, PRESENT, True, "on all 100 questions"),
+        (result(WORSE, BETTER, cases=19), {}, PRESENT, True, "on all 100 questions"),  # few must not overrule many
+        (result(None, NO_INTERVAL), {}, PRESENT, True, "no interval on all"),
+        (result(None, NO_INTERVAL), {"require_interval": True}, PRESENT, False, "must exclude 0"),
         (result(UNKNOWN, BETTER), {}, PRESENT, True, "on all 100 questions"),
         (result(UNKNOWN, UNKNOWN), {}, PRESENT, False, "token_f1 has no value on all 100 questions"),
         (result(TIE, BETTER), {}, PRESENT, False, "a margin of 0.0 is needed"),
@@ -68,9 +76,9 @@ BETTER, WORSE, TIE, UNKNOWN = change(0.02, 0.01), change(-0.02), change(0.0), ch
             "the interval must exclude 0",
         ),
         (result(BETTER, BETTER), {"promote": False}, PRESENT, False, "registry.promote is false"),
-        (result(BETTER, BETTER, complete=False, limit=7), {}, PRESENT, False, "limited to 7 questions"),
+        (result(BETTER, BETTER, complete=False, limit=7), {}, PRESENT, False, "limited to 100 questions"),
         (result(BETTER, BETTER, compared={"base": "base"}), {}, None, True, "the first model of its name"),
-        (result(BETTER, BETTER, complete=False, limit=7), {}, None, False, "limited to 7 questions"),
+        (result(BETTER, BETTER, complete=False, limit=7), {}, None, False, "limited to 100 questions"),
         (
             result(BETTER, BETTER),
             {},

@@ -170,17 +170,13 @@ class ConversationDataset:
     def __getitem__(self, index: int) -> dict[str, Any]:
         return self.with_images(self.conversations[index])
 
-    def with_images(self, example: dict[str, Any], replacement: dict[int, int] | None = None) -> dict[str, Any]:
-        """Returns a row of `conversations` with its image indices replaced by decoded images.
-
-        `replacement` maps an image's index to that of the image to show in its place (a control of the evaluation).
-        """
+    def with_images(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Returns a row of `conversations` with its image indices replaced by decoded images."""
 
         def part(content: dict[str, Any]) -> dict[str, Any]:
             if content["type"] == "text":
                 return {"type": "text", "text": content["text"]}
-            shown = (replacement or {}).get(content["image"], content["image"])
-            return {"type": "image", "image": decode_image(self.images[shown]["encoded"])}
+            return {"type": "image", "image": decode_image(self.images[content["image"]]["encoded"])}
 
         turns = [
             {"role": turn["role"], "content": [part(content) for content in turn["content"]]}

@@ -14,7 +14,11 @@ def decode_image(encoded: bytes) -> Image.Image:
     Grey values of more than 8 bits are scaled linearly from their own range, since Pillow's own conversion clips
     them at 255. Raises ValueError or OSError (Pillow's UnidentifiedImageError is one) for bytes that do not decode.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    try:
+        image = Image.open(io.BytesIO(encoded))
+    except Image.DecompressionBombError as error:  # derives from Exception alone
+        raise ValueError(str(error)) from None
+    with image:
         image.load()
         upright = ImageOps.exif_transpose(image)
         return (_to_eight_bits(upright) if upright.mode in DEEP_MODES else upright).convert("RGB")

@@ -24,11 +24,12 @@ def read_image_url(url: str, *, any_address: bool = False) -> bytes:
     deadline = time.monotonic() + MAX_SECONDS
     here = url
     try:
-        with httpx.Client(timeout=MAX_SECONDS) as client:
+        with httpx.Client() as client:
             for _ in range(MAX_REDIRECTS + 1):
                 if not any_address:
                     _require_public(here)  # each redirect again
-                with client.stream("GET", here) as response:
+                left = max(deadline - time.monotonic(), 0.1)
+                with client.stream("GET", here, timeout=left) as response:
                     if response.has_redirect_location:
                         here = urljoin(here, response.headers["location"])
                         continue

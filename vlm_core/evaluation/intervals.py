@@ -13,6 +13,7 @@ import numpy as np
 from vlm_core.evaluation.metrics import DECIMALS, METRICS, Columns, rounded
 
 DRAWS = 2000
+MIN_CASES = 10  # of fewer, draws say too little: three cases that agree would always be "significant"
 LEVEL = 0.95
 
 
@@ -21,7 +22,7 @@ class Scored:
     """A score of the questions as they are, and of each draw."""
 
     value: float
-    draws: np.ndarray
+    draws: np.ndarray  # none where there are too few cases
 
     def __sub__(self, other: "Scored") -> "Scored":
         return Scored(self.value - other.value, self.draws - other.draws)
@@ -41,12 +42,16 @@ class CaseBootstrap:
         """Returns each of `metrics` for columns with an entry a question."""
         by_case = {name: np.bincount(self.case_of, column, self.cases) for name, column in columns.items()}
         totals = {name: column.sum() for name, column in by_case.items()}
-        drawn = {name: self.weights @ column for name, column in by_case.items()}
+        weights = self.weights if self.cases >= MIN_CASES else self.weights[:0]
+        drawn = {name: weights @ column for name, column in by_case.items()}
         return {name: Scored(float(METRICS[name](totals)), METRICS[name](drawn)) for name in metrics}
 
 
 def interval(scored: Scored) -> dict[str, float | None]:
-    """Returns `{value, low, high}`: the score and the percentiles between which 95 % of the draws lie."""
+    """Returns `{value, low, high}`: the score and the percentiles between which 95 % of the draws lie.
+
+    Of fewer than `MIN_CASES` cases there is no interval.
+    """
     known = scored.draws[~np.isnan(scored.draws)]
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(known, [tail, 1 - tail]) if len(known) else (np.nan, np.nan)

@@ -60,14 +60,15 @@ def choice(prediction: str, answers: Sequence[str]) -> str | None:
     """Returns which of a closed question's normalised `answers` a prediction gives, None where that is not clear.
 
     A prediction that begins with an answer gives it; else one that holds exactly one of them as words. So a sentence
-    ("Yes, there is no fracture.") counts as well as a word, which a base model seldom answers with.
+    ("Yes, there is no fracture.") counts as well as a word, which a base model seldom answers with. Of two answers of
+    which one holds the other ("lung", "left lung") the longer is meant.
     """
     text = f" {normalize(prediction)} "
-    # Of two answers that begin alike ("left", "left lung") the longer is meant.
     for answer in sorted(answers, key=len, reverse=True):
         if text.startswith(f" {answer} "):
             return answer
     held = [answer for answer in answers if f" {answer} " in text]
+    held = [answer for answer in held if not any(f" {answer} " in f" {other} " for other in held if other != answer)]
     return held[0] if len(held) == 1 else None
 
 
@@ -91,7 +92,9 @@ def columns_of(replies: Sequence[Reply], references: Sequence[str], closed: Sequ
 
 
 def _row(reply: Reply, reference: str, answers: Sequence[str] | None) -> dict[str, float]:
-    is_right = answers is not None and choice(reply.text, answers) == normalize(reference)
+    # The reference may be an answer that training never gave.
+    expected = normalize(reference)
+    is_right = answers is not None and choice(reply.text, [*{*answers, expected}]) == expected
     return {
         "examples": 1.0,
         **_text_scores(reply.text, reference),

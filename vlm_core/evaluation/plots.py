@@ -16,6 +16,7 @@ STYLE = {
     "svg.hashsalt": "report",
     "font.family": "sans-serif",
     "font.size": 10,
+    "text.parse_math": False,  # a mode may have dollars in its name
     "axes.spines.top": False,
     "axes.spines.right": False,
 }

@@ -140,9 +140,9 @@ def _change(value: Mapping[str, float | None]) -> str:
 
 
 def _with_bounds(value: Mapping[str, float | None], sign: str) -> str:
-    numbers = [value[key] for key in ("value", "low", "high")]
-    if None in numbers:
+    middle, low, high = (value[key] for key in ("value", "low", "high"))
+    if middle is None:
         return "–"
-    digits = 0 if max(abs(number or 0) for number in numbers) >= 100 else 3
-    middle, low, high = (f"{number:{sign},.{digits}f}" for number in numbers)
-    return f"{middle} [{low}, {high}]"
+    digits = 0 if max(abs(number or 0) for number in (middle, low, high)) >= 100 else 3
+    bounds = "" if low is None else f" [{low:{sign},.{digits}f}, {high:{sign},.{digits}f}]"
+    return f"{middle:{sign},.{digits}f}{bounds}"

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from vlm_core.run_directory import CONFIG
 logger = logging.getLogger(__name__)
 
 RESOLVERS = "medpix_finetune.models"
+WEIGHTS = ("*.safetensors", "*.bin", "*.distcp")
 # What an adapter's file says about where it was made, and not about what it computes.
 NOT_IDENTITY = ("base_model_name_or_path", "inference_mode", "revision")
 
@@ -37,7 +39,7 @@ class ModelFiles:
     base: Path  # the base model under an adapter or bare weights; else the same directory
     config: ModelConfig  # of the base model: name, revision, dtype and attention
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """A hash of the weights and of what they are computed with: equal ones give equal answers."""
         parts = [_directory_digest(self.weights), self.config.torch_dtype, self.config.attn_implementation]
@@ -98,7 +100,10 @@ def _directory_digest(directory: Path) -> str:
         if (directory / name).is_file():
             settings |= {key: value for key, value in read_json(directory / name).items() if key not in NOT_IDENTITY}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for path in sorted([*directory.glob("*.safetensors"), *directory.glob("*.distcp")]):
+    weights = sorted(path for pattern in WEIGHTS for path in directory.glob(pattern))
+    if not weights:
+        raise ValueError(f"{directory} has no weights ({', '.join(WEIGHTS)})")
+    for path in weights:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
