@@ -2,6 +2,9 @@
 
 import io
 import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +126,21 @@ def test_many_questions_are_lines(run: Any, models: dict[str, Path], images: lis
     assert piped == [answer["response"] for answer in answers]
     alone = asked(run, "--checkpoint-path", models["full"], "--prompt", "-", "--image", *images, stdin="Which plane?\n")
     assert alone["response"] == answers[1]["response"]
+
+
+def test_an_image_of_ones_own_network_is_read_where_that_is_allowed(
+    run: Any, models: dict[str, Path], images: list[str], tmp_path: Path
+) -> None:
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path))
+    arguments = ["--checkpoint-path", models["full"], "--prompt", QUESTION]
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/one.png"
+        fetched = asked(run, *arguments, "--image-url", address, "--allow-any-url")
+        with pytest.raises(SystemExit, match="by https alone"):
+            run(*arguments, "--image-url", address)
+        server.shutdown()
+    assert fetched["response"] == asked(run, *arguments, "--image", images[0])["response"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from vlm_core.evaluation.scores import columns_by_variant, predictions, question
 from vlm_core.evaluation.sheet import IMAGES, draw_examples
 from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
-from vlm_core.models.locate import ModelFiles, find_model
+from vlm_core.models.locate import ModelFiles, find_model, is_uri
 from vlm_core.run_directory import CONFIG, EVALUATION, EXAMPLES, METRICS, PREDICTIONS, REPORT, RESULT, VALIDATION
 from vlm_core.training.distributed import Ranks, barrier, command, main_rank_first
 
@@ -51,7 +51,8 @@ def evaluate(
     labels = config.evaluation.comparisons
     with main_rank_first(ranks):
         conversations = conversations or build_conversations(fetch_splits(config))[0]
-        files = find_model(checkpoint, config.model)
+        # A registered model says itself which base model it goes over; the recipe's may be another one.
+        files = find_model(checkpoint, None if checkpoint and is_uri(checkpoint) else config.model)
         others = {label: _other(reference, config) for label, reference in labels.items()}
     identical = [label for label, other in others.items() if other.fingerprint == files.fingerprint]
     for label in identical:

@@ -7,6 +7,7 @@ entry-point group `medpix_finetune.models`: it takes the URI and returns (direct
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -63,6 +64,11 @@ def find_model(reference: str | Path | None, base: ModelConfig | None = None) ->
     if is_adapter(weights) or not any((weights / name).is_file() for name in PROCESSOR_FILES):
         return ModelFiles(weights, fetch_model(config), config)  # the base model has what is not there
     return ModelFiles(weights, weights, config)
+
+
+def is_uri(reference: str) -> bool:
+    """Returns whether a reference has a scheme, as `models:/name@alias` has."""
+    return re.match(r"[a-z]+:/", reference) is not None
 
 
 def _resolve(reference: str) -> tuple[Path, ModelConfig | None]:
