@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from tasks.run import Run
 from vlm_core.config import Config
-from vlm_core.evaluation.names import MODEL
+from vlm_core.evaluation.names import MODEL, with_interval
 from vlm_core.hub import is_repository_id
 
 SCORES = {
@@ -91,11 +91,3 @@ def _licence(base_model: Path) -> str:
     except (ValueError, yaml.YAMLError):  # a card that is none says nothing
         licence = None
     return str(licence or "not stated in its directory")
-
-
-def with_interval(value: dict[str, float | None]) -> str:
-    """Returns a score with its interval, a dash where there is none."""
-    if value["value"] is None:
-        return "-"
-    bounds = "" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]"
-    return f"{value['value']:.3f}{bounds}"

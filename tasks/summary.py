@@ -9,9 +9,9 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
-from tasks.card import with_interval
 from tasks.run import Run
 from vlm_core.cache import read_manifest
+from vlm_core.evaluation.names import with_interval
 from vlm_core.files import point, write_json
 from vlm_core.run_directory import EVALUATION, REPORT, run_root
 

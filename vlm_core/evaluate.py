@@ -26,7 +26,7 @@ from vlm_core.data.images import decode_image
 from vlm_core.evaluation.answering import Questions, answer_questions
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import Reply, metric_versions
-from vlm_core.evaluation.names import MODEL, RIGHT, SHUFFLED
+from vlm_core.evaluation.names import MODEL, RIGHT, SHUFFLED, with_interval
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.sheet import IMAGES, draw_examples
@@ -170,19 +170,14 @@ def _say(result: dict[str, Any], output: Path) -> None:
     model, reliance = result["scores"][MODEL], result["visual_reliance"]
     limit = f" (limited to {result['limit']}: no basis for a promotion)" if result["limit"] else ""
     logger.info("%d questions on %d cases%s: token F1 %s, closed accuracy %s -> %s",
-                result["examples"], result["cases"], limit, _text(model["token_f1"]),
-                _text(model["closed_accuracy"]), output / REPORT)  # fmt: skip
+                result["examples"], result["cases"], limit, with_interval(model["token_f1"]),
+                with_interval(model["closed_accuracy"]), output / REPORT)  # fmt: skip
     if reliance:
-        logger.info("looking at the right image adds %s to token F1", _text(reliance["token_f1"]))
+        logger.info("looking at the right image adds %s to token F1", with_interval(reliance["token_f1"]))
     for name, change in result["differences"].items():
-        logger.info("against %s: token F1 %s, p %s", name, _text(change["token_f1"]), change["token_f1"]["p"])
-
-
-def _text(interval: dict[str, Any]) -> str:
-    if interval["value"] is None:
-        return "-"
-    bounds = "" if interval["low"] is None else " [{low:.3f}, {high:.3f}]".format(**interval)
-    return f"{interval['value']:.3f}{bounds}"
+        logger.info(
+            "against %s: token F1 %s, p %s", name, with_interval(change["token_f1"], sign="+"), change["token_f1"]["p"]
+        )
 
 
 def main() -> None:

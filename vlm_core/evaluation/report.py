@@ -1,6 +1,7 @@
 """The report of an evaluation: one HTML file that needs no network, for a physician and an engineer together."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import jinja2
 from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
+from vlm_core.evaluation.names import with_interval
 from vlm_core.evaluation.plots import bars, losses
 from vlm_core.evaluation.scores import COMPARED, MODEL
 from vlm_core.evaluation.thumbnails import thumbnails
@@ -53,7 +55,7 @@ def write_report(
     """
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "page")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"interval": _interval, "change": _change}
+    environment.filters |= {"interval": with_interval, "change": partial(with_interval, sign="+")}
     template = environment.get_template("report.html")
     page = template.render(
         config=config,
@@ -123,26 +125,3 @@ def _answer(record: dict[str, Any], suffix: str) -> list[Any]:
     """Returns `[text, token F1, right or None, log-probability a token]`."""
     logprob = record[f"logprob{suffix}"] / max(1, record[f"reference_tokens{suffix}"])
     return [record[f"prediction{suffix}"], record[f"token_f1{suffix}"], record[f"right{suffix}"], round(logprob, 3)]
-
-
-def _interval(value: Mapping[str, float | None]) -> str:
-    """Returns a score with its interval; a dash where there is none.
-
-    >>> _interval({"value": 0.5, "low": 0.4, "high": 0.61})
-    '0.500 [0.400, 0.610]'
-    """
-    return _with_bounds(value, sign="")
-
-
-def _change(value: Mapping[str, float | None]) -> str:
-    """Returns a difference with its sign and interval."""
-    return _with_bounds(value, sign="+")
-
-
-def _with_bounds(value: Mapping[str, float | None], sign: str) -> str:
-    middle, low, high = (value[key] for key in ("value", "low", "high"))
-    if middle is None:
-        return "–"
-    digits = 0 if max(abs(number or 0) for number in (middle, low, high)) >= 100 else 3
-    bounds = "" if low is None else f" [{low:{sign},.{digits}f}, {high:{sign},.{digits}f}]"
-    return f"{middle:{sign},.{digits}f}{bounds}"
