@@ -4,15 +4,30 @@
 cache is used: a repository that is there already is not fetched again.
 """
 
+import errno
+import hashlib
+import logging
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
-import httpx
-from huggingface_hub import HfApi, constants, snapshot_download
+import httpx2
+from huggingface_hub import (
+    DatasetInfo,
+    HfApi,
+    ModelInfo,
+    constants,
+    get_cached_repo_tree,
+    hf_hub_url,
+    snapshot_download,
+)
 from huggingface_hub.errors import (
+    CachedRepoTreeNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -21,15 +36,38 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.hf_api import BlobLfsInfo
+from huggingface_hub.utils import WeakFileLock, build_hf_headers, filter_repo_objects, parse_ratelimit_headers
+
+from vlm_core.files import write_text
+
+logger = logging.getLogger(__name__)
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
+COMMIT_ID = re.compile(r"[0-9a-f]{40}")
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between the attempts, where the hub does not ask for more
+LONGEST_WAIT = 300.0  # the hub counts requests in windows of five minutes
+UNREACHABLE = (
+    httpx2.ConnectError,
+    httpx2.ConnectTimeout,
+    httpx2.ProxyError,
+    httpx2.UnsupportedProtocol,
+    httpx2.InvalidURL,
+)
+
+RepositoryKind = Literal["dataset", "model"]
+T = TypeVar("T")
 
 
 class HubBusyError(RuntimeError):
-    """The hub answered that it cannot serve the request now (429 or 5xx): trying again can help."""
+    """The hub cannot serve the request now (429, 5xx, a broken connection): trying again can help."""
+
+    wait = 0.0  # the seconds that the hub asks for
 
 
-RepositoryKind = Literal["dataset", "model"]
+class HubUnreachableError(ValueError):
+    """There is no way to the hub: no network, or HF_HUB_OFFLINE is set."""
 
 
 def is_repository_id(name: str) -> bool:
@@ -40,10 +78,19 @@ def is_repository_id(name: str) -> bool:
 def download(repository: str, kind: RepositoryKind, revision: str | None, patterns: list[str]) -> Path:
     """Returns the local snapshot of a repository at one commit; the directory's name is the commit's id.
 
-    Raises ValueError that says what could not be reached and what to do about it, HubBusyError where waiting helps.
+    A download that was interrupted goes on where it stopped. Where the hub cannot say what a branch points to, the
+    commit that the cache has of it is used, with a warning. Raises ValueError that says what could not be had and
+    what to do about it, HubBusyError where waiting helps.
     """
-    with _explained(repository, kind, revision):
-        return Path(snapshot_download(repository, repo_type=kind, revision=revision, allow_patterns=patterns))
+    commit = revision
+    try:
+        pinned = revision is not None and COMMIT_ID.fullmatch(revision)
+        commit = revision if pinned else current_commit(repository, kind, revision)
+        snapshot = _patiently(partial(_fetch, repository, kind, commit, patterns))
+    except (HubUnreachableError, HubBusyError) as error:
+        return _from_cache(repository, kind, commit, patterns, error)
+    _remember(repository, kind, revision, snapshot.name)
+    return snapshot
 
 
 def current_commit(repository: str, kind: RepositoryKind, revision: str | None) -> str:
@@ -51,8 +98,128 @@ def current_commit(repository: str, kind: RepositoryKind, revision: str | None) 
 
     Raises as `download` does.
     """
-    with _explained(repository, kind, revision):
-        return HfApi().repo_info(repository, repo_type=kind, revision=revision).sha or ""
+
+    def ask() -> str:
+        with _explained(repository, kind, revision):
+            return _info(repository, kind, revision).sha or ""
+
+    return _patiently(ask)
+
+
+def _info(
+    repository: str, kind: RepositoryKind, revision: str | None, *, files: bool = False
+) -> DatasetInfo | ModelInfo:
+    """Returns what the hub says of a repository, within seconds: a network that swallows packets gives no answer."""
+    api = HfApi()
+    ask = api.dataset_info if kind == "dataset" else api.model_info
+    return ask(repository, revision=revision, files_metadata=files, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+
+
+def _patiently(work: Callable[[], T]) -> T:
+    """Returns the result of `work`, repeated after a growing wait while the hub is busy.
+
+    huggingface_hub repeats some of its requests (not the one for the commit), and reports a hub that stays busy as
+    one that cannot be reached.
+    """
+    for attempt, wait in enumerate(WAITS, start=1):
+        try:
+            return work()
+        except HubBusyError as error:
+            wait = max(wait, min(error.wait, LONGEST_WAIT))
+            logger.warning("%s; trying again in %g s (%d of %d)", error, wait, attempt, len(WAITS))
+            time.sleep(wait)
+    return work()
+
+
+def _fetch(repository: str, kind: RepositoryKind, commit: str, patterns: list[str]) -> Path:
+    """Returns the snapshot of a commit, of which only what the cache lacks is fetched."""
+    with _explained(repository, kind, commit), suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
+        get_cached_repo_tree(repository, repo_type=kind, revision=commit)  # without it nothing says what is missing
+        return _snapshot(repository, kind, commit, patterns, local=True)
+    with _explained(repository, kind, commit):
+        files = _info(repository, kind, commit, files=True).siblings or []
+        for file in filter_repo_objects(files, allow_patterns=patterns, key=lambda file: file.rfilename):
+            if file.lfs and 0 < file.lfs.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+                url = hf_hub_url(repository, file.rfilename, repo_type=kind, revision=commit)
+                _fetch_blob(url, _storage(repository, kind), file.lfs, file.rfilename)
+        return _snapshot(repository, kind, commit, patterns, local=False)
+
+
+def _snapshot(repository: str, kind: RepositoryKind, revision: str | None, patterns: list[str], *, local: bool) -> Path:
+    return Path(
+        snapshot_download(
+            repository, repo_type=kind, revision=revision, allow_patterns=patterns, local_files_only=local
+        )
+    )
+
+
+def _storage(repository: str, kind: RepositoryKind) -> Path:
+    """Returns the directory that huggingface_hub's cache has for a repository, with blobs/, refs/ and snapshots/."""
+    return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type=kind))
+
+
+def _fetch_blob(url: str, storage: Path, content: BlobLfsInfo, name: str) -> None:
+    """Puts a large file into the cache, going on with what an earlier attempt left of it.
+
+    huggingface_hub 2.4 itself goes on only after some errors and never in another process:
+    https://github.com/huggingface/huggingface_hub/issues/4196. What it finds in blobs/, it links.
+    """
+    blob, unfinished = storage / "blobs" / content.sha256, storage / "blobs" / f"{content.sha256}.incomplete"
+    lock = storage.parent / ".locks" / storage.name / f"{content.sha256}.lock"  # huggingface_hub's own
+    blob.parent.mkdir(parents=True, exist_ok=True)
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):
+        if blob.exists():
+            return
+        # Of a compressed body, a range would count other bytes.
+        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+        with unfinished.open("ab") as stream:
+            if stream.tell() > content.size:
+                stream.truncate(0)
+                stream.seek(0)
+            begun = stream.tell()
+            if begun:
+                logger.info("%s goes on after %d of %d bytes", name, begun, content.size)
+            http_get(
+                url,
+                stream,
+                resume_size=begun,
+                headers=headers,
+                expected_size=content.size,
+                displayed_filename=name,
+            )
+        with unfinished.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != content.sha256:
+            unfinished.unlink()
+            raise HubBusyError(f"{url} came damaged: its sha256 is {found} and should be {content.sha256}")
+        unfinished.rename(blob)
+
+
+def _remember(repository: str, kind: RepositoryKind, revision: str | None, commit: str) -> None:
+    """Notes in the cache what a branch points to, for use without the hub; a cache may be read-only."""
+    if revision != commit:
+        with suppress(OSError):
+            write_text(_storage(repository, kind) / "refs" / (revision or constants.DEFAULT_REVISION), commit)
+
+
+def _from_cache(
+    repository: str, kind: RepositoryKind, revision: str | None, patterns: list[str], error: Exception
+) -> Path:
+    """Returns the snapshot that the cache has; where it has none, raises `error` with what to do about it."""
+    try:
+        snapshot = _snapshot(repository, kind, revision, patterns, local=True)
+    except LocalEntryNotFoundError:
+        remedy = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "check the network and HF_ENDPOINT"
+        if isinstance(error, HubBusyError):
+            remedy = "try again later"
+        raise type(error)(
+            f"{error}, and it is not, or not as a whole, in the cache {constants.HF_HUB_CACHE}; {remedy}, or give the "
+            "path of a local directory that holds it"
+        ) from error
+    if not constants.HF_HUB_OFFLINE:
+        logger.warning("%s; going on with commit %s of the cache", error, snapshot.name)
+    return snapshot
 
 
 @contextmanager
@@ -60,25 +227,61 @@ def _explained(repository: str, kind: RepositoryKind, revision: str | None) -> I
     """Says for each way in which the hub fails what it is and what to do."""
     try:
         yield
-        return
-    except GatedRepoError:
-        page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    except (HFValidationError, httpx2.HTTPError, httpx2.InvalidURL, JSONDecodeError, OSError) as error:
+        # huggingface_hub says of whatever it met on the way to a file that the cache lacks the file.
+        met = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
+        failure, reason = _failure(met, repository, kind, revision)
+        explained = failure(f"cannot download the {kind} {repository!r}: {reason}")
+        if isinstance(explained, HubBusyError) and isinstance(met, HfHubHTTPError):
+            explained.wait = _wait_asked_for(met.response)
+        raise explained from error
+
+
+def _failure(
+    error: BaseException, repository: str, kind: RepositoryKind, revision: str | None
+) -> tuple[type[Exception], str]:
+    """Returns what an error of huggingface_hub is to the caller, and how it goes on after "cannot download ...: "."""
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
+    said = " ".join(str(error).split()) or type(error).__name__
+    status, phrase = 0, ""
+    if isinstance(error, HfHubHTTPError):
+        status, phrase = error.response.status_code, error.response.reason_phrase
+    failure: type[Exception] = ValueError
+    if isinstance(error, GatedRepoError):
         reason = f"it is gated: accept its licence at {page}, then set HF_TOKEN to a token of that account"
-    except RevisionNotFoundError:
-        reason = f"it has no revision {revision!r}"
-    except (RepositoryNotFoundError, HFValidationError):
+    elif isinstance(error, RevisionNotFoundError):
+        reason = f"it has no revision {revision!r}: name a branch, tag or commit of {page}"
+    elif isinstance(error, RepositoryNotFoundError | HFValidationError):
         reason = "there is no such repository, or it is private and HF_TOKEN is not set to a token that may read it"
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.TransportError):
+    elif status in (401, 403):
+        reason = f"the hub does not accept the token (HF_TOKEN, or the one that is logged in): {said}"
+    elif status in (408, 429) or status >= 500:
+        # Not in the words of the error, which would put the signed address of a file into logs.
+        failure, reason = HubBusyError, f"{constants.ENDPOINT} cannot serve it now ({status} {phrase})"
+    elif isinstance(error, OfflineModeIsEnabled):
+        failure, reason = HubUnreachableError, "HF_HUB_OFFLINE is set"
+    elif isinstance(error, UNREACHABLE):
+        failure, reason = HubUnreachableError, f"{constants.ENDPOINT} could not be reached ({said})"
+    elif isinstance(error, httpx2.TransportError):
+        failure, reason = HubBusyError, f"the connection to {constants.ENDPOINT} broke ({said})"
+    elif isinstance(error, JSONDecodeError):
+        reason = f"what answers at {constants.ENDPOINT} is no hub ({said}): check the network and HF_ENDPOINT"
+    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = (
-            f"HF_HUB_OFFLINE is set and it is not in the cache {constants.HF_HUB_CACHE}"
-            if constants.HF_HUB_OFFLINE
-            else f"{constants.ENDPOINT} could not be reached and it is not in the cache {constants.HF_HUB_CACHE}"
+            f"no space left for the cache {constants.HF_HUB_CACHE} ({said}): free some and run again, which goes on "
+            "where it stopped, or set HF_HOME to a directory on another disk"
         )
-        reason += "; check the network or HF_ENDPOINT, or give the path of a local directory that holds it"
-    except HfHubHTTPError as error:
-        if error.response.status_code == 429 or error.response.status_code >= 500:
-            raise HubBusyError(f"{constants.ENDPOINT} cannot serve {repository!r} now: {error}") from error
-        reason = f"the hub answered: {error}"
-    except OSError as error:
-        reason = f"{error} (cache {constants.HF_HUB_CACHE}; HF_HOME moves it)"
-    raise ValueError(f"cannot download the {kind} {repository!r}: {reason}")
+    elif isinstance(error, OSError) and not status:
+        reason = f"{said} (cache {constants.HF_HUB_CACHE}; HF_HOME moves it)"
+    else:
+        reason = f"the hub answered: {said}"
+    return failure, reason
+
+
+def _wait_asked_for(response: httpx2.Response) -> float:
+    """Returns the seconds after which the hub wants to be asked again, 0 where it does not say."""
+    limit = parse_ratelimit_headers(response.headers)
+    if limit is not None and limit.remaining == 0:
+        return limit.reset_in_seconds
+    asked = response.headers.get("Retry-After", "")
+    return float(asked) if asked.isdecimal() else 0.0
