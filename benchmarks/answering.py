@@ -13,7 +13,8 @@ from benchmarks.memory import PeakMemory
 from vlm_core.config import Config
 from vlm_core.data.batches import PixelInputs
 from vlm_core.data.collate import collate_prompts
-from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
 from vlm_core.generation.answerer import Answerer
@@ -97,7 +98,7 @@ def read_warm(config: Config, conversations: Path, steps: int) -> dict[str, Any]
     before = psutil.Process().io_counters().read_chars
     with PeakMemory() as memory:
         started = time.monotonic()
-        conversations, _ = build_conversations(fetch_splits(config))
+        conversations, _ = prepare_conversations(config)
         tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
         seconds = time.monotonic() - started
     read = psutil.Process().io_counters().read_chars - before

@@ -19,7 +19,7 @@ from benchmarks.answering import answer_batched, answer_one_by_one, answer_ours,
 from benchmarks.training import WARM_UP, efficiency, ours, ours_two_processes, plain
 from benchmarks.workload import SIZES, config_of, write_data, write_model
 from vlm_core.config import Config
-from vlm_core.data.conversations import build_conversations, fetch_splits
+from vlm_core.data.prepare import prepare_conversations
 
 
 def trl(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
@@ -58,7 +58,7 @@ def main() -> None:
     schedule = {"max_steps": "steps", "global_batch_size": "batch", "local_batch_size": "rows"}
     overrides = {f"step_scheduler.{key}": wanted[name] for key, name in schedule.items()}
     config = config_of(model, data, run, wanted["tuning"], **overrides, **wanted.get("overrides", {}))
-    conversations, _ = build_conversations(fetch_splits(config))
+    conversations, _ = prepare_conversations(config)
     result = CONTENDERS[wanted["contender"]](config, conversations, wanted["steps"])
     print(json.dumps(wanted | result | _speeds(wanted, result) | {"machine": machine()}))
 

@@ -5,7 +5,7 @@ from typing import Any
 from prefect import flow
 
 from pipelines.forms import DatasetForm, EvaluationForm
-from tasks.data import download_dataset, download_model, preprocess_conversations
+from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import evaluate
 from tasks.run import checked_config, tracked_run
 from tasks.summary import link_report
@@ -34,8 +34,9 @@ def medpix_evaluate(
     config = checked_config(recipe, filled | (overrides or {}) | {"checkpoint.checkpoint_dir": None})
     splits = download_dataset(config)
     base_model = download_model(config)
-    conversations = preprocess_conversations(splits)
+    conversations = preprocess_conversations(config, splits)
     with tracked_run(config, base_model, splits, conversations) as run:
+        report_data(run, conversations)
         result = evaluate(run, base_model, checkpoint, conversations)
         link_report(run)
         return result

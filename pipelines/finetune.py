@@ -17,7 +17,7 @@ from pipelines.forms import (
     RegistryForm,
     StepSchedulerForm,
 )
-from tasks.data import download_dataset, download_model, preprocess_conversations
+from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import encode_images, evaluate, finetune
 from tasks.promotion import promote_model
 from tasks.registration import register_model
@@ -65,8 +65,9 @@ def medpix_finetune(
     config = checked_config(recipe, form_overrides(recipe, tuning, sections) | (overrides or {}))
     splits = download_dataset(config)
     base_model = download_model(config)
-    conversations = preprocess_conversations(splits)
+    conversations = preprocess_conversations(config, splits)
     with tracked_run(config, base_model, splits, conversations) as run:
+        report_data(run, conversations)
         if config.encodes_ahead:
             encode_images(run, conversations)
         training = finetune(run, conversations)

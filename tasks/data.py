@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
+from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
+from tasks.run import Run
+from tasks.tracking import log_files, report_link
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
-from vlm_core.data.conversations import build_conversations, fetch_splits
-from vlm_core.data.source import SplitSource
+from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import Splits, fetch_splits
+from vlm_core.data.statistics import STATISTICS
+from vlm_core.files import read_json, write_json
 from vlm_core.hub import HubBusyError
 from vlm_core.models.fetch import fetch_model
+from vlm_core.run_directory import DATA, REPORT
 
 
 def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
@@ -28,11 +34,12 @@ def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
 @task(
     tags=["data"], cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_hub_was_busy
 )
-def download_dataset(config: Config) -> dict[str, SplitSource]:
+def download_dataset(config: Config) -> Splits:
     """Returns the checked sources of both splits, downloaded or generated where they are missing."""
     splits = fetch_splits(config)
-    for name, split in splits.items():
-        get_run_logger().info("%s: %d rows of %s", name, split.stop - split.start, split.name)
+    for name, source in splits.sources.items():
+        at = f" at {source.revision}" if source.revision else ""
+        get_run_logger().info("%s: %s of %s%s", name, source.split, source.name, at)
     return splits
 
 
@@ -64,9 +71,9 @@ def _find_compared(config: Config, base_model: Path) -> None:
 
 
 @task(tags=["data"], cache_policy=NO_CACHE)
-def preprocess_conversations(splits: dict[str, SplitSource]) -> Path:
+def preprocess_conversations(config: Config, splits: Splits) -> Path:
     """Returns the Arrow cache directory of the conversations of `splits`, built where it is missing."""
-    directory, reused = build_conversations(splits)
+    directory, reused = prepare_conversations(config, splits)
     manifest = read_manifest(directory)
     get_run_logger().info(
         "%s %s: %s rows, %d images, %d cases, rejected: %s",
@@ -74,3 +81,21 @@ def preprocess_conversations(splits: dict[str, SplitSource]) -> Path:
         manifest["rejects"] or "none",
     )  # fmt: skip
     return directory
+
+
+@task(tags=["report"], cache_policy=NO_CACHE)
+def report_data(run: Run, conversations: Path) -> None:
+    """Writes the data report into the run directory, and shows it in MLflow and in Prefect's UI."""
+    from vlm_core.pages.data_report import overview, write_data_report  # with matplotlib, which no other step needs
+
+    directory = run.directory / DATA
+    write_data_report(run.config, conversations, directory / REPORT)
+    write_json(directory / STATISTICS, read_json(conversations / STATISTICS))
+    log_files(run.mlflow_run_id, [directory / REPORT, directory / STATISTICS], DATA)
+    create_table_artifact(overview(conversations), key="medpix-data", description=run.run_id)
+    create_link_artifact(
+        report_link(run.mlflow_run_id, run.directory, DATA),
+        link_text="data report",
+        key="medpix-data-report",
+        description=run.run_id,
+    )

@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from tasks.tracking import end_mlflow_run, start_mlflow_run
 from vlm_core.config import Config
-from vlm_core.data.source import SplitSource
+from vlm_core.data.splits import TRAIN, VALIDATION, Splits, revisions
 from vlm_core.files import write_text
 from vlm_core.form import form_overrides
 from vlm_core.home import medpix_home, require_writable
@@ -61,7 +61,7 @@ def flow_run_name() -> str:
 
 
 @contextmanager
-def tracked_run(config: Config, base_model: Path, splits: dict[str, SplitSource], conversations: Path) -> Iterator[Run]:
+def tracked_run(config: Config, base_model: Path, splits: Splits, conversations: Path) -> Iterator[Run]:
     """Yields a run with what was resolved for it; its MLflow run ends FINISHED, FAILED, or KILLED by a cancellation.
 
     Raises ValueError where the configured directory holds another run.
@@ -85,14 +85,15 @@ def tracked_run(config: Config, base_model: Path, splits: dict[str, SplitSource]
         end_mlflow_run(run.mlflow_run_id, status)
 
 
-def _resolved(config: Config, directory: Path, base_model: Path, splits: dict[str, SplitSource]) -> Config:
+def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits) -> Config:
     """Returns `config` with its directory and the hub's commits found for it: no later step asks again."""
     tree = config.model_dump(mode="json")
     tree["checkpoint"]["checkpoint_dir"] = str(directory)
     if is_repository_id(config.model.pretrained_model_name_or_path):
         tree["model"]["revision"] = base_model.name
-    tree["dataset"]["revision"] = splits["train"].revision
-    tree["validation_dataset"]["revision"] = splits["validation"].revision
+    commits = revisions(splits)
+    tree["dataset"]["revision"] = commits[TRAIN]
+    tree["validation_dataset"]["revision"] = commits.get(VALIDATION)
     return Config.model_validate(tree)
 
 

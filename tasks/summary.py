@@ -10,6 +10,7 @@ from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.run import Run
+from tasks.tracking import report_link
 from vlm_core.cache import read_manifest
 from vlm_core.evaluation.names import with_interval
 from vlm_core.files import point, write_json
@@ -48,16 +49,12 @@ def summarize(
 
 def link_report(run: Run) -> None:
     """Leaves a link to the evaluation's report in Prefect's UI."""
-    create_link_artifact(report_link(run), link_text="evaluation report", key="medpix-report", description=run.run_id)
-
-
-def report_link(run: Run) -> str:
-    """Returns where a browser finds the report: in MLflow's pages, or as a file where MLflow has none."""
-    tracking = mlflow.get_tracking_uri()
-    if not tracking.startswith("http"):
-        return (run.directory / EVALUATION / REPORT).as_uri()
-    experiment = mlflow.MlflowClient().get_run(run.mlflow_run_id).info.experiment_id
-    return f"{tracking.rstrip('/')}/#/experiments/{experiment}/runs/{run.mlflow_run_id}/artifacts/{EVALUATION}/{REPORT}"
+    create_link_artifact(
+        report_link(run.mlflow_run_id, run.directory, EVALUATION),
+        link_text="evaluation report",
+        key="medpix-report",
+        description=run.run_id,
+    )
 
 
 def render(summary: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ def start_mlflow_run(config: Config, run_name: str, conversations: Path) -> str:
     with mlflow.start_run(experiment_id=_experiment_id(), run_name=run_name) as run:
         mlflow.log_params(_flatten(config.model_dump(mode="json")))
         for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
+            if dataset is None:  # divided from the other, which is logged
+                continue
             source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
             # With the split in its name: MLflow takes equal names with equal digests for one dataset.
             name = f"{dataset.path_or_dataset} {dataset.split}"
@@ -51,10 +54,27 @@ def end_mlflow_run(run_id: str, status: str) -> None:
 
 def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with_texts: bool) -> None:
     """Logs scores as metrics `evaluation/...`, and the report; the answers too where texts may leave the machine."""
-    client = mlflow.MlflowClient()
-    client.log_batch(run_id, metrics=_metrics(_scores(result), EVALUATION, step=0))
-    for name in (REPORT, RESULT, *((EXAMPLES, PREDICTIONS) if with_texts else ())):
-        client.log_artifact(run_id, str(directory / name), EVALUATION)
+    mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(_scores(result), EVALUATION, step=0))
+    names = (REPORT, RESULT, *((EXAMPLES, PREDICTIONS) if with_texts else ()))
+    log_files(run_id, [directory / name for name in names], EVALUATION)
+
+
+def log_files(run_id: str, files: Sequence[Path], artifact_directory: str) -> None:
+    """Logs files as artifacts of a run."""
+    for path in files:
+        mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_directory)
+
+
+def report_link(run_id: str, directory: Path, part: str) -> str:
+    """Returns where a browser finds a report of a run: in MLflow's pages, or as a file where MLflow has none.
+
+    `part` is the report's place below the run directory, and among the run's artifacts.
+    """
+    tracking = mlflow.get_tracking_uri()
+    if not tracking.startswith("http"):
+        return (directory / part / REPORT).as_uri()
+    experiment = mlflow.MlflowClient().get_run(run_id).info.experiment_id
+    return f"{tracking.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{part}/{REPORT}"
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float]:

@@ -24,7 +24,7 @@ set_service_defaults()
 del os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"]  # or Prefect would take the records that tests look at
 
 from vlm_core.config import Config
-from vlm_core.data.conversations import build_conversations, fetch_splits
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.families import FAMILIES, Family
 from vlm_core.home import medpix_home
 from vlm_core.models.fetch import fetch_model
@@ -53,7 +53,7 @@ def fresh_home(home: Path) -> Path:
 @pytest.fixture(scope="session")
 def conversations() -> Path:
     """The conversation cache of 40 phantom images: 340 training and 60 validation rows."""
-    return build_conversations(fetch_splits(small_config()))[0]
+    return prepare_conversations(small_config())[0]
 
 
 @pytest.fixture(scope="session", params=["gemma3", "gemma3n"])

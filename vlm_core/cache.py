@@ -1,5 +1,7 @@
 """Content-addressed directories: built once, complete or absent, safe under two builders and under kill -9."""
 
+import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +12,7 @@ from filelock import FileLock
 from vlm_core.files import published_directory, read_json, write_json
 
 MANIFEST = "manifest.json"
+FILES = "files"  # in it, the sha256 of every file beside it
 
 
 def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, bool]:
@@ -21,6 +24,7 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
     """
     final = root / key
     if (final / MANIFEST).exists():
+        os.utime(final / MANIFEST)  # when it was last used: what prune goes by
         return final, True
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{key}.lock"):
@@ -29,8 +33,25 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
         for rubbish in root.glob(f".{key}.*/"):  # of a builder that was killed: the lock says that none is at work
             shutil.rmtree(rubbish)
         with published_directory(final) as aside:
-            write_json(aside / MANIFEST, build(aside))
+            manifest = build(aside)
+            write_json(aside / MANIFEST, {**manifest, FILES: checksums(aside)})
     return final, False
+
+
+def checksums(directory: Path) -> dict[str, str]:
+    """Returns the sha256 of each file below `directory`, by relative path; the manifest is left out."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and path.name != MANIFEST:
+            with path.open("rb") as stream:
+                found[str(path.relative_to(directory))] = hashlib.file_digest(stream, "sha256").hexdigest()
+    return found
+
+
+def damaged_files(directory: Path) -> list[str]:
+    """Returns the files of a complete cache directory that are missing, or not as they were written."""
+    written, there = read_manifest(directory).get(FILES, {}), checksums(directory)
+    return sorted(name for name, digest in written.items() if there.get(name) != digest)
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
-from vlm_core.data.conversations import build_conversations, fetch_splits
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.families import family_of
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.load import device_of, load_processor
@@ -27,7 +27,7 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
         logger.info("vision_cache.enabled=false: nothing is encoded ahead")
         return
     with main_rank_first(ranks):
-        conversations = conversations or build_conversations(fetch_splits(config))[0]
+        conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
     family = family_of(base)
     model = prepare_model(config, base, family, None)

@@ -21,8 +21,9 @@ import pyarrow.parquet as pq
 
 from vlm_core.cli import ConfigParser
 from vlm_core.config import BASE, Config
-from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits, image_indices
+from vlm_core.data.conversations import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.evaluation.answering import Questions, answer_questions
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import Reply, metric_versions
@@ -50,7 +51,7 @@ def evaluate(
     require_writable(output)
     labels = config.evaluation.comparisons
     with main_rank_first(ranks):
-        conversations = conversations or build_conversations(fetch_splits(config))[0]
+        conversations = conversations or prepare_conversations(config)[0]
         # A registered model says itself which base model it goes over; the recipe's may be another one.
         files = find_model(checkpoint, None if checkpoint and is_uri(checkpoint) else config.model)
         others = {label: _other(reference, config) for label, reference in labels.items()}
@@ -70,7 +71,7 @@ def evaluate(
             "compared": {label: labels[label] for label in others},
             "identical": {label: labels[label] for label in identical},
             "limit": config.evaluation.limit,
-            "complete": config.evaluation.limit is None and "[" not in config.validation_source.split,
+            "complete": config.evaluation.limit is None and "[" not in "".join(config.evaluated_splits),
             "generation": config.evaluation.model_dump(include={"max_new_tokens", "temperature", "top_p"}),
             "seed": config.rng.seed,
             "metrics": metric_versions(),

@@ -16,10 +16,12 @@ from vlm_core.cache import read_manifest
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.data.batches import ImageInputs, PixelInputs, build_batches
-from vlm_core.data.conversations import SPLITS, ConversationDataset, build_conversations, fetch_splits
+from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.labels import require_template
+from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import SPLITS, TRAIN
 from vlm_core.data.tokens import TokenDataset, build_tokens
-from vlm_core.families import family_of
+from vlm_core.families import Family, family_of
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.home import require_writable
 from vlm_core.models.fetch import fetch_model
@@ -59,16 +61,18 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
     directory = run_directory(config)
     require_writable(directory)
     with main_rank_first(ranks):
-        conversations = conversations or build_conversations(fetch_splits(config))[0]
+        conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
-    train = ConversationDataset(conversations, "train")
+        processor = load_processor(base)
+        # Before the model is loaded: a template that is not the family's, or too long examples, end the run here.
+        tokens = _read_tokens(config, conversations, processor, family_of(base))
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
-        if load_progress(checkpoint).step >= total_steps(config, len(train)):
+        if load_progress(checkpoint).step >= total_steps(config, len(tokens[TRAIN])):
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
             return _write_result(directory, checkpoint, load_progress(checkpoint).step, ranks)
-    trainer = _trainer(config, directory, base, checkpoint, conversations, ranks)
+    trainer = _trainer(config, directory, base, processor, checkpoint, conversations, tokens, ranks)
     with _sole_writer(directory) if ranks.is_main else nullcontext():
         if ranks.is_main:
             write_text(directory / CONFIG, config.to_yaml())
@@ -89,15 +93,39 @@ def _sole_writer(directory: Path) -> Iterator[None]:
         raise ValueError(f"another run is writing to {directory}; wait for it, or give another directory") from None
 
 
-def _trainer(
-    config: Config, directory: Path, base: Path, checkpoint: Path | None, conversations: Path, ranks: Ranks
-) -> Trainer:
-    family, processor, device = family_of(base), load_processor(base), device_of(ranks.local_rank)
+def _read_tokens(config: Config, conversations: Path, processor: Any, family: Family) -> dict[str, TokenDataset]:
+    """Returns the token ids of both splits; raises ValueError where too many examples are longer than allowed."""
     require_template(processor, family)
+    directory, dataset = build_tokens(conversations, processor, family), config.dataset
+    last_only = dataset.train_on == "last_answer"
+    found = {split: TokenDataset(directory, split, dataset.max_length, last_answer_only=last_only) for split in SPLITS}
+    for split, tokens in found.items():
+        left_out, rows = len(tokens.too_long), ConversationDataset(conversations, split).conversations
+        if not left_out:
+            continue
+        first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
+        said = f"{left_out} of {len(rows)} examples of {split} are longer than dataset.max_length={dataset.max_length}"
+        if left_out > dataset.max_reject_share * len(rows):
+            raise ValueError(
+                f"{said} ({first}), and dataset.max_reject_share={dataset.max_reject_share} allows fewer: raise either"
+            )
+        logger.warning("%s and left out: %s", said, first)
+    return found
+
+
+def _trainer(
+    config: Config,
+    directory: Path,
+    base: Path,
+    processor: Any,
+    checkpoint: Path | None,
+    conversations: Path,
+    tokens: dict[str, TokenDataset],
+    ranks: Ranks,
+) -> Trainer:
+    family, device = family_of(base), device_of(ranks.local_rank)
     model = prepare_model(config, base, family, checkpoint)
     logger.info("parameters by part of the model:\n%s", parameter_table(model, family))
-    with main_rank_first(ranks):
-        tokens = build_tokens(conversations, processor, family)
     images: ImageInputs = PixelInputs.of(conversations, processor)
     whole_model: Callable[[], AbstractContextManager[None]] = nullcontext
     if config.vision_cache.enabled and is_tower_frozen(model, family):
@@ -105,9 +133,7 @@ def _trainer(
         detached = DetachedTower(model, family)
         if config.peft is None:  # A full checkpoint has the tower too; an adapter does without, and so do we.
             whole_model = detached.attached
-    train, validation = (
-        build_batches(config, TokenDataset(tokens, split), images, processor.tokenizer) for split in SPLITS
-    )
+    train, validation = (build_batches(config, tokens[split], images, processor.tokenizer) for split in SPLITS)
     trainer = Trainer(
         config=config,
         directory=directory,

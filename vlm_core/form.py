@@ -41,6 +41,7 @@ def form_of(section: type[Section]) -> type[FormSection]:
             Field(None, title=name, description=_description(field), json_schema_extra=_without_default),
         )
         for name, field in section.model_fields.items()
+        if field.alias is None  # `_target_` names a function: no form may
     }
     return create_model(section.__name__.removesuffix("Config"), __base__=FormSection, **fields)
 

@@ -15,5 +15,5 @@ def configure_logging(*, quiet: bool = False) -> None:
     )
     # At the handler: a logger that has a level of its own is not asked about the root's.
     logging.getLogger().handlers[0].setLevel(logging.WARNING if quiet else logging.INFO)
-    for noisy in ("httpx", "urllib3", "filelock", "datasets", "absl"):
+    for noisy in ("httpx", "httpx2", "urllib3", "filelock", "datasets", "absl"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

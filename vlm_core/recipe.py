@@ -42,7 +42,8 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, pydantic field) for every leaf of the config tree, in its order."""
-    for name, field in model.model_fields.items():
+    for attribute, field in model.model_fields.items():
+        name = field.alias or attribute
         section = _section_of(field.annotation)
         if section is None:
             yield prefix + name, field

@@ -5,6 +5,7 @@ metrics.jsonl       a line for each optimizer step, flushed
 validation.jsonl    a line for each validation loss
 epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside them
 result.json         what the job returns; written last
+data/               report.html and statistics.json of the data
 evaluation/         report.html, predictions.parquet, examples.png, and a result.json of its own
 """
 
@@ -23,6 +24,7 @@ LOWEST_VAL = "LOWEST_VAL"
 RESULT = "result.json"
 PROGRESS = "progress.json"  # of a checkpoint
 EVALUATION = "evaluation"
+DATA = "data"
 PREDICTIONS = "predictions.parquet"
 EXAMPLES = "examples.png"
 REPORT = "report.html"
@@ -30,7 +32,7 @@ REPORT = "report.html"
 # What must not change between the run that wrote a checkpoint and the one that goes on from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
 # Keys of other sections, with the value of checkpoints that are older than the key.
-FIXED_KEYS = {"step_scheduler.global_batch_size": None, "packing.enabled": False}
+FIXED_KEYS = {"step_scheduler.global_batch_size": 8, "packing.enabled": False}
 
 
 def run_root() -> Path:
@@ -59,12 +61,16 @@ def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path 
 
 def require_compatible(checkpoint: Path, config: Config) -> None:
     """Raises ValueError that names what differs, where going on from `checkpoint` would not be the same run."""
-    before = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
-    now = config.model_dump(mode="json")
-    pairs = {section: (before.get(section), now[section]) for section in FIXED_SECTIONS}
+    stored = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
     for key, in_older_ones in FIXED_KEYS.items():
         section, _, name = key.partition(".")
-        pairs[key] = (before.get(section, {}).get(name, in_older_ones), now[section][name])
+        stored.setdefault(section, {}).setdefault(name, in_older_ones)
+    before = Config.model_validate(stored).model_dump(mode="json")  # with the defaults of keys that it is older than
+    now = config.model_dump(mode="json")
+    pairs = {section: (before[section], now[section]) for section in FIXED_SECTIONS}
+    for key in FIXED_KEYS:
+        section, _, name = key.partition(".")
+        pairs[key] = (before[section][name], now[section][name])
     changed = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if old != new]
     if changed:
         raise ValueError(

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tests.conftest import small_config
 from vlm_core.cache import read_manifest
-from vlm_core.config import DatasetConfig
 from vlm_core.data.conversations import ConversationDataset, build_conversations
 from vlm_core.data.images import decode_image
 from vlm_core.data.phantom import write_phantom
-from vlm_core.data.source import SplitSource, fetch_split
+from vlm_core.data.splits import Splits, fetch_splits
 
 
 @pytest.fixture
@@ -26,10 +26,8 @@ def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data-set"
 
 
-def splits(directory: Path) -> dict[str, SplitSource]:
-    return {
-        name: fetch_split(DatasetConfig(path_or_dataset=str(directory), split=name)) for name in ("train", "validation")
-    }
+def splits(directory: Path) -> Splits:
+    return fetch_splits(small_config(**{"dataset.path_or_dataset": str(directory)}))
 
 
 def replace(directory: Path, column: str, values: dict[int, Any]) -> None:
@@ -80,15 +78,15 @@ def test_rejects_are_counted_by_reason_with_examples(directory: Path) -> None:
     assert manifest["rejects"] == {
         "empty answer": {"rows": 2, "examples": ["train-3", "train-4"]},
         "empty question": {"rows": 1, "examples": ["train-5"]},
-        "no image": {"rows": 1, "examples": ["train-6"]},
-        "image does not decode (UnidentifiedImageError)": {"rows": 2, "examples": ["train-7", "train-8"]},
+        "image file is missing": {"rows": 1, "examples": ["train-6"]},
+        "image of no known format": {"rows": 2, "examples": ["train-7", "train-8"]},
     }
     assert manifest["rows"]["train"] == 94
 
 
 def test_a_split_without_usable_rows_is_refused_and_leaves_no_cache(directory: Path) -> None:
     replace(directory, "answer", dict.fromkeys(range(100), ""))
-    with pytest.raises(ValueError, match="every row of train was rejected"):
+    with pytest.raises(ValueError, match="no row is left for train"):
         build_conversations(splits(directory))
     assert list((Path(os.environ["MEDPIX_HOME"]) / "cache" / "conversations").glob("*/manifest.json")) == []
 

@@ -1,5 +1,6 @@
 """Exactly the answer is supervised, whatever the texts hold, and the ids are those that the processor itself makes."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 from vlm_core.data.collate import IGNORE_INDEX, collate, collate_prompts, require_keys
 from vlm_core.data.labels import require_template, tokenize_conversation, tokenize_prompt
+from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, last_answer_of
 from vlm_core.families import GEMMA3, Family
 
 IMAGE = Image.new("RGB", (56, 56), (10, 200, 30))
@@ -159,3 +161,27 @@ def test_prompts_are_padded_on_the_left(processor: Any, family: Family) -> None:
 def test_a_dropped_key_is_named() -> None:
     with pytest.raises(ValueError, match="gemma3 lacks token_type_ids"):
         require_keys(dict.fromkeys(["input_ids", "attention_mask", "pixel_values"]), GEMMA3)
+
+
+def test_the_last_answer_alone_can_be_supervised(processor: Any, family: Family) -> None:
+    conversation = [user("First?"), assistant("One."), user("Second?", images=0), assistant("Two.")]
+    whole = tokenize_conversation(conversation, processor, family)
+    last = last_answer_of(TokenizedExample(whole.input_ids, whole.supervised, [0]))
+    targets = [token for token, supervised in zip(last.input_ids, last.supervised, strict=True) if supervised]
+    assert processor.tokenizer.decode(targets) == "Two.<end_of_turn>"
+    assert last.input_ids == whole.input_ids
+
+
+def test_long_examples_are_left_out_whole(conversations: Path, processor: Any, family: Family) -> None:
+    directory = build_tokens(conversations, processor, family)
+    whole = TokenDataset(directory, "train")
+    limit = int(whole.lengths.max()) - 2
+    kept = TokenDataset(directory, "train", limit)
+    long = [i for i, length in enumerate(whole.lengths) if length > limit]
+    assert kept.too_long.tolist() == long
+    assert len(kept) == len(whole) - len(long)
+    assert kept.lengths.max() <= limit
+    rest = [i for i in range(len(whole)) if i not in long]
+    for index in (0, len(kept) // 2, len(kept) - 1):
+        assert kept[index] == whole[rest[index]]
+        assert kept.groups[index] == whole.groups[rest[index]]

@@ -61,7 +61,9 @@ def test_the_fingerprint_is_that_of_the_content(phantom: Path, copy: Path) -> No
 
 def test_a_missing_column_is_named(copy: Path) -> None:
     rewrite(copy, lambda table: table.drop_columns(["case_id"]))
-    with pytest.raises(ValueError, match="lacks the column case_id: train-.* has image_id, mode, question, answer"):
+    with pytest.raises(
+        ValueError, match="lacks the column case_id: it has image_id, mode, question, answer; set dataset.case_column"
+    ):
         fetch(copy)
 
 
@@ -82,7 +84,7 @@ def test_a_directory_without_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_are_nothing_are_refused() -> None:
-    with pytest.raises(ValueError, match="neither a directory, nor a hub id"):
+    with pytest.raises(ValueError, match="neither a directory or file, nor a hub id"):
         fetch("no-such-directory")
     with pytest.raises(ValueError, match=r"takes whole numbers for \['images', 'seed', 'image_size'\]"):
         fetch("builtin:phantom?pictures=3")

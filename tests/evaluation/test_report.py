@@ -10,8 +10,8 @@ import pytest
 from playwright.sync_api import Error, Page, sync_playwright
 
 from tests.conftest import fresh_home, small_config
-from vlm_core.data.conversations import build_conversations, fetch_splits
 from vlm_core.data.phantom import write_phantom
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.evaluate import evaluate
 from vlm_core.files import read_json
 from vlm_core.run_directory import EXAMPLES, PREDICTIONS, REPORT, RESULT
@@ -40,7 +40,7 @@ def write(data: Path, output: Path, conversations: Path, **overrides: Any) -> di
             **{"dataset.path_or_dataset": str(data), "evaluation.max_new_tokens": 6, "evaluation.compare_with": []}
             | overrides
         )
-        evaluate(config, None, output / "evaluation", Ranks(), build_conversations(fetch_splits(config))[0])
+        evaluate(config, None, output / "evaluation", Ranks(), prepare_conversations(config)[0])
     return read_json(output / "evaluation" / RESULT)
 
 

@@ -10,10 +10,10 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs
 from vlm_core.data.collate import collate
 from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.tokens import TokenDataset, build_tokens, last_answer_of
 from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
-from vlm_core.generation.prompts import Prompts, last_answer_of
+from vlm_core.generation.prompts import Prompts
 from vlm_core.models.load import load_model
 
 

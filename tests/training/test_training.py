@@ -1,5 +1,7 @@
 """The loop against a plain transformers loop, itself divided otherwise, and itself interrupted."""
 
+import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,9 @@ from filelock import FileLock
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import Config
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset, build_conversations, fetch_splits
+from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.loader import plan_epoch
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json, read_json_lines
@@ -295,7 +298,7 @@ def test_lora_in_bfloat16_is_near_float32(family: Family, conversations: Path, t
 
 def test_changed_data_is_not_trained_on_silently(conversations: Path, tmp_path: Path) -> None:
     train(tmp_path, conversations)
-    other = build_conversations(fetch_splits(small_config(**{"dataset.path_or_dataset": "builtin:phantom?images=20"})))
+    other = prepare_conversations(small_config(**{"dataset.path_or_dataset": "builtin:phantom?images=20"}))
     with pytest.raises(ValueError, match="was trained on other data"):
         train(tmp_path, other[0], **{"step_scheduler.max_steps": 9})
 
@@ -304,3 +307,15 @@ def test_two_runs_cannot_write_to_one_directory(conversations: Path, tmp_path: P
     with FileLock(tmp_path / ".lock"), pytest.raises(ValueError, match="another run is writing"):
         train(tmp_path, conversations)
     assert not (tmp_path / METRICS).exists()
+
+
+def test_too_long_examples_are_left_out_or_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    limit = {"checkpoint.checkpoint_dir": str(tmp_path), "dataset.max_length": 60, "dataset.max_reject_share": 1.0}
+    with caplog.at_level(logging.WARNING):
+        result = finetune(small_config(**limit), Ranks())
+    assert result["steps"] == 3
+    assert re.search(
+        r"\d+ of 340 examples of train are longer than dataset.max_length=60 and left out: train-\d", caplog.text
+    )
+    with pytest.raises(ValueError, match=r"max_length=60 \(train-\d+.*max_reject_share=0.0 allows fewer"):
+        finetune(small_config(**limit | {"dataset.max_reject_share": 0.0}), Ranks())

@@ -1,153 +1,205 @@
 """The Arrow cache of conversations, and the dataset that reads it.
 
-A directory holds `images.arrow` (each distinct image once), `train.arrow` and `validation.arrow` (conversations that
-refer to images by index) and `manifest.json` (counts, rejects, closed questions). No model is involved.
+A directory holds `images.arrow` (each distinct image once, with what it is), `train.arrow` and `validation.arrow`
+(conversations that refer to images by index), `statistics.json` (what the data report shows) and `manifest.json`
+(counts, rejects, closed questions, checksums). No model is involved.
 """
 
 import hashlib
 import json
 import logging
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from datasets import Dataset
 
 from vlm_core.cache import cached_directory, read_manifest
-from vlm_core.config import Config
 from vlm_core.data.closed import ClosedQuestionCounter
-from vlm_core.data.images import decode_image
-from vlm_core.data.medpix import RejectedRow, conversation_of
-from vlm_core.data.source import COLUMNS, SplitSource, fetch_split
+from vlm_core.data.examples import Conversation, RejectedRow, example_of
+from vlm_core.data.images import decode_image, inspect_image
+from vlm_core.data.source import SplitSource
+from vlm_core.data.splits import SPLITS, TRAIN, Splits
+from vlm_core.data.statistics import STATISTICS, describe
+from vlm_core.files import write_json
 from vlm_core.home import medpix_home
 from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 1  # raise it whenever the same source must give another cache
-SPLITS = ("train", "validation")
-ROWS_AT_ONCE = 256  # bounds the memory of the build
+CONVERSATIONS_VERSION = 2  # raise it whenever the same source must give another cache
 
 _CONTENT = pa.struct([("type", pa.string()), ("text", pa.string()), ("image", pa.int32())])
 _TURN = pa.struct([("role", pa.string()), ("content", pa.list_(_CONTENT))])
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", pa.list_(_TURN))]
 )
-IMAGE_SCHEMA = pa.schema([("sha256", pa.string()), ("encoded", pa.binary())])
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("encoded", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("format", pa.string()),
+    ]
+)
 
 
-def fetch_splits(config: Config) -> dict[str, SplitSource]:
-    """Returns the checked sources of both splits; raises ValueError as `fetch_split` does."""
-    return {"train": fetch_split(config.dataset), "validation": fetch_split(config.validation_source)}
+def build_conversations(splits: Splits) -> tuple[Path, bool]:
+    """Returns (the cache directory of `splits`, whether it was there already).
 
-
-def build_conversations(splits: dict[str, SplitSource]) -> tuple[Path, bool]:
-    """Returns (the cache directory of `splits`, whether it was there already)."""
-    identity = {"version": CONVERSATIONS_VERSION, **{name: split.fingerprint for name, split in splits.items()}}
-    key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:32]
+    Raises ValueError where no row is left to train or to validate on.
+    """
+    key = hashlib.sha256(json.dumps([CONVERSATIONS_VERSION, splits.fingerprint]).encode()).hexdigest()[:32]
     root = medpix_home() / "cache" / "conversations"
-    return cached_directory(root, key, lambda directory: _Builder(directory, key).build(splits))
+    return cached_directory(root, key, lambda directory: _Builder(directory, key, splits).build())
 
 
 class _Builder:
     """One build: what both splits share is the table of images, so that an image in both is stored once."""
 
-    def __init__(self, directory: Path, key: str) -> None:
-        self.directory, self.key = directory, key
-        self.index_of: dict[str, int] = {}  # sha256 of the encoded image -> row in images.arrow
-        self.unreadable: dict[str, str] = {}  # sha256 -> why it does not decode; so each is tried once
+    def __init__(self, directory: Path, key: str, splits: Splits) -> None:
+        self.directory, self.key, self.splits = directory, key, splits
+        self.images = _ImageTable()
         self.cases: set[str] = set()
-        self.rows: dict[str, int] = {}
+        self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects: dict[str, dict[str, Any]] = {}
         self.closed = ClosedQuestionCounter()
 
-    def build(self, splits: dict[str, SplitSource]) -> dict[str, Any]:
-        with (
-            pa.OSFile(str(self.directory / "images.arrow"), "wb") as sink,
-            pa.ipc.new_stream(sink, IMAGE_SCHEMA) as images,
-        ):
-            for name, split in splits.items():
-                self._build_split(name, split, images)
-        return {
+    def build(self) -> dict[str, Any]:
+        with ExitStack() as stack:
+            images = stack.enter_context(_stream(self.directory / "images.arrow", IMAGE_SCHEMA))
+            writers = {
+                name: stack.enter_context(_stream(self.directory / f"{name}.arrow", CONVERSATION_SCHEMA))
+                for name in SPLITS
+            }
+            for name, source in self.splits.sources.items():
+                self._read(name, source, images, writers)
+        self._require_rows()
+        manifest = {
             "fingerprint": self.key,
             "rows": self.rows,
-            "images": len(self.index_of),
+            "images": len(self.images.index_of),
             "cases": len(self.cases),
             "rejects": self.rejects,
             "closed_questions": self.closed.closed_questions(),
         }
+        write_json(self.directory / STATISTICS, describe(self.directory, manifest))
+        return manifest
 
-    def _build_split(self, name: str, split: SplitSource, images: pa.ipc.RecordBatchStreamWriter) -> None:
-        self.rows[name] = 0
-        with (
-            pa.OSFile(str(self.directory / f"{name}.arrow"), "wb") as sink,
-            pa.ipc.new_stream(sink, CONVERSATION_SCHEMA) as writer,
-            ProgressBar(split.stop - split.start, f"preprocess {name}", "row") as progress,
-        ):
-            for first, rows in _read_rows(split):
-                new_images: list[dict[str, Any]] = []
-                examples = [self._example(name, first + i, row, new_images) for i, row in enumerate(rows)]
-                kept = [example for example in examples if example]
-                self.rows[name] += len(kept)
-                images.write_batch(pa.RecordBatch.from_pylist(new_images, schema=IMAGE_SCHEMA))
-                writer.write_batch(pa.RecordBatch.from_pylist(kept, schema=CONVERSATION_SCHEMA))
+    def _read(self, name: str, source: SplitSource, images: Any, writers: dict[str, Any]) -> None:
+        total = None if source.stop is None else source.stop - source.start
+        with ProgressBar(total, f"preprocess {name}", "row") as progress:
+            for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
+                kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+                for number, row in enumerate(rows, start=first):
+                    self._add(name, number, row, source, kept)
+                images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
+                for split, records in kept.items():
+                    self.rows[split] += len(records)
+                    writers[split].write_batch(pa.RecordBatch.from_pylist(records, schema=CONVERSATION_SCHEMA))
                 progress.update(len(rows))
-        if not self.rows[name]:
-            raise ValueError(f"dataset {split.name!r} is empty: every row of {name} was rejected: {self.rejects}")
 
-    def _example(
-        self, split: str, number: int, row: dict[str, Any], new_images: list[dict[str, Any]]
-    ) -> dict[str, Any] | None:
-        example_id = f"{split}-{number}"
+    def _add(
+        self, name: str, number: int, row: dict[str, Any], source: SplitSource, kept: dict[str, list[dict[str, Any]]]
+    ) -> None:
+        """Adds the example of a row to those of its split, or counts why there is none."""
+        example_id = f"{name}-{number}"
         try:
-            image = self._image_index(row["image_id"], new_images)
-            conversation = conversation_of(row["question"], row["answer"], image)
+            example = example_of(row, source.columns, source.folder)
+            indices = [self.images.index(encoded) for encoded in example.images]
         except RejectedRow as reason:
             reject = self.rejects.setdefault(str(reason), {"rows": 0, "examples": []})
             reject["rows"] += 1
             reject["examples"] = [*reject["examples"], example_id][:3]
-            return None
-        if split == "train":
-            self.closed.add(row["question"], row["answer"])
-        self.cases.add(str(row["case_id"]))
-        return {
-            "example_id": example_id,
-            "case_id": str(row["case_id"]),
-            "mode": str(row["mode"]),
-            "conversation": conversation,
-        }
+            return
+        # Where no column tells the case, questions about an image belong together; a text stands for itself.
+        image = self.images.digests[indices[0]] if indices else example_id
+        case = image[:16] if example.case is None else example.case
+        split = self.splits.side_of(name, case, image)
+        if split == TRAIN:
+            self._count_closed(example.conversation)
+        self.cases.add(case)
+        kept[split].append(
+            {
+                "example_id": example_id,
+                "case_id": case,
+                "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
+                "conversation": _numbered(example.conversation, indices),
+            }
+        )
 
-    def _image_index(self, image: dict[str, Any] | None, new_images: list[dict[str, Any]]) -> int:
-        encoded = (image or {}).get("bytes")
-        if not encoded:
-            raise RejectedRow("no image")
+    def _count_closed(self, conversation: Conversation) -> None:
+        """Counts the question and answer of a conversation of one turn each."""
+        texts = [part["text"] for turn in conversation for part in turn["content"] if part["type"] == "text"]
+        if [turn["role"] for turn in conversation] == ["user", "assistant"] and len(texts) == 2:
+            self.closed.add(*texts)
+
+    def _require_rows(self) -> None:
+        for split, count in self.rows.items():
+            if not count:
+                names = ", ".join(repr(source.name) for source in self.splits.sources.values())
+                why = f"rejected were {self.rejects}" if self.rejects else "none was drawn"
+                raise ValueError(
+                    f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
+                    "mend the rows, or set another dataset.validation_share or split_seed"
+                )
+
+
+class _ImageTable:
+    """The distinct images met so far; each is decoded once, to see whether it can be."""
+
+    def __init__(self) -> None:
+        self.index_of: dict[str, int] = {}  # sha256 of the encoded image -> row in images.arrow
+        self.digests: list[str] = []
+        self.unreadable: dict[str, str] = {}  # sha256 -> why it does not decode
+        self._new: list[dict[str, Any]] = []
+        self._last: tuple[bytes, int] | None = None
+
+    def index(self, encoded: bytes) -> int:
+        """Returns the index of an image; raises RejectedRow for one that does not decode."""
+        # Questions about an image mostly follow each other: to compare is ten times faster than to hash.
+        if self._last is not None and self._last[0] == encoded:
+            return self._last[1]
         digest = hashlib.sha256(encoded).hexdigest()
         if digest in self.unreadable:
             raise RejectedRow(self.unreadable[digest])
         if digest not in self.index_of:
             try:
-                decode_image(encoded)
-            except (OSError, ValueError, SyntaxError) as error:  # Pillow raises all three for broken files
-                self.unreadable[digest] = f"image does not decode ({type(error).__name__})"
-                raise RejectedRow(self.unreadable[digest]) from None
+                facts = inspect_image(encoded)
+            except ValueError as error:
+                self.unreadable[digest] = str(error)
+                raise RejectedRow(str(error)) from None
             self.index_of[digest] = len(self.index_of)
-            new_images.append({"sha256": digest, "encoded": encoded})
+            self.digests.append(digest)
+            self._new.append({"sha256": digest, "encoded": encoded, **vars(facts)})
+        self._last = encoded, self.index_of[digest]
         return self.index_of[digest]
 
+    def take_new(self) -> list[dict[str, Any]]:
+        """Returns the images that were not written yet."""
+        new, self._new = self._new, []
+        return new
 
-def _read_rows(split: SplitSource) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Yields (number of the first row within the split, rows as dictionaries), a batch at a time."""
-    position = 0
-    for path in split.files:
-        for batch in pq.ParquetFile(path).iter_batches(ROWS_AT_ONCE, columns=list(COLUMNS)):
-            start, stop = max(split.start - position, 0), min(split.stop - position, len(batch))
-            if start < stop:
-                yield position + start, batch.slice(start, stop - start).to_pylist()
-            position += len(batch)
+
+def _numbered(conversation: Conversation, indices: list[int]) -> Conversation:
+    """Returns a conversation whose image parts refer to the table of images, and no longer to the row's own."""
+
+    def part(content: dict[str, Any]) -> dict[str, Any]:
+        return content if content["type"] == "text" else {**content, "image": indices[content["image"]]}
+
+    return [{"role": turn["role"], "content": [part(c) for c in turn["content"]]} for turn in conversation]
+
+
+@contextmanager
+def _stream(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        yield writer
 
 
 class ConversationDataset:

@@ -1,26 +1,154 @@
-"""MedPix-VQA's rows as conversations in the Hugging Face message format (the guide's section on preprocessing)."""
+"""How a row becomes an example: a conversation in the Hugging Face message format, its images, its case.
 
+A row has an image, a question and an answer in columns of their own, as in MedPix-VQA, or a whole conversation:
+turns `{"role", "content"}` whose content is a text, or a list of `{"type": "text", "text"}` and `{"type": "image"}`.
+An image part may hold its image; those that do not take the images of the image column, in their order.
+"""
+
+from dataclasses import dataclass
 from typing import Any
 
+from vlm_core.config import DatasetConfig
+from vlm_core.data.images import ImageFolder
 from vlm_core.data.labels import MARKER_PATTERN
+
+ROLES = ("system", "user", "assistant")
+
+Conversation = list[dict[str, Any]]
 
 
 class RejectedRow(ValueError):
     """A row that cannot be trained on; the message is the reason it is counted under."""
 
 
-def conversation_of(question: str | None, answer: str | None, image: Any) -> list[dict[str, Any]]:
-    """Returns the two turns of a row: `image` and question from the user, the answer from the assistant.
+@dataclass(frozen=True)
+class Columns:
+    """The names of a dataset's columns; None where it has none of that kind."""
 
-    Raises RejectedRow for an empty question or answer: an empty answer would train the model to say nothing.
+    image: str | None
+    question: str | None
+    answer: str | None
+    case: str | None
+    mode: str | None
+    conversation: str | None
+
+    @classmethod
+    def of(cls, config: DatasetConfig) -> "Columns":
+        """Returns the columns that `config` names."""
+        whole = config.conversation_column
+        return cls(
+            image=config.image_column,
+            question=None if whole else config.question_column,
+            answer=None if whole else config.answer_column,
+            case=config.case_column,
+            mode=config.mode_column,
+            conversation=whole,
+        )
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Returns `{config key: column}` of those that are used."""
+        return {f"{name}_column": column for name, column in vars(self).items() if column is not None}
+
+
+# What a function of the user's returns.
+FUNCTION_COLUMNS = Columns(None, None, None, "case_id", "mode", "conversation")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A conversation whose image parts hold indices into `images`, and which case and mode it belongs to."""
+
+    conversation: Conversation
+    images: list[bytes]
+    case: str | None
+    mode: str | None
+
+
+def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Example:
+    """Returns the example of a row.
+
+    Raises RejectedRow for one without question or answer (an empty answer would train the model to say nothing), an
+    image that is not there, or a conversation that does not end with an answer.
     """
+    try:
+        cells = _image_cells(row, columns)
+        conversation, shown = (
+            _whole(row[columns.conversation], cells) if columns.conversation else _single(row, columns, cells)
+        )
+        _require_sound(conversation)
+        images = [folder.encoded(cell) for cell in shown]
+    except ValueError as reason:
+        raise RejectedRow(str(reason)) from None
+    case, mode = (None if name is None else row[name] for name in (columns.case, columns.mode))
+    return Example(conversation, images, None if case is None else str(case), None if mode is None else str(mode))
+
+
+def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
+    if columns.image is None:
+        return []
+    cell = row[columns.image]
+    # Nothing where an image belongs is a defect of the dataset; an empty list says that a row has none.
+    if cell is None and columns.conversation is None:
+        raise RejectedRow("no image")
+    return cell if isinstance(cell, list) else [] if cell is None else [cell]
+
+
+def _single(row: dict[str, Any], columns: Columns, cells: list[Any]) -> tuple[Conversation, list[Any]]:
+    assert columns.question
+    assert columns.answer
+    question, answer = row[columns.question], row[columns.answer]
     if not (question or "").strip():
         raise RejectedRow("empty question")
-    if not (answer or "").strip():
-        raise RejectedRow("empty answer")
-    if MARKER_PATTERN.search(f"{question}{answer}"):
-        raise RejectedRow("reserved characters U+E000 and U+E001")
+    parts = [{"type": "image", "image": index} for index in range(len(cells))]
     return [
-        {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ]
+        {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer or ""}]},
+    ], cells
+
+
+def _whole(turns: Any, cells: list[Any]) -> tuple[Conversation, list[Any]]:
+    """Returns the turns with images numbered, and the images in that order."""
+    if not turns:
+        raise RejectedRow("empty conversation")
+    given, shown = iter(cells), []
+
+    def part(content: dict[str, Any]) -> dict[str, Any]:
+        if content["type"] == "text":
+            return {"type": "text", "text": content.get("text") or ""}
+        if content["type"] != "image":
+            raise RejectedRow("content that is neither text nor image")
+        own = content.get("image")
+        shown.append(next(given, None) if own is None else own)
+        return {"type": "image", "image": len(shown) - 1}
+
+    conversation = [{"role": turn["role"], "content": [part(c) for c in _parts(turn["content"])]} for turn in turns]
+    left = list(given)
+    if left and shown:
+        raise RejectedRow("more images than the conversation shows")
+    first = next((turn for turn in conversation if turn["role"] == "user"), conversation[0])
+    first["content"] = [*({"type": "image", "image": i} for i in range(len(left))), *first["content"]]
+    return conversation, shown or left
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
+
+
+def _require_sound(conversation: Conversation) -> None:
+    """Raises RejectedRow unless user and assistant take turns, each says something, and the assistant ends it."""
+    roles = [turn["role"] for turn in conversation]
+    if not set(roles) <= set(ROLES):
+        raise RejectedRow("a role other than system, user and assistant")
+    turns = roles[1:] if roles[0] == "system" else roles
+    if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
+        raise RejectedRow("turns that do not go from user to assistant, and end there")
+    for turn in conversation:
+        text = "".join(part["text"] for part in turn["content"] if part["type"] == "text")
+        if MARKER_PATTERN.search(text):
+            raise RejectedRow("reserved characters U+E000 and U+E001")
+        has_image = any(part["type"] == "image" for part in turn["content"])
+        if has_image and turn["role"] == "assistant":
+            raise RejectedRow("an image in an answer")
+        if not text.strip() and not has_image:
+            raise RejectedRow("empty answer" if turn["role"] == "assistant" else "empty question")

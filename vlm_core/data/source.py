@@ -1,37 +1,46 @@
-"""Where a dataset comes from: the hub, a local directory, or the phantom generator; always parquet files a split."""
+"""Where a dataset comes from: the hub, a local directory or file, the phantom generator, a user's own function."""
 
 import hashlib
+import inspect
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
 
-import pyarrow.parquet as pq
-from datasets import ReadInstruction, load_dataset_builder
-from datasets.exceptions import DatasetNotFoundError
+from datasets import ReadInstruction
 
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
+from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
+from vlm_core.data.images import ImageFolder
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
+from vlm_core.data.rows import FunctionRows, Rows
+from vlm_core.data.tables import Table, data_files, read_table
 from vlm_core.home import medpix_home
 from vlm_core.hub import download, is_repository_id
+from vlm_core.targets import is_built_in, load_target
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("image_id", "mode", "case_id", "question", "answer")  # of mmoukouba/MedPix-VQA
 PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
+HUB_FILES = (["*.parquet", "*.md"], ["*.arrow", "*.json", "*.jsonl", "*.csv", "*.md", "*.png", "*.jpg", "*.jpeg"])
 
 
 @dataclass(frozen=True)
 class SplitSource:
-    """The rows `[start, stop)` of a split's parquet files."""
+    """The rows `[start, stop)` of a split, and how each becomes an example."""
 
     name: str  # as asked for, for example `dataset.path_or_dataset`: says in messages which setting to mend
-    files: tuple[Path, ...]
+    split: str
+    rows: Rows
     start: int
-    stop: int
-    fingerprint: str  # of the files' content and the row range
+    stop: int | None  # None: to the end
+    columns: Columns
+    folder: ImageFolder
+    fingerprint: str  # of the content, the row range and the columns
     revision: str | None  # the commit, for a dataset of the hub
 
 
@@ -40,23 +49,49 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
 
     Raises ValueError for a repository that cannot be had, a missing split or column, and an empty split.
     """
+    if not is_built_in("dataset", config.target):
+        return _of_function(config)
     directory, revision = _fetch(config)
-    files = _files_by_split(directory, config.path_or_dataset)
-    split, start, stop = _resolve_split(config, files)
-    for path in files[split]:
-        _check_columns(path, config.path_or_dataset)
+    tables = read_table(directory, config.path_or_dataset)
+    split, start, stop = _resolve_split(config, tables)
+    rows, files = tables[split]
+    columns = Columns.of(config)
+    _require_columns(rows, columns, config.path_or_dataset)
     if start >= stop:
         raise ValueError(f"dataset {config.path_or_dataset!r} is empty: split {config.split!r} has no rows")
-    # A commit names its content; without one the content is read.
-    content = [revision] if revision else [_digest(path) for path in files[split]]
-    identity = "|".join([split, str(start), str(stop), *content])
+    is_remote = is_repository_id(config.path_or_dataset)
+    folder = ImageFolder(directory if directory.is_dir() else directory.parent, anywhere=not is_remote)
+    # A commit names its content; without one the content is read, and that of the images it refers to.
+    content = [revision] if revision else [*_digests(files), *_image_digests(rows, columns, folder)]
     return SplitSource(
         name=config.path_or_dataset,
-        files=tuple(files[split]),
+        split=split,
+        rows=rows,
         start=start,
         stop=stop,
-        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
-        revision=revision if is_repository_id(config.path_or_dataset) else None,
+        columns=columns,
+        folder=folder,
+        fingerprint=_hash([split, start, stop, sorted(columns.settings.items()), *content]),
+        revision=revision if is_remote else None,
+    )
+
+
+def _of_function(config: DatasetConfig) -> SplitSource:
+    """Returns a source whose rows a function of the user's makes, identified by its code, arguments and data."""
+    assert config.target
+    function, path = load_target("dataset", config.target), Path(config.path_or_dataset)
+    content = _digests(sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path])
+    code = _digests([Path(inspect.getfile(function))])
+    return SplitSource(
+        name=config.path_or_dataset,
+        split=config.split,
+        rows=FunctionRows(partial(function, path_or_dataset=config.path_or_dataset, split=config.split)),
+        start=0,
+        stop=None,
+        columns=FUNCTION_COLUMNS,
+        folder=ImageFolder(path if path.is_dir() else path.parent, anywhere=True),
+        fingerprint=_hash([config.target, *code, config.path_or_dataset, config.split, config.revision, *content]),
+        revision=None,
     )
 
 
@@ -65,12 +100,16 @@ def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
     if name.partition("?")[0] == PHANTOM:
         directory = _phantom(name)
         return directory, directory.name
-    if Path(name).is_dir():
+    if Path(name).exists():
         return Path(name).absolute(), None
     if is_repository_id(name):
-        snapshot = download(name, "dataset", config.revision, ["*.parquet", "*.md"])
+        # Parquet alone where there is some: a repository often has the same rows in other forms beside it.
+        for patterns in HUB_FILES:
+            snapshot = download(name, "dataset", config.revision, patterns)
+            if data_files(snapshot):
+                break
         return snapshot, snapshot.name
-    raise ValueError(f"no dataset {name!r}: neither a directory, nor a hub id owner/name, nor {PHANTOM}")
+    raise ValueError(f"no dataset {name!r}: neither a directory or file, nor a hub id owner/name, nor {PHANTOM}")
 
 
 def _phantom(name: str) -> Path:
@@ -90,37 +129,50 @@ def _phantom(name: str) -> Path:
     return directory
 
 
-def _files_by_split(directory: Path, name: str) -> dict[str, list[Path]]:
-    try:
-        builder = load_dataset_builder(str(directory), cache_dir=str(medpix_home() / "cache" / "datasets"))
-    except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise ValueError(f"dataset {name!r} holds no data files: {error}") from None
-    if builder.name != "parquet" or not builder.config.data_files:
-        raise ValueError(f"dataset {name!r} must hold parquet files per split, found {builder.name}")
-    return {str(split): [Path(path) for path in paths] for split, paths in builder.config.data_files.items()}
-
-
-def _resolve_split(config: DatasetConfig, files: dict[str, list[Path]]) -> tuple[str, int, int]:
-    rows = {split: sum(pq.read_metadata(path).num_rows for path in paths) for split, paths in files.items()}
+def _resolve_split(config: DatasetConfig, tables: dict[str, Table]) -> tuple[str, int, int]:
+    count = {split: len(table.rows) for split, table in tables.items()}
     name = config.split.partition("[")[0]
-    if name not in rows:
-        raise ValueError(f"dataset {config.path_or_dataset!r} has no split {name!r}; it has {', '.join(rows)}")
-    parts = ReadInstruction.from_spec(config.split).to_absolute(rows)
+    if name not in count:
+        raise ValueError(
+            f"dataset {config.path_or_dataset!r} has no split {name!r}; it has {', '.join(count)}. "
+            "validation_dataset.split=null with dataset.split_by=case divides the rows of dataset.split"
+        )
+    parts = ReadInstruction.from_spec(config.split).to_absolute(count)
     if len(parts) != 1:
         raise ValueError(f"split {config.split!r} must name one range of one split, for example {name}[:1000]")
-    return name, parts[0].from_ or 0, rows[name] if parts[0].to is None else parts[0].to
+    return name, parts[0].from_ or 0, count[name] if parts[0].to is None else parts[0].to
 
 
-def _check_columns(path: Path, name: str) -> None:
-    present = pq.read_schema(path).names
-    missing = [column for column in COLUMNS if column not in present]
+def _require_columns(rows: Rows, columns: Columns, name: str) -> None:
+    missing = {key: column for key, column in columns.settings.items() if column not in rows.columns}
     if missing:
+        keys = ", ".join(f"dataset.{key}" for key in missing)
         raise ValueError(
-            f"dataset {name!r} lacks the column {', '.join(missing)}: {path.name} has {', '.join(present)}; "
-            f"MedPix-VQA's layout has {', '.join(COLUMNS)}"
+            f"dataset {name!r} lacks the column {', '.join(missing.values())}: it has {', '.join(rows.columns)}; "
+            f"set {keys} to the name that it has there (image, case and mode may be null)"
         )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> list[str]:
+    """Returns what identifies the images that rows refer to by path; a missing one is rejected later, row by row."""
+    paths = {p for column in (columns.image, columns.conversation) if column for p in rows.image_paths(column)}
+    found = []
+    for path in sorted(paths):
+        try:
+            found += [path, *_digests([folder.locate(path)])]
+        except ValueError as reason:
+            found += [path, str(reason)]
+    return found
+
+
+def _digests(files: Iterable[Path]) -> list[str]:
+    found = []
+    for path in files:
+        if path.is_file():
+            with path.open("rb") as stream:
+                found.append(hashlib.file_digest(stream, "sha256").hexdigest())
+    return found
+
+
+def _hash(identity: list[object]) -> str:
+    return hashlib.sha256(repr(identity).encode()).hexdigest()

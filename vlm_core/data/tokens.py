@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +93,23 @@ def first_target(supervised: list[bool]) -> int:
     return supervised.index(True) if True in supervised else len(supervised)
 
 
+def last_answer(supervised: list[bool]) -> int:
+    """Returns the position of the first target of the last answer."""
+    end = len(supervised)
+    while end and not supervised[end - 1]:
+        end -= 1
+    while end and supervised[end - 1]:
+        end -= 1
+    assert end, "an example has an answer"
+    return end
+
+
+def last_answer_of(example: TokenizedExample) -> TokenizedExample:
+    """Returns an example of which the last answer alone is supervised."""
+    end = last_answer(example.supervised)
+    return replace(example, supervised=[False] * end + example.supervised[end:])
+
+
 def _build_split(conversations: Path, directory: Path, split: str, processor: Any, family: Family) -> int:
     rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
     image_token = processor.tokenizer.image_token_id
@@ -124,23 +141,32 @@ def _build_split(conversations: Path, directory: Path, split: str, processor: An
 
 
 class TokenDataset:
-    """A split of a token cache, memory-mapped.
+    """A split of a token cache, memory-mapped; without its examples of more than `max_length` tokens.
 
     `lengths`, `prefixes` and `groups` are int arrays with an entry an example: its number of tokens; how many of them
     it may share with the examples of its group; and that group, which has the same images and the same prefix.
+    `too_long` has the rows of the cache that were left out. With `last_answer_only` the answers before the last one of
+    a conversation are read and not supervised.
     """
 
-    def __init__(self, directory: Path, split: str) -> None:
+    def __init__(
+        self, directory: Path, split: str, max_length: int | None = None, *, last_answer_only: bool = False
+    ) -> None:
         read_manifest(directory)
         self.rows = Dataset.from_file(str(directory / f"{split}.arrow"))
+        self.last_answer_only = last_answer_only
         table = self.rows.data
-        self.lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
-        self.prefixes: np.ndarray = table["prefix"].to_numpy()
-        self.groups: np.ndarray = table["group"].to_numpy()
+        lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
+        kept = lengths <= (np.iinfo(lengths.dtype).max if max_length is None else max_length)
+        self.too_long, self._rows = np.flatnonzero(~kept), np.flatnonzero(kept)
+        self.lengths = lengths[kept]
+        self.prefixes: np.ndarray = table["prefix"].to_numpy()[kept]
+        self.groups: np.ndarray = table["group"].to_numpy()[kept]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> TokenizedExample:
-        row = self.rows[index]
-        return TokenizedExample(row["input_ids"], row["supervised"], row["images"])
+        row = self.rows[int(self._rows[index])]
+        example = TokenizedExample(row["input_ids"], row["supervised"], row["images"])
+        return last_answer_of(example) if self.last_answer_only else example

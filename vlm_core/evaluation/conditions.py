@@ -14,10 +14,10 @@ from PIL import Image
 from vlm_core.data.batches import ImageInputs
 from vlm_core.data.conversations import image_indices
 from vlm_core.data.labels import tokenize_conversation
-from vlm_core.data.tokens import TokenizedExample
+from vlm_core.data.tokens import TokenizedExample, last_answer_of
 from vlm_core.evaluation.names import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.families import Family
-from vlm_core.generation.prompts import last_answer_of, prompt_of
+from vlm_core.generation.prompts import prompt_of
 from vlm_core.generation.sampling import prompt_key
 
 BLANK_SIZE = 64  # pixels a side, before the processor's own resizing

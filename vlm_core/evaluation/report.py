@@ -5,16 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.evaluation.names import with_interval
-from vlm_core.evaluation.plots import bars, losses
 from vlm_core.evaluation.scores import COMPARED, MODEL
-from vlm_core.evaluation.thumbnails import thumbnails
 from vlm_core.files import write_text
+from vlm_core.pages.plots import bars, losses
+from vlm_core.pages.render import render
+from vlm_core.pages.thumbnails import thumbnails
 
 SHOWN_IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "truncated_share")
 HEADLINE_ROWS = 100  # closed questions from which their accuracy is a headline
@@ -53,11 +52,9 @@ def write_report(
 
     With `report.images` false it has numbers only: no image, question, reference or answer.
     """
-    loader = jinja2.FileSystemLoader(Path(__file__).parent / "page")
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters |= {"interval": with_interval, "change": partial(with_interval, sign="+")}
-    template = environment.get_template("report.html")
-    page = template.render(
+    page = render(
+        Path(__file__).parent / "page" / "report.html",
+        {"interval": with_interval, "change": partial(with_interval, sign="+")},
         config=config,
         result=result,
         names={name: NAMES.get(name, name) for name in result["scores"]},

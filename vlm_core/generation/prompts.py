@@ -2,35 +2,17 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 
 from vlm_core.data.packing import Group, group_examples, group_of
-from vlm_core.data.tokens import TokenizedExample, group_key, shared_prefix
+from vlm_core.data.tokens import TokenizedExample, group_key, last_answer, shared_prefix
 
 
 def prompt_of(example: TokenizedExample) -> TokenizedExample:
     """Returns an example up to its last answer; its tokens are those of the processor's prompt for generation."""
-    end = _last_answer(example)
+    end = last_answer(example.supervised)
     return TokenizedExample(example.input_ids[:end], [False] * end, example.images)
-
-
-def last_answer_of(example: TokenizedExample) -> TokenizedExample:
-    """Returns an example of which the last answer alone is supervised."""
-    end = _last_answer(example)
-    return replace(example, supervised=[False] * end + example.supervised[end:])
-
-
-def _last_answer(example: TokenizedExample) -> int:
-    """Returns where the last answer of an example begins."""
-    end = len(example.input_ids)
-    while end and not example.supervised[end - 1]:
-        end -= 1
-    while end and example.supervised[end - 1]:
-        end -= 1
-    assert end, "an example has an answer"
-    return end
 
 
 class Prompts:

@@ -116,5 +116,17 @@ class FeatureStore:
             )
 
 
+def damaged_shards(directory: Path) -> list[str]:
+    """Returns the names of the shards of a store that cannot be read, or whose rows are not those that were written."""
+    store = FeatureStore(directory)
+    damaged = {path.name for path in directory.glob("*.arrow")} - {place.shard.name for place in store.places.values()}
+    for place in store.places.values():
+        try:
+            store._verified(place)
+        except ValueError:
+            damaged.add(place.shard.name)
+    return sorted(damaged)
+
+
 def _dtype(kind: dict[bytes, bytes]) -> torch.dtype:
     return getattr(torch, kind[b"dtype"].decode())

@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig, ModelConfig
 from vlm_core.data.source import fetch_split
@@ -69,7 +67,6 @@ def _tiny(name: str) -> Path:
 def _phantom_texts() -> Iterator[str]:
     """Yields the questions and answers that the tiny tokenizers are trained on."""
     source = fetch_split(DatasetConfig(path_or_dataset="builtin:phantom", split="train"))
-    for path in source.files:
-        table = pq.read_table(path, columns=["question", "answer"])
-        for column in table.columns:
-            yield from column.to_pylist()
+    for column in ("question", "answer"):
+        for _, rows in source.rows.batches([column], source.start, source.stop):
+            yield from (row[column] for row in rows)

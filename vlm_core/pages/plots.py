@@ -1,4 +1,4 @@
-"""The report's plots, as SVG to put into a page."""
+"""Plots as SVG, to put into a page."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 WIDTH, HEIGHT = 5.6, 3.3  # inches
 COLOURS = ("#0b6e8f", "#d9822b", "#8a8f98", "#6a4c93", "#2e7d32")
@@ -41,6 +42,26 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[Interval]], label:
         axes.set_ylim(0, 1.18)
         axes.set_yticks(np.arange(0, 1.01, 0.2))
         axes.legend(frameon=False, loc="upper center", ncols=len(series))
+        return _svg(figure)
+
+
+def histogram(series: Mapping[str, Mapping[str, Sequence[int]]], label: str) -> str:
+    """Returns the shares of values by bin; of each of `series`, `{"edges", "counts"}` of whole numbers."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        for number, (name, bins) in enumerate(series.items()):
+            shares = np.array(bins["counts"]) / max(1, sum(bins["counts"]))
+            edges = np.array(bins["edges"]) - 0.5  # a bin of one number lies around it
+            axes.stairs(shares, edges, fill=True, alpha=0.35, color=COLOURS[number], label=name)
+            axes.stairs(shares, edges, color=COLOURS[number], linewidth=1)
+        low, high = axes.get_xlim()
+        if high - low < 3:  # all values are the same: one bar, and not a wall
+            axes.set_xlim(low - 1.5, high + 1.5)
+        axes.set_xlabel(label)
+        axes.set_ylabel("share")
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False)
         return _svg(figure)
 
 

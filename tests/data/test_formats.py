@@ -1,0 +1,314 @@
+"""The same rows in every form that a dataset can have on disk give the same conversations."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasets import Dataset, DatasetDict
+from PIL import Image
+
+from tests.conftest import small_config
+from vlm_core.cache import read_manifest
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.images import decode_image
+from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import fetch_splits
+
+COLUMNS = {
+    "dataset.image_column": "picture",
+    "dataset.question_column": "ask",
+    "dataset.answer_column": "reply",
+    "dataset.case_column": "patient",
+    "dataset.mode_column": None,
+}
+ROWS = [
+    {"picture": f"images/{i // 2}.png", "ask": f"What is {i}?", "reply": f"It is {i}.", "patient": f"p{i // 4}"}
+    for i in range(12)
+]
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def write_images(directory: Path) -> None:
+    (directory / "images").mkdir(parents=True)
+    for i in range(6):
+        Image.new("L", (8, 8), 40 * i).save(directory / "images" / f"{i}.png")
+
+
+def write_jsonl(directory: Path) -> None:
+    write_images(directory)
+    for split, rows in (("train", ROWS[:8]), ("validation", ROWS[8:])):
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_csv(directory: Path) -> None:
+    write_images(directory)
+    for split, rows in (("train", ROWS[:8]), ("validation", ROWS[8:])):
+        lines = [",".join(ROWS[0]), *(",".join(row.values()) for row in rows)]
+        (directory / f"{split}.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_parquet_of_paths(directory: Path) -> None:
+    write_images(directory)
+    for split, rows in (("train", ROWS[:8]), ("validation", ROWS[8:])):
+        pq.write_table(pa.Table.from_pylist(rows), directory / f"{split}.parquet")
+
+
+def write_saved(directory: Path) -> None:
+    write_images(directory)
+    pictures = []
+    for row in ROWS:
+        with Image.open(directory / row["picture"]) as image:
+            pictures.append(row | {"picture": image.copy()})
+    splits = {"train": Dataset.from_list(pictures[:8]), "validation": Dataset.from_list(pictures[8:])}
+    DatasetDict(splits).save_to_disk(directory / "saved")
+
+
+def write_image_folder(directory: Path) -> None:
+    for split, rows in (("train", ROWS[:8]), ("validation", ROWS[8:])):
+        folder = directory / split
+        folder.mkdir(parents=True)
+        # Of this form an image is a row: the question about it stands in its metadata.
+        with (folder / "metadata.jsonl").open("w") as stream:
+            for i, row in enumerate(rows):
+                Image.new("L", (8, 8), 40 * (int(row["picture"][7:-4]))).save(folder / f"{i}.png")
+                stream.write(json.dumps(row | {"file_name": f"{i}.png", "picture": None}) + "\n")
+
+
+FORMS: dict[str, tuple[Callable[[Path], None], str, dict[str, str]]] = {
+    "jsonl": (write_jsonl, ".", {}),
+    "csv": (write_csv, ".", {}),
+    "parquet of paths": (write_parquet_of_paths, ".", {}),
+    "save_to_disk": (write_saved, "saved", {}),
+    "image folder": (write_image_folder, ".", {"dataset.image_column": "image"}),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_gives_the_same_conversations(form: str, home: Path) -> None:
+    write, inside, columns = FORMS[form]
+    write(home / "data-set")
+    config = small_config(**COLUMNS | columns | {"dataset.path_or_dataset": str(home / "data-set" / inside)})
+    cache, _ = prepare_conversations(config)
+    assert read_manifest(cache)["rows"] == {"train": 8, "validation": 4}
+    assert read_manifest(cache)["rejects"] == {}
+    rows = [row for split in ("train", "validation") for row in ConversationDataset(cache, split)]
+    for example, row in zip(rows, ROWS, strict=True):
+        (picture, question), (answer,) = (turn["content"] for turn in example["conversation"])
+        assert (question["text"], answer["text"], example["case_id"]) == (row["ask"], row["reply"], row["patient"])
+        assert picture["image"].getpixel((0, 0)) == (40 * int(row["picture"][7:-4]),) * 3
+        assert example["mode"] == "all"
+    assert prepare_conversations(config) == (cache, True)
+
+
+def test_a_changed_byte_of_an_image_that_is_referred_to_makes_another_cache(home: Path) -> None:
+    write_jsonl(home / "data-set")
+    config = small_config(**COLUMNS, **{"dataset.path_or_dataset": str(home / "data-set")})
+    before = fetch_splits(config).fingerprint
+    image = home / "data-set" / "images" / "0.png"
+    image.touch()
+    assert fetch_splits(config).fingerprint == before
+    Image.new("L", (8, 8), 1).save(image)
+    assert fetch_splits(config).fingerprint != before
+
+
+def test_a_single_file_and_its_own_validation_file(home: Path) -> None:
+    write_jsonl(home / "data-set")
+    files = {
+        "dataset.path_or_dataset": str(home / "data-set" / "train.jsonl"),
+        "validation_dataset.path_or_dataset": str(home / "data-set" / "validation.jsonl"),
+        "validation_dataset.split": "train[:50%]",
+    }
+    cache, _ = prepare_conversations(small_config(**COLUMNS | files))
+    assert read_manifest(cache)["rows"] == {"train": 8, "validation": 2}
+
+
+def test_a_table_that_cannot_be_read_says_so(home: Path) -> None:
+    (home / "train.jsonl").write_text('{"a": 1}\n{"a": ')
+    with pytest.raises(ValueError, match=r"train.jsonl' cannot be read as json"):
+        fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "train.jsonl")}))
+    (home / "notes.txt").write_text("nothing")
+    with pytest.raises(ValueError, match=r"is no file of .parquet, .jsonl"):
+        fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "notes.txt")}))
+
+
+def conversations_of(home: Path, rows: list[dict[str, Any]], **settings: Any) -> tuple[Path, list[dict[str, Any]]]:
+    """Returns the cache of `rows`, written as JSONL, and what its training split holds."""
+    write_images(home / "data-set")
+    (home / "data-set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "data-set" / "validation.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    columns = {
+        "dataset.path_or_dataset": str(home / "data-set"),
+        "dataset.conversation_column": "messages",
+        "dataset.image_column": "images",
+        "dataset.case_column": None,
+        "dataset.mode_column": None,
+        "dataset.max_reject_share": 1.0,
+    }
+    cache, _ = prepare_conversations(small_config(**columns | settings))
+    return cache, list(ConversationDataset(cache, "train"))
+
+
+def turns(*texts: str) -> list[dict[str, Any]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+def shape(example: dict[str, Any]) -> list[list[str]]:
+    return [[part.get("text", "IMAGE") for part in turn["content"]] for turn in example["conversation"]]
+
+
+def test_conversations_of_several_turns_and_images(home: Path) -> None:
+    two = ["images/0.png", "images/3.png"]
+    rows = [
+        {"messages": turns("What?", "This.", "And there?", "That."), "images": two},
+        {"messages": turns("Without?", "Yes."), "images": []},
+        {"messages": turns("One?", "Yes."), "images": ["images/1.png"]},
+    ]
+    _, examples = conversations_of(home, rows)
+    assert [shape(example) for example in examples] == [
+        [["IMAGE", "IMAGE", "What?"], ["This."], ["And there?"], ["That."]],
+        [["Without?"], ["Yes."]],
+        [["IMAGE", "One?"], ["Yes."]],
+    ]
+    shown = [part["image"].getpixel((0, 0))[0] for part in examples[0]["conversation"][0]["content"][:2]]
+    assert shown == [0, 120]
+    # Without a column for it, a case is an image; a text stands for itself.
+    assert len({example["case_id"] for example in examples}) == 3
+
+
+def test_images_stand_where_the_conversation_puts_them(home: Path) -> None:
+    def parts(*kinds: str) -> list[dict[str, Any]]:
+        return [{"type": "image", "text": None} if k == "IMAGE" else {"type": "text", "text": k} for k in kinds]
+
+    messages = [
+        {"role": "system", "content": parts("Be brief.")},
+        {"role": "user", "content": parts("First", "IMAGE", "then", "IMAGE")},
+        {"role": "assistant", "content": parts("Fine.")},
+    ]
+    rows = [
+        {"messages": messages, "images": ["images/2.png", "images/1.png"]},
+        {"messages": messages, "images": ["images/2.png"]},
+        {"messages": messages, "images": ["images/2.png", "images/1.png", "images/0.png"]},
+    ]
+    cache, (example,) = conversations_of(home, rows)
+    assert shape(example) == [["Be brief."], ["First", "IMAGE", "then", "IMAGE"], ["Fine."]]
+    assert [part["image"].getpixel((0, 0))[0] for part in example["conversation"][1]["content"][1::2]] == [80, 40]
+    reasons = {reason: reject["rows"] for reason, reject in read_manifest(cache)["rejects"].items()}
+    assert reasons == {"no image": 1, "more images than the conversation shows": 1}
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        (turns("What?"), "turns that do not go"),
+        (turns("What?", "This.", "And?"), "turns that do not go"),
+        ([*turns("What?", "This."), *turns("", "Fine.")], "empty question"),
+        (turns("What?", "  "), "empty answer"),
+        ([], "empty conversation"),
+        ([{"role": "doctor", "content": "Hm."}, *turns("What?", "This.")], "a role other than"),
+        (turns("Wh\ue0003\ue001at?", "This."), "reserved characters"),
+    ],
+)
+def test_conversations_that_are_rejected(messages: list[dict[str, Any]], reason: str, home: Path) -> None:
+    good = {"messages": turns("One?", "Yes."), "images": ["images/1.png"]}
+    cache, examples = conversations_of(home, [good, {"messages": messages, "images": []}])
+    assert len(examples) == 1
+    assert [found.startswith(reason) for found in read_manifest(cache)["rejects"]] == [True]
+
+
+def test_a_share_of_rejects_stops_the_run_and_says_why(home: Path) -> None:
+    rows = [{"messages": turns("One?", "Yes."), "images": []}] * 8 + [{"messages": turns("One?", ""), "images": []}]
+    allowed = {"dataset.max_reject_share": 0.09}
+    with pytest.raises(ValueError, match=r"1 rows \(10.00%\) were rejected.* allows 9.00%. empty answer: .*train-8"):
+        conversations_of(home, rows, **allowed)
+    # Also when the cache is there already.
+    config = {"dataset.conversation_column": "messages", "dataset.image_column": "images", "dataset.mode_column": None}
+    config |= {"dataset.path_or_dataset": str(home / "data-set"), "dataset.case_column": None}
+    with pytest.raises(ValueError, match=r"allows 0.00%"):
+        prepare_conversations(small_config(**config, **{"dataset.max_reject_share": 0.0}))
+    prepare_conversations(small_config(**config, **{"dataset.max_reject_share": 0.1}))
+
+
+def test_text_alone_needs_no_image_column(home: Path) -> None:
+    write_jsonl(home / "data-set")
+    columns = COLUMNS | {"dataset.image_column": None, "dataset.path_or_dataset": str(home / "data-set")}
+    cache, _ = prepare_conversations(small_config(**columns))
+    assert read_manifest(cache)["images"] == 0
+    assert shape(ConversationDataset(cache, "train")[0]) == [["What is 0?"], ["It is 0."]]
+
+
+def pictures_of_two_patients(path_or_dataset: str, split: str) -> list[dict[str, Any]]:
+    """What a user's own function returns: conversations, with images as Pillow has them."""
+    folder = Path(path_or_dataset)
+    return [
+        {
+            "conversation": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": Image.open(folder / row["picture"])},
+                        {"type": "text", "text": f"{row['ask']} ({split})"},
+                    ],
+                },
+                {"role": "assistant", "content": row["reply"]},
+            ],
+            "case_id": row["patient"],
+        }
+        for row in (ROWS[:8] if split == "train" else ROWS[8:])
+    ]
+
+
+TARGET = f"{__name__}.pictures_of_two_patients"
+
+
+def test_a_function_of_the_users_own(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(home / "data-set")
+    config = small_config(**{"dataset.path_or_dataset": str(home / "data-set"), "dataset._target_": TARGET})
+    with pytest.raises(ValueError, match="MEDPIX_TARGETS"):
+        fetch_splits(config)
+    monkeypatch.setenv("MEDPIX_TARGETS", __name__)
+    cache, _ = prepare_conversations(config)
+    example = ConversationDataset(cache, "validation")[0]
+    assert shape(example) == [["IMAGE", "What is 8? (validation)"], ["It is 8."]]
+    assert (example["case_id"], example["mode"]) == ("p2", "none")
+    assert example["conversation"][0]["content"][0]["image"].getpixel((0, 0)) == (160,) * 3
+    # What is there already is found without calling it, and a changed image is noticed.
+    monkeypatch.setattr(f"{__name__}.ROWS", None)
+    assert prepare_conversations(config) == (cache, True)
+    Image.new("L", (8, 8), 1).save(home / "data-set" / "images" / "0.png")
+    with pytest.raises(TypeError):
+        prepare_conversations(config)
+
+
+def test_a_function_must_be_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDPIX_TARGETS", "tests,  os.path ")
+    for target, message in (
+        ("os.system", "module 'os' is not admitted"),
+        ("testsuite.load", "not admitted"),
+        ("tests.data.test_formats.nothing", "cannot be loaded"),
+        ("tests.data.test_formats.ROWS", "is no function"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fetch_splits(small_config(**{"dataset._target_": target}))
+
+
+def test_the_guides_own_function_is_what_happens_anyway() -> None:
+    guide = "nemo_automodel.datasets.vlm.datasets.make_medpix_vqa_dataset"
+    assert fetch_splits(small_config(**{"dataset._target_": guide})) == fetch_splits(small_config())
+
+
+def test_images_are_decoded_as_they_were(home: Path) -> None:
+    write_saved(home / "data-set")
+    settings = COLUMNS | {"dataset.path_or_dataset": str(home / "data-set" / "saved")}
+    dataset = ConversationDataset(prepare_conversations(small_config(**settings))[0], "train")
+    assert len(dataset.images) == 6
+    assert decode_image(dataset.images[5]["encoded"]).getpixel((0, 0)) == (200,) * 3
+    assert (dataset.images[5]["width"], dataset.images[5]["mode"], dataset.images[5]["format"]) == (8, "L", "PNG")

@@ -1,0 +1,95 @@
+"""Caches are listed, verified and pruned; what a run is building stays."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from tests.conftest import small_config
+from vlm_core.caches import find_caches, list_caches, prune_caches, verify_caches
+from vlm_core.data.prepare import prepare_conversations
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def cache(home: Path) -> Path:
+    return prepare_conversations(small_config())[0]
+
+
+def age(directory: Path, days: float) -> None:
+    then = time.time() - days * 24 * 3600
+    for path in (directory, *directory.rglob("*")):
+        os.utime(path, (then, then))
+
+
+def test_a_line_a_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    list_caches()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["conversations", "phantom", "all"]
+    assert cache.name in lines[0]
+    assert "400 rows, 40 images" in lines[0]
+
+
+def test_a_damaged_file_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verify_caches() == 0
+    images = cache / "images.arrow"
+    content = bytearray(images.read_bytes())
+    content[len(content) // 2] ^= 1
+    images.write_bytes(content)
+    (cache / "statistics.json").unlink()
+    assert verify_caches() == 1
+    said = capsys.readouterr().out
+    assert f"damaged: {images}; delete {cache}" in said
+    assert f"damaged: {cache / 'statistics.json'}" in said
+
+
+def test_what_was_not_used_for_long_goes(cache: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for found in find_caches():
+        age(found.directory, 40)
+    prepare_conversations(small_config())  # uses both again
+    prune_caches(30, dry_run=False)
+    assert cache.is_dir()
+    for found in find_caches():
+        age(found.directory, 40)
+    prune_caches(30, dry_run=True)
+    assert cache.is_dir()
+    assert f"would delete: {cache}" in capsys.readouterr().out
+    prune_caches(30, dry_run=False)
+    assert list(find_caches()) == []
+    assert prepare_conversations(small_config()) == (cache, False)  # and is made again
+
+
+def test_what_a_killed_builder_left_goes_unless_it_is_at_work(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rubbish = cache.with_name(f".{cache.name}.4711")
+    rubbish.mkdir()
+    (rubbish / "images.arrow").write_bytes(b"half")
+    with FileLock(cache.parent / f".{cache.name}.lock"):
+        prune_caches(30, dry_run=False)
+        assert f"in use, kept: {rubbish}" in capsys.readouterr().out
+    prune_caches(30, dry_run=False)
+    assert not rubbish.exists()
+    assert cache.is_dir()
+
+
+def test_a_damaged_shard_of_the_vision_cache_is_named(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    from vlm_core.models.feature_store import FeatureStore
+
+    directory = home / "cache" / "vision" / "tower"
+    directory.mkdir(parents=True)
+    FeatureStore(directory).add(["a", "b"], torch.ones(2, 3))
+    assert verify_caches() == 0
+    (shard,) = directory.glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    content[content.index(b"\x00\x00\x80?")] ^= 1
+    shard.write_bytes(content)
+    assert verify_caches() == 1
+    assert f"damaged: {shard}" in capsys.readouterr().out

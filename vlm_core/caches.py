@@ -1,0 +1,155 @@
+"""Lists, verifies and prunes the caches under MEDPIX_HOME.
+
+    python -m vlm_core.caches list
+    python -m vlm_core.caches verify               exits with status 1 where something is damaged
+    python -m vlm_core.caches prune --unused-days 30 [--dry-run]
+
+What is pruned, or damaged and deleted, is made again when a run next needs it.
+"""
+
+import argparse
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from vlm_core.cache import MANIFEST, damaged_files, read_manifest
+from vlm_core.home import medpix_home
+
+BUILT_DIRECTORIES = ("phantom", "models", "conversations", "tokens")  # of `cached_directory`
+DAY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class Cache:
+    """A directory that a run made, or what is left of one whose builder was killed."""
+
+    kind: str
+    directory: Path
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
+
+    @property
+    def is_rubbish(self) -> bool:
+        """Whether it was never completed."""
+        return self.kind in BUILT_DIRECTORIES and not (self.directory / MANIFEST).is_file()
+
+    @property
+    def days_unused(self) -> float:
+        """Days since a run last used it, as far as its files tell."""
+        manifest = self.directory / MANIFEST
+        paths = [manifest] if manifest.is_file() else [self.directory, *self.directory.rglob("*")]
+        return (time.time() - max(path.stat().st_mtime for path in paths)) / DAY
+
+    @property
+    def contents(self) -> str:
+        """What is in it, in a few words."""
+        if self.is_rubbish:
+            return "never completed"
+        if self.kind not in BUILT_DIRECTORIES:
+            return ""
+        manifest = read_manifest(self.directory)
+        if self.kind == "conversations":
+            return f"{sum(manifest['rows'].values()):,} rows, {manifest['images']:,} images"
+        return f"{manifest['train'] + manifest['validation']:,} rows" if self.kind == "tokens" else ""
+
+    def damages(self) -> list[str]:
+        """Returns the files that are not as they were written."""
+        if self.is_rubbish:
+            return []
+        if self.kind in BUILT_DIRECTORIES:
+            return damaged_files(self.directory)
+        if self.kind == "vision":
+            # With torch, which listing needs not.
+            from vlm_core.models.feature_store import damaged_shards
+
+            return damaged_shards(self.directory)
+        return []
+
+    def delete(self) -> bool:
+        """Deletes it; returns False where a run is building it, or another one deletes it."""
+        name = self.directory.name
+        lock = self.directory.parent / (f"{name.rpartition('.')[0]}.lock" if self.is_rubbish else f".{name}.lock")
+        try:
+            with FileLock(lock, timeout=0):
+                shutil.rmtree(self.directory)
+        except Timeout:
+            return False
+        return True
+
+
+def find_caches() -> Iterator[Cache]:
+    """Yields every cache under the home, by kind and name."""
+    root = medpix_home() / "cache"
+    for kind in sorted(path for path in root.glob("*") if path.is_dir()):
+        for directory in sorted(path for path in kind.iterdir() if path.is_dir()):
+            yield Cache(kind.name, directory)
+
+
+def list_caches() -> None:
+    """Prints a line a cache, and the sum."""
+    total = 0
+    for cache in find_caches():
+        total += cache.size
+        print(f"{cache.kind:<14}{_megabytes(cache.size)}  {cache.days_unused:5.1f} days  "
+              f"{cache.directory.name}  {cache.contents}")  # fmt: skip
+    print(f"{'all':<14}{_megabytes(total)}  in {medpix_home() / 'cache'}")
+
+
+def verify_caches() -> int:
+    """Prints what is damaged and returns how many caches are."""
+    caches, damaged = list(find_caches()), 0
+    for cache in caches:
+        files = cache.damages()
+        damaged += bool(files)
+        for file in files:
+            print(f"damaged: {cache.directory / file}; delete {cache.directory}, and it is made again")
+    print(f"{len(caches)} caches, {damaged} damaged")
+    return damaged
+
+
+def prune_caches(unused_days: float, *, dry_run: bool) -> None:
+    """Deletes what no run has used for `unused_days`, and what was never completed."""
+    freed = 0
+    for cache in find_caches():
+        if cache.is_rubbish or cache.days_unused >= unused_days:
+            size = cache.size
+            gone = dry_run or cache.delete()
+            freed += size if gone else 0
+            said = "would delete" if dry_run else "deleted" if gone else "in use, kept"
+            print(f"{said}: {cache.directory} ({_megabytes(size).strip()})")
+    print(f"{'would free' if dry_run else 'freed'} {_megabytes(freed).strip()}")
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:10,.1f} MB"
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vlm_core.caches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="what there is, how large, and when it was last used")
+    commands.add_parser("verify", help="read everything and compare checksums")
+    prune = commands.add_parser("prune", help="delete what was not used for long")
+    prune.add_argument("--unused-days", type=float, default=30.0, help="days since the last use (default 30)")
+    prune.add_argument("--dry-run", action="store_true", help="say what would be deleted")
+    options = parser.parse_args()
+    if options.command == "list":
+        list_caches()
+    elif options.command == "verify":
+        raise SystemExit(1 if verify_caches() else 0)
+    else:
+        prune_caches(options.unused_days, dry_run=options.dry_run)
+
+
+if __name__ == "__main__":
+    main()

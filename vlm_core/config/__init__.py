@@ -1,0 +1,138 @@
+"""The one typed config: the YAML recipe, the command line and the flow's parameters are three faces of it.
+
+Section and key names are those of NeMo Automodel's Gemma 3 guide. An unknown key anywhere is an error
+(`vlm_core.recipe` says which key was meant).
+"""
+
+import yaml
+from pydantic import Field, model_validator
+
+from vlm_core.config.base import Section
+from vlm_core.config.data import DataloaderConfig, DatasetConfig, ValidationDatasetConfig
+from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
+from vlm_core.config.training import (
+    CheckpointConfig,
+    ClipGradNormConfig,
+    ComputeConfig,
+    FreezeConfig,
+    LRSchedulerConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PackingConfig,
+    PeftConfig,
+    RngConfig,
+    StepSchedulerConfig,
+    VisionCacheConfig,
+)
+
+__all__ = [
+    "BASE",
+    "CheckpointConfig",
+    "ClipGradNormConfig",
+    "ComputeConfig",
+    "Config",
+    "DataloaderConfig",
+    "DatasetConfig",
+    "EvaluationConfig",
+    "FreezeConfig",
+    "LRSchedulerConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "PackingConfig",
+    "PeftConfig",
+    "RegistryConfig",
+    "ReportConfig",
+    "RngConfig",
+    "Section",
+    "StepSchedulerConfig",
+    "ValidationDatasetConfig",
+    "VisionCacheConfig",
+]
+
+
+class Config(Section):
+    """A whole run. `yaml.safe_load(config.to_yaml())` builds an equal one."""
+
+    name: str = Field("medpix", pattern=r"^[\w.-]+$", description="Name of the run; by default the recipe's.")
+    model: ModelConfig
+    dataset: DatasetConfig
+    validation_dataset: ValidationDatasetConfig = ValidationDatasetConfig()
+    dataloader: DataloaderConfig = DataloaderConfig()
+    step_scheduler: StepSchedulerConfig = StepSchedulerConfig()
+    packing: PackingConfig = PackingConfig()
+    vision_cache: VisionCacheConfig = VisionCacheConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    lr_scheduler: LRSchedulerConfig = LRSchedulerConfig()
+    clip_grad_norm: ClipGradNormConfig = ClipGradNormConfig()
+    freeze_config: FreezeConfig = FreezeConfig()
+    peft: PeftConfig | None = Field(None, description="LoRA; null = full fine-tuning.")
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    rng: RngConfig = RngConfig()
+    compute: ComputeConfig = ComputeConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    report: ReportConfig = ReportConfig()
+    registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> "Config":
+        self.require_divisible_batch(self.compute.nproc_per_node)
+        return self
+
+    @model_validator(mode="after")
+    def _validates_on_something(self) -> "Config":
+        if self.validation_dataset.split is None and self.dataset.split_by == "published":
+            raise ValueError(
+                "validation_dataset.split=null leaves nothing to validate on; name a split, or let "
+                "dataset.split_by=case divide the rows of dataset.split"
+            )
+        return self
+
+    @property
+    def encodes_ahead(self) -> bool:
+        """Whether it is worth asking for the vision cache before training: the tower may be frozen."""
+        return self.vision_cache.enabled and (self.freeze_config.freeze_vision_tower or self.peft is not None)
+
+    @property
+    def validation_source(self) -> DatasetConfig | None:
+        """The validation split's dataset, with what is unset taken from `dataset`; None where there is none."""
+        own = self.validation_dataset
+        if own.split is None:
+            return None
+        changes = {
+            "path_or_dataset": own.path_or_dataset or self.dataset.path_or_dataset,
+            # A revision belongs to its repository: it follows only together with the path.
+            "revision": own.revision or (None if own.path_or_dataset else self.dataset.revision),
+            "split": own.split,
+        }
+        return self.dataset.model_copy(update=changes)
+
+    @property
+    def evaluated_splits(self) -> list[str]:
+        """Returns the split expressions that decide which rows validate."""
+        own = [self.validation_source.split] if self.validation_source else []
+        return own if self.dataset.split_by == "published" else [self.dataset.split, *own]
+
+    @property
+    def validates_on(self) -> tuple[str, str]:
+        """Returns (dataset, split) that the evaluation is about, in words."""
+        source, rule = self.validation_source, self.dataset.split_by
+        split = source.split if source else self.dataset.split
+        return (source or self.dataset).path_or_dataset, split if rule == "published" else f"{split}, divided by {rule}"
+
+    def require_divisible_batch(self, world_size: int) -> None:
+        """Raises ValueError where `world_size` ranks cannot share the global batch evenly; packed ones always can."""
+        schedule = self.step_scheduler
+        if self.packing.enabled:
+            return
+        at_once = schedule.local_batch_size * world_size
+        if schedule.global_batch_size % at_once:
+            below = schedule.global_batch_size // at_once * at_once
+            choices = f"{below} or {below + at_once}" if below else str(at_once)
+            raise ValueError(
+                f"step_scheduler.global_batch_size={schedule.global_batch_size} must be divisible by "
+                f"local_batch_size * processes = {schedule.local_batch_size} * {world_size} = {at_once}; try {choices}"
+            )
+
+    def to_yaml(self) -> str:
+        """Returns the resolved tree, defaults and overrides included, as YAML."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

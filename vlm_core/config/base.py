@@ -1,0 +1,23 @@
+"""What all sections of the config are made of."""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Section(BaseModel):
+    """A part of the config: unknown keys are errors, values are checked against their bounds."""
+
+    model_config = ConfigDict(
+        extra="forbid", coerce_numbers_to_str=True, frozen=True, protected_namespaces=(), serialize_by_alias=True
+    )
+
+
+def listed(value: Any) -> Any:
+    """On the command line, a list of one is a word."""
+    return [value] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], BeforeValidator(listed)]
+PositiveInt = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]

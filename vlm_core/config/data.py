@@ -1,0 +1,66 @@
+"""The sections about data: where it comes from, how it is divided, how it is read."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vlm_core.config.base import PositiveInt, Section, Share
+
+# A dotted path of a function; `vlm_core.targets` says which are admitted.
+Target = Annotated[str | None, Field(alias="_target_")]
+
+
+class DatasetConfig(Section):
+    target: Target = Field(
+        None,
+        description="Function (path_or_dataset, split) that returns rows with `conversation`; null = read columns.",
+    )
+    path_or_dataset: str = Field(
+        description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV or images; or "
+        "`builtin:phantom?images=N&seed=N`."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
+    image_column: str | None = Field(
+        "image_id", description="Column of an image, its path, or a list of either; null = text alone."
+    )
+    question_column: str = Field("question", description="Column of the question.")
+    answer_column: str = Field("answer", description="Column of the answer.")
+    case_column: str | None = Field("case_id", description="Column of the case (patient); null = an image is a case.")
+    mode_column: str | None = Field("mode", description="Column to report scores by, such as a modality; null = none.")
+    conversation_column: str | None = Field(
+        None, description="Column of turns {role, content}, in place of question and answer."
+    )
+    split_by: Literal["published", "case", "image"] = Field(
+        "published", description="What never stands on both sides; published = the dataset's own splits, as they are."
+    )
+    split_seed: int = Field(0, ge=0, description="Another seed, another division by split_by.")
+    validation_share: Share = Field(0.15, description="Share of the cases or images that validate, with split_by.")
+    train_on: Literal["every_answer", "last_answer"] = Field(
+        "every_answer", description="Which answers of a conversation of several turns are supervised."
+    )
+    max_length: PositiveInt | None = Field(
+        None,
+        description="Tokens of the longest example to train on; longer ones are rejected, none is cut; null = all.",
+    )
+    max_reject_share: Share = Field(0.05, description="Stop where more of the rows are rejected; 0 = at the first one.")
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> "DatasetConfig":
+        named = [self.image_column, self.question_column, self.answer_column]
+        if self.conversation_column is None and len(set(named)) < len(named):
+            raise ValueError(f"image, question and answer must be three columns, not {named}")
+        return self
+
+
+class ValidationDatasetConfig(Section):
+    path_or_dataset: str | None = Field(None, description="null = the same as `dataset.path_or_dataset`.")
+    revision: str | None = Field(None, description="null = the same as `dataset.revision`.")
+    split: str | None = Field(
+        "validation",
+        description="Split expression, for example `validation[:500]`; null = none, `dataset.split_by` divides.",
+    )
+
+
+class DataloaderConfig(Section):
+    num_workers: int = Field(0, ge=0, description="Worker processes a rank that decode images; 0 = in the rank.")

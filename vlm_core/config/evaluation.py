@@ -1,0 +1,77 @@
+"""The sections about evaluation, reports and the registry."""
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from vlm_core.config.base import Names, PositiveInt, Section, listed
+
+BASE = "base"  # in compare_with: the base model
+RESERVED_NAMES = ("model", "shuffled", "blank", "question_only")  # of an evaluation's own variants
+Control = Literal["shuffled", "blank", "question_only"]
+
+
+class EvaluationConfig(Section):
+    batch_size: PositiveInt = Field(16, description="Questions generated at once on one rank.")
+    max_new_tokens: PositiveInt = Field(96, description="Longest answer in tokens; longer ones count as truncated.")
+    limit: PositiveInt | None = Field(None, description="Questions to evaluate; null = the whole validation split.")
+    temperature: float = Field(0.0, ge=0, description="0 = greedy; else answers are drawn, seeded by rng.seed.")
+    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that have this probability.")
+    controls: Annotated[list[Control], BeforeValidator(listed)] = Field(
+        ["shuffled", "blank", "question_only"],
+        description="Also ask with another case's image, a black image, no image: what is lost there comes of looking.",
+    )
+    compare_with: Names = Field(
+        ["base"],
+        description="Models to answer too: `base`, a directory, a hub id, models:/name@alias, or NAME=one of them.",
+    )
+
+    @property
+    def comparisons(self) -> dict[str, str]:
+        """`{short name: model}` of what to compare with, the name being given as NAME=MODEL or the model's last part.
+
+        Raises ValueError for two of one name.
+        """
+        found: dict[str, str] = {}
+        for reference in self.compare_with:
+            named = re.fullmatch(r"([\w.-]+)=(.+)", reference)
+            name, model = named.groups() if named else (re.split(r"[/@]", reference.rstrip("/"))[-1], reference)
+            if name in found or name in RESERVED_NAMES:
+                raise ValueError(
+                    f"compare_with={self.compare_with}: {name!r} would name two things in the results; write NAME=MODEL"
+                )
+            found[name] = model
+        return found
+
+    @model_validator(mode="after")
+    def _distinct_names(self) -> "EvaluationConfig":
+        assert self.comparisons is not None
+        return self
+
+    @model_validator(mode="after")
+    def _sampling(self) -> "EvaluationConfig":
+        if self.top_p < 1 and not self.temperature:
+            raise ValueError("top_p has no effect at temperature 0; give evaluation.temperature a value above 0")
+        return self
+
+
+class ReportConfig(Section):
+    images: bool = Field(
+        True,
+        description="false keeps images, questions and answers out of reports, artifacts, trackers and logs.",
+    )
+
+
+class RegistryConfig(Section):
+    model_name: str | None = Field(None, description="Name in MLflow's registry; null = medpix-<model family>.")
+    alias: str = Field("challenger", min_length=1, description="Alias that the new version gets.")
+    promote: bool = Field(True, description="Make the new version the champion where it beats the present one.")
+    metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob"] = Field(
+        "token_f1",
+        description="Score to beat the champion in, on cases not seen in training if there are 20.",
+    )
+    margin: float = Field(0.0, ge=0, description="By how much, at least.")
+    require_interval: bool = Field(
+        False, description="Promote only where the 95 % interval of the difference excludes 0."
+    )

@@ -1,0 +1,113 @@
+"""The sections about the model and its training."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from vlm_core.config.base import Names, PositiveInt, Section
+
+
+def _strip_torch(value: Any) -> Any:
+    return value.removeprefix("torch.") if isinstance(value, str) else value
+
+
+Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip_torch)]
+
+
+class ModelConfig(Section):
+    pretrained_model_name_or_path: str = Field(
+        description="Hub id, local directory, or `builtin:tiny-gemma3` / `builtin:tiny-gemma3n`, made locally."
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    torch_dtype: Dtype = Field(
+        "bfloat16",
+        description="Dtype to compute in and of frozen weights; auto = as stored.",
+    )
+    attn_implementation: Literal["sdpa", "eager"] = Field(
+        "sdpa",
+        description="Attention kernel. FlashAttention is no choice: it drops Gemma 3's mask over the image tokens.",
+    )
+
+
+class StepSchedulerConfig(Section):
+    global_batch_size: PositiveInt = Field(8, description="Examples an optimizer step, over all ranks.")
+    local_batch_size: PositiveInt = Field(1, description="Examples a forward pass on one rank, without packing.")
+    num_epochs: PositiveInt = Field(1, description="Passes over the training split.")
+    max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
+    ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
+    val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
+
+
+class PackingConfig(Section):
+    enabled: bool = Field(True, description="Let the questions about an image share its tokens; exact, and faster.")
+    max_tokens: PositiveInt = Field(
+        2048, description="Tokens of a packed forward pass on one rank; takes the place of local_batch_size."
+    )
+
+
+class VisionCacheConfig(Section):
+    enabled: bool = Field(True, description="Encode each image once where the vision tower is frozen.")
+
+
+class OptimizerConfig(Section):
+    lr: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of AdamW's two moments.")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator of AdamW's step.")
+    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+
+
+class LRSchedulerConfig(Section):
+    lr_decay_style: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
+    lr_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+
+
+class ClipGradNormConfig(Section):
+    max_norm: float | None = Field(1.0, gt=0, description="Largest norm of the whole gradient; null = no clipping.")
+
+
+class FreezeConfig(Section):
+    freeze_embeddings: bool = Field(True, description="Freeze the token embeddings (and the head tied to them).")
+    freeze_vision_tower: bool = Field(True, description="Freeze the vision encoder.")
+    freeze_audio_tower: bool = Field(True, description="Freeze the audio encoder and its projector.")
+    freeze_language_model: bool = Field(False, description="Freeze the decoder's layers.")
+
+
+class PeftConfig(Section):
+    dim: PositiveInt = Field(8, description="LoRA rank.")
+    alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
+    match_all_linear: bool = Field(False, description="Adapt every linear module that is not excluded, the head too.")
+    target_modules: Names = Field(
+        [], description="Shell-style wildcards over full module names; [] = every linear module but the head."
+    )
+    exclude_modules: Names = Field([], description="Shell-style wildcards over full module names to leave out.")
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> "PeftConfig":
+        if self.match_all_linear and self.target_modules:
+            raise ValueError("match_all_linear and target_modules exclude each other; give one of them")
+        return self
+
+
+class CheckpointConfig(Section):
+    enabled: bool = Field(True, description="Write checkpoints.")
+    checkpoint_dir: str | None = Field(
+        None, description="The run directory; null = a directory of its own under $MEDPIX_HOME/runs."
+    )
+    restore_from: str | None = Field(
+        None, description="LATEST, LOWEST_VAL, epoch_E_step_S, or a path; null = LATEST where there is one."
+    )
+    max_recent_checkpoints: PositiveInt | None = Field(
+        None, description="Checkpoints to keep, besides the targets of LATEST and LOWEST_VAL; null = all."
+    )
+
+
+class RngConfig(Section):
+    seed: int = Field(42, ge=0, description="Seeds weights, dropout, the order of the data and the controls.")
+
+
+class ComputeConfig(Section):
+    nproc_per_node: PositiveInt = Field(1, description="Processes that torchrun starts, one a GPU.")
+    gradient_checkpointing: bool = Field(
+        False, description="Compute activations again in the backward pass: far less memory, about a third more time."
+    )

@@ -1,0 +1,41 @@
+"""The data of a run, ready to be read: fetched, divided, cached, and refused where too much of it was rejected."""
+
+import logging
+from pathlib import Path
+
+from vlm_core.cache import read_manifest
+from vlm_core.config import Config
+from vlm_core.data.conversations import build_conversations
+from vlm_core.data.splits import Splits, fetch_splits
+from vlm_core.data.statistics import STATISTICS
+from vlm_core.files import read_json
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple[Path, bool]:
+    """Returns (the conversation cache of `config`, whether it was there already); `splits` where they are known.
+
+    Raises ValueError for data that cannot be had or read, or of which more than the configured share is rejected.
+    """
+    directory, reused = build_conversations(splits or fetch_splits(config))
+    require_few_rejects(directory, config)
+    for finding in read_json(directory / STATISTICS)["findings"]:
+        logger.warning("%s", finding)
+    return directory, reused
+
+
+def require_few_rejects(conversations: Path, config: Config) -> None:
+    """Raises ValueError where more of the rows were rejected than `dataset.max_reject_share` allows."""
+    manifest, allowed = read_manifest(conversations), config.dataset.max_reject_share
+    rejected = sum(reject["rows"] for reject in manifest["rejects"].values())
+    share = rejected / (rejected + sum(manifest["rows"].values()))
+    if share > allowed:
+        reasons = "; ".join(
+            f"{reason}: {reject['rows']} rows, {', '.join(reject['examples'])}"
+            for reason, reject in manifest["rejects"].items()
+        )
+        raise ValueError(
+            f"dataset {config.dataset.path_or_dataset!r}: {rejected} rows ({share:.2%}) were rejected, and "
+            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {reasons}. Mend them, or allow more"
+        )

@@ -1,0 +1,200 @@
+"""What a dataset is like, told from its conversation cache: counts, lengths, duplicates, and what both splits share.
+
+No text and no image is in it, so that it may go wherever numbers may go.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from vlm_core.data.closed import closed_kind
+
+STATISTICS = "statistics.json"
+BINS = 20
+COMMON = 12  # sizes, modes and formats that are listed
+FEW_CASES = 10  # below, an evaluation gives no intervals
+
+
+@dataclass
+class _Tally:
+    """What is counted of a split in one pass."""
+
+    rows: int = 0
+    text_only: int = 0
+    closed: int = 0
+    duplicates: int = 0
+    turns: Counter[int] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    questions_of: Counter[int] = field(default_factory=Counter)  # image -> questions about it
+    images_of: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # case -> its images
+    rows_of_case: Counter[str] = field(default_factory=Counter)
+    question_words: list[int] = field(default_factory=list)
+    answer_words: list[int] = field(default_factory=list)
+    answers_to: dict[bytes, set[bytes]] = field(default_factory=lambda: defaultdict(set))  # hashes, of what was asked
+
+    def add(self, row: dict[str, Any], closed_questions: Mapping[str, list[str]]) -> None:
+        """Counts a row of the cache."""
+        images = [p["image"] for turn in row["conversation"] for p in turn["content"] if p["type"] == "image"]
+        questions = [_text(turn) for turn in row["conversation"] if turn["role"] == "user"]
+        answers = [_text(turn) for turn in row["conversation"] if turn["role"] == "assistant"]
+        self.rows += 1
+        self.text_only += not images
+        self.turns[len(answers)] += 1
+        self.modes[row["mode"]] += 1
+        self.questions_of.update(set(images))
+        self.images_of[row["case_id"]].update(images)
+        self.rows_of_case[row["case_id"]] += 1
+        self.question_words.append(len(questions[-1].split()))
+        self.answer_words.append(len(answers[-1].split()))
+        self.closed += closed_kind(questions[-1], answers[-1], closed_questions) is not None
+        asked, answered = _hash([images, questions]), _hash(answers)
+        self.duplicates += answered in self.answers_to[asked]
+        self.answers_to[asked].add(answered)
+
+    def summary(self) -> dict[str, Any]:
+        """Returns what statistics.json holds of the split."""
+        return {
+            "rows": self.rows,
+            "text_only": self.text_only,
+            "images": len(self.questions_of),
+            "cases": len(self.images_of),
+            "questions_an_image": spread(self.questions_of.values()),
+            "images_a_case": spread(len(images) for images in self.images_of.values()),
+            "question_words": spread(self.question_words),
+            "answer_words": spread(self.answer_words),
+            "answers_a_conversation": {str(n): count for n, count in sorted(self.turns.items())},
+            "closed_share": round(self.closed / max(1, self.rows), 4),
+            "duplicates": self.duplicates,
+            "contradictions": sum(len(answers) > 1 for answers in self.answers_to.values()),
+            "modes": dict(self.modes.most_common(COMMON)),
+        }
+
+
+def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what `statistics.json` of a conversation cache holds; `manifest` has its rejects and closed questions."""
+    tallies = {}
+    for split in manifest["rows"]:
+        tallies[split] = _Tally()
+        for batch in read_batches(directory / f"{split}.arrow"):
+            for row in batch.to_pylist():
+                tallies[split].add(row, manifest["closed_questions"])
+    rejected, kept = sum(r["rows"] for r in manifest["rejects"].values()), sum(manifest["rows"].values())
+    found = {
+        "splits": {split: tally.summary() for split, tally in tallies.items()},
+        "overlap": _overlap(tallies["train"], tallies["validation"]),
+        "images": _images(directory / "images.arrow"),
+        "closed_questions": len(manifest["closed_questions"]),
+        "rejects": manifest["rejects"],
+        "reject_share": rejected / (rejected + kept),
+    }
+    return found | {"findings": findings(found)}
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yields the batches of an Arrow stream, memory-mapped."""
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        yield from reader
+
+
+def spread(values: Iterable[int]) -> dict[str, Any]:
+    """Returns mean, median, 95th percentile, extremes, and a histogram of at most 20 bins, of whole numbers.
+
+    A bin is `[edges[i], edges[i + 1])`. Nothing of no values.
+    """
+    numbers = np.fromiter(values, dtype=np.int64)
+    if not len(numbers):
+        return {}
+    width = max(1, -(-int(numbers.max() - numbers.min() + 1) // BINS))
+    edges = np.arange(numbers.min(), numbers.max() + width + 1, width)
+    counts, _ = np.histogram(numbers, edges)
+    return {
+        "mean": round(float(numbers.mean()), 2),
+        "median": float(np.median(numbers)),
+        "p95": float(np.percentile(numbers, 95)),
+        "min": int(numbers.min()),
+        "max": int(numbers.max()),
+        "histogram": {"edges": edges.tolist(), "counts": counts.tolist()},
+    }
+
+
+def _overlap(train: _Tally, validation: _Tally) -> dict[str, Any]:
+    cases = train.images_of.keys() & validation.images_of.keys()
+    images = train.questions_of.keys() & validation.questions_of.keys()
+    asked = train.answers_to.keys() & validation.answers_to.keys()
+    return {
+        "cases": {
+            "shared": len(cases),
+            "share_of_validation_cases": _share(len(cases), len(validation.images_of)),
+            "share_of_validation_rows": _share(sum(validation.rows_of_case[c] for c in cases), validation.rows),
+        },
+        "images": {
+            "shared": len(images),
+            "share_of_validation_images": _share(len(images), len(validation.questions_of)),
+        },
+        "questions": {"shared": len(asked)},  # about the same image, in the same words
+    }
+
+
+def _images(path: Path) -> dict[str, Any]:
+    sizes, modes, formats, count, size = Counter(), Counter(), Counter(), 0, 0
+    for batch in read_batches(path):
+        facts = zip(*(batch[name].to_pylist() for name in ("width", "height", "mode", "format")), strict=True)
+        for width, height, mode, kind in facts:
+            sizes[f"{width} x {height}"] += 1
+            modes[mode] += 1
+            formats[kind] += 1
+        count += len(batch)
+        size += batch["encoded"].nbytes
+    counted = {"sizes": sizes, "modes": modes, "formats": formats}
+    common = {name: dict(counter.most_common(COMMON)) for name, counter in counted.items()}
+    return {"count": count, "bytes": size, "distinct_sizes": len(sizes), **common}
+
+
+def findings(found: Mapping[str, Any]) -> list[str]:
+    """Returns what a reader should know before trusting a score on this data, the gravest first."""
+    cases, images, questions = (found["overlap"][kind] for kind in ("cases", "images", "questions"))
+    train, validation = found["splits"]["train"], found["splits"]["validation"]
+    repeated, contradicted = (train[kind] + validation[kind] for kind in ("duplicates", "contradictions"))
+    said = [
+        (
+            images["shared"],
+            f"{images['share_of_validation_images']:.0%} of the validation images are also in training, with other "
+            "questions: scores on them say little. dataset.split_by=image keeps an image on one side, case a case.",
+        ),
+        (
+            cases["shared"],
+            f"{cases['share_of_validation_cases']:.0%} of the validation cases, with "
+            f"{cases['share_of_validation_rows']:.0%} of its questions, also have rows in training: look at the scores "
+            "of unseen cases, or set dataset.split_by=case.",
+        ),
+        (
+            validation["cases"] < FEW_CASES,
+            f"Validation has {validation['cases']} cases: too few for intervals (an evaluation needs {FEW_CASES}).",
+        ),
+        (
+            questions["shared"],
+            f"{questions['shared']} validation questions stand in training word for word, about the same image.",
+        ),
+        (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected; the reasons are below."),
+        (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),
+        (contradicted, f"{contradicted} questions about an image are answered in more than one way."),
+    ]
+    return [text for applies, text in said if applies]
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 4) if whole else 0.0
+
+
+def _text(turn: dict[str, Any]) -> str:
+    return "".join(part["text"] for part in turn["content"] if part["type"] == "text")
+
+
+def _hash(value: Sequence[Any]) -> bytes:
+    return hashlib.blake2b(repr(value).encode(), digest_size=16).digest()

@@ -1,0 +1,94 @@
+"""The report of a dataset: what is in it, what is wrong with it, and what both its splits share."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vlm_core.config import Config
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.splits import SPLITS
+from vlm_core.data.statistics import STATISTICS
+from vlm_core.files import read_json, write_text
+from vlm_core.pages.plots import histogram
+from vlm_core.pages.render import render
+from vlm_core.pages.thumbnails import thumbnails
+
+SAMPLES = 12  # examples that are shown, spread over a split
+ROWS = {
+    "rows": "Questions",
+    "images": "Images",
+    "cases": "Cases",
+    "text_only": "Questions without an image",
+    "duplicates": "Repeated rows",
+    "contradictions": "Questions answered in two ways",
+}
+SPREADS = {
+    "questions_an_image": "Questions an image",
+    "images_a_case": "Images a case",
+    "question_words": "Words a question",
+    "answer_words": "Words an answer",
+}
+
+
+def write_data_report(config: Config, conversations: Path, path: Path) -> None:
+    """Writes the page about a conversation cache; with `report.images` false it shows no image and no text."""
+    found = read_json(conversations / STATISTICS)
+    plots = {title: _plot(found["splits"], name) for name, title in SPREADS.items()}
+    page = render(
+        Path(__file__).parent / "data_report.html",
+        {"number": _number, "percent": lambda share: f"{share:.1%}"},
+        config=config,
+        found=found,
+        fingerprint=conversations.name,
+        rows=ROWS,
+        spreads=SPREADS,
+        plots={title: plot for title, plot in plots.items() if plot},
+        samples=samples(conversations) if config.report.images else [],
+    )
+    write_text(path, page)
+
+
+def _plot(splits: Mapping[str, Any], name: str) -> str:
+    series = {split: described[name]["histogram"] for split, described in splits.items() if described[name]}
+    return histogram(series, SPREADS[name].lower()) if series else ""
+
+
+def samples(conversations: Path) -> list[dict[str, Any]]:
+    """Returns examples spread over both splits: `{split, case, images (data URIs), turns [(role, text)]}`."""
+    found = []
+    for split in SPLITS:
+        dataset = ConversationDataset(conversations, split)
+        step = max(1, len(dataset) // (SAMPLES // 2))
+        rows = [dataset.conversations[i] for i in range(0, len(dataset), step)[: SAMPLES // 2]]
+        small = thumbnails([d for row in rows for d in dataset.image_hashes(row)], dataset.encoded_image)
+        found += [
+            {
+                "split": split,
+                "case": row["case_id"],
+                "images": [small[digest] for digest in dataset.image_hashes(row)],
+                "turns": [
+                    (turn["role"], " ".join(part["text"] for part in turn["content"] if part["type"] == "text"))
+                    for turn in row["conversation"]
+                ],
+            }
+            for row in rows
+        ]
+    return found
+
+
+def overview(conversations: Path) -> list[dict[str, Any]]:
+    """Returns a table of the main counts, a row a split, for whoever shows tables."""
+    splits = read_json(conversations / STATISTICS)["splits"]
+    return [
+        {
+            "split": split,
+            **{title: described[name] for name, title in ROWS.items()},
+            **{f"{title} (mean)": described[name].get("mean", "") for name, title in SPREADS.items()},
+            "Closed questions": f"{described['closed_share']:.1%}",
+        }
+        for split, described in splits.items()
+    ]
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.1f}"
