@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check bench bench-quick format clean up down
+.PHONY: help setup demo test check stress bench bench-quick format clean up down
 
 help:  ## say what each target does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
@@ -38,6 +38,9 @@ check: setup  ## the developer's loop: lint, contracts, types, fast tests
 	$(BIN)/pyrefly check
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
+stress: setup  ## the kill tests with twenty seeded kills in place of three
+	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k killed_build
+
 format: setup  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -53,6 +56,7 @@ $(BENCH): $(READY)
 
 bench: $(BENCH)  ## every comparison with TRL and a plain loop: about forty minutes
 	$(BIN)/python -m benchmarks.run full
+	$(BIN)/python -m benchmarks.data
 
 bench-quick: $(BENCH)  ## the two main comparisons, in under ten minutes
 	$(BIN)/python -m benchmarks.run quick

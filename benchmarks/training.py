@@ -134,7 +134,7 @@ def plain(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
         model = prepare_model(config, base, GEMMA3, None).to(device_of(0)).train()
         tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
         size = config.step_scheduler.local_batch_size
-        batches = PlainBatches(tokens, PixelInputs.of(conversations, processor), processor.tokenizer, size)
+        batches = PlainBatches(tokens, PixelInputs.of(conversations, processor), processor, GEMMA3, size)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.optimizer.lr, betas=config.optimizer.betas, weight_decay=0.01)
         planned = [batches.micro_batches(step, 0, 1) for step in repeated(order_of(config, tokens), steps)]

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-# Before anything imports Prefect, MLflow or torch, which read the environment then. Workers inherit the home.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# Before anything imports Prefect, MLflow or torch, which read the environment then. Tests' processes inherit the home.
+if "MEDPIX_TESTS" not in os.environ:
+    os.environ["MEDPIX_TESTS"] = "running"
     os.environ["MEDPIX_HOME"] = tempfile.mkdtemp(prefix="medpix-test-")
     atexit.register(shutil.rmtree, os.environ["MEDPIX_HOME"], ignore_errors=True)
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "HF_TOKEN"):
@@ -56,7 +57,7 @@ def conversations() -> Path:
     return prepare_conversations(small_config())[0]
 
 
-@pytest.fixture(scope="session", params=["gemma3", "gemma3n"])
+@pytest.fixture(scope="session", params=["gemma3", "gemma3n", "qwen2_5_vl"])
 def family(request: pytest.FixtureRequest) -> Family:
     """Each model family in turn."""
     return FAMILIES[request.param]

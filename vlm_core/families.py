@@ -16,12 +16,16 @@ class Family:
     model_type: str  # in the checkpoint's config.json
     end_of_turn: str  # closes an assistant's turn in the chat template; the last supervised token
     image_placeholder: str  # what the chat template writes for an image: the processor's attribute of this name
-    image_expansion: str  # what stands in its place in the model's input: the processor's attribute of this name
+    image_expansion: str | None  # what stands in its place in the input: the processor's attribute; None: see below
+    image_token: str  # the token that image features take the place of
     required_keys: frozenset[str]  # of a batch with images; a dropped one changes the maths without an error
     parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of its modules' names; the longest prefix decides
     bidirectional_images: bool  # whether the tokens of an image see each other both ways
     vision_tower: str  # module whose output depends on the image alone
     vision_features: str  # module without weights whose output is cached: the tower itself, or a pool behind it
+    patches_a_token: int = 0  # a side; an image has as many tokens as its size asks for. 0: all have the same number
+    token_types_key: str = "token_type_ids"  # of a batch: what says which tokens are those of an image
+    also_stop: tuple[str, ...] = ()  # tokens that end an answer, besides the end of turn and the tokenizer's own
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
     not_adaptable: tuple[str, ...] = ()  # wildcards of linear modules whose forward is not called: LoRA has no effect
 
@@ -31,6 +35,7 @@ GEMMA3 = Family(
     end_of_turn="<end_of_turn>",
     image_placeholder="boi_token",
     image_expansion="full_image_sequence",
+    image_token="<image_soft_token>",
     # Without token_type_ids Gemma 3 attends causally over the image, silently.
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "token_type_ids"}),
     parts={
@@ -49,6 +54,7 @@ GEMMA3N = Family(
     end_of_turn="<end_of_turn>",
     image_placeholder="image_token",
     image_expansion="full_image_sequence",
+    image_token="<image_soft_token>",
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values"}),
     parts={
         "embeddings": (
@@ -68,7 +74,29 @@ GEMMA3N = Family(
     not_adaptable=("*.altup.correction_coefs", "*.altup.prediction_coefs"),  # their weights are read and clamped
 )
 
-FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N)}
+QWEN2_5_VL = Family(
+    model_type="qwen2_5_vl",
+    end_of_turn="<|im_end|>",
+    image_placeholder="image_token",
+    image_expansion=None,
+    image_token="<|image_pad|>",
+    # Without mm_token_type_ids an image's tokens stand in a line, silently; without the grid as well.
+    required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids"}),
+    parts={
+        "embeddings": ("model.language_model.embed_tokens", "lm_head"),
+        "vision_tower": ("model.visual",),
+        "projector": ("model.visual.merger",),
+        "language_model": ("model.language_model",),
+    },
+    bidirectional_images=False,
+    vision_tower="model.visual",
+    vision_features="model.visual",  # behind its merger: cached where that is frozen too
+    patches_a_token=2,
+    token_types_key="mm_token_type_ids",
+    also_stop=("<|endoftext|>",),
+)
+
+FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N, QWEN2_5_VL)}
 
 
 def family_of(model_directory: Path) -> Family:

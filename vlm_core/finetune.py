@@ -133,7 +133,7 @@ def _trainer(
         detached = DetachedTower(model, family)
         if config.peft is None:  # A full checkpoint has the tower too; an adapter does without, and so do we.
             whole_model = detached.attached
-    train, validation = (build_batches(config, tokens[split], images, processor.tokenizer) for split in SPLITS)
+    train, validation = (build_batches(config, tokens[split], images, processor, family) for split in SPLITS)
     trainer = Trainer(
         config=config,
         directory=directory,

@@ -2,8 +2,6 @@
 
 import multiprocessing
 import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -105,21 +103,3 @@ def test_of_two_builders_one_builds(directory: Path) -> None:
     assert sorted(results.get(timeout=60) for _ in builders) == [False, True]
     for builder in builders:
         builder.join()
-
-
-@pytest.mark.slow
-def test_a_killed_builder_leaves_nothing_that_is_taken_for_complete(directory: Path) -> None:
-    write_phantom(directory, num_images=400, seed=5, image_size=56)  # long enough to be killed in the middle
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    builder = context.Process(target=_build, args=(directory, results))
-    builder.start()
-    root = Path(os.environ["MEDPIX_HOME"]) / "cache" / "conversations"
-    while builder.is_alive() and not list(root.glob(".*/images.arrow")):
-        time.sleep(0.001)
-    os.kill(builder.pid, signal.SIGKILL)
-    builder.join()
-    cache, reused = build_conversations(splits(directory))
-    assert not reused
-    assert len(ConversationDataset(cache, "train")) == 3400
-    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == [cache.name]  # the rubbish is gone

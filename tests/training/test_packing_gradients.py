@@ -1,27 +1,32 @@
 """Packed rows give the loss and the gradients of plain rows; broken masks or positions do not."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs, shown_images
 from vlm_core.data.collate import Batch, collate_tokens
 from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.labels import tokenize_conversation
+from vlm_core.data.grids import grids_of, patch_grids
+from vlm_core.data.labels import image_token_id, tokenize_conversation
 from vlm_core.data.packing import pack
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, shared_prefix
 from vlm_core.families import Family
 from vlm_core.models.freeze import frozen_parts
 from vlm_core.models.load import load_model, unwrapped
 from vlm_core.models.lora import apply_lora
-from vlm_core.models.vision import DetachedTower, vision_features
+from vlm_core.models.vision import DetachedTower, join_features, vision_features
 from vlm_core.training.loss import TokenLoss
 
 # Gemma 3n's AltUp amplifies rounding: a batch against its rows one by one already differs by 9e-6.
-TOLERANCE = {"gemma3": 1e-5, "gemma3n": 5e-5}
+TOLERANCE = {"gemma3": 1e-5, "gemma3n": 5e-5, "qwen2_5_vl": 1e-5}
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +61,10 @@ def groups_of(tokens: TokenDataset, sizes: list[int]) -> list[list[TokenizedExam
     return [[tokens[i] for i in indices[:size]] for indices, size in zip(members.values(), sizes, strict=False)]
 
 
-def packed_batch(rows: list[list[list[TokenizedExample]]], pixels: PixelInputs, processor: Any) -> Batch:
-    return pack(rows, processor.tokenizer.image_token_id) | {"pixel_values": pixels(shown_images(rows))}
+def packed_batch(
+    rows: list[list[list[TokenizedExample]]], pixels: PixelInputs, processor: Any, family: Family
+) -> Batch:
+    return pack(rows, image_token_id(processor, family)) | {"pixel_values": pixels(shown_images(rows))}
 
 
 def loss_and_gradients(model: Any, family: Family, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
@@ -74,10 +81,12 @@ def loss_and_gradients(model: Any, family: Family, batches: list[Batch]) -> tupl
 def plain(model: Any, family: Family, groups: list[list[TokenizedExample]], pixels: PixelInputs, processor: Any) -> Any:
     """The reference: each example a row of its own, with the masks that transformers makes."""
     examples = [example for group in groups for example in group]
-    batches = [collate_tokens([example], processor.tokenizer) for example in examples]
+    batches = [collate_tokens([example], processor, family) for example in examples]
     for batch, example in zip(batches, examples, strict=True):
         if example.images:
             batch["pixel_values"] = pixels(example.images)
+        if example.grids:
+            batch["image_grid_thw"] = patch_grids(example.grids, family)
     return loss_and_gradients(model, family, batches)
 
 
@@ -99,12 +108,12 @@ def test_packed_gradients_are_those_of_plain_rows(
     groups = groups_of(tokens, [3, 1, 4, 2, 1])
     rows = [[groups[0], groups[1]], [groups[2], groups[3]], [groups[4]]]  # Images start at different offsets.
     window = model.config.get_text_config().sliding_window
-    assert max(len(e.input_ids) for g in groups for e in g) > window
+    assert window is None or max(len(e.input_ids) for g in groups for e in g) > window
     expected_loss, expected = plain(model, family, groups, pixels, processor)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    loss, gradients = loss_and_gradients(model, family, [packed_batch(rows, pixels, processor)])
+    loss, gradients = loss_and_gradients(model, family, [packed_batch(rows, pixels, processor, family)])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
@@ -121,8 +130,10 @@ def test_text_only_and_many_images_pack_too(
             role = "assistant" if len(conversation) % 2 else "user"
             conversation.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
             content = []
-        tokenized = tokenize_conversation(conversation, processor, family)
-        return TokenizedExample(tokenized.input_ids, tokenized.supervised, images)
+        sizes = [pixels.images[i] for i in images]
+        grids = grids_of([(s["width"], s["height"]) for s in sizes], processor.image_processor, family)
+        tokenized = tokenize_conversation(conversation, processor, family, grids)
+        return TokenizedExample(tokenized.input_ids, tokenized.supervised, images, grids)
 
     text = example("What is a lesion?", "A finding.", images=[])
     pair = [
@@ -131,10 +142,12 @@ def test_text_only_and_many_images_pack_too(
     ]
     turns = example("Is there a lesion?", "Yes.", "Where?", "On the left side.", images=[1])
     groups = [[text], pair, [turns], groups_of(tokens, [3])[0]]
-    assert shared_prefix(pair[0], processor.tokenizer.image_token_id) > 0
+    assert shared_prefix(pair[0], image_token_id(processor, family)) > 0
     model = model_of(family, "full")
     expected_loss, expected = plain(model, family, groups, pixels, processor)
-    loss, gradients = loss_and_gradients(model, family, [packed_batch([groups[:2], groups[2:]], pixels, processor)])
+    loss, gradients = loss_and_gradients(
+        model, family, [packed_batch([groups[:2], groups[2:]], pixels, processor, family)]
+    )
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
@@ -150,7 +163,7 @@ def test_bfloat16_loses_no_more_than_in_plain_rows(
         exact, _ = plain(model, family, groups, pixels, processor)
         with torch.autocast("cpu", torch.bfloat16):
             errors["plain"].append(abs(plain(model, family, groups, pixels, processor)[0] / exact - 1))
-            packed = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor)])[0]
+            packed = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor, family)])[0]
             errors["packed"].append(abs(packed / exact - 1))
     means = {name: sum(values) / len(values) for name, values in errors.items()}
     assert 0 < means["packed"] < 2 * means["plain"] + 1e-4
@@ -164,12 +177,13 @@ def test_every_attention_kernel_gets_the_mask_that_it_reads(
     groups = groups_of(tokens, [3, 2])
     expected_loss, _ = plain(model, family, groups, pixels, processor)
     model.set_attn_implementation({"text_config": attention})
-    loss, _ = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor)])
+    loss, _ = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor, family)])
     assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
 def by_index(batch: Batch) -> Batch:
-    return batch | {"position_ids": torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])}
+    index = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+    return batch | {"position_ids": index, "grid_position_ids": index.expand(3, -1, -1)}
 
 
 MUTATIONS = {
@@ -186,7 +200,7 @@ def test_a_wrong_pattern_would_be_noticed(
 ) -> None:
     model = model_of(family, "full")
     groups = groups_of(tokens, [3, 2, 2])
-    packed = packed_batch([groups[:2], groups[2:]], pixels, processor)
+    packed = packed_batch([groups[:2], groups[2:]], pixels, processor, family)
     _, right = loss_and_gradients(model, family, [packed])
     _, wrong = loss_and_gradients(model, family, [mutation(packed)])
     seen = largest_difference(wrong, right)
@@ -204,15 +218,49 @@ def test_cached_features_give_the_gradients_of_live_ones(
     for parameter in unwrapped(model).get_submodule(family.vision_tower).parameters():
         parameter.requires_grad_(False)
     groups = groups_of(tokens, [2, 3, 1])
-    live = packed_batch([groups[:2], groups[2:]], pixels, processor)
+    live = packed_batch([groups[:2], groups[2:]], pixels, processor, family)
     expected_loss, expected = loss_and_gradients(model, family, [live])
-    cached = live | {"pixel_values": vision_features(model, live["pixel_values"], family)}
+    grids = [grid for group in groups for grid in group[0].grids]
+    features = vision_features(model, live["pixel_values"], grids, family)
+    cached = live | {"pixel_values": join_features(features, family)}
     names = {name for name, _ in model.named_parameters()}
     tower = DetachedTower(model, family)
     loss, gradients = loss_and_gradients(model, family, [cached])
     assert loss == expected_loss
     assert all(gradients[name].equal(expected[name]) for name in expected)
-    if tuning == "frozen-tower":
+    if tuning == "frozen-tower" and family.vision_tower not in ("model.visual",):  # of Qwen it holds the projector too
         assert any("projector" in name or "embed_vision" in name for name in gradients)
     with tower.attached():
         assert {name for name, _ in model.named_parameters()} == names
+
+
+@pytest.fixture(scope="module")
+def odd_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Conversations about four images of different sizes, three questions each, and two about a pair of them."""
+    directory = tmp_path_factory.mktemp("odd-sizes")
+    rows = []
+    generator = np.random.default_rng(0)
+    for number, size in enumerate([(56, 56), (112, 56), (60, 130), (150, 100)]):
+        noise = generator.integers(0, 255, (*size, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(directory / f"{number}.png")
+        rows += [{"image_id": [f"{number}.png"], "question": f"What is {q}?", "answer": f"It is {q}."} for q in "abc"]
+    rows += [{"image_id": ["1.png", "3.png"], "question": f"Which is {q}?", "answer": "The second."} for q in "de"]
+    for split in ("train", "validation"):
+        (directory / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = {"dataset.case_column": None, "dataset.mode_column": None}
+    return prepare_conversations(small_config(**columns, **{"dataset.path_or_dataset": str(directory)}))[0]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_images_of_different_sizes_pack_too(family: Family, tuning: str, odd_sizes: Path, processor: Any) -> None:
+    tokens = TokenDataset(build_tokens(odd_sizes, processor, family), "train")
+    pixels = PixelInputs.of(odd_sizes, processor)
+    groups = [[tokens[i] for i in members] for members in ((0, 1, 2), (3, 4), (6, 7, 8), (9,), (12, 13))]
+    if family.patches_a_token:
+        assert len({tuple(grid) for group in groups for grid in group[0].grids}) == 4
+    model = model_of(family, tuning)
+    expected_loss, expected = plain(model, family, groups, pixels, processor)
+    rows = [[groups[1], groups[0]], [groups[4], groups[2]], [groups[3]]]
+    loss, gradients = loss_and_gradients(model, family, [packed_batch(rows, pixels, processor, family)])
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]

@@ -75,6 +75,7 @@ def plain_loop(config: Config, family: Family, conversations: Path, steps: int) 
     return losses
 
 
+SLOW_TO_REPEAT = ("plain and cached", "packed")  # `make check` holds the two ends
 SAVINGS = {
     "plain": {"packing.enabled": False, "freeze_config.freeze_vision_tower": False},
     "plain and cached": {"packing.enabled": False},
@@ -83,7 +84,13 @@ SAVINGS = {
 }
 
 
-@pytest.mark.parametrize("savings", SAVINGS.values(), ids=SAVINGS.keys())
+@pytest.mark.parametrize(
+    "savings",
+    [
+        pytest.param(savings, id=name, marks=[pytest.mark.slow] if name in SLOW_TO_REPEAT else [])
+        for name, savings in SAVINGS.items()
+    ],
+)
 @pytest.mark.parametrize("tuning", [{}, {"peft.dim": 4}], ids=["full", "lora"])
 def test_six_steps_equal_a_plain_transformers_loop(
     family: Family, tuning: dict[str, Any], savings: dict[str, Any], conversations: Path, tmp_path: Path
@@ -279,9 +286,12 @@ def test_bfloat16_loses_no_small_update(family: Family, conversations: Path, tmp
     before, after = load_model(tiny_directory(family.model_type), small_config().model), weights(tmp_path / LATEST)
     part = "layers.0.self_attn.q_proj.weight"
     (old,) = (p for name, p in before.named_parameters() if name.endswith(part) and "language_model" in name)
-    (new,) = (w for name, w in after.items() if name.endswith(part) and "language_model" in name)
+    # Qwen's files have the names of its first release: model.layers..., visual.blocks...
+    (new,) = (w for name, w in after.items() if name.endswith(part) and "vis" not in name)
     assert (old != new).float().mean() > 0.9
-    assert {str(w.dtype) for name, w in after.items() if "vision_tower" in name} == {"torch.bfloat16"}
+    assert {str(w.dtype) for name, w in after.items() if "vision_tower" in name or "blocks" in name} == {
+        "torch.bfloat16"
+    }
 
 
 def test_lora_in_bfloat16_is_near_float32(family: Family, conversations: Path, tmp_path: Path) -> None:

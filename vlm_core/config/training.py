@@ -16,7 +16,7 @@ Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip
 
 class ModelConfig(Section):
     pretrained_model_name_or_path: str = Field(
-        description="Hub id, local directory, or `builtin:tiny-gemma3` / `builtin:tiny-gemma3n`, made locally."
+        description="Hub id, local directory, or `builtin:tiny-gemma3`, `-gemma3n` or `-qwen2_5_vl`, made locally."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     torch_dtype: Dtype = Field(
@@ -69,6 +69,7 @@ class FreezeConfig(Section):
     freeze_embeddings: bool = Field(True, description="Freeze the token embeddings (and the head tied to them).")
     freeze_vision_tower: bool = Field(True, description="Freeze the vision encoder.")
     freeze_audio_tower: bool = Field(True, description="Freeze the audio encoder and its projector.")
+    freeze_projector: bool = Field(False, description="Freeze what leads from image features to the language model.")
     freeze_language_model: bool = Field(False, description="Freeze the decoder's layers.")
 
 

@@ -15,11 +15,14 @@ from datasets import Dataset
 from vlm_core.config import Config
 from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens
 from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.grids import patch_grids
 from vlm_core.data.images import decode_image
+from vlm_core.data.labels import image_token_id
 from vlm_core.data.packing import Row, group_examples, pack, pack_rows, share_rows, split_groups
 from vlm_core.data.tokens import TokenDataset
+from vlm_core.families import Family
 
-# Pixels, or cached features, of images given by index: (N, ...) float.
+# Pixels, or cached features, of images given by index: (N, ...) float, or all of their patches where sizes differ.
 ImageInputs = Callable[[Sequence[int]], torch.Tensor]
 
 
@@ -60,7 +63,8 @@ class Batches:
 
     dataset: TokenDataset
     image_inputs: ImageInputs
-    tokenizer: Any
+    processor: Any
+    family: Family
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -94,7 +98,10 @@ class PlainBatches(Batches):
     def batch(self, micro_batch: PlainMicroBatch) -> Batch:
         """Returns the tensors of `collate`."""
         examples = [self.dataset[i] for i in micro_batch.examples]
-        batch = collate_tokens(examples, self.tokenizer)
+        batch = collate_tokens(examples, self.processor, self.family)
+        grids = [grid for example in examples for grid in example.grids]
+        if grids:
+            batch["image_grid_thw"] = patch_grids(grids, self.family)
         return self._with_images(batch, [i for e in examples for i in e.images], counted=micro_batch.counted)
 
 
@@ -120,7 +127,7 @@ class PackedBatches(Batches):
     def batch(self, micro_batch: PackedMicroBatch) -> Batch:
         """Returns the tensors of `pack`."""
         rows = [[[self.dataset[i] for i in group.members] for group in row] for row in micro_batch.rows]
-        batch = pack(rows, self.tokenizer.image_token_id)
+        batch = pack(rows, image_token_id(self.processor, self.family))
         return self._with_images(batch, shown_images(rows), counted=micro_batch.counted)
 
 
@@ -153,9 +160,9 @@ def shown_images(rows: Sequence[Sequence[Sequence[Any]]]) -> list[int]:
 
 
 def build_batches(
-    config: Config, dataset: TokenDataset, image_inputs: ImageInputs, tokenizer: Any
+    config: Config, dataset: TokenDataset, image_inputs: ImageInputs, processor: Any, family: Family
 ) -> PlainBatches | PackedBatches:
     """Returns the packed batches of a split, or the plain ones where packing is switched off."""
     if config.packing.enabled:
-        return PackedBatches(dataset, image_inputs, tokenizer, config.packing.max_tokens)
-    return PlainBatches(dataset, image_inputs, tokenizer, config.step_scheduler.local_batch_size)
+        return PackedBatches(dataset, image_inputs, processor, family, config.packing.max_tokens)
+    return PlainBatches(dataset, image_inputs, processor, family, config.step_scheduler.local_batch_size)

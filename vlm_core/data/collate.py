@@ -8,7 +8,13 @@ from typing import Any
 
 import torch
 
-from vlm_core.data.labels import TokenizedConversation, tokenize_conversation, tokenize_prompt
+from vlm_core.data.labels import (
+    TokenizedConversation,
+    image_token_id,
+    images_of,
+    tokenize_conversation,
+    tokenize_prompt,
+)
 from vlm_core.families import Family
 
 IGNORE_INDEX = -100  # of torch's cross entropy
@@ -20,16 +26,17 @@ def collate(examples: Sequence[dict[str, Any]], processor: Any, family: Family) 
     """Returns a training batch, padded on the right.
 
     `input_ids`, `attention_mask`, `token_type_ids` and `labels` are int64 (B, T); `labels[b, t]` is `input_ids[b, t]`
-    where that token is supervised and -100 elsewhere, NOT yet shifted; `token_type_ids` is 1 on image tokens;
-    `pixel_values` is float32 (N, C, H, W), absent without images.
+    where that token is supervised and -100 elsewhere, NOT yet shifted; `token_type_ids` (Qwen2.5-VL:
+    `mm_token_type_ids`) is 1 on image tokens; `pixel_values` is float32 (N, C, H, W), absent without images
+    (Qwen2.5-VL: (patches of all images, C * 2 * 14 * 14), beside `image_grid_thw`, int64 (N, 3)).
     """
     tokenized = [tokenize_conversation(example["conversation"], processor, family) for example in examples]
-    return collate_tokens(tokenized, processor.tokenizer) | _pixels(examples, processor)
+    return collate_tokens(tokenized, processor, family) | _pixels(examples, processor)
 
 
-def collate_tokens(tokenized: Sequence[TokenizedConversation], tokenizer: Any) -> Batch:
+def collate_tokens(tokenized: Sequence[TokenizedConversation], processor: Any, family: Family) -> Batch:
     """Returns the batch of `collate` without pixels."""
-    batch = _pad([t.input_ids for t in tokenized], tokenizer, side="right")
+    batch = _pad([t.input_ids for t in tokenized], processor, family, side="right")
     length = batch["input_ids"].shape[1]
     targets = [
         [token if is_target else IGNORE_INDEX for token, is_target in zip(t.input_ids, t.supervised, strict=True)]
@@ -42,7 +49,7 @@ def collate_tokens(tokenized: Sequence[TokenizedConversation], tokenizer: Any) -
 def collate_prompts(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
     """Returns a batch to generate from: as `collate` without labels, up to the answer and padded on the left."""
     prompts = [tokenize_prompt(example["conversation"], processor, family) for example in examples]
-    return _pad(prompts, processor.tokenizer, side="left") | _pixels(examples, processor)
+    return _pad(prompts, processor, family, side="left") | _pixels(examples, processor)
 
 
 def require_keys(batch: Batch, family: Family) -> None:
@@ -55,24 +62,24 @@ def require_keys(batch: Batch, family: Family) -> None:
         )
 
 
-def _pad(rows: list[list[int]], tokenizer: Any, side: str) -> Batch:
+def _pad(rows: list[list[int]], processor: Any, family: Family, side: str) -> Batch:
     length = max(map(len, rows))
 
     def padded(row: list[int], value: int) -> list[int]:
         filling = [value] * (length - len(row))
         return row + filling if side == "right" else filling + row
 
-    input_ids = torch.tensor([padded(row, tokenizer.pad_token_id) for row in rows])
+    input_ids = torch.tensor([padded(row, processor.tokenizer.pad_token_id) for row in rows])
     return {
         "input_ids": input_ids,
         "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows]),
-        "token_type_ids": (input_ids == tokenizer.image_token_id).long(),
+        family.token_types_key: (input_ids == image_token_id(processor, family)).long(),
     }
 
 
 def _pixels(examples: Sequence[dict[str, Any]], processor: Any) -> Batch:
-    parts = (part for example in examples for turn in example["conversation"] for part in turn["content"])
-    images = [part["image"] for part in parts if part["type"] == "image"]
+    images = [image for example in examples for image in images_of(example["conversation"])]
     if not images:
         return {}
-    return {"pixel_values": processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+    made = processor.image_processor(images, return_tensors="pt")
+    return {key: made[key] for key in ("pixel_values", "image_grid_thw") if key in made}

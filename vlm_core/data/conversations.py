@@ -24,7 +24,7 @@ from vlm_core.data.examples import Conversation, RejectedRow, example_of
 from vlm_core.data.images import decode_image, inspect_image
 from vlm_core.data.source import SplitSource
 from vlm_core.data.splits import SPLITS, TRAIN, Splits
-from vlm_core.data.statistics import STATISTICS, describe
+from vlm_core.data.statistics import STATISTICS, describe, read_batches
 from vlm_core.files import write_json
 from vlm_core.home import medpix_home
 from vlm_core.progress import ProgressBar
@@ -255,6 +255,15 @@ class ConversationDataset:
     def image_hashes(self, example: dict[str, Any]) -> list[str]:
         """Returns the sha256 of each encoded image of a row of `conversations`."""
         return [self.images[index]["sha256"] for index in image_indices(example)]
+
+
+def image_sizes(conversations: Path) -> list[tuple[int, int]]:
+    """Returns (width, height) in pixels of every image of a cache, upright."""
+    return [
+        size
+        for batch in read_batches(conversations / "images.arrow")
+        for size in zip(batch["width"].to_pylist(), batch["height"].to_pylist(), strict=True)
+    ]
 
 
 def image_indices(example: dict[str, Any]) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vlm_core.config import DatasetConfig
 from vlm_core.data.images import ImageFolder
-from vlm_core.data.labels import MARKER_PATTERN
+from vlm_core.data.markers import MARKER_PATTERN
 
 ROLES = ("system", "user", "assistant")
 

@@ -10,16 +10,15 @@ generation. For the Gemma template and the answer `Mass.`:
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby, islice
 from typing import Any
 
+from vlm_core.data.grids import Grid, grids_of
+from vlm_core.data.markers import MARKER, MARKER_PATTERN
 from vlm_core.families import Family
-
-MARKER = "\ue000{}\ue001"  # private-use characters: no text of a dataset holds them, and no template trims them
-MARKER_PATTERN = re.compile("\ue000(\\d+)\ue001")
 
 
 @dataclass(frozen=True)
@@ -37,18 +36,43 @@ class _Piece:
     supervised: bool
 
 
-def tokenize_conversation(conversation: list[dict[str, Any]], processor: Any, family: Family) -> TokenizedConversation:
+def tokenize_conversation(
+    conversation: list[dict[str, Any]], processor: Any, family: Family, grids: Sequence[Grid] | None = None
+) -> TokenizedConversation:
     """Returns the ids of a whole conversation; every assistant turn and its end-of-turn token are supervised.
 
-    Images are read from their position only; their tokens are those of the family's expansion.
+    Of images, only their places are read, and where their number of tokens follows their size `grids`: those of its
+    images, by default taken from the Pillow images that it holds.
     Raises ValueError where the template does not close an answer with the family's end-of-turn token.
     """
-    return _encode(list(_pieces(conversation, processor, family, for_generation=False)), processor.tokenizer)
+    pieces = list(_pieces(conversation, processor, family, grids, for_generation=False))
+    return _encode(pieces, processor.tokenizer)
 
 
-def tokenize_prompt(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[int]:
+def tokenize_prompt(
+    conversation: list[dict[str, Any]], processor: Any, family: Family, grids: Sequence[Grid] | None = None
+) -> list[int]:
     """Returns the ids of a conversation that ends with a user turn, up to where the answer begins."""
-    return _encode(list(_pieces(conversation, processor, family, for_generation=True)), processor.tokenizer).input_ids
+    return _encode(
+        list(_pieces(conversation, processor, family, grids, for_generation=True)), processor.tokenizer
+    ).input_ids
+
+
+def image_token_id(processor: Any, family: Family) -> int:
+    """Returns the id that image features take the place of."""
+    return processor.tokenizer.convert_tokens_to_ids(family.image_token)
+
+
+def images_of(conversation: list[dict[str, Any]]) -> list[Any]:
+    """Returns what the image parts of a conversation hold, in their order."""
+    return [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
+
+
+def image_grids(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[Grid]:
+    """Returns the grids of the Pillow images of a conversation, where their number of tokens follows their size."""
+    if not family.patches_a_token:
+        return []
+    return grids_of([image.size for image in images_of(conversation)], processor.image_processor, family)
 
 
 def require_template(processor: Any, family: Family) -> None:
@@ -70,7 +94,12 @@ def require_template(processor: Any, family: Family) -> None:
 
 
 def _pieces(
-    conversation: list[dict[str, Any]], processor: Any, family: Family, *, for_generation: bool
+    conversation: list[dict[str, Any]],
+    processor: Any,
+    family: Family,
+    grids: Sequence[Grid] | None,
+    *,
+    for_generation: bool,
 ) -> Iterator[_Piece]:
     parts = [(turn["role"], part) for turn in conversation for part in turn["content"]]
     texts = [(role, part["text"]) for role, part in parts if part["type"] == "text"]
@@ -79,6 +108,7 @@ def _pieces(
     structure = tuple((turn["role"], tuple(part["type"] for part in turn["content"])) for turn in conversation)
     template, trimmed = _render(processor, structure, for_generation)
     special = _special_tokens(processor.tokenizer)
+    counts = iter(image_grids(conversation, processor, family) if grids is None else grids)
     supervised = False
     for number, fragment in enumerate(MARKER_PATTERN.split(template)):
         if number % 2:
@@ -86,7 +116,7 @@ def _pieces(
             supervised = role == "assistant"
             yield _Piece(text.strip() if trimmed[int(fragment)] else text, special=False, supervised=supervised)
         else:
-            expanded = _expand_images(fragment, processor, family)
+            expanded = _expand_images(fragment, processor, family, counts)
             yield from _template_pieces(expanded, special, family.end_of_turn if supervised else None)
             supervised = False
 
@@ -125,8 +155,13 @@ def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in tokens))
 
 
-def _expand_images(fragment: str, processor: Any, family: Family) -> str:
-    return fragment.replace(getattr(processor, family.image_placeholder), getattr(processor, family.image_expansion))
+def _expand_images(fragment: str, processor: Any, family: Family, grids: Iterator[Grid]) -> str:
+    placeholder = getattr(processor, family.image_placeholder)
+    if family.image_expansion is not None:
+        return fragment.replace(placeholder, getattr(processor, family.image_expansion))
+    pieces = fragment.split(placeholder)
+    expansions = [family.image_token * (down * across) for down, across in islice(grids, len(pieces) - 1)]
+    return "".join(chain.from_iterable(zip(pieces, [*expansions, ""], strict=True)))
 
 
 def _template_pieces(fragment: str, special: re.Pattern[str], end_of_turn: str | None) -> Iterator[_Piece]:

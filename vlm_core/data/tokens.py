@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 from datasets import Dataset
 
 from vlm_core.cache import cached_directory, read_manifest
-from vlm_core.data.conversations import SPLITS, image_indices
-from vlm_core.data.labels import TokenizedConversation, tokenize_conversation
+from vlm_core.data.conversations import SPLITS, image_indices, image_sizes
+from vlm_core.data.grids import Grid, grids_of
+from vlm_core.data.labels import TokenizedConversation, image_token_id, tokenize_conversation
 from vlm_core.families import Family
 from vlm_core.home import medpix_home
 from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-TOKENS_VERSION = 1  # raise it whenever the same conversations must give other ids
+TOKENS_VERSION = 2  # raise it whenever the same conversations must give other ids
 ROWS_AT_ONCE = 256  # bounds the memory of the build
 
 SCHEMA = pa.schema(
@@ -36,15 +37,17 @@ SCHEMA = pa.schema(
         ("images", pa.list_(pa.int32())),
         ("prefix", pa.int32()),
         ("group", pa.int32()),
+        ("grids", pa.list_(pa.list_(pa.int32(), 2))),
     ]
 )
 
 
 @dataclass(frozen=True)
 class TokenizedExample(TokenizedConversation):
-    """A conversation's tokens, and its images as indices into the table of images."""
+    """A conversation's tokens, its images as indices into the table of images, and their grids, if they have some."""
 
     images: list[int]
+    grids: list[Grid] = field(default_factory=list)
 
 
 def build_tokens(conversations: Path, processor: Any, family: Family) -> Path:
@@ -61,14 +64,17 @@ def build_tokens(conversations: Path, processor: Any, family: Family) -> Path:
 
 
 def processor_fingerprint(processor: Any, family: Family) -> str:
-    """Returns a hash of all that token ids depend on: vocabulary, merges, chat template and image expansion."""
+    """Returns a hash of all that token ids depend on: vocabulary, merges, chat template, the number of image tokens."""
     parts = [
         processor.tokenizer.backend_tokenizer.to_str(),
         processor.chat_template,
         getattr(processor, family.image_placeholder),
-        getattr(processor, family.image_expansion),
+        family.image_expansion and getattr(processor, family.image_expansion),
         family.end_of_turn,
     ]
+    if family.patches_a_token:
+        images = processor.image_processor
+        parts += [dict(images.size), images.patch_size, family.patches_a_token]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -112,7 +118,7 @@ def last_answer_of(example: TokenizedExample) -> TokenizedExample:
 
 def _build_split(conversations: Path, directory: Path, split: str, processor: Any, family: Family) -> int:
     rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
-    image_token = processor.tokenizer.image_token_id
+    image_token, sizes = image_token_id(processor, family), image_sizes(conversations)
     group_of: dict[Any, int] = {}
     with (
         pa.OSFile(str(directory / f"{split}.arrow"), "wb") as sink,
@@ -123,8 +129,10 @@ def _build_split(conversations: Path, directory: Path, split: str, processor: An
             batch = rows.select(range(first, min(first + ROWS_AT_ONCE, len(rows)))).to_list()
             records = []
             for number, example in enumerate(batch, start=first):
-                tokenized = tokenize_conversation(example["conversation"], processor, family)
-                images, prefix = image_indices(example), shared_prefix(tokenized, image_token)
+                images = image_indices(example)
+                grids = grids_of([sizes[image] for image in images], processor.image_processor, family)
+                tokenized = tokenize_conversation(example["conversation"], processor, family, grids)
+                prefix = shared_prefix(tokenized, image_token)
                 key = group_key(images, tokenized.input_ids, prefix, number)
                 records.append(
                     {
@@ -133,6 +141,7 @@ def _build_split(conversations: Path, directory: Path, split: str, processor: An
                         "images": images,
                         "prefix": prefix,
                         "group": group_of.setdefault(key, len(group_of)),
+                        "grids": grids,
                     }
                 )
             writer.write_batch(pa.RecordBatch.from_pylist(records, schema=SCHEMA))
@@ -168,5 +177,6 @@ class TokenDataset:
 
     def __getitem__(self, index: int) -> TokenizedExample:
         row = self.rows[int(self._rows[index])]
-        example = TokenizedExample(row["input_ids"], row["supervised"], row["images"])
+        grids = [(down, across) for down, across in row["grids"]]
+        example = TokenizedExample(row["input_ids"], row["supervised"], row["images"], grids)
         return last_answer_of(example) if self.last_answer_only else example

@@ -12,10 +12,12 @@ from filelock import FileLock
 
 from vlm_core.config import Config
 from vlm_core.data.batches import ImageInputs, PixelInputs
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversations import ConversationDataset, image_sizes
+from vlm_core.data.grids import grids_of
+from vlm_core.data.labels import image_token_id
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, processor_fingerprint
-from vlm_core.evaluation.conditions import Asked, ask_under, blank_pixels, image_inputs
+from vlm_core.evaluation.conditions import BLANK_SIZE, Asked, ask_under, blank_pixels, image_inputs
 from vlm_core.evaluation.metrics import Reply
 from vlm_core.evaluation.store import Store
 from vlm_core.families import Family, family_of
@@ -25,7 +27,7 @@ from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import medpix_home
 from vlm_core.models.load import load_processor
 from vlm_core.models.locate import ModelFiles
-from vlm_core.models.vision import DetachedTower, vision_features
+from vlm_core.models.vision import DetachedTower, join_features, vision_features
 from vlm_core.progress import ProgressBar
 from vlm_core.training.distributed import Ranks, barrier, main_rank_first
 from vlm_core.training.encoding import cached_features
@@ -41,11 +43,12 @@ class Questions:
         self.conversations, self.chosen, self.shuffled = conversations, chosen, shuffled
         self.rows: list[dict[str, Any]] = [dataset.conversations[i] for i in chosen]
         self.hashes: list[str] = list(dataset.images["sha256"])  # of every image, by index
+        self.sizes = image_sizes(conversations)
 
     def under(self, condition: str, tokens: TokenDataset, processor: Any, family: Family) -> Asked:
         """Returns the questions as they are asked under `condition`."""
         examples = [tokens[i] for i in self.chosen]
-        return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, processor, family)
+        return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, self.sizes, processor, family)
 
 
 def answer_questions(
@@ -63,7 +66,7 @@ def answer_questions(
     with FileLock(stores.lock) if ranks.is_main else nullcontext():  # Of two jobs at once one asks, the other waits.
         barrier()
         stores.refresh()
-        work = list(stores.work(asked, processor.tokenizer.image_token_id))
+        work = list(stores.work(asked, image_token_id(processor, family)))
         is_missing = any(item.missing for item in work)
         barrier()  # No rank may add to the stores before all have seen what is missing.
         if is_missing:
@@ -174,10 +177,17 @@ class _Asker:
             features = cached_features(model, processor, family, conversations)
             if features:
                 logger.info("vision cache: every image is there, the tower is not needed")
-                self.blank = vision_features(model, self.blank.to(model.device, model.dtype), family).cpu()
+                self.blank = self._blank_features()
                 DetachedTower(model, family)
                 return features
         return PixelInputs.of(conversations, processor)
+
+    def _blank_features(self) -> torch.Tensor:
+        model, family = self.answerer.model, self.answerer.family
+        grids = grids_of([(BLANK_SIZE, BLANK_SIZE)], self.answerer.processor.image_processor, family)
+        return join_features(
+            vision_features(model, self.blank.to(model.device, model.dtype), grids, family), family
+        ).cpu()
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
         """Answers `work`; each batch is in its store when the next one begins."""

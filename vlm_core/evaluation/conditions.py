@@ -13,6 +13,7 @@ from PIL import Image
 
 from vlm_core.data.batches import ImageInputs
 from vlm_core.data.conversations import image_indices
+from vlm_core.data.grids import Grid, grids_of
 from vlm_core.data.labels import tokenize_conversation
 from vlm_core.data.tokens import TokenizedExample, last_answer_of
 from vlm_core.evaluation.names import BLANK, QUESTION_ONLY, SHUFFLED
@@ -51,20 +52,46 @@ def ask_under(
     rows: Sequence[dict[str, Any]],
     shuffled: dict[int, int] | None,
     hashes: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
     processor: Any,
     family: Family,
 ) -> Asked:
-    """Returns the questions of `rows`, whose token ids are `tokens`, under `condition`."""
+    """Returns the questions of `rows`, whose token ids are `tokens`, under `condition`.
+
+    `hashes` and `sizes` are those of every image.
+    """
+    pairs = list(zip(tokens, rows, strict=True))
     if condition == SHUFFLED:
         assert shuffled is not None
-        examples = [replace(example, images=[shuffled[image] for image in example.images]) for example in tokens]
+        substitutes = [[shuffled[image] for image in example.images] for example in tokens]
+        shown = [[sizes[image] for image in images] for images in substitutes]
     elif condition == BLANK:
-        examples = [replace(example, images=[0 for _ in example.images]) for example in tokens]
+        substitutes = [[0 for _ in example.images] for example in tokens]
+        shown = [[(BLANK_SIZE, BLANK_SIZE) for _ in example.images] for example in tokens]
     elif condition == QUESTION_ONLY:
-        examples = [_without_images(row, processor, family) for row in rows]
+        return Asked.of(condition, [_without_images(row, processor, family) for row in rows], hashes)
     else:
-        examples = list(tokens)
+        return Asked.of(condition, list(tokens), hashes)
+    examples = [
+        _with_images(example, row, images, grids_of(pixels, processor.image_processor, family), processor, family)
+        for (example, row), images, pixels in zip(pairs, substitutes, shown, strict=True)
+    ]
     return Asked.of(condition, examples, hashes)
+
+
+def _with_images(
+    example: TokenizedExample,
+    row: dict[str, Any],
+    images: list[int],
+    grids: list[Grid],
+    processor: Any,
+    family: Family,
+) -> TokenizedExample:
+    """Returns an example with other images; where these have another number of tokens, with that many."""
+    if grids == example.grids:
+        return replace(example, images=images)
+    tokenized = tokenize_conversation(row["conversation"], processor, family, grids)
+    return TokenizedExample(tokenized.input_ids, tokenized.supervised, images, grids)
 
 
 def _without_images(row: dict[str, Any], processor: Any, family: Family) -> TokenizedExample:
@@ -77,14 +104,14 @@ def _without_images(row: dict[str, Any], processor: Any, family: Family) -> Toke
 
 
 def image_inputs(condition: str, images: ImageInputs, blank: torch.Tensor) -> ImageInputs:
-    """Returns what shows the images of a condition: those themselves, or `blank` (1, ...) in the place of each."""
+    """Returns what shows the images of a condition: those themselves, or `blank`, that of one, in the place of each."""
     if condition != BLANK:
         return images
-    return lambda indices: blank.expand(len(indices), *blank.shape[1:])
+    return lambda indices: blank.repeat(len(indices), *[1] * (blank.dim() - 1))
 
 
 def blank_pixels(image_processor: Any) -> torch.Tensor:
-    """Returns the processor's pixels (1, C, H, W) of a black image."""
+    """Returns the processor's pixels of a black image: (1, C, H, W), or all of its patches."""
     black = Image.new("RGB", (BLANK_SIZE, BLANK_SIZE))
     return image_processor([black], return_tensors="pt")["pixel_values"]
 

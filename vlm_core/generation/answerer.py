@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from vlm_core.data.batches import ImageInputs, shown_images
-from vlm_core.data.labels import tokenize_prompt
+from vlm_core.data.labels import image_grids, image_token_id, images_of, tokenize_prompt
 from vlm_core.data.packing import Group
 from vlm_core.data.tokens import TokenizedExample
 from vlm_core.families import Family, family_of
@@ -37,20 +37,21 @@ class Answerer:
     @property
     def image_token(self) -> int:
         """The id that stands for an image in a prompt."""
-        return self.processor.tokenizer.image_token_id
+        return image_token_id(self.processor, self.family)
 
     def answer(self, conversations: Sequence[list[dict[str, Any]]], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
         images: dict[str, tuple[int, Any]] = {}
         prompts, keys = [], []
         for conversation in conversations:
-            shown = [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
+            shown = images_of(conversation)
             hashes = [_digest(image) for image in shown]
             indices = [
                 images.setdefault(digest, (len(images), image))[0] for digest, image in zip(hashes, shown, strict=True)
             ]
-            ids = tokenize_prompt(conversation, self.processor, self.family)
-            prompts.append(TokenizedExample(ids, [False] * len(ids), indices))
+            grids = image_grids(conversation, self.processor, self.family)
+            ids = tokenize_prompt(conversation, self.processor, self.family, grids)
+            prompts.append(TokenizedExample(ids, [False] * len(ids), indices, grids))
             keys.append(prompt_key(ids, hashes))
         by_index = [image for _, image in images.values()]
 

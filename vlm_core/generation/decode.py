@@ -19,7 +19,7 @@ from vlm_core.data.tokens import TokenizedExample
 from vlm_core.families import Family
 from vlm_core.generation.sampling import Choose, most_likely
 from vlm_core.models.attention import Places, packed_masks
-from vlm_core.models.forward import head_logits
+from vlm_core.models.forward import head_logits, positions
 from vlm_core.models.load import unwrapped
 
 
@@ -42,6 +42,7 @@ class Branch:
     branch: int
     end: int
     position: int
+    shift: int  # from there to the position that the model takes, where images have grids
     generated: list[int] = field(default_factory=list)
 
 
@@ -52,7 +53,8 @@ def without_answer(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def stop_tokens(tokenizer: Any, family: Family) -> set[int]:
     """Returns the ids that end an answer."""
-    return {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(family.end_of_turn)}
+    named = [family.end_of_turn, *family.also_stop]
+    return {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(named)}
 
 
 def to_answer(generated: list[int], tokenizer: Any, family: Family) -> Answer:
@@ -96,12 +98,14 @@ def generate_ids(
 def _branches(batch: Batch) -> list[Branch]:
     """Returns the branches of a packed batch, row by row."""
     found: list[Branch] = []
-    for row, (groups, numbers, positions) in enumerate(
+    for row, (groups, numbers, counted) in enumerate(
         zip(*(batch[name].tolist() for name in ("group_ids", "branch_ids", "position_ids")), strict=True)
     ):
         ends = {(group, number): i for i, (group, number) in enumerate(zip(groups, numbers, strict=True)) if number}
-        numbered = enumerate(ends.items(), start=len(found))
-        found += [Branch(number, row, *place, end, positions[end]) for number, (place, end) in numbered]
+        for (group, number), end in ends.items():
+            # Behind its images a prompt's text is as far from its counted position as its last token.
+            shift = int(batch["grid_position_ids"][0, row, end]) - counted[end] if "image_grids" in batch else 0
+            found.append(Branch(len(found), row, group, number, end, counted[end], shift))
     return found
 
 
@@ -116,7 +120,7 @@ class _Decoder:
     def prefill(self, batch: Batch, pixel_values: torch.Tensor | None, branches: list[Branch]) -> torch.Tensor:
         """Returns the logits behind each prompt, (branches, vocabulary)."""
         pixels = {} if pixel_values is None else {"pixel_values": pixel_values.to(self.model.device, self.model.dtype)}
-        hidden = self._forward(batch["input_ids"], self.keys, **pixels)
+        hidden = self._forward(batch["input_ids"], self.keys, **positions(batch, self.family), **pixels)
         return self._logits(hidden, [(branch.row, branch.end) for branch in branches])
 
     def step(self, branches: list[Branch]) -> torch.Tensor:
@@ -128,22 +132,26 @@ class _Decoder:
             places.append((branch.row, columns.setdefault(branch.row, 0)))
             columns[branch.row] += 1
         # A row with fewer branches is filled with tokens of no group, which nothing sees.
-        queries = torch.zeros(5, len(self.keys.group_ids), max(columns.values()), dtype=torch.long)
+        queries = torch.zeros(6, len(self.keys.group_ids), max(columns.values()), dtype=torch.long)
         rows, order = zip(*places, strict=True)
-        values = [[branch.generated[-1], branch.position, branch.group, branch.branch, 0] for branch in branches]
+        values = [
+            [branch.generated[-1], branch.position + branch.shift, branch.position, branch.group, branch.branch, 0]
+            for branch in branches
+        ]
         queries[:, list(rows), list(order)] = torch.tensor(values).T
-        input_ids, *new = queries.to(self.model.device)
+        input_ids, position_ids, *new = queries.to(self.model.device)
+        if self.family.patches_a_token:
+            position_ids = position_ids.expand(3, -1, -1)  # Of text, all three are equal.
         self.keys = self.keys.followed_by(Places(*new))
-        return self._logits(self._forward(input_ids, Places(*new)), places)
+        return self._logits(self._forward(input_ids, Places(*new), position_ids=position_ids), places)
 
-    def _forward(self, input_ids: torch.Tensor, queries: Places, **pixels: torch.Tensor) -> torch.Tensor:
+    def _forward(self, input_ids: torch.Tensor, queries: Places, **inputs: torch.Tensor) -> torch.Tensor:
         return self.model.model(
             input_ids=input_ids,
-            position_ids=queries.position_ids,
             attention_mask=packed_masks(queries, self.keys, self.model, self.family),
             past_key_values=self.cache,
             use_cache=True,
-            **pixels,
+            **inputs,
         ).last_hidden_state
 
     def _logits(self, hidden: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:

@@ -12,7 +12,7 @@ from vlm_core.data.tokens import TokenizedExample, group_key, last_answer, share
 def prompt_of(example: TokenizedExample) -> TokenizedExample:
     """Returns an example up to its last answer; its tokens are those of the processor's prompt for generation."""
     end = last_answer(example.supervised)
-    return TokenizedExample(example.input_ids[:end], [False] * end, example.images)
+    return TokenizedExample(example.input_ids[:end], [False] * end, example.images, example.grids)
 
 
 class Prompts:

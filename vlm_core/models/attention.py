@@ -1,4 +1,4 @@
-"""Who sees whom in a packed batch, as the dictionary of masks by layer type that Gemma's models take as they are.
+"""Who sees whom in a packed batch, as the dictionary of masks by layer type that the models take as they are.
 
 transformers makes its own masks from indices in the sequence, and 5.23 looks an image up at the wrong index once
 `position_ids` restart; here everything goes by position, group, branch and image.
@@ -43,7 +43,9 @@ def packed_masks(queries: Places, keys: Places, model: Any, family: Family) -> d
         visible |= (q_image == k_image) & (q_image > 0)
     full = visible & (q_group == k_group) & ((k_branch == 0) | (k_branch == q_branch))
     text_config = model.config.get_text_config()
-    masks = {"full_attention": full, "sliding_attention": full & (q_position - k_position < text_config.sliding_window)}
+    masks = {"full_attention": full}
+    if text_config.sliding_window is not None:
+        masks["sliding_attention"] = full & (q_position - k_position < text_config.sliding_window)
     used = {kind: mask[:, None] for kind, mask in masks.items() if kind in text_config.layer_types}
     if text_config._attn_implementation == "eager":
         return {kind: _additive(mask, model.dtype) for kind, mask in used.items()}

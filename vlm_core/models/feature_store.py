@@ -20,7 +20,9 @@ from vlm_core.files import published_file
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = pa.schema([("sha256", pa.string()), ("crc32", pa.uint32()), ("features", pa.binary())])
+SCHEMA = pa.schema(
+    [("sha256", pa.string()), ("crc32", pa.uint32()), ("shape", pa.list_(pa.int32())), ("features", pa.binary())]
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class _Place:
 
 
 class FeatureStore:
-    """`store.read(hashes)` returns the features of images, `(N, *shape)`; shape and dtype lie in each shard."""
+    """`store.read(hashes)` returns the features of images; shapes and dtype lie in each shard."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -54,11 +56,11 @@ class FeatureStore:
         """Returns the distinct ones of `hashes` that the store does not have, in their order."""
         return [digest for digest in dict.fromkeys(hashes) if digest not in self.places]
 
-    def add(self, hashes: Sequence[str], features: torch.Tensor) -> None:
-        """Writes a shard with the features (N, ...) of the images in `hashes`."""
-        encoded = [row.contiguous().view(torch.uint8).numpy().tobytes() for row in features.cpu()]
-        kind = {"shape": ",".join(map(str, features.shape[1:])), "dtype": str(features.dtype).removeprefix("torch.")}
-        columns = [list(hashes), [zlib.crc32(row) for row in encoded], encoded]
+    def add(self, hashes: Sequence[str], features: Sequence[torch.Tensor]) -> None:
+        """Writes a shard with the features of the images in `hashes`, of one dtype."""
+        encoded = [row.cpu().contiguous().view(torch.uint8).numpy().tobytes() for row in features]
+        kind = {"dtype": str(features[0].dtype).removeprefix("torch.")}
+        columns = [list(hashes), [zlib.crc32(row) for row in encoded], [list(row.shape) for row in features], encoded]
         table = pa.table(dict(zip(SCHEMA.names, columns, strict=True)), SCHEMA.with_metadata(kind))
         name = hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
         with (
@@ -68,15 +70,17 @@ class FeatureStore:
         ):
             writer.write_table(table)
 
-    def read(self, hashes: Sequence[str]) -> torch.Tensor:
-        """Returns the features of `hashes`, (N, *shape) in the dtype that they were computed in.
+    def read(self, hashes: Sequence[str]) -> list[torch.Tensor]:
+        """Returns the features of each of `hashes`, in the dtype that they were computed in.
 
         Raises ValueError where the bytes on disk are not those that were written.
         """
-        rows = [self._verified(self.places[digest]) for digest in hashes]
-        kind = self.places[hashes[0]].table.schema.metadata
-        shape = map(int, kind[b"shape"].split(b","))
-        return torch.frombuffer(bytearray().join(rows), dtype=_dtype(kind)).view(len(rows), *shape)
+        return [self._read(self.places[digest]) for digest in hashes]
+
+    def _read(self, place: _Place) -> torch.Tensor:
+        dtype = _dtype(place.table.schema.metadata)
+        shape = place.table["shape"][place.row].as_py()
+        return torch.frombuffer(bytearray(self._verified(place)), dtype=dtype).view(shape)
 
     def clean(self, hashes: Sequence[str]) -> None:
         """Verifies the rows of `hashes` that are there, deletes the shards of damaged ones, and what killed jobs left.

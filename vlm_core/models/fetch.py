@@ -14,7 +14,7 @@ from vlm_core.hub import download, is_repository_id
 
 logger = logging.getLogger(__name__)
 
-TINY_MODELS = ("builtin:tiny-gemma3", "builtin:tiny-gemma3n")
+TINY_MODELS = ("builtin:tiny-gemma3", "builtin:tiny-gemma3n", "builtin:tiny-qwen2_5_vl")
 PATTERNS = ["README.md", "*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -52,8 +52,13 @@ def _locate(name: str, revision: str | None) -> Path:
 def _tiny(name: str) -> Path:
     # Imported here: torch is needed to make a model, but not to find one.
     from vlm_core.models.tiny import TINY_VERSION, write_tiny_gemma3, write_tiny_gemma3n
+    from vlm_core.models.tiny_qwen import write_tiny_qwen2_5_vl
 
-    write = {"tiny-gemma3": write_tiny_gemma3, "tiny-gemma3n": write_tiny_gemma3n}[name]
+    write = {
+        "tiny-gemma3": write_tiny_gemma3,
+        "tiny-gemma3n": write_tiny_gemma3n,
+        "tiny-qwen2_5_vl": write_tiny_qwen2_5_vl,
+    }[name]
 
     def build(directory: Path) -> dict[str, Any]:
         write(directory, _phantom_texts())

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 
+from vlm_core.data.grids import patch_grids
 from vlm_core.families import Family
 from vlm_core.models.attention import Places, packed_masks
 
@@ -19,9 +20,20 @@ def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) ->
     inputs: dict[str, Any] = {key: value for key, value in batch.items() if key not in LABELS}
     if "group_ids" in batch:
         places = Places.of(batch)
-        inputs = {key: batch[key] for key in ("input_ids", "position_ids", "pixel_values") if key in batch}
+        inputs = {key: batch[key] for key in ("input_ids", "pixel_values") if key in batch}
+        inputs |= positions(batch, family)
         inputs["attention_mask"] = packed_masks(places, places, model, family)
     return model.model(**inputs, use_cache=False).last_hidden_state
+
+
+def positions(batch: dict[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
+    """Returns the model's arguments that say where the tokens and the images of a packed batch stand."""
+    if "image_grids" not in batch:
+        return {"position_ids": batch["position_ids"]}
+    return {
+        "position_ids": batch["grid_position_ids"],
+        "image_grid_thw": patch_grids(batch["image_grids"], family),
+    }
 
 
 def head_logits(model: Any, hidden: torch.Tensor, family: Family) -> torch.Tensor:

@@ -1,12 +1,13 @@
 """The frozen vision tower: its features, what identifies them, and the stand-in that takes them in its place.
 
 Cached is what comes last before the first weight that may train: for Gemma 3 the pooled patches (256 of 4096), for
-Gemma 3n the tower's output. Everything behind it runs as ever.
+Gemma 3n the tower's output; for Qwen2.5-VL, whose projector is a part of the tower, what comes out of that, where it is
+frozen with the tower. Everything behind it runs as ever.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,10 +15,11 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vlm_core.data.grids import Grid, patch_grids
 from vlm_core.families import Family
 from vlm_core.models.load import unwrapped
 
-VISION_VERSION = 1  # raise it whenever the same tower and images must give other features
+VISION_VERSION = 2  # raise it whenever the same tower and images must give other features
 
 
 def is_tower_frozen(model: Any, family: Family) -> bool:
@@ -45,8 +47,16 @@ class _Captured(Exception):
 
 
 @torch.no_grad()
-def vision_features(model: Any, pixel_values: torch.Tensor, family: Family) -> torch.Tensor:
-    """Returns the features of images (N, C, H, W): the output (N, ...) of the family's `vision_features` module."""
+def vision_features(
+    model: Any, pixel_values: torch.Tensor, grids: Sequence[Grid], family: Family
+) -> Sequence[torch.Tensor]:
+    """Returns the features of each image: the output of the family's `vision_features` module.
+
+    `pixel_values` are the processor's: (N, C, H, W), or all patches of N images with `grids`.
+    """
+    if grids:
+        where = patch_grids(grids, family).to(pixel_values.device)
+        return unwrapped(model).get_image_features(pixel_values, where).pooler_output
 
     def capture(module: nn.Module, arguments: Any, output: Any) -> None:
         raise _Captured(getattr(output, "last_hidden_state", output))
@@ -62,16 +72,31 @@ def vision_features(model: Any, pixel_values: torch.Tensor, family: Family) -> t
     raise AssertionError(f"{family.vision_features} is no part of get_image_features")
 
 
+def join_features(features: Sequence[torch.Tensor], family: Family) -> torch.Tensor:
+    """Returns what the tower's stand-in takes for images, in the order of their tokens: (N, ...), or all in a row."""
+    return torch.cat([*features]) if family.patches_a_token else torch.stack([*features])
+
+
 class _StandIn(nn.Module):
     """Takes features where the tower takes pixels."""
 
-    def __init__(self, *, pooled: bool) -> None:
+    def __init__(self, tower: nn.Module, *, pooled: bool) -> None:
         super().__init__()
         self.pooled = pooled
+        # Of those that the model asks its tower for.
+        for name in ("dtype", "spatial_merge_size"):
+            if hasattr(tower, name):
+                setattr(self, name, getattr(tower, name))
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
-        tokens = pixel_values.flatten(2).transpose(1, 2) if self.pooled else pixel_values.clone()
-        return BaseModelOutputWithPooling(last_hidden_state=tokens)
+        if self.pooled:
+            tokens = pixel_values.flatten(2).transpose(1, 2)
+        elif pixel_values.dim() == 4:
+            # In the layout that the tower has them in: what comes next would round otherwise in another one.
+            tokens = pixel_values.clone(memory_format=torch.channels_last)
+        else:
+            tokens = pixel_values.clone()
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)
 
 
 class DetachedTower:
@@ -81,7 +106,7 @@ class DetachedTower:
         self.model, self.name = unwrapped(model), family.vision_tower
         self.tower = self.model.get_submodule(family.vision_tower)
         pooled = family.vision_features != family.vision_tower
-        self.stand_in = _StandIn(pooled=pooled)
+        self.stand_in = _StandIn(self.tower, pooled=pooled)
         self.model.set_submodule(self.name, self.stand_in)
         if pooled:
             # The pooled patches go through the projector's own code: a square of tokens_per_side, pooled no further.

@@ -1,6 +1,7 @@
 """Filling the vision cache: each image that is missing goes through the tower once, on one of the ranks."""
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -12,12 +13,13 @@ import torch
 from filelock import FileLock
 
 from vlm_core.data.batches import PixelInputs
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversations import ConversationDataset, image_sizes
+from vlm_core.data.grids import Grid, grids_of
 from vlm_core.families import Family
 from vlm_core.home import medpix_home
 from vlm_core.models.feature_store import FeatureStore
 from vlm_core.models.load import unwrapped
-from vlm_core.models.vision import tower_fingerprint, vision_features
+from vlm_core.models.vision import join_features, tower_fingerprint, vision_features
 from vlm_core.progress import ProgressBar
 from vlm_core.training.distributed import Ranks, barrier
 
@@ -29,13 +31,14 @@ IMAGES_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class FeatureInputs:
-    """Cached features (N, ...) of images given by index, in place of the pixels of `PixelInputs`."""
+    """Cached features of images given by index, in place of the pixels of `PixelInputs`."""
 
     store: FeatureStore
     hashes: list[str]  # of every image, by index
+    family: Family
 
     def __call__(self, indices: Sequence[int]) -> torch.Tensor:
-        return self.store.read([self.hashes[index] for index in indices])
+        return join_features(self.store.read([self.hashes[index] for index in indices]), self.family)
 
 
 def _store_of(model: Any, processor: Any, family: Family) -> FeatureStore:
@@ -45,7 +48,7 @@ def _store_of(model: Any, processor: Any, family: Family) -> FeatureStore:
 def cached_features(model: Any, processor: Any, family: Family, conversations: Path) -> FeatureInputs | None:
     """Returns the features of the images of a conversation cache, None unless all are there for this tower."""
     store, hashes = _store_of(model, processor, family), _hashes(conversations)
-    return None if store.missing(hashes) else FeatureInputs(store, hashes)
+    return None if store.missing(hashes) else FeatureInputs(store, hashes, family)
 
 
 def _hashes(conversations: Path) -> list[str]:
@@ -71,21 +74,24 @@ def encode_images(
         barrier()  # Every rank takes its share of the same list: none may add to the store before all have looked.
         if missing:
             index_of = {digest: index for index, digest in enumerate(hashes)}
-            encoder = _Encoder(model, family, PixelInputs.of(conversations, processor), device)
+            grids = grids_of(image_sizes(conversations), processor.image_processor, family)
+            encoder = _Encoder(model, family, PixelInputs.of(conversations, processor), grids, device)
             encoder.fill(store, missing, index_of, ranks)
         barrier()
     store.refresh()
     assert not store.missing(hashes)
     logger.info("vision cache: %d images encoded, %d reused: %s",
                 len(missing), len(hashes) - len(missing), store.directory)  # fmt: skip
-    return FeatureInputs(store, hashes)
+    return FeatureInputs(store, hashes, family)
 
 
 class _Encoder:
     """The tower on its device for the time that it is needed."""
 
-    def __init__(self, model: Any, family: Family, pixels: PixelInputs, device: torch.device) -> None:
-        self.model, self.family, self.pixels, self.device = model, family, pixels, device
+    def __init__(
+        self, model: Any, family: Family, pixels: PixelInputs, grids: list[Grid], device: torch.device
+    ) -> None:
+        self.model, self.family, self.pixels, self.grids, self.device = model, family, pixels, grids, device
         self.tower = unwrapped(model).get_submodule(family.vision_tower)
         self.dtype = next(self.tower.parameters()).dtype
 
@@ -93,22 +99,28 @@ class _Encoder:
         """Encodes this rank's share of `missing`."""
         started = time.monotonic()
         self.tower.to(self.device).eval()
-        first = self._encode([index_of[missing[0]]])
-        store.require_space(len(missing), first.numel() * first.element_size())
+        # The largest of them, as far as their sizes say.
+        largest = max((index_of[digest] for digest in missing), key=lambda index: math.prod(self._grid(index)))
+        sample = self._encode([largest])[0]
+        store.require_space(len(missing), sample.numel() * sample.element_size())
         mine = missing[ranks.rank :: ranks.world_size]
         with ProgressBar(len(mine), "encode images", "image", enabled=ranks.is_main) as progress:
             for start in range(0, len(mine), IMAGES_A_SHARD):
                 shard = mine[start : start + IMAGES_A_SHARD]
                 indices = [index_of[digest] for digest in shard]
                 parts = [indices[i : i + IMAGES_AT_ONCE] for i in range(0, len(indices), IMAGES_AT_ONCE)]
-                features = []
+                features: list[torch.Tensor] = []
                 for part in parts:
-                    features.append(self._encode(part))
+                    features += self._encode(part)
                     progress.update(len(part))
-                store.add(shard, torch.cat(features))
+                store.add(shard, features)
         self.tower.to("cpu")
         logger.info("vision cache: encoded in %.1f s", time.monotonic() - started)
 
-    def _encode(self, indices: list[int]) -> torch.Tensor:
+    def _grid(self, index: int) -> Grid:
+        return self.grids[index] if self.grids else (1, 1)
+
+    def _encode(self, indices: list[int]) -> list[torch.Tensor]:
         pixels = self.pixels(indices).to(self.device, self.dtype)
-        return vision_features(self.model, pixels, self.family).cpu()
+        grids = [self.grids[index] for index in indices] if self.grids else []
+        return [image.cpu() for image in vision_features(self.model, pixels, grids, self.family)]
