@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from vlm_core.cache import read_manifest
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
-from vlm_core.data.batches import ImageInputs, PixelInputs, build_batches
+from vlm_core.data.batches import CollatedBatches, ImageInputs, PixelInputs, build_batches
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.labels import require_template
 from vlm_core.data.prepare import prepare_conversations
@@ -30,6 +30,7 @@ from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
 from vlm_core.models.vision import DetachedTower, is_tower_frozen
 from vlm_core.run_directory import CONFIG, METRICS, RESULT, checkpoint_to_resume, require_compatible, run_root
+from vlm_core.targets import is_built_in, load_target
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, command, main_rank_first
 from vlm_core.training.encoding import encode_images
@@ -113,6 +114,16 @@ def _read_tokens(config: Config, conversations: Path, processor: Any, family: Fa
     return found
 
 
+def _own_collate(config: Config) -> Callable[..., Any] | None:
+    """Returns the user's collate function, None for the family's own."""
+    target = config.dataloader.collate_fn.target
+    if target is None or is_built_in("collate_fn", target):
+        return None
+    logger.warning("%s makes the batches: packing, vision_cache, dataset.max_length and dataset.train_on "
+                   "have no effect", target)  # fmt: skip
+    return load_target("collate_fn", target)
+
+
 def _trainer(
     config: Config,
     directory: Path,
@@ -128,12 +139,20 @@ def _trainer(
     logger.info("parameters by part of the model:\n%s", parameter_table(model, family))
     images: ImageInputs = PixelInputs.of(conversations, processor)
     whole_model: Callable[[], AbstractContextManager[None]] = nullcontext
-    if config.vision_cache.enabled and is_tower_frozen(model, family):
+    collate = _own_collate(config)
+    if collate is None and config.vision_cache.enabled and is_tower_frozen(model, family):
         images = encode_images(model, processor, family, conversations, ranks, device)
         detached = DetachedTower(model, family)
         if config.peft is None:  # A full checkpoint has the tower too; an adapter does without, and so do we.
             whole_model = detached.attached
-    train, validation = (build_batches(config, tokens[split], images, processor, family) for split in SPLITS)
+    train, validation = (
+        build_batches(config, tokens[split], images, processor, family)
+        if collate is None
+        else CollatedBatches(
+            ConversationDataset(conversations, split), collate, processor, config.step_scheduler.local_batch_size
+        )
+        for split in SPLITS
+    )
     trainer = Trainer(
         config=config,
         directory=directory,

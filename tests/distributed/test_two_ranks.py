@@ -56,13 +56,14 @@ def run(directory: Path, processes: int, conversations: Path, **overrides: Any) 
 LIVE = {"freeze_config.freeze_vision_tower": False}  # else the features are cached
 PLAIN = {"packing.enabled": False} | LIVE
 LORA = {"peft.dim": 4, "packing.max_tokens": 200}
+QWEN = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen2_5_vl", "optimizer.lr": 1e-4}
 GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optimizer.lr": 1e-4}
 
 
 @pytest.mark.parametrize(
     "tuning",
-    [PLAIN, LORA, GEMMA3N | LIVE, GEMMA3N | LORA],
-    ids=["plain", "lora-cached", "3n-packed", "3n-lora-cached"],
+    [PLAIN, LORA, GEMMA3N | LIVE, GEMMA3N | LORA, QWEN | LIVE, QWEN | LORA | {"peft.exclude_modules": ["*visual*"]}],
+    ids=["plain", "lora-cached", "3n-packed", "3n-lora-cached", "qwen-packed", "qwen-lora-cached"],
 )
 def test_two_ranks_equal_one(tuning: dict[str, Any], conversations: Path, tmp_path: Path) -> None:
     for processes in (1, 2):

@@ -15,8 +15,9 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_step(name: str, conversations: Path, tmp_path: Path) -> None:
+    family = "gemma3n" if "3n" in name else "qwen2_5_vl" if "qwen" in name else "gemma3"
     tiny = {
-        "model.pretrained_model_name_or_path": "builtin:tiny-gemma3n" if "3n" in name else "builtin:tiny-gemma3",
+        "model.pretrained_model_name_or_path": f"builtin:tiny-{family}",
         "dataset.path_or_dataset": "builtin:phantom?images=40",
         "step_scheduler.max_steps": 1,
         "dataloader.num_workers": 1,  # a process of its own, as on a GPU

@@ -90,7 +90,8 @@ class Config(Section):
     @property
     def encodes_ahead(self) -> bool:
         """Whether it is worth asking for the vision cache before training: the tower may be frozen."""
-        return self.vision_cache.enabled and (self.freeze_config.freeze_vision_tower or self.peft is not None)
+        frozen = self.freeze_config.freeze_vision_tower or self.peft is not None
+        return self.vision_cache.enabled and frozen and self.dataloader.collate_fn.target is None
 
     @property
     def validation_source(self) -> DatasetConfig | None:

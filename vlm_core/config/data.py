@@ -62,5 +62,13 @@ class ValidationDatasetConfig(Section):
     )
 
 
+class CollateFnConfig(Section):
+    target: Target = Field(
+        None,
+        description="Function (examples, processor) that returns a batch with shifted labels; null = the family's own.",
+    )
+
+
 class DataloaderConfig(Section):
+    collate_fn: CollateFnConfig = CollateFnConfig()
     num_workers: int = Field(0, ge=0, description="Worker processes a rank that decode images; 0 = in the rank.")

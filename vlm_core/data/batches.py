@@ -3,7 +3,7 @@
 Both divide an optimizer step over the ranks into equally many micro-batches, and make the tensors of one.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +77,16 @@ class Batches:
         return batch
 
 
+def plain_shares(step: Sequence[int], local_batch_size: int, rank: int, world_size: int) -> list[PlainMicroBatch]:
+    """Returns one rank's share of a step, in micro-batches of up to `local_batch_size` examples."""
+    at_once = local_batch_size * world_size
+    chunks = [list(step[start : start + at_once]) for start in range(0, len(step), at_once)]
+    shares = [chunk[rank::world_size] for chunk in chunks]
+    return [
+        PlainMicroBatch(share or chunk[:1], counted=bool(share)) for share, chunk in zip(shares, chunks, strict=True)
+    ]
+
+
 @dataclass(frozen=True)
 class PlainBatches(Batches):
     """A row an example, `local_batch_size` rows a micro-batch."""
@@ -87,13 +97,7 @@ class PlainBatches(Batches):
 
     def micro_batches(self, step: Sequence[int], rank: int, world_size: int) -> list[PlainMicroBatch]:
         """Returns one rank's share of a step."""
-        at_once = self.local_batch_size * world_size
-        chunks = [list(step[start : start + at_once]) for start in range(0, len(step), at_once)]
-        shares = [chunk[rank::world_size] for chunk in chunks]
-        return [
-            PlainMicroBatch(share or chunk[:1], counted=bool(share))
-            for share, chunk in zip(shares, chunks, strict=True)
-        ]
+        return plain_shares(step, self.local_batch_size, rank, world_size)
 
     def batch(self, micro_batch: PlainMicroBatch) -> Batch:
         """Returns the tensors of `collate`."""
@@ -103,6 +107,48 @@ class PlainBatches(Batches):
         if grids:
             batch["image_grid_thw"] = patch_grids(grids, self.family)
         return self._with_images(batch, [i for e in examples for i in e.images], counted=micro_batch.counted)
+
+
+@dataclass(frozen=True)
+class CollatedBatches:
+    """Batches of a function of the user's, which gets conversations with their images, and the processor.
+
+    Its `labels` are the guide's: `labels[b, t]` is what position t has to predict, so already shifted by one, and
+    -100, or 0 in an optional `loss_mask`, where nothing is supervised.
+    """
+
+    dataset: ConversationDataset
+    function: Callable[[list[dict[str, Any]], Any], Mapping[str, torch.Tensor]]
+    processor: Any
+    local_batch_size: int
+
+    groups = None
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def micro_batches(self, step: Sequence[int], rank: int, world_size: int) -> list[PlainMicroBatch]:
+        """Returns one rank's share of a step."""
+        return plain_shares(step, self.local_batch_size, rank, world_size)
+
+    def batch(self, micro_batch: PlainMicroBatch) -> Batch:
+        """Returns the function's tensors, with its labels as `targets`.
+
+        Raises ValueError where they are no batch to learn from.
+        """
+        made = dict(self.function([self.dataset[i] for i in micro_batch.examples], self.processor))
+        missing = {"input_ids", "labels"} - made.keys()
+        if missing:
+            raise ValueError(f"dataloader.collate_fn returned no {' and no '.join(sorted(missing))}; it has {[*made]}")
+        targets, mask = made.pop("labels"), made.pop("loss_mask", None)
+        if targets.shape != made["input_ids"].shape:
+            raise ValueError(
+                f"dataloader.collate_fn returned labels of shape {tuple(targets.shape)} and input_ids of shape "
+                f"{tuple(made['input_ids'].shape)}; label t is what position t has to predict, -100 for the last one"
+            )
+        if mask is not None:
+            targets = targets.masked_fill(mask == 0, IGNORE_INDEX)
+        return made | {"targets": targets if micro_batch.counted else torch.full_like(targets, IGNORE_INDEX)}
 
 
 @dataclass(frozen=True)
@@ -131,6 +177,9 @@ class PackedBatches(Batches):
         return self._with_images(batch, shown_images(rows), counted=micro_batch.counted)
 
 
+AnyBatches = PlainBatches | PackedBatches | CollatedBatches
+
+
 class TokenCounts(NamedTuple):
     """What a batch costs: tokens that the model computes, padding among them, and what plain rows would have."""
 
@@ -145,7 +194,7 @@ def count_tokens(batch: Batch) -> TokenCounts:
     if not (batch["labels" if "labels" in batch else "targets"] != IGNORE_INDEX).any():
         return TokenCounts(computed, computed, 0)
     if "group_ids" not in batch:
-        tokens = int(batch["attention_mask"].sum())
+        tokens = int(batch["attention_mask"].sum()) if "attention_mask" in batch else computed
         return TokenCounts(computed, computed - tokens, tokens)
     place = torch.stack([batch["group_ids"], batch["branch_ids"]])
     following = torch.nn.functional.pad(place[:, :, 1:], (0, 1), value=-1)

@@ -23,7 +23,7 @@ from vlm_core.data.closed import ClosedQuestionCounter
 from vlm_core.data.examples import Conversation, RejectedRow, example_of
 from vlm_core.data.images import decode_image, inspect_image
 from vlm_core.data.source import SplitSource
-from vlm_core.data.splits import SPLITS, TRAIN, Splits
+from vlm_core.data.splits import PUBLISHED, SPLITS, TRAIN, Splits
 from vlm_core.data.statistics import STATISTICS, describe, read_batches
 from vlm_core.files import write_json
 from vlm_core.home import medpix_home
@@ -141,8 +141,9 @@ class _Builder:
             self.closed.add(*texts)
 
     def _require_rows(self) -> None:
-        for split, count in self.rows.items():
-            if not count:
+        wanted = self.splits.sources if self.splits.split_by == PUBLISHED else SPLITS
+        for split in wanted:
+            if not self.rows[split]:
                 names = ", ".join(repr(source.name) for source in self.splits.sources.values())
                 why = f"rejected were {self.rejects}" if self.rejects else "none was drawn"
                 raise ValueError(

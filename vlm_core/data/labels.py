@@ -31,9 +31,9 @@ class TokenizedConversation:
 
 @dataclass(frozen=True)
 class _Piece:
-    text: str
-    special: bool  # one special token of the template; else plain text in which no special token is recognised
+    text: str  # plain: no special token is recognised in it
     supervised: bool
+    specials: tuple[str, ...] = ()  # a run of special tokens of the template, in place of a text
 
 
 def tokenize_conversation(
@@ -107,17 +107,16 @@ def _pieces(
         raise ValueError("a text holds the characters U+E000 and U+E001, which are reserved for internal use")
     structure = tuple((turn["role"], tuple(part["type"] for part in turn["content"])) for turn in conversation)
     template, trimmed = _render(processor, structure, for_generation)
-    special = _special_tokens(processor.tokenizer)
     counts = iter(image_grids(conversation, processor, family) if grids is None else grids)
     supervised = False
     for number, fragment in enumerate(MARKER_PATTERN.split(template)):
         if number % 2:
             role, text = texts[int(fragment)]
             supervised = role == "assistant"
-            yield _Piece(text.strip() if trimmed[int(fragment)] else text, special=False, supervised=supervised)
+            yield _Piece(text.strip() if trimmed[int(fragment)] else text, supervised)
         else:
             expanded = _expand_images(fragment, processor, family, counts)
-            yield from _template_pieces(expanded, special, family.end_of_turn if supervised else None)
+            yield from _template_pieces(expanded, processor.tokenizer, family.end_of_turn if supervised else None)
             supervised = False
 
 
@@ -164,31 +163,52 @@ def _expand_images(fragment: str, processor: Any, family: Family, grids: Iterato
     return "".join(chain.from_iterable(zip(pieces, [*expansions, ""], strict=True)))
 
 
-def _template_pieces(fragment: str, special: re.Pattern[str], end_of_turn: str | None) -> Iterator[_Piece]:
-    """Yields a template fragment as special tokens and plain text; `end_of_turn` is set behind an answer."""
+@lru_cache(maxsize=4096)  # an image of 256 tokens is taken apart once, and not for every question
+def _template_pieces(fragment: str, tokenizer: Any, end_of_turn: str | None) -> tuple[_Piece, ...]:
+    """Returns a template fragment as special tokens and plain text; `end_of_turn` is set behind an answer."""
+    pieces, special = [], _special_tokens(tokenizer)
     if end_of_turn is not None:
         if not fragment.startswith(end_of_turn):
             raise ValueError(f"the chat template must close an answer with {end_of_turn!r}, found {fragment[:40]!r}")
-        yield _Piece(end_of_turn, special=True, supervised=True)
+        pieces.append(_Piece("", supervised=True, specials=(end_of_turn,)))
         fragment = fragment[len(end_of_turn) :]
+    for is_special, matches in groupby(_split(fragment, special), key=lambda part: part[1]):
+        parts = [text for text, _ in matches]
+        pieces.append(_Piece("", False, tuple(parts)) if is_special else _Piece("".join(parts), False))
+    return tuple(pieces)
+
+
+def _split(fragment: str, special: re.Pattern[str]) -> Iterator[tuple[str, bool]]:
+    """Yields (text, whether it is a special token), without empty texts."""
     position = 0
     for match in special.finditer(fragment):
-        yield _Piece(fragment[position : match.start()], special=False, supervised=False)
-        yield _Piece(match.group(), special=True, supervised=False)
+        if match.start() > position:
+            yield fragment[position : match.start()], False
+        yield match.group(), True
         position = match.end()
-    yield _Piece(fragment[position:], special=False, supervised=False)
+    if position < len(fragment):
+        yield fragment[position:], False
 
 
 def _encode(pieces: list[_Piece], tokenizer: Any) -> TokenizedConversation:
     ids: list[int] = []
     supervised: list[bool] = []
     # Plain neighbours are one text to the tokenizer, as they are when it sees the rendered string.
-    for (special, is_target), group in groupby(pieces, key=lambda piece: (piece.special, piece.supervised)):
-        if special:
-            new = tokenizer.convert_tokens_to_ids([piece.text for piece in group])
+    for (is_special, is_target), group in groupby(pieces, key=lambda piece: (bool(piece.specials), piece.supervised)):
+        if is_special:
+            new = [i for piece in group for i in _special_ids(tokenizer, piece.specials)]
         else:
-            text = "".join(piece.text for piece in group)
-            new = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []
+            new = _plain_ids(tokenizer, "".join(piece.text for piece in group))
         ids += new
         supervised += [is_target] * len(new)
     return TokenizedConversation(ids, supervised)
+
+
+@lru_cache(maxsize=4096)
+def _special_ids(tokenizer: Any, specials: tuple[str, ...]) -> list[int]:
+    return tokenizer.convert_tokens_to_ids(list(specials))
+
+
+@lru_cache(maxsize=4096)  # the template's own words, and questions that many images are asked
+def _plain_ids(tokenizer: Any, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] if text else []

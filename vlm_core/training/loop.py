@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm_core.config import Config
-from vlm_core.data.batches import PackedBatches, PlainBatches, count_tokens
+from vlm_core.data.batches import AnyBatches, count_tokens
 from vlm_core.data.collate import Batch, require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.families import Family
@@ -54,8 +54,8 @@ class Trainer:
     model: Any  # the model itself: a PreTrainedModel or a PeftModel, on its device
     processor: Any
     family: Family
-    train: PlainBatches | PackedBatches
-    validation: PlainBatches | PackedBatches
+    train: AnyBatches
+    validation: AnyBatches
     dataset_fingerprint: str
     ranks: Ranks
     device: torch.device
@@ -136,7 +136,7 @@ class Trainer:
 
     def _optimizer_step(self, batches: list[Batch]) -> dict[str, Any]:
         started = time.monotonic()
-        if self.progress.step == 1 and not self.config.packing.enabled:
+        if self.progress.step == 1 and "group_ids" not in batches[0]:
             require_keys(batches[0], self.family)
         # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one draws.
         torch.manual_seed((self.config.rng.seed * 1_000_003 + self.progress.step) * 1_009 + self.ranks.rank)
