@@ -8,7 +8,7 @@ from pipelines.forms import DatasetForm, EvaluationForm
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import evaluate
 from tasks.run import checked_config, tracked_run
-from tasks.summary import link_report
+from tasks.summary import show_scores
 from vlm_core.form import form_overrides
 
 
@@ -38,5 +38,5 @@ def medpix_evaluate(
     with tracked_run(config, base_model, splits, conversations) as run:
         report_data(run, conversations)
         result = evaluate(run, base_model, checkpoint, conversations)
-        link_report(run)
+        show_scores(run, result)
         return result

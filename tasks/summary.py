@@ -6,7 +6,7 @@ from typing import Any
 
 import mlflow
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
 from tasks.run import Run
@@ -17,6 +17,7 @@ from vlm_core.files import point, write_json
 from vlm_core.run_directory import EVALUATION, REPORT, run_root
 
 SUMMARY = "summary.json"
+SHOWN = ("token_f1", "closed_accuracy", "rouge_l", "exact_match", "perplexity")
 
 
 @task(tags=["report"], cache_policy=NO_CACHE)
@@ -41,20 +42,21 @@ def summarize(
     }
     write_json(run.directory / SUMMARY, summary)
     create_markdown_artifact(f"```\n{render(summary)}\n```", key="medpix-summary", description=run.run_id)
-    link_report(run)
+    show_scores(run, scores)
     run_root().mkdir(parents=True, exist_ok=True)
     point(run_root() / "latest", run.directory)
     return summary
 
 
-def link_report(run: Run) -> None:
-    """Leaves a link to the evaluation's report in Prefect's UI."""
-    create_link_artifact(
-        report_link(run.mlflow_run_id, run.directory, EVALUATION),
-        link_text="evaluation report",
-        key="medpix-report",
-        description=run.run_id,
-    )
+def show_scores(run: Run, result: dict[str, Any]) -> None:
+    """Leaves the scores as a table, and a link to the evaluation's report, in Prefect's UI."""
+    table = [
+        {"answered by": name, **{score: with_interval(scores[score]) for score in SHOWN}}
+        for name, scores in result["scores"].items()
+    ]
+    create_table_artifact(table, key="medpix-scores", description=run.run_id)
+    link = report_link(run.mlflow_run_id, run.directory, EVALUATION)
+    create_link_artifact(link, link_text="evaluation report", key="medpix-report", description=run.run_id)
 
 
 def render(summary: dict[str, Any]) -> str:

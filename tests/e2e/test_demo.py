@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mlflow
 import pytest
 
 from vlm_core.files import read_json_lines
@@ -44,5 +45,11 @@ def test_the_demo_learns_to_look(tmp_path: Path) -> None:
     # The likelihood of the references is that of the validation loss, computed on another way.
     losses = read_json_lines(tmp_path / "work" / ".medpix" / "runs" / "latest" / "validation.jsonl")[0]
     assert scores["scores"]["model"]["logprob"]["value"] == pytest.approx(-losses[-1]["loss"], abs=1e-4)
+    # The data report lies in the run directory, and in MLflow.
+    run = tmp_path / "work" / ".medpix" / "runs" / "latest"
+    assert json.loads((run / "data" / "statistics.json").read_text())["splits"]["train"]["rows"] == 8500
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'work' / '.medpix' / 'mlflow' / 'mlflow.db'}")
+    logged = [artifact.path for artifact in client.list_artifacts(summary["mlflow_run_id"], "data")]
+    assert logged == ["data/report.html", "data/statistics.json"]
     for shown in (summary["registered_model"]["uri"], summary["checkpoint"], summary["run_id"], "mlflow ui"):
         assert shown in result.stdout

@@ -95,6 +95,13 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: str) -> Iterator[dict[
     assert "no services are running" in command("tasks.services", "status", environment=environment).stdout
 
 
+def artifact(served: dict[str, str], key: str) -> Any:
+    """Returns the latest artifact of a key, a table."""
+    return json.loads(
+        httpx.get(f"{served['PREFECT_API_URL']}/artifacts/{key}/latest").raise_for_status().json()["data"]
+    )
+
+
 def run(served: dict[str, str], name: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
     words = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
     return command("prefect", "deployment", "run", name, *words, "--watch", environment=served)
@@ -108,6 +115,13 @@ def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
     assert (summary["training"]["steps"], summary["evaluation"]["examples"]) == (2, 10)
     promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions of the split"}
     assert summary["registered_model"]["promotion"] == promotion
+    # What the data and the answers are like is in Prefect's UI.
+    data, scores = (artifact(served, key) for key in ("medpix-data", "medpix-scores"))
+    assert [(row["split"], row["Questions"]) for row in data] == [("train", 340), ("validation", 60)]
+    assert scores[0]["answered by"] == "model"
+    assert float(scores[0]["token_f1"].split()[0]) == round(
+        summary["evaluation"]["scores"]["model"]["token_f1"]["value"], 3
+    )
     # And the version that it registered is evaluated by the other deployment, on every question.
     uri = summary["registered_model"]["uri"]
     evaluated = run(served, "medpix-evaluate", checkpoint=uri, dataset={"path_or_dataset": "builtin:phantom?images=40"})

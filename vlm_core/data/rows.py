@@ -17,6 +17,8 @@ from datasets import Dataset
 
 ROWS_AT_ONCE = 64  # bounds the memory of a build: of MedPix-VQA, 20 MB
 
+BUFFER = 2**20  # bytes
+
 Row = dict[str, Any]
 
 
@@ -53,7 +55,8 @@ class ParquetRows:
     def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
         position = 0
         for path in self.files:
-            file = pq.ParquetFile(path)
+            # Read as it goes: by default, a file's whole columns are fetched ahead, images and all.
+            file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
             end = position + file.metadata.num_rows
             if end > start and (stop is None or position < stop):
                 yield from _cut(file.iter_batches(ROWS_AT_ONCE, columns=list(columns)), position, start, stop)

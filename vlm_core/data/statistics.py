@@ -170,8 +170,8 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         (
             cases["shared"],
             f"{cases['share_of_validation_cases']:.0%} of the validation cases, with "
-            f"{cases['share_of_validation_rows']:.0%} of its questions, also have rows in training: look at the scores "
-            "of unseen cases, or set dataset.split_by=case.",
+            f"{cases['share_of_validation_rows']:.0%} of the validation questions, also have rows in training: look at "
+            "the scores of unseen cases, or set dataset.split_by=case.",
         ),
         (
             validation["cases"] < FEW_CASES,
