@@ -10,9 +10,9 @@ from tasks.launcher import run_job
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
-from tasks.tracking import MetricsFollower, log_evaluation
+from tasks.tracking import MetricsFollower, log_evaluation, log_files
 from vlm_core.files import read_json
-from vlm_core.run_directory import CONFIG, EVALUATION, RESULT
+from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, RESULT
 
 
 @task(tags=["data"], cache_policy=NO_CACHE)
@@ -25,6 +25,7 @@ def encode_images(run: Run, conversations: Path) -> None:
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
     _run("finetune", run, ["--conversations", str(conversations)], MetricsFollower(run.mlflow_run_id, run.directory))
+    log_files(run.mlflow_run_id, [run.directory / LOSS_PLOT])
     return read_json(run.directory / RESULT)
 
 

@@ -59,7 +59,7 @@ def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with
     log_files(run_id, [directory / name for name in names], EVALUATION)
 
 
-def log_files(run_id: str, files: Sequence[Path], artifact_directory: str) -> None:
+def log_files(run_id: str, files: Sequence[Path], artifact_directory: str | None = None) -> None:
     """Logs files as artifacts of a run."""
     for path in files:
         mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_directory)

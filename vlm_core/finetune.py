@@ -29,12 +29,23 @@ from vlm_core.models.freeze import parameter_table
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
 from vlm_core.models.vision import DetachedTower, is_tower_frozen
-from vlm_core.run_directory import CONFIG, METRICS, RESULT, checkpoint_to_resume, require_compatible, run_root
+from vlm_core.pages.plots import draw_losses
+from vlm_core.run_directory import (
+    CONFIG,
+    LOSS_PLOT,
+    METRICS,
+    RESULT,
+    VALIDATION,
+    checkpoint_to_resume,
+    require_compatible,
+    run_root,
+)
 from vlm_core.targets import is_built_in, load_target
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, command, main_rank_first
 from vlm_core.training.encoding import encode_images
 from vlm_core.training.loop import Preempted, Trainer, total_steps
+from vlm_core.training.optim import optimizer_class
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +70,9 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
         logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
                        "packing.max_tokens=%d; change that, or set packing.enabled=false",
                        config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
+    optimizer_class(config.optimizer.target)
+    if config.peft is not None and config.checkpoint.model_save_format == "torch_save":
+        logger.warning("checkpoint.model_save_format=torch_save has no effect: an adapter is saved in safetensors")
     directory = run_directory(config)
     require_writable(directory)
     with main_rank_first(ranks):
@@ -70,9 +84,10 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
-        if load_progress(checkpoint).step >= total_steps(config, len(tokens[TRAIN])):
+        progress, patience = load_progress(checkpoint), config.step_scheduler.early_stop_patience
+        if progress.step >= total_steps(config, len(tokens[TRAIN])) or progress.is_exhausted(patience):
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
-            return _write_result(directory, checkpoint, load_progress(checkpoint).step, ranks)
+            return _write_result(directory, checkpoint, progress.step, ranks)
     trainer = _trainer(config, directory, base, processor, checkpoint, conversations, tokens, ranks)
     with _sole_writer(directory) if ranks.is_main else nullcontext():
         if ranks.is_main:
@@ -183,6 +198,7 @@ def _write_result(directory: Path, checkpoint: Path | None, steps: int, ranks: R
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
     if ranks.is_main:
+        draw_losses(records, read_json_lines(directory / VALIDATION)[0], directory / LOSS_PLOT)
         write_json(directory / RESULT, result)
     return result
 

@@ -4,6 +4,8 @@ Section and key names are those of NeMo Automodel's Gemma 3 guide. An unknown ke
 (`vlm_core.recipe` says which key was meant).
 """
 
+from typing import Any
+
 import yaml
 from pydantic import Field, model_validator
 
@@ -15,6 +17,7 @@ from vlm_core.config.training import (
     ClipGradNormConfig,
     ComputeConfig,
     FreezeConfig,
+    LossConfig,
     LRSchedulerConfig,
     ModelConfig,
     OptimizerConfig,
@@ -61,6 +64,7 @@ class Config(Section):
     step_scheduler: StepSchedulerConfig = StepSchedulerConfig()
     packing: PackingConfig = PackingConfig()
     vision_cache: VisionCacheConfig = VisionCacheConfig()
+    loss_fn: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     lr_scheduler: LRSchedulerConfig = LRSchedulerConfig()
     clip_grad_norm: ClipGradNormConfig = ClipGradNormConfig()
@@ -72,6 +76,21 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_batch_size(cls, tree: Any) -> Any:
+        """Takes the guide's dataloader.batch_size for what it means here."""
+        size = (tree.get("dataloader") or {}).get("batch_size") if isinstance(tree, dict) else None
+        if size is None:
+            return tree
+        schedule = dict(tree.get("step_scheduler") or {})
+        if schedule.setdefault("local_batch_size", size) != size:
+            raise ValueError(
+                f"dataloader.batch_size={size} and step_scheduler.local_batch_size={schedule['local_batch_size']} are "
+                "one setting; give one of them"
+            )
+        return tree | {"step_scheduler": schedule}
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":

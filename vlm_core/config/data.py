@@ -1,13 +1,10 @@
 """The sections about data: where it comes from, how it is divided, how it is read."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
-from vlm_core.config.base import PositiveInt, Section, Share
-
-# A dotted path of a function; `vlm_core.targets` says which are admitted.
-Target = Annotated[str | None, Field(alias="_target_")]
+from vlm_core.config.base import PositiveInt, Section, Share, Target
 
 
 class DatasetConfig(Section):
@@ -70,5 +67,9 @@ class CollateFnConfig(Section):
 
 
 class DataloaderConfig(Section):
+    target: Target = Field(
+        None, description="The guide's key: null, or its StatefulDataLoader; there is one loader here."
+    )
+    batch_size: PositiveInt | None = Field(None, description="The guide's name of step_scheduler.local_batch_size.")
     collate_fn: CollateFnConfig = CollateFnConfig()
     num_workers: int = Field(0, ge=0, description="Worker processes a rank that decode images; 0 = in the rank.")

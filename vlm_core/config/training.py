@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vlm_core.config.base import Names, PositiveInt, Section
+from vlm_core.config.base import Names, PositiveInt, Section, Target
 
 
 def _strip_torch(value: Any) -> Any:
@@ -36,6 +36,9 @@ class StepSchedulerConfig(Section):
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
     ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
     val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
+    early_stop_patience: PositiveInt | None = Field(
+        None, description="Stop after this many validation losses without a new lowest one; null = never."
+    )
 
 
 class PackingConfig(Section):
@@ -50,10 +53,24 @@ class VisionCacheConfig(Section):
 
 
 class OptimizerConfig(Section):
-    lr: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of AdamW's two moments.")
-    eps: float = Field(1e-8, gt=0, description="Added to the denominator of AdamW's step.")
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay.")
+    target: Target = Field("torch.optim.AdamW", description="An optimizer of torch: `torch.optim.NAME`.")
+    lr: float = Field(1e-5, gt=0, description="Peak learning rate.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moments, of an optimizer with them.")
+    eps: float = Field(1e-8, gt=0, description="Added to the denominator of the step.")
+    weight_decay: float = Field(0.01, ge=0, description="Weight decay (AdamW: decoupled).")
+
+
+class LossConfig(Section):
+    target: Target = Field(
+        None, description="null, or the guide's MaskedCrossEntropy: the mean over all supervised tokens of a step."
+    )
+
+    @field_validator("target")
+    @classmethod
+    def _known(cls, target: str | None) -> str | None:
+        if target is not None and target.rpartition(".")[2] not in ("MaskedCrossEntropy", "masked_cross_entropy"):
+            raise ValueError("there is one loss, the token-normalised cross entropy (MaskedCrossEntropy); leave it out")
+        return target
 
 
 class LRSchedulerConfig(Section):
@@ -74,6 +91,10 @@ class FreezeConfig(Section):
 
 
 class PeftConfig(Section):
+    peft_fn: Literal["nemo_automodel._peft.lora.apply_lora_to_linear_modules"] | None = Field(
+        None, description="The guide's key, for its own function; there is one LoRA here, and null names it too."
+    )
+    use_triton: bool = Field(False, description="The guide's key; without effect, since peft has no such kernels.")
     dim: PositiveInt = Field(8, description="LoRA rank.")
     alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
@@ -90,8 +111,19 @@ class PeftConfig(Section):
         return self
 
 
+def _by_name(value: Any) -> Any:
+    return {False: "never", True: "every"}.get(value, value) if isinstance(value, bool) else value
+
+
 class CheckpointConfig(Section):
     enabled: bool = Field(True, description="Write checkpoints.")
+    model_save_format: Literal["safetensors", "torch_save"] = Field(
+        "safetensors",
+        description="torch_save = torch's distributed checkpoint; an adapter is safetensors always.",
+    )
+    save_consolidated: Annotated[Literal["never", "final", "every"], BeforeValidator(_by_name)] = Field(
+        "final", description="With torch_save: when to write a plain transformers directory `consolidated` beside it."
+    )
     checkpoint_dir: str | None = Field(
         None, description="The run directory; null = a directory of its own under $MEDPIX_HOME/runs."
     )

@@ -14,6 +14,7 @@ from vlm_core.config import ModelConfig
 from vlm_core.hub import is_repository_id
 
 ADAPTER_CONFIG = "adapter_config.json"
+CONSOLIDATED = "consolidated"
 DCP_METADATA = ".metadata"  # of torch.distributed.checkpoint
 
 
@@ -38,11 +39,24 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
-def save_weights(model: PreTrainedModel | PeftModel, directory: Path) -> None:
-    """Writes the weights, or the adapter alone, in safetensors."""
+def save_weights(
+    model: PreTrainedModel | PeftModel, directory: Path, *, distributed: bool = False, consolidated: bool = True
+) -> None:
+    """Writes the weights, or the adapter alone, in safetensors.
+
+    `distributed` writes full weights as torch's DCP, and `consolidated` a transformers directory of that name too.
+    """
     if isinstance(model, PeftModel):
         # The embeddings are never adapted; peft's own check would ask the hub for the base model's vocabulary.
         model.save_pretrained(str(directory), save_embedding_layers=False)
+    elif distributed:
+        directory.mkdir(parents=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is")  # off, even where that was asked for
+            dcp.save(model.state_dict(), checkpoint_id=directory, no_dist=True)
+        model.config.save_pretrained(directory)
+        if consolidated:
+            model.save_pretrained(directory / CONSOLIDATED)
     else:
         model.save_pretrained(directory)
 

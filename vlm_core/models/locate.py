@@ -21,7 +21,7 @@ from vlm_core.config import ModelConfig
 from vlm_core.files import read_json
 from vlm_core.hub import download, is_repository_id
 from vlm_core.models.fetch import PATTERNS, PROCESSOR_FILES, TINY_MODELS, fetch_model
-from vlm_core.models.load import ADAPTER_CONFIG, is_adapter, weights_directory
+from vlm_core.models.load import ADAPTER_CONFIG, is_adapter, is_distributed_checkpoint, weights_directory
 from vlm_core.run_directory import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def find_model(reference: str | Path | None, base: ModelConfig | None = None) ->
     checkpoint, named = _resolve(str(reference))
     weights = weights_directory(checkpoint)
     config = base or named or _base_of(checkpoint, weights)
-    if is_adapter(weights) or not any((weights / name).is_file() for name in PROCESSOR_FILES):
+    has_processor = any((weights / name).is_file() for name in PROCESSOR_FILES)
+    if is_adapter(weights) or is_distributed_checkpoint(weights) or not has_processor:
         return ModelFiles(weights, fetch_model(config), config)  # the base model has what is not there
     return ModelFiles(weights, weights, config)
 

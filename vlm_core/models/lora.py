@@ -19,6 +19,8 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
 
     The directory that its `save_pretrained` writes loads in plain peft.
     """
+    if config.use_triton:
+        logger.warning("peft.use_triton has no effect: peft has no such kernels")
     return get_peft_model(
         model,
         LoraConfig(

@@ -9,7 +9,13 @@ from transformers import AutoConfig
 from vlm_core.config import Config, ModelConfig
 from vlm_core.families import Family
 from vlm_core.models.freeze import freeze, frozen_parts, require_trainable
-from vlm_core.models.load import load_adapter_weights, load_model, weights_directory
+from vlm_core.models.load import (
+    is_distributed_checkpoint,
+    load_adapter_weights,
+    load_distributed_checkpoint,
+    load_model,
+    weights_directory,
+)
 from vlm_core.models.lora import apply_lora
 
 
@@ -28,7 +34,11 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
         if checkpoint:
             load_adapter_weights(model, weights_directory(checkpoint))
     else:
-        model = _load(weights_directory(checkpoint) if checkpoint else base, config.model, torch.float32)
+        weights = weights_directory(checkpoint) if checkpoint else base
+        shards = is_distributed_checkpoint(weights)
+        model = _load(base if shards else weights, config.model, torch.float32)
+        if shards:
+            load_distributed_checkpoint(model, weights)
         freeze(model, frozen, family)
         for parameter in model.parameters():
             if not parameter.requires_grad:

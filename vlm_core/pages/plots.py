@@ -2,12 +2,15 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from vlm_core.files import published_file
 
 WIDTH, HEIGHT = 5.6, 3.3  # inches
 COLOURS = ("#0b6e8f", "#d9822b", "#8a8f98", "#6a4c93", "#2e7d32")
@@ -68,18 +71,28 @@ def histogram(series: Mapping[str, Mapping[str, Sequence[int]]], label: str) -> 
 def losses(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> str:
     """Returns the loss by optimizer step, of training and validation."""
     with rc_context(STYLE):
-        figure, axes = _figure()
-        for records, name, colour, marker in (
-            (training, "training", COLOURS[0], ""),
-            (validation, "validation", COLOURS[1], "o"),
-        ):
-            steps, values = [record["step"] for record in records], [record["loss"] for record in records]
-            axes.plot(steps, values, color=colour, marker=marker, markersize=4, linewidth=1, label=name)
-        axes.set_xlabel("optimizer step")
-        axes.set_ylabel("loss (nats a token)")
-        axes.set_yscale("log")
-        axes.legend(frameon=False)
-        return _svg(figure)
+        return _svg(_loss_figure(training, validation))
+
+
+def draw_losses(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes the same as a PNG file."""
+    with rc_context(STYLE), published_file(path) as aside:
+        _loss_figure(training, validation).savefig(aside, format="png", dpi=130)
+
+
+def _loss_figure(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> Figure:
+    figure, axes = _figure()
+    for records, name, colour, marker in (
+        (training, "training", COLOURS[0], ""),
+        (validation, "validation", COLOURS[1], "o"),
+    ):
+        steps, values = [record["step"] for record in records], [record["loss"] for record in records]
+        axes.plot(steps, values, color=colour, marker=marker, markersize=4, linewidth=1, label=name)
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("loss (nats a token)")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)
+    return figure
 
 
 def _figure() -> tuple[Figure, Any]:

@@ -1,7 +1,8 @@
 """Checkpoints: `epoch_E_step_S/` directories, complete or absent, with the pointers LATEST and LOWEST_VAL beside them.
 
 epoch_0_step_200/
-    model/               weights or adapter in safetensors, with the processor: loads in transformers or peft
+    model/               weights or adapter in safetensors, with the processor: loads in transformers or peft;
+                         or torch's DCP, with such a directory `consolidated` in it
     training_state.pt    optimizer and schedule
     progress.json        steps done, lowest validation loss so far, fingerprint of the data
     config.yaml          the resolved config, overrides included
@@ -17,7 +18,7 @@ from transformers import ProcessorMixin
 
 from vlm_core.config import Config
 from vlm_core.files import point, published_directory, read_json, write_json, write_text
-from vlm_core.models.load import save_weights
+from vlm_core.models.load import CONSOLIDATED, save_weights
 from vlm_core.run_directory import CONFIG, LATEST, LOWEST_VAL, PROGRESS
 
 
@@ -28,6 +29,11 @@ class RunProgress:
     dataset_fingerprint: str
     step: int = 0
     lowest_validation_loss: float | None = None
+    validations_since_lowest: int = 0
+
+    def is_exhausted(self, patience: int | None) -> bool:
+        """Returns whether the validation loss has not fallen for `patience` times."""
+        return patience is not None and self.validations_since_lowest >= patience
 
 
 def checkpoint_name(progress: RunProgress, steps_per_epoch: int) -> str:
@@ -44,14 +50,20 @@ def save_checkpoint(
     config: Config,
     *,
     lowest: bool,
+    last: bool,
 ) -> None:
     """Writes a checkpoint and lets LATEST, and LOWEST_VAL if it is the `lowest`, point to it.
 
-    `model` is the model itself, outside any wrapper.
+    `model` is the model itself, outside any wrapper; `last` says that the run ends here.
     """
+    settings = config.checkpoint
+    distributed = settings.model_save_format == "torch_save"
+    consolidated = settings.save_consolidated == "every" or (last and settings.save_consolidated == "final")
     with published_directory(directory) as aside:
-        save_weights(model, aside / "model")
-        processor.save_pretrained(aside / "model")
+        save_weights(model, aside / "model", distributed=distributed, consolidated=consolidated)
+        for place in (aside / "model", aside / "model" / CONSOLIDATED):
+            if place.is_dir():
+                processor.save_pretrained(place)
         torch.save(state, aside / "training_state.pt")
         write_json(aside / PROGRESS, asdict(progress))
         write_text(aside / CONFIG, config.to_yaml())

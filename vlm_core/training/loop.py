@@ -106,9 +106,12 @@ class Trainer:
             reporter.step(self._optimizer_step(batches))
             last = self.progress.step == self.total_steps
             improved = (last or self._due("val_every_steps")) and self._validate(reporter)
+            last = last or self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience)
             stopping = self.stopping and not last
             if self.config.checkpoint.enabled and (last or improved or stopping or self._due("ckpt_every_steps")):
-                self._save(improved)
+                self._save(lowest=improved, last=last)
+            if last:
+                break
             if stopping:
                 raise Preempted(f"stopped by SIGTERM behind step {self.progress.step} of {self.total_steps}")
         reporter.close()
@@ -211,17 +214,21 @@ class Trainer:
         reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens)})
         lowest = self.progress.lowest_validation_loss
         if lowest is None or loss < lowest:
-            self.progress.lowest_validation_loss = loss
+            self.progress.lowest_validation_loss, self.progress.validations_since_lowest = loss, 0
             return True
+        self.progress.validations_since_lowest += 1
+        if self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience):
+            logger.info("stopping early: %d validation losses in a row are not below %.4f, that of LOWEST_VAL",
+                        self.progress.validations_since_lowest, lowest)  # fmt: skip
         return False
 
-    def _save(self, improved: bool) -> None:
+    def _save(self, *, lowest: bool, last: bool) -> None:
         directory = self.directory / checkpoint_name(self.progress, self.steps_per_epoch)
         if self.ranks.is_main:
             state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
             with self.whole_model():
                 save_checkpoint(
-                    directory, self.model, self.processor, state, self.progress, self.config, lowest=improved
+                    directory, self.model, self.processor, state, self.progress, self.config, lowest=lowest, last=last
                 )
             logger.info("checkpoint %s", directory)
         barrier()

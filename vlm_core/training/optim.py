@@ -1,4 +1,7 @@
-"""AdamW and its learning-rate schedule."""
+"""The optimizer and its learning-rate schedule."""
+
+import inspect
+import logging
 
 import torch
 from torch import nn
@@ -7,16 +10,30 @@ from transformers import get_scheduler
 
 from vlm_core.config import LRSchedulerConfig, OptimizerConfig
 
+logger = logging.getLogger(__name__)
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Returns AdamW over the trainable parameters of `model`."""
-    return torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-    )
+
+def optimizer_class(target: str | None) -> type[torch.optim.Optimizer]:
+    """Returns the class that `torch.optim.NAME` names (None: AdamW); raises ValueError for what is none."""
+    found = getattr(torch.optim, (target or "torch.optim.AdamW").removeprefix("torch.optim."), None)
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)) or found is torch.optim.Optimizer:
+        raise ValueError(f"optimizer._target_={target!r} is no optimizer of torch; write for example torch.optim.AdamW")
+    return found
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Returns the optimizer over the trainable parameters of `model`.
+
+    A setting that it does not take is named in a warning where it was set.
+    """
+    kind = optimizer_class(config.target)
+    settings = config.model_dump(exclude={"target"})
+    taken = inspect.signature(kind).parameters
+    for name in settings.keys() - taken.keys():
+        if getattr(config, name) != type(config).model_fields[name].default:
+            logger.warning("optimizer.%s has no effect: %s does not take it", name, kind.__name__)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return kind(parameters, **{name: value for name, value in settings.items() if name in taken})
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: LRSchedulerConfig, total_steps: int) -> LRScheduler:
