@@ -12,7 +12,7 @@ from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
 from tasks.tracking import MetricsFollower, log_evaluation, log_files
 from vlm_core.files import read_json
-from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, RESULT
+from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, RESULT, SAMPLES
 
 
 @task(tags=["data"], cache_policy=NO_CACHE)
@@ -25,7 +25,8 @@ def encode_images(run: Run, conversations: Path) -> None:
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
     _run("finetune", run, ["--conversations", str(conversations)], MetricsFollower(run.mlflow_run_id, run.directory))
-    log_files(run.mlflow_run_id, [run.directory / LOSS_PLOT])
+    shown = [LOSS_PLOT, SAMPLES] if run.config.report.images else [LOSS_PLOT]
+    log_files(run.mlflow_run_id, [run.directory / name for name in shown if (run.directory / name).is_file()])
     return read_json(run.directory / RESULT)
 
 

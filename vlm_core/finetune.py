@@ -20,9 +20,12 @@ from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.labels import require_template
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import SPLITS, TRAIN
+from vlm_core.data.splits import VALIDATION as VALIDATION_SPLIT
 from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import Family, family_of
 from vlm_core.files import read_json_lines, write_json, write_text
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.samples import sampler
 from vlm_core.home import require_writable
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.freeze import parameter_table
@@ -35,6 +38,7 @@ from vlm_core.run_directory import (
     LOSS_PLOT,
     METRICS,
     RESULT,
+    SAMPLES,
     VALIDATION,
     checkpoint_to_resume,
     require_compatible,
@@ -182,6 +186,8 @@ def _trainer(
         compute_dtype=compute_dtype(config.model, base),
         whole_model=whole_model,
     )
+    answerer = Answerer(trainer.model, processor, family)
+    trainer.after_validation = sampler(answerer, conversations, tokens[VALIDATION_SPLIT], images, directory / SAMPLES)
     if checkpoint:
         trainer.resume(checkpoint)
     return trainer

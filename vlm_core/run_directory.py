@@ -4,6 +4,7 @@ config.yaml         the resolved config of the run
 metrics.jsonl       a line for each optimizer step, flushed
 validation.jsonl    a line for each validation loss
 epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside them
+samples.jsonl       at each validation, what the model answers to the same few questions
 loss.png            both of them, drawn when the run ends
 result.json         what the job returns; written last
 data/               report.html and statistics.json of the data
@@ -24,6 +25,7 @@ LATEST = "LATEST"
 LOWEST_VAL = "LOWEST_VAL"
 RESULT = "result.json"
 LOSS_PLOT = "loss.png"
+SAMPLES = "samples.jsonl"
 PROGRESS = "progress.json"  # of a checkpoint
 EVALUATION = "evaluation"
 DATA = "data"

@@ -175,8 +175,12 @@ class TokenDataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def row_of(self, index: int) -> int:
+        """Returns the row of the conversation cache that an example was made of."""
+        return int(self._rows[index])
+
     def __getitem__(self, index: int) -> TokenizedExample:
-        row = self.rows[int(self._rows[index])]
+        row = self.rows[self.row_of(index)]
         grids = [(down, across) for down, across in row["grids"]]
         example = TokenizedExample(row["input_ids"], row["supervised"], row["images"], grids)
         return last_answer_of(example) if self.last_answer_only else example

@@ -26,7 +26,7 @@ from vlm_core.training.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from vlm_core.training.distributed import Ranks, barrier, sum_over_ranks
+from vlm_core.training.distributed import Ranks, barrier, peak_memory_mb, sum_over_ranks
 from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
 from vlm_core.training.reporter import Reporter
@@ -61,6 +61,7 @@ class Trainer:
     device: torch.device
     compute_dtype: torch.dtype = torch.float32
     whole_model: Callable[[], AbstractContextManager[None]] = nullcontext  # has all weights in the model, to save it
+    after_validation: Callable[[int], None] = lambda step: None  # on the main rank, with the model in evaluation mode
 
     def __post_init__(self) -> None:
         self.progress = RunProgress(self.dataset_fingerprint)
@@ -101,9 +102,11 @@ class Trainer:
 
     def _run(self) -> None:
         reporter = Reporter(self.directory, self.total_steps, self.progress.step, enabled=self.ranks.is_main)
+        asked = time.monotonic()
         for batches in self._remaining_steps():
+            waited = time.monotonic() - asked
             self.progress.step += 1
-            reporter.step(self._optimizer_step(batches))
+            reporter.step(self._optimizer_step(batches) | {"data_seconds": round(waited, 4)})
             last = self.progress.step == self.total_steps
             improved = (last or self._due("val_every_steps")) and self._validate(reporter)
             last = last or self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience)
@@ -114,6 +117,7 @@ class Trainer:
                 break
             if stopping:
                 raise Preempted(f"stopped by SIGTERM behind step {self.progress.step} of {self.total_steps}")
+            asked = time.monotonic()
         reporter.close()
         computed, padding, plain = self.token_counts
         if computed:
@@ -173,6 +177,9 @@ class Trainer:
             "computed_tokens": int(counts[0]),
             "padding_share": round(counts[1] / counts[0], 4),
             "samples_per_second": round(samples / seconds, 3),
+            "tokens_per_second": round(counts[0] / seconds, 1),
+            "supervised_tokens_per_second": round(tokens / seconds, 1),
+            "peak_memory_mb": round(peak_memory_mb(), 1),
             "step_seconds": round(seconds, 4),
         }
 
@@ -211,6 +218,9 @@ class Trainer:
             tokens += supervised_tokens(batch)
         loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
         loss = loss_sum / tokens
+        if self.ranks.is_main:
+            with self._precision():
+                self.after_validation(self.progress.step)
         reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens)})
         lowest = self.progress.lowest_validation_loss
         if lowest is None or loss < lowest:

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm_core.files import append_json_line, read_json_lines, write_text
 from vlm_core.progress import ProgressBar
-from vlm_core.run_directory import METRICS, VALIDATION
+from vlm_core.run_directory import METRICS, SAMPLES, VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class Reporter:
         Returns the seconds that the run had taken up to the last step that is kept.
         """
         kept = {}
-        for name in (METRICS, VALIDATION):
+        for name in (METRICS, VALIDATION, SAMPLES):
             path = self.directory / name
             kept[name] = [record for record in read_json_lines(path)[0] if record["step"] <= step]
             write_text(path, "".join(json.dumps(record) + "\n" for record in kept[name]))

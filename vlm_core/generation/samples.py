@@ -1,0 +1,50 @@
+"""A few questions that a model is asked again and again while it trains, so that people see it learn."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from vlm_core.data.batches import ImageInputs
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.tokens import TokenDataset
+from vlm_core.files import append_json_lines
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.prompts import Prompts, prompt_of
+from vlm_core.generation.sampling import GenerationSettings
+
+SHOWN = 8  # of different images, spread over the split
+LONGEST = 64  # tokens of an answer
+
+
+def sampler(
+    answerer: Answerer, conversations: Path, tokens: TokenDataset, images: ImageInputs, file: Path
+) -> Callable[[int], None]:
+    """Returns a function of the step that appends `{step, example_id, question, prediction, reference}` to `file`."""
+    rows = ConversationDataset(conversations, "validation").conversations
+    chosen = _spread(tokens)
+    prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.image_token)
+    told = [_told(rows[tokens.row_of(i)]) for i in chosen]
+
+    def ask(step: int) -> None:
+        answers = {}
+        for groups in prompts.batches(SHOWN):
+            answers |= answerer.answer_groups(prompts, groups, images, GenerationSettings(LONGEST), [""] * len(prompts))
+        records = ({"step": step, **told[i], "prediction": answers[i].text} for i in sorted(answers))
+        append_json_lines(file, records)
+
+    return ask
+
+
+def _spread(tokens: TokenDataset) -> list[int]:
+    """Returns the first example of each of a few groups (images), spread over all of them."""
+    first: dict[int, int] = {}
+    for index, group in enumerate(tokens.groups.tolist()):
+        first.setdefault(group, index)
+    found = list(first.values())
+    return found[:: max(1, len(found) // SHOWN)][:SHOWN]
+
+
+def _told(row: dict[str, Any]) -> dict[str, str]:
+    contents = [turn["content"] for turn in row["conversation"]]
+    texts = [" ".join(part["text"] for part in content if part["type"] == "text") for content in contents]
+    return {"example_id": row["example_id"], "question": texts[-2], "reference": texts[-1]}
