@@ -50,6 +50,7 @@ from vlm_core.training.distributed import Ranks, command, main_rank_first
 from vlm_core.training.encoding import encode_images
 from vlm_core.training.loop import Preempted, Trainer, total_steps
 from vlm_core.training.optim import optimizer_class
+from vlm_core.training.plan import plan_run, require_fit
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +62,10 @@ def run_directory(config: Config) -> Path:
     return Path(config.checkpoint.checkpoint_dir or run_root() / config.name).absolute()
 
 
-def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) -> dict[str, Any]:
-    """Trains to the end and returns what `result.json` holds.
+def finetune(
+    config: Config, ranks: Ranks, conversations: Path | None = None, *, plan_only: bool = False
+) -> dict[str, Any]:
+    """Trains to the end and returns what `result.json` holds; nothing with `plan_only`, which says what it would take.
 
     `conversations` is a cache directory that is known to belong to `config`; without one it is found or built.
     Raises ValueError for wrong input, before anything is written into the run directory.
@@ -92,6 +95,12 @@ def finetune(config: Config, ranks: Ranks, conversations: Path | None = None) ->
         if progress.step >= total_steps(config, len(tokens[TRAIN])) or progress.is_exhausted(patience):
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
             return _write_result(directory, checkpoint, progress.step, ranks)
+    if is_built_in("collate_fn", config.dataloader.collate_fn.target):
+        plan = plan_run(config, base, tokens[TRAIN], family_of(base), ranks.world_size)
+        logger.info("the plan of this run:\n%s", plan)
+        require_fit(plan, config, device_of(ranks.local_rank))
+    if plan_only:
+        return {}
     trainer = _trainer(config, directory, base, processor, checkpoint, conversations, tokens, ranks)
     with _sole_writer(directory) if ranks.is_main else nullcontext():
         if ranks.is_main:
@@ -212,11 +221,12 @@ def _write_result(directory: Path, checkpoint: Path | None, steps: int, ranks: R
 def main() -> None:
     """Runs the command."""
     parser = ConfigParser(prog="python -m vlm_core.finetune", description=__doc__)
+    parser.add_argument("--plan", action="store_true", help="say what the run takes, whether it fits, and stop")
     parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
     options, config = parser.parse_config()
     with command() as ranks:
         try:
-            finetune(config, ranks, options.conversations)
+            finetune(config, ranks, options.conversations, plan_only=options.plan)
         except Preempted as preempted:
             logger.warning("%s", preempted)
             raise SystemExit(EXIT_PREEMPTED) from None

@@ -35,6 +35,8 @@ except (ValueError, hub.HubBusyError) as error:
     print(f"{type(error).__name__}: {error}")
 """
 
+pytestmark = pytest.mark.slow
+
 
 class Client:
     """A machine that has a cache of its own."""
@@ -104,7 +106,6 @@ def main(hub: Hub) -> str:
     return next(iter(hub.repositories["owner/data"]))
 
 
-@pytest.mark.slow
 def test_a_split_is_of_one_commit_and_fetched_once(
     hub: Hub, client: Client, content: Path, main: str, tmp_path: Path
 ) -> None:
@@ -138,7 +139,6 @@ def test_models_come_the_same_way(hub: Hub, client: Client, content: Path, main:
     assert_same(snapshot, content)
 
 
-@pytest.mark.slow
 def test_datasets_reads_the_same_rows_from_this_hub(client: Client, content: Path) -> None:
     load = """
 import sys
@@ -184,7 +184,6 @@ def test_what_was_damaged_is_fetched_anew(hub: Hub, client: Client, content: Pat
     assert "came damaged" in client.log
 
 
-@pytest.mark.slow
 def test_a_busy_hub_is_asked_again(hub: Hub, client: Client, content: Path) -> None:
     hub.refuse(429, path="/api/datasets/", headers={"Retry-After": "1"})
     hub.refuse(503, path="/api/datasets/")
@@ -209,7 +208,6 @@ def test_a_hub_that_stays_busy(hub: Hub, client: Client, main: str) -> None:
     assert f"going on with commit {main} of the cache" in client.log
 
 
-@pytest.mark.slow
 def test_the_flow_asks_again_when_the_hub_was_busy_for_long(hub: Hub, client: Client, main: str) -> None:
     flow = """
 from prefect import flow
@@ -270,7 +268,6 @@ def test_a_revision_that_is_not_there(hub: Hub, client: Client, revision: str) -
     assert client.download(revision) == f"ValueError: cannot download the dataset 'owner/data': {said}"
 
 
-@pytest.mark.slow
 def test_without_the_hub_the_cache_is_used(hub: Hub, client: Client, main: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # and not listening: whoever connects is refused

@@ -46,6 +46,7 @@ def curve(directory: Path, conversations: Path, **overrides: Any) -> list[float]
     return [record["loss"] for record in read_json_lines(directory / METRICS)[0]]
 
 
+@pytest.mark.slow
 def test_the_curve_is_that_of_our_own(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

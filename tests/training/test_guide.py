@@ -146,6 +146,7 @@ def logits(model: Any, conversations: Path, processor: Any) -> torch.Tensor:
         return model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
+@pytest.mark.slow
 def test_a_distributed_checkpoint_resumes_and_loads_everywhere(
     conversations: Path, tmp_path: Path, tiny_gemma3: Path
 ) -> None:

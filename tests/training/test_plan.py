@@ -1,0 +1,88 @@
+"""What is told of a run before it starts is what it then does; what cannot fit is refused, with what would."""
+
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import small_config, tiny_directory
+from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.families import Family
+from vlm_core.files import read_json_lines
+from vlm_core.finetune import finetune
+from vlm_core.models.load import load_processor
+from vlm_core.models.prepare import prepare_model
+from vlm_core.run_directory import METRICS
+from vlm_core.training.distributed import Ranks
+from vlm_core.training.plan import Plan, plan_run
+
+
+def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
+    base = tiny_directory(family.model_type)
+    tokens = TokenDataset(build_tokens(conversations, load_processor(base), family), "train")
+    return plan_run(small_config(**overrides), base, tokens, family, world_size=1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("peft", [None, {"dim": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "plain"])
+def test_the_plan_is_what_happens(
+    peft: dict[str, int] | None, packing: bool, family: Family, conversations: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
+        "step_scheduler.max_steps": None,
+        "step_scheduler.num_epochs": 1,
+        "step_scheduler.global_batch_size": 40,
+        "peft": peft,
+        "packing.enabled": packing,
+        "vision_cache.enabled": False,
+        "checkpoint.checkpoint_dir": str(tmp_path),
+    }
+    config = small_config(**settings)
+    plan = planned(family, conversations, **settings)
+    finetune(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"enabled": False})}), Ranks())
+    records = read_json_lines(tmp_path / METRICS)[0]
+    assert (plan.steps_per_epoch, plan.steps, len(records)) == (9, 9, 9)  # 340 examples
+    computed = sum(record["computed_tokens"] for record in records)
+    # Of a packed row the most that it can take is known: its questions may begin with the same words.
+    assert computed <= plan.tokens_per_epoch <= computed * (1.1 if packing else 1.0)
+    model = prepare_model(config, tiny_directory(family.model_type), family, None)
+    counts = [sum(p.numel() for p in model.parameters() if p.requires_grad is trains) for trains in (True, False)]
+    assert [plan.trained, plan.frozen] == counts
+
+
+def test_what_saves_memory_is_seen_to(family: Family, conversations: Path) -> None:
+    usual = planned(family, conversations)
+    assert (
+        planned(family, conversations, **{"compute.gradient_checkpointing": True}).memory["activations"]
+        < (usual.memory["activations"])
+    )
+    assert (
+        planned(family, conversations, peft={"dim": 4}).memory["gradients and optimizer"]
+        < (usual.memory["gradients and optimizer"])
+    )
+    assert planned(family, conversations, **{"packing.max_tokens": 200}).largest_batch < usual.largest_batch
+
+
+def test_what_cannot_fit_is_refused_with_what_would(
+    conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = namedtuple("memory", "total")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(20_000_000))
+    with pytest.raises(ValueError, match=r"needs about \d+ MB and cpu has 20 MB; less needs compute.gradient_"):
+        finetune(small_config(**{"checkpoint.checkpoint_dir": str(tmp_path)}), Ranks(), conversations)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_command_says_it_and_trains_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "vlm_core.finetune", "--config", "demo", "--plan"]
+    command += ["--dataset.path_or_dataset", "builtin:phantom?images=40", "--checkpoint.checkpoint_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    for words in ("examples    340: 4 steps an epoch, 32 in all", "parameters  ", "memory      about ", "on H100"):
+        assert words in done.stderr
+    assert list(tmp_path.iterdir()) == []

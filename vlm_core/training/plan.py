@@ -1,0 +1,175 @@
+"""What a run will take, told before a weight is loaded: steps, tokens, memory, disk and time; and whether it fits.
+
+Memory and time are estimates: of the language model's layers from their dimensions, without what the vision tower's own
+layers take where it trains. On a CPU, three models took 1.5, 1.1 and 0.7 times the memory that was told.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from vlm_core.config import Config
+from vlm_core.data.batches import PackedMicroBatch, build_batches
+from vlm_core.data.loader import plan_epoch
+from vlm_core.data.packing import row_tokens
+from vlm_core.data.tokens import TokenDataset
+from vlm_core.families import Family
+from vlm_core.models.forward import LOGITS_AT_ONCE
+from vlm_core.models.freeze import freeze, frozen_parts
+from vlm_core.models.lora import select_modules
+from vlm_core.models.prepare import compute_dtype
+
+STEPS_LOOKED_AT = 50  # of the first epoch; the rest is taken to be like them
+UTILISATION = 0.35  # of the peak, that a step is taken to reach
+PEAK_FLOPS = {"H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "L4": 121e12}  # dense bfloat16, of their data sheets
+
+
+def in_words(size: float) -> str:
+    """Returns a number of bytes in GB, or in MB where that says more."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Counts of a run, and estimates of what a process needs in bytes, and of all processes together in FLOPs."""
+
+    examples: int
+    steps_per_epoch: int
+    steps: int
+    tokens_per_epoch: float  # that are computed, padding included
+    plain_tokens_per_epoch: int  # of rows that share nothing
+    largest_batch: int  # tokens of the largest forward pass
+    trained: int
+    frozen: int
+    memory: Mapping[str, float]
+    checkpoint_bytes: float
+    flops: float
+
+    @property
+    def bytes_needed(self) -> float:
+        """The sum over all kinds of memory."""
+        return sum(self.memory.values())
+
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{kind} {in_words(size)}" for kind, size in self.memory.items())
+        hours = ", ".join(f"{self.flops / (UTILISATION * peak) / 3600:.2g} on {n}" for n, peak in PEAK_FLOPS.items())
+        return "\n".join(
+            [
+                f"examples    {self.examples:,}: {self.steps_per_epoch:,} steps an epoch, {self.steps:,} in all",
+                f"tokens      {self.tokens_per_epoch:,.0f} an epoch for {self.plain_tokens_per_epoch:,} of plain rows; "
+                f"at most {self.largest_batch:,} at once",
+                f"parameters  {self.trained:,} train, {self.frozen:,} are frozen",
+                f"memory      about {in_words(self.bytes_needed)} a process: {kinds}",
+                f"disk        about {in_words(self.checkpoint_bytes)} a checkpoint",
+                f"time        about, in GPU hours at {UTILISATION:.0%} of the peak: {hours}",
+            ]
+        )
+
+
+def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, world_size: int) -> Plan:
+    """Returns the plan of `config` on the training examples `tokens`; `base` is the model's directory."""
+    batches = build_batches(config, tokens, lambda indices: torch.empty(0), None, family)
+    schedule = config.step_scheduler
+    epoch = plan_epoch(len(tokens), schedule.global_batch_size, config.rng.seed, 0, batches.groups)
+    looked_at = epoch[:STEPS_LOOKED_AT]
+    sizes = [
+        _shape(micro_batch, tokens)
+        for step in looked_at
+        for rank in range(world_size)
+        for micro_batch in batches.micro_batches(step, rank, world_size)
+    ]
+    computed = sum(rows * longest for rows, longest in sizes)
+    per_epoch = computed * len(tokens) / sum(map(len, looked_at))
+    steps = min(schedule.num_epochs * len(epoch), schedule.max_steps or math.inf)
+    trained, frozen, tower = _parameters(config, base, family)
+    text = AutoConfig.from_pretrained(base).get_text_config()
+    width = torch.finfo(compute_dtype(config.model, base)).bits // 8
+    largest = max(rows * longest for rows, longest in sizes)
+    memory = {
+        "weights": frozen * width + trained * (4 + (2 if width == 2 and config.peft is None else 0)),
+        "gradients and optimizer": trained * 12.0,
+        "activations": largest * _bytes_a_token(text, width, checkpointing=config.compute.gradient_checkpointing),
+        "logits": 3 * 4 * min(LOGITS_AT_ONCE, largest * text.vocab_size),
+    }
+    body = trained + frozen - tower - text.vocab_size * text.hidden_size
+    passes = 2 + 2 + 2 * min(1, trained / body) + (2 if config.compute.gradient_checkpointing else 0)
+    return Plan(
+        examples=len(tokens),
+        steps_per_epoch=len(epoch),
+        steps=int(steps),
+        tokens_per_epoch=per_epoch,
+        plain_tokens_per_epoch=int(tokens.lengths.sum()),
+        largest_batch=largest,
+        trained=trained,
+        frozen=frozen,
+        memory=memory,
+        checkpoint_bytes=trained * 12.0 + (frozen * width if config.peft is None else 0),
+        flops=passes * body * per_epoch * steps / len(epoch),
+    )
+
+
+def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
+    """Raises ValueError where the device has less memory than the plan needs, with what would need less."""
+    on_gpu = device.type == "cuda"
+    total = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
+    if plan.bytes_needed <= total:
+        return
+    remedies = []
+    if not config.compute.gradient_checkpointing:
+        remedies.append("compute.gradient_checkpointing=true (most of the activations)")
+    if config.packing.enabled and plan.memory["activations"] > 0.1 * total:
+        remedies.append(f"packing.max_tokens={config.packing.max_tokens // 2} (half of the activations)")
+    if config.peft is None:
+        remedies.append("a recipe with peft (no gradients and no optimizer of the frozen weights)")
+    raise ValueError(
+        f"the run needs about {in_words(plan.bytes_needed)} and {device} has {in_words(total)}; less needs "
+        f"{', or '.join(remedies) or 'a smaller model'}\n{plan}"
+    )
+
+
+def _shape(micro_batch: Any, tokens: TokenDataset) -> tuple[int, int]:
+    """Returns (rows, tokens of the longest) of a micro-batch."""
+    if isinstance(micro_batch, PackedMicroBatch):
+        return len(micro_batch.rows), max(map(row_tokens, micro_batch.rows))
+    return len(micro_batch.examples), int(max(tokens.lengths[i] for i in micro_batch.examples))
+
+
+def _parameters(config: Config, base: Path, family: Family) -> tuple[int, int, int]:
+    """Returns how many parameters train and how many are frozen on the device, and how many of both the tower has."""
+    with torch.device("meta"):
+        model: nn.Module = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base))
+    adapters, parts = 0, frozen_parts(config.freeze_config, family)
+    if config.peft is not None:
+        chosen: list[Any] = [model.get_submodule(name) for name in select_modules(model, config.peft, family, parts)]
+        adapters = config.peft.dim * sum(module.in_features + module.out_features for module in chosen)
+        model.requires_grad_(False)
+    else:
+        freeze(model, parts, family)
+    tower = model.get_submodule(family.vision_tower)
+    in_tower = sum(p.numel() for p in tower.parameters())
+    if config.vision_cache.enabled and not any(p.requires_grad for p in tower.parameters()):
+        model.set_submodule(family.vision_tower, nn.Identity())  # its features are on disk
+        in_tower = 0
+    counts = {True: 0, False: 0}
+    for parameter in model.parameters():
+        counts[parameter.requires_grad] += parameter.numel()
+    return counts[True] + adapters, counts[False], in_tower
+
+
+def _bytes_a_token(text: Any, width: int, *, checkpointing: bool) -> float:
+    """Returns what the backward pass keeps of a token: norms (in float32 too), attention, gated MLP, residuals."""
+    hidden = text.hidden_size * getattr(text, "altup_num_inputs", 1)
+    inner = max(text.intermediate_size) if isinstance(text.intermediate_size, list) else text.intermediate_size
+    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    norms = 4 * hidden * (4 + 4 + width)
+    attention = width * head * (2 * (heads + 2 * keys) + 3 * heads)
+    layer = norms + attention + width * (4 * inner + 3 * hidden)
+    return text.num_hidden_layers * width * hidden + layer if checkpointing else text.num_hidden_layers * layer
