@@ -25,6 +25,7 @@ from tasks.run import checked_config, flow_run_name, tracked_run
 from tasks.summary import next_steps, render, summarize
 from vlm_core.cli import ConfigParser
 from vlm_core.form import Tuning, form_overrides
+from vlm_core.hub import HubBusyError
 
 
 @flow(name="medpix-finetune", flow_run_name=flow_run_name)
@@ -84,7 +85,7 @@ def main() -> None:
     try:
         checked_config(options.recipe, overrides)
         summary = medpix_finetune(options.recipe, overrides=overrides)
-    except ValueError as error:
+    except (ValueError, HubBusyError) as error:
         raise SystemExit(f"error: {error}") from error
     print(f"\n{render(summary)}\n\n{next_steps(summary)}")
 

@@ -19,6 +19,7 @@ from tasks.run import Run
 from vlm_core.config import Config
 from vlm_core.families import family_of
 from vlm_core.hub import is_repository_id
+from vlm_core.run_directory import CONSOLIDATED
 
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
@@ -36,7 +37,7 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
             code_paths=[str(Path(vlm_core.__file__).parent)],
-            artifacts={"checkpoint": str(Path(checkpoint) / "model")},
+            artifacts={"checkpoint": str(_servable(Path(checkpoint) / "model"))},
             model_config={
                 "model": _base_reference(run, base_model),
                 "batch_size": run.config.evaluation.batch_size,
@@ -54,6 +55,12 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     # Last: whoever follows the alias finds a version that is complete.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)
+
+
+def _servable(weights: Path) -> Path:
+    """Returns the directory that others can load: of a checkpoint that has its weights in two forms, the plain one."""
+    plain = weights / CONSOLIDATED
+    return plain if plain.is_dir() else weights
 
 
 def registered_name(config: Config, base_model: Path) -> str:

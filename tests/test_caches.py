@@ -10,6 +10,7 @@ from filelock import FileLock
 from tests.conftest import small_config
 from vlm_core.caches import find_caches, list_caches, prune_caches, verify_caches
 from vlm_core.data.prepare import prepare_conversations
+from vlm_core.evaluation.store import Store
 
 
 @pytest.fixture
@@ -93,3 +94,14 @@ def test_a_damaged_shard_of_the_vision_cache_is_named(home: Path, capsys: pytest
     shard.write_bytes(content)
     assert verify_caches() == 1
     assert f"damaged: {shard}" in capsys.readouterr().out
+
+
+def test_caches_that_are_only_read_are_in_use(home: Path) -> None:
+    """Features and answers are read far more often than they are written."""
+    store = Store(home / "cache" / "answers", {"model": "a"})
+    store.add({"question": {"text": "Yes"}})
+    age(store.directory, 40)
+    (cache,) = find_caches()
+    assert cache.days_unused > 39
+    Store(home / "cache" / "answers", {"model": "a"})
+    assert cache.days_unused < 1

@@ -4,6 +4,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
     """
     final = root / key
     if (final / MANIFEST).exists():
-        os.utime(final / MANIFEST)  # when it was last used: what prune goes by
+        touch(final / MANIFEST)
         return final, True
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{key}.lock"):
@@ -36,6 +37,12 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
             manifest = build(aside)
             write_json(aside / MANIFEST, {**manifest, FILES: checksums(aside)})
     return final, False
+
+
+def touch(path: Path) -> None:
+    """Notes that `path` was used now, which prune goes by; one that belongs to somebody else is left as it is."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 def checksums(directory: Path) -> dict[str, str]:

@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 from vlm_core.cache import MANIFEST, damaged_files, read_manifest
 from vlm_core.home import medpix_home
 
-BUILT_DIRECTORIES = ("phantom", "models", "conversations", "tokens")  # of `cached_directory`
+BUILT_DIRECTORIES = ("phantom", "models", "registered", "conversations", "tokens")  # of `cached_directory`
 DAY = 24 * 3600
 
 
@@ -72,12 +72,18 @@ class Cache:
             return damaged_shards(self.directory)
         return []
 
+    @property
+    def _lock(self) -> Path:
+        """The lock that whoever writes to it holds."""
+        name = self.directory.name
+        if self.kind == "vision":
+            return self.directory / ".lock"
+        return self.directory.parent / (f"{name.rpartition('.')[0]}.lock" if self.is_rubbish else f".{name}.lock")
+
     def delete(self) -> bool:
         """Deletes it; returns False where a run is building it, or another one deletes it."""
-        name = self.directory.name
-        lock = self.directory.parent / (f"{name.rpartition('.')[0]}.lock" if self.is_rubbish else f".{name}.lock")
         try:
-            with FileLock(lock, timeout=0):
+            with FileLock(self._lock, timeout=0):
                 shutil.rmtree(self.directory)
         except Timeout:
             return False

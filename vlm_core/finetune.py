@@ -36,6 +36,7 @@ from vlm_core.pages.plots import draw_losses
 from vlm_core.run_directory import (
     CONFIG,
     LOSS_PLOT,
+    LOWEST_VAL,
     METRICS,
     RESULT,
     SAMPLES,
@@ -71,9 +72,10 @@ def finetune(
     Raises ValueError for wrong input, before anything is written into the run directory.
     """
     config.require_divisible_batch(ranks.world_size)
-    if not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
+    collate = _own_collate(config)
+    if collate is None and not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
         logger.warning("packing.max_tokens has no effect: packing.enabled=false")
-    if config.packing.enabled and config.step_scheduler.local_batch_size > 1:
+    if collate is None and config.packing.enabled and config.step_scheduler.local_batch_size > 1:
         logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
                        "packing.max_tokens=%d; change that, or set packing.enabled=false",
                        config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
@@ -87,26 +89,36 @@ def finetune(
         base = fetch_model(config.model)
         processor = load_processor(base)
         # Before the model is loaded: a template that is not the family's, or too long examples, end the run here.
-        tokens = _read_tokens(config, conversations, processor, family_of(base))
+        tokens = _read_tokens(config, conversations, processor, family_of(base), collate)
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
         progress, patience = load_progress(checkpoint), config.step_scheduler.early_stop_patience
         if progress.step >= total_steps(config, len(tokens[TRAIN])) or progress.is_exhausted(patience):
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
-            return _write_result(directory, checkpoint, progress.step, ranks)
-    if is_built_in("collate_fn", config.dataloader.collate_fn.target):
+            return _write_result(directory, _outcome(directory, config), progress.step, ranks)
+    if collate is None:
         plan = plan_run(config, base, tokens[TRAIN], family_of(base), ranks.world_size)
         logger.info("the plan of this run:\n%s", plan)
         require_fit(plan, config, device_of(ranks.local_rank))
+    else:
+        logger.info("no plan: what %s makes of the data is not known", config.dataloader.collate_fn.target)
     if plan_only:
         return {}
-    trainer = _trainer(config, directory, base, processor, checkpoint, conversations, tokens, ranks)
+    trainer = _trainer(config, directory, base, processor, checkpoint, conversations, tokens, collate, ranks)
     with _sole_writer(directory) if ranks.is_main else nullcontext():
         if ranks.is_main:
             write_text(directory / CONFIG, config.to_yaml())
         trainer.run()
-        return _write_result(directory, checkpoint_to_resume(directory, None), trainer.progress.step, ranks)
+        return _write_result(directory, _outcome(directory, config), trainer.progress.step, ranks)
+
+
+def _outcome(directory: Path, config: Config) -> Path | None:
+    """Returns the checkpoint that a finished run is about: the last one, or the best where it stopped early."""
+    last = checkpoint_to_resume(directory, None)
+    if last and load_progress(last).is_exhausted(config.step_scheduler.early_stop_patience):
+        return checkpoint_to_resume(directory, LOWEST_VAL)
+    return last
 
 
 @contextmanager
@@ -122,19 +134,25 @@ def _sole_writer(directory: Path) -> Iterator[None]:
         raise ValueError(f"another run is writing to {directory}; wait for it, or give another directory") from None
 
 
-def _read_tokens(config: Config, conversations: Path, processor: Any, family: Family) -> dict[str, TokenDataset]:
-    """Returns the token ids of both splits; raises ValueError where too many examples are longer than allowed."""
+def _read_tokens(
+    config: Config, conversations: Path, processor: Any, family: Family, collate: Callable[..., Any] | None
+) -> dict[str, TokenDataset]:
+    """Returns the token ids of both splits; raises ValueError where too many examples are longer than allowed.
+
+    A collate function of the user's reads all examples, whatever their length here.
+    """
     require_template(processor, family)
     directory, dataset = build_tokens(conversations, processor, family), config.dataset
     last_only = dataset.train_on == "last_answer"
-    found = {split: TokenDataset(directory, split, dataset.max_length, last_answer_only=last_only) for split in SPLITS}
+    longest = None if collate else dataset.max_length
+    found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
     for split, tokens in found.items():
         left_out, rows = len(tokens.too_long), ConversationDataset(conversations, split).conversations
         if not left_out:
             continue
         first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
         said = f"{left_out} of {len(rows)} examples of {split} are longer than dataset.max_length={dataset.max_length}"
-        if left_out > dataset.max_reject_share * len(rows):
+        if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
             raise ValueError(
                 f"{said} ({first}), and dataset.max_reject_share={dataset.max_reject_share} allows fewer: raise either"
             )
@@ -160,6 +178,7 @@ def _trainer(
     checkpoint: Path | None,
     conversations: Path,
     tokens: dict[str, TokenDataset],
+    collate: Callable[..., Any] | None,
     ranks: Ranks,
 ) -> Trainer:
     family, device = family_of(base), device_of(ranks.local_rank)
@@ -167,7 +186,6 @@ def _trainer(
     logger.info("parameters by part of the model:\n%s", parameter_table(model, family))
     images: ImageInputs = PixelInputs.of(conversations, processor)
     whole_model: Callable[[], AbstractContextManager[None]] = nullcontext
-    collate = _own_collate(config)
     if collate is None and config.vision_cache.enabled and is_tower_frozen(model, family):
         images = encode_images(model, processor, family, conversations, ranks, device)
         detached = DetachedTower(model, family)

@@ -71,8 +71,8 @@ class HubUnreachableError(ValueError):
 
 
 def is_repository_id(name: str) -> bool:
-    """Returns whether `name` means a hub repository: it has the form `owner/name` and is no local directory."""
-    return REPOSITORY_ID.fullmatch(name) is not None and not name.startswith(".") and not Path(name).is_dir()
+    """Returns whether `name` means a hub repository: it has the form `owner/name` and nothing local has that path."""
+    return REPOSITORY_ID.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
 def download(repository: str, kind: RepositoryKind, revision: str | None, patterns: list[str]) -> Path:

@@ -15,6 +15,7 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json
 from vlm_core.home import require_writable
+from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
 from vlm_core.run_directory import REPORT
@@ -31,7 +32,7 @@ def main() -> None:
     try:
         require_writable(options.output)
         conversations, reused = prepare_conversations(config)
-    except ValueError as error:
+    except (ValueError, HubBusyError) as error:
         raise SystemExit(f"error: {error}") from error
     write_data_report(config, conversations, options.output / REPORT)
     found = read_json(conversations / STATISTICS)

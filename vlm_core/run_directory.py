@@ -27,6 +27,7 @@ RESULT = "result.json"
 LOSS_PLOT = "loss.png"
 SAMPLES = "samples.jsonl"
 PROGRESS = "progress.json"  # of a checkpoint
+CONSOLIDATED = "consolidated"  # below its model/, where that holds shards of torch's DCP
 EVALUATION = "evaluation"
 DATA = "data"
 PREDICTIONS = "predictions.parquet"
@@ -36,7 +37,11 @@ REPORT = "report.html"
 # What must not change between the run that wrote a checkpoint and the one that goes on from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
 # Keys of other sections, with the value of checkpoints that are older than the key.
-FIXED_KEYS = {"step_scheduler.global_batch_size": 8, "packing.enabled": False}
+FIXED_KEYS = {
+    "step_scheduler.global_batch_size": 8,
+    "packing.enabled": False,
+    "dataloader.collate_fn": {"_target_": None},
+}
 
 
 def run_root() -> Path:

@@ -14,9 +14,12 @@ from PIL import Image
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
 from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.images import decode_image
+from vlm_core.data.examples import Columns, RejectedRow, example_of
+from vlm_core.data.images import ImageFolder, decode_image
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
+from vlm_core.data.tables import read_table
+from vlm_core.hub import is_repository_id
 
 COLUMNS = {
     "dataset.image_column": "picture",
@@ -235,6 +238,72 @@ def test_a_share_of_rejects_stops_the_run_and_says_why(home: Path) -> None:
     with pytest.raises(ValueError, match=r"allows 0.00%"):
         prepare_conversations(small_config(**config, **{"dataset.max_reject_share": 0.0}))
     prepare_conversations(small_config(**config, **{"dataset.max_reject_share": 0.1}))
+
+
+def test_a_missing_image_that_was_added_is_noticed(home: Path) -> None:
+    write_parquet_of_paths(home / "data-set")
+    image = home / "data-set" / "images" / "0.png"
+    content = image.read_bytes()
+    image.unlink()
+    rows = [row | {"picture": {"bytes": None, "path": row["picture"]}} for row in ROWS]
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for split, part in (("train", rows[:8]), ("validation", rows[8:])):
+        columns: dict[str, Any] = {name: [row[name] for row in part] for name in ROWS[0]}
+        columns["picture"] = pa.array(columns["picture"], kind)
+        pq.write_table(pa.table(columns), home / "data-set" / f"{split}.parquet")
+    config = small_config(**COLUMNS, **{"dataset.path_or_dataset": str(home / "data-set")})
+    with pytest.raises(ValueError, match="image file is missing: 2 rows"):
+        prepare_conversations(config)
+    image.write_bytes(content)
+    assert read_manifest(prepare_conversations(config)[0])["rows"]["train"] == 8
+
+
+def test_answers_are_what_the_table_says(home: Path) -> None:
+    """A number is an answer, and so is None; a case keeps its zeros."""
+    lines = ["ask,reply,patient", "How many?,2,001", "How many?,0,001", "Any finding?,None,002", "Which?,N/A,002"]
+    (home / "table").mkdir()
+    for split in ("train", "validation"):
+        (home / "table" / f"{split}.csv").write_text("\n".join(lines) + "\n")
+    settings = COLUMNS | {"dataset.image_column": None, "dataset.path_or_dataset": str(home / "table")}
+    rows = list(ConversationDataset(prepare_conversations(small_config(**settings))[0], "train"))
+    assert [shape(row)[1] for row in rows] == [["2"], ["0"], ["None"], ["N/A"]]
+    assert [row["case_id"] for row in rows] == ["001", "001", "002", "002"]
+    numbers = home / "numbers"
+    numbers.mkdir()
+    for split in ("train", "validation"):
+        (numbers / f"{split}.jsonl").write_text('{"ask": "How many?", "reply": 0, "patient": 7}\n')
+    settings["dataset.path_or_dataset"] = str(numbers)
+    (row,) = ConversationDataset(prepare_conversations(small_config(**settings))[0], "train")
+    assert (shape(row)[1], row["case_id"]) == (["0"], "7")
+
+
+def test_neighbouring_texts_are_one_and_malformed_turns_are_named(home: Path) -> None:
+    texts = [{"type": "text", "text": "A"}, {"type": "text", "text": "B"}]
+    rows = [{"messages": [{"role": role, "content": texts} for role in ("system", "user", "assistant")], "images": []}]
+    _, (example,) = conversations_of(home, rows)
+    assert shape(example) == [["AB"], ["AB"], ["AB"]]
+    columns = Columns(None, None, None, None, None, "messages")
+    for turns_ in ("a text", [{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": [{"text": "x"}]}]):
+        with pytest.raises(RejectedRow, match="malformed conversation"):
+            example_of({"messages": turns_}, columns, ImageFolder(None, anywhere=True))
+
+
+def test_a_card_cannot_name_files_outside_of_its_dataset(home: Path) -> None:
+    write_jsonl(home / "private")
+    (home / "snapshot").mkdir()
+    path = home / "private" / "train.jsonl"
+    for named in (str(path), "../private/train.jsonl"):
+        card = f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: {named}\n---\n"
+        (home / "snapshot" / "README.md").write_text(card)
+        with pytest.raises(ValueError, match="names files outside of itself"):
+            read_table(home / "snapshot", "lab/data", anywhere=False)
+
+
+def test_a_local_file_is_no_repository(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_jsonl(home / "data")
+    monkeypatch.chdir(home)
+    assert not is_repository_id("data/train.jsonl")
+    assert is_repository_id("lab/train.jsonl")
 
 
 def test_text_alone_needs_no_image_column(home: Path) -> None:

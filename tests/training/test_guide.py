@@ -20,7 +20,7 @@ from vlm_core.finetune import finetune
 from vlm_core.models.load import load_processor, load_trained
 from vlm_core.models.locate import find_model
 from vlm_core.recipe import load_config
-from vlm_core.run_directory import LATEST, LOSS_PLOT, METRICS, PROGRESS, VALIDATION
+from vlm_core.run_directory import LATEST, LOSS_PLOT, LOWEST_VAL, METRICS, PROGRESS, VALIDATION
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.optim import build_optimizer
 
@@ -113,6 +113,10 @@ def test_an_optimizer_of_torch(caplog: pytest.LogCaptureFixture) -> None:
     made = build_optimizer(model, OptimizerConfig(_target_="torch.optim.SGD", betas=(0.8, 0.9)))
     assert type(made) is torch.optim.SGD
     assert "optimizer.betas has no effect: SGD does not take it" in caplog.text
+    # Its eps is a pair: the setting of that name is another one.
+    assert isinstance(build_optimizer(model, OptimizerConfig(_target_="torch.optim.Adafactor")).defaults["eps"], tuple)
+    with pytest.raises(ValueError, match="steps in another way than this loop"):
+        build_optimizer(model, OptimizerConfig(_target_="torch.optim.LBFGS"))
 
 
 @pytest.mark.parametrize("target", ["torch.optim.Optimizer", "torch.optim.lr_scheduler", "torch.hub.load", "os.system"])
@@ -132,6 +136,7 @@ def test_training_stops_when_the_validation_loss_no_longer_falls(
     losses = [record["loss"] for record in read_json_lines(tmp_path / VALIDATION)[0]]
     assert result["steps"] == len(losses) < 30
     assert min(losses) == losses[-3]
+    assert Path(result["checkpoint"]) == (tmp_path / LOWEST_VAL).resolve()  # what is evaluated is the best
     progress = read_json(tmp_path / LATEST / PROGRESS)
     assert (progress["step"], progress["validations_since_lowest"]) == (len(losses), 2)
     # The same command finds it finished.

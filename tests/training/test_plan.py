@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.tokens import TokenDataset, build_tokens
-from vlm_core.families import Family
+from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.models.load import load_processor
 from vlm_core.models.prepare import prepare_model
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
-from vlm_core.training.plan import Plan, plan_run
+from vlm_core.training.plan import Plan, plan_run, require_fit
 
 
 def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
@@ -72,10 +73,20 @@ def test_what_cannot_fit_is_refused_with_what_would(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = namedtuple("memory", "total")
-    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(20_000_000))
-    with pytest.raises(ValueError, match=r"needs about \d+ MB and cpu has 20 MB; less needs compute.gradient_"):
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(10_000_000))
+    with pytest.raises(ValueError, match=r"needs about \d+ MB and cpu has 10 MB; less needs compute.gradient_"):
         finetune(small_config(**{"checkpoint.checkpoint_dir": str(tmp_path)}), Ranks(), conversations)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_may_fit_is_warned_of(
+    conversations: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    plan = planned(FAMILIES["gemma3"], conversations)
+    memory = namedtuple("memory", "total")
+    monkeypatch.setattr("psutil.virtual_memory", lambda: memory(plan.bytes_needed / 1.2))
+    require_fit(plan, small_config(), torch.device("cpu"))
+    assert "it may not fit" in caplog.text
 
 
 @pytest.mark.slow

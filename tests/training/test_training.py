@@ -329,3 +329,14 @@ def test_too_long_examples_are_left_out_or_stop_the_run(tmp_path: Path, caplog: 
     )
     with pytest.raises(ValueError, match=r"max_length=60 \(train-\d+.*max_reject_share=0.0 allows fewer"):
         finetune(small_config(**limit | {"dataset.max_reject_share": 0.0}), Ranks())
+
+
+def test_a_batch_without_images_leaves_no_parameter_without_a_gradient(family: Family) -> None:
+    """DDP waits for all of them: those of the projector too."""
+    base = tiny_directory(family.model_type)
+    model, processor = load_model(base, small_config().model), load_processor(base)
+    text = [{"type": "text", "text": "What is a lesion?"}]
+    turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
+    TokenLoss(model, family)(collate([{"conversation": turns}], processor, family)).backward()
+    waiting = [name for name, p in model.named_parameters() if p.grad is None and "audio" not in name]
+    assert waiting == []

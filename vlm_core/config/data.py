@@ -29,7 +29,8 @@ class DatasetConfig(Section):
         None, description="Column of turns {role, content}, in place of question and answer."
     )
     split_by: Literal["published", "case", "image"] = Field(
-        "published", description="What never stands on both sides; published = the dataset's own splits, as they are."
+        "published",
+        description="What never stands on both sides (an example's first image); published = the splits as they are.",
     )
     split_seed: int = Field(0, ge=0, description="Another seed, another division by split_by.")
     validation_share: Share = Field(0.15, description="Share of the cases or images that validate, with split_by.")

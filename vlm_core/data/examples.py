@@ -80,6 +80,8 @@ def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Ex
         images = [folder.encoded(cell) for cell in shown]
     except ValueError as reason:
         raise RejectedRow(str(reason)) from None
+    except (KeyError, TypeError, AttributeError):  # of turns and parts that are not what they should be
+        raise RejectedRow("malformed conversation") from None
     case, mode = (None if name is None else row[name] for name in (columns.case, columns.mode))
     return Example(conversation, images, None if case is None else str(case), None if mode is None else str(mode))
 
@@ -97,13 +99,14 @@ def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
 def _single(row: dict[str, Any], columns: Columns, cells: list[Any]) -> tuple[Conversation, list[Any]]:
     assert columns.question
     assert columns.answer
-    question, answer = row[columns.question], row[columns.answer]
-    if not (question or "").strip():
+    # A table may have read the answer 2 as a number.
+    question, answer = ("" if row[name] is None else str(row[name]) for name in (columns.question, columns.answer))
+    if not question.strip():
         raise RejectedRow("empty question")
     parts = [{"type": "image", "image": index} for index in range(len(cells))]
     return [
         {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer or ""}]},
+        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
     ], cells
 
 
@@ -132,7 +135,16 @@ def _whole(turns: Any, cells: list[Any]) -> tuple[Conversation, list[Any]]:
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else list(content or [])
+    """Returns the parts of a turn; neighbouring texts are one, as the templates make of them."""
+    if isinstance(content, str):
+        return [{"type": "text", "text": content}]
+    parts: list[dict[str, Any]] = []
+    for part in content or []:
+        if parts and part["type"] == parts[-1]["type"] == "text":
+            parts[-1] = {"type": "text", "text": (parts[-1]["text"] or "") + (part["text"] or "")}
+        else:
+            parts.append(part)
+    return parts
 
 
 def _require_sound(conversation: Conversation) -> None:

@@ -69,7 +69,10 @@ class ImageFolder:
             cell.save(stream, "png")
             return stream.getvalue()
         if isinstance(cell, str) and cell:
-            return self.locate(cell).read_bytes()
+            try:
+                return self.locate(cell).read_bytes()
+            except OSError as error:  # no permission; or no path at all, but an image as text
+                raise ValueError(f"image file cannot be read ({type(error).__name__})") from None
         if not cell:
             raise ValueError("no image")
         return cell

@@ -63,10 +63,13 @@ class ParquetRows:
             position = end
 
     def image_paths(self, column: str) -> set[str]:
-        kind = pq.read_schema(self.files[0]).field(column).type
-        if pa.types.is_struct(_element(kind)):
-            return set()  # the form in which parquet files hold images
-        return {path for file in self.files for path in _paths(pq.read_table(file, columns=[column])[column])}
+        found: set[str] = set()
+        for path in self.files:
+            file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+            for number in range(file.num_row_groups):
+                if not _holds_all_images(file.metadata.row_group(number), column):
+                    found.update(_paths(file.read_row_group(number, columns=[column])[column]))
+        return found
 
 
 @dataclass(frozen=True)
@@ -129,10 +132,11 @@ def _cut(
         position += len(batch)
 
 
-def _element(kind: pa.DataType) -> pa.DataType:
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        kind = kind.value_type
-    return kind
+def _holds_all_images(row_group: Any, column: str) -> bool:
+    """Returns whether a column holds the bytes of all its images, as its statistics say: then it refers to no file."""
+    columns = (row_group.column(i) for i in range(row_group.num_columns))
+    encoded = next((c for c in columns if c.path_in_schema == f"{column}.bytes"), None)
+    return encoded is not None and encoded.statistics is not None and encoded.statistics.null_count == 0
 
 
 def _paths(column: Any) -> list[str]:

@@ -19,7 +19,7 @@ from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.rows import FunctionRows, Rows
 from vlm_core.data.tables import Table, data_files, read_table
 from vlm_core.home import medpix_home
-from vlm_core.hub import download, is_repository_id
+from vlm_core.hub import current_commit, download, is_repository_id
 from vlm_core.targets import is_built_in, load_target
 
 logger = logging.getLogger(__name__)
@@ -52,14 +52,14 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
     if not is_built_in("dataset", config.target):
         return _of_function(config)
     directory, revision = _fetch(config)
-    tables = read_table(directory, config.path_or_dataset)
+    is_remote = is_repository_id(config.path_or_dataset)
+    tables = read_table(directory, config.path_or_dataset, anywhere=not is_remote)
     split, start, stop = _resolve_split(config, tables)
     rows, files = tables[split]
     columns = Columns.of(config)
     _require_columns(rows, columns, config.path_or_dataset)
     if start >= stop:
         raise ValueError(f"dataset {config.path_or_dataset!r} is empty: split {config.split!r} has no rows")
-    is_remote = is_repository_id(config.path_or_dataset)
     folder = ImageFolder(directory if directory.is_dir() else directory.parent, anywhere=not is_remote)
     # A commit names its content; without one the content is read, and that of the images it refers to.
     content = [revision] if revision else [*_digests(files), *_image_digests(rows, columns, folder)]
@@ -81,7 +81,13 @@ def _of_function(config: DatasetConfig) -> SplitSource:
     assert config.target
     function, path = load_target("dataset", config.target), Path(config.path_or_dataset)
     content = _digests(sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path])
-    code = _digests([Path(inspect.getfile(function))])
+    try:
+        code = _digests([Path(inspect.getfile(function))])
+    except TypeError:
+        raise ValueError(f"dataset._target_={config.target!r} is no function that a file defines") from None
+    commit = None
+    if is_repository_id(config.path_or_dataset):
+        commit = current_commit(config.path_or_dataset, "dataset", config.revision)
     return SplitSource(
         name=config.path_or_dataset,
         split=config.split,
@@ -90,8 +96,8 @@ def _of_function(config: DatasetConfig) -> SplitSource:
         stop=None,
         columns=FUNCTION_COLUMNS,
         folder=ImageFolder(path if path.is_dir() else path.parent, anywhere=True),
-        fingerprint=_hash([config.target, *code, config.path_or_dataset, config.split, config.revision, *content]),
-        revision=None,
+        fingerprint=_hash([config.target, *code, config.path_or_dataset, config.split, commit, *content]),
+        revision=commit,
     )
 
 

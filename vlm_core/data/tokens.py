@@ -130,7 +130,10 @@ def _build_split(conversations: Path, directory: Path, split: str, processor: An
             records = []
             for number, example in enumerate(batch, start=first):
                 images = image_indices(example)
-                grids = grids_of([sizes[image] for image in images], processor.image_processor, family)
+                try:
+                    grids = grids_of([sizes[image] for image in images], processor.image_processor, family)
+                except ValueError as error:
+                    raise ValueError(f"{example['example_id']} cannot be shown to this model: {error}") from error
                 tokenized = tokenize_conversation(example["conversation"], processor, family, grids)
                 prefix = shared_prefix(tokenized, image_token)
                 key = group_key(images, tokenized.input_ids, prefix, number)

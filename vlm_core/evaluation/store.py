@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_core.cache import touch
 from vlm_core.files import append_json_lines, read_json_lines, write_json
 
 ANSWERS_VERSION = 1  # raise it whenever the same model and question must give another answer
@@ -37,6 +38,7 @@ class Store:
 
     def refresh(self) -> None:
         """Reads what others added."""
+        touch(self.directory)
         for path in sorted(self.directory.glob("*.jsonl")):
             self.records |= {record["key"]: record for record in read_json_lines(path)[0]}
 

@@ -12,9 +12,9 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from vlm_core.config import ModelConfig
 from vlm_core.hub import is_repository_id
+from vlm_core.run_directory import CONSOLIDATED
 
 ADAPTER_CONFIG = "adapter_config.json"
-CONSOLIDATED = "consolidated"
 DCP_METADATA = ".metadata"  # of torch.distributed.checkpoint
 
 

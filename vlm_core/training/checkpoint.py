@@ -18,8 +18,8 @@ from transformers import ProcessorMixin
 
 from vlm_core.config import Config
 from vlm_core.files import point, published_directory, read_json, write_json, write_text
-from vlm_core.models.load import CONSOLIDATED, save_weights
-from vlm_core.run_directory import CONFIG, LATEST, LOWEST_VAL, PROGRESS
+from vlm_core.models.load import save_weights
+from vlm_core.run_directory import CONFIG, CONSOLIDATED, LATEST, LOWEST_VAL, PROGRESS
 
 
 @dataclass

@@ -14,6 +14,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 
 LONGEST_WAIT = timedelta(hours=3)
@@ -65,7 +66,7 @@ def command() -> Iterator[Ranks]:
         configure_logging(quiet=not ranks.is_main)
         try:
             yield ranks
-        except ValueError as error:
+        except (ValueError, HubBusyError) as error:
             raise SystemExit(f"error: {error}") from error
 
 

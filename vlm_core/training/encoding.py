@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from filelock import FileLock
 
+from vlm_core.cache import touch
 from vlm_core.data.batches import PixelInputs
 from vlm_core.data.conversations import ConversationDataset, image_sizes
 from vlm_core.data.grids import Grid, grids_of
@@ -42,7 +43,9 @@ class FeatureInputs:
 
 
 def _store_of(model: Any, processor: Any, family: Family) -> FeatureStore:
-    return FeatureStore(medpix_home() / "cache" / "vision" / tower_fingerprint(model, processor, family))
+    directory = medpix_home() / "cache" / "vision" / tower_fingerprint(model, processor, family)
+    touch(directory)
+    return FeatureStore(directory)
 
 
 def cached_features(model: Any, processor: Any, family: Family, conversations: Path) -> FeatureInputs | None:

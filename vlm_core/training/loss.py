@@ -11,7 +11,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vlm_core.data.collate import IGNORE_INDEX, Batch
-from vlm_core.families import Family
+from vlm_core.families import Family, part_of
 from vlm_core.models.forward import head_logits, hidden_states, tokens_at_once
 from vlm_core.models.load import unwrapped
 
@@ -45,8 +45,20 @@ class TokenLoss(nn.Module):
     def __init__(self, model: nn.Module, family: Family) -> None:
         super().__init__()
         self.model, self.family = model, family
+        names = ((name.removeprefix("base_model.model."), p) for name, p in model.named_parameters() if p.requires_grad)
+        self.of_images = [p for name, p in names if part_of(name, family) in ("vision_tower", "projector")]
 
     def forward(self, batch: Batch) -> torch.Tensor:
+        """Returns the loss of a batch.
+
+        Without an image, what trains of tower and projector gets a gradient of zeros: DDP waits for every parameter.
+        """
+        loss = self._loss(batch)
+        if "pixel_values" not in batch and self.of_images:
+            loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.of_images]).sum()
+        return loss
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
         model: Any = unwrapped(self.model)
         hidden, targets = hidden_states(model, batch, self.family), targets_of(batch)
         chosen = targets != IGNORE_INDEX

@@ -12,12 +12,16 @@ from vlm_core.config import LRSchedulerConfig, OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
+OF_OTHER_KINDS = ("LBFGS", "SparseAdam", "Muon")  # a closure, sparse gradients, matrices alone
+
 
 def optimizer_class(target: str | None) -> type[torch.optim.Optimizer]:
     """Returns the class that `torch.optim.NAME` names (None: AdamW); raises ValueError for what is none."""
     found = getattr(torch.optim, (target or "torch.optim.AdamW").removeprefix("torch.optim."), None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)) or found is torch.optim.Optimizer:
         raise ValueError(f"optimizer._target_={target!r} is no optimizer of torch; write for example torch.optim.AdamW")
+    if found.__name__ in OF_OTHER_KINDS:
+        raise ValueError(f"optimizer._target_={target!r} steps in another way than this loop; try torch.optim.AdamW")
     return found
 
 
@@ -28,7 +32,12 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
     """
     kind = optimizer_class(config.target)
     settings = config.model_dump(exclude={"target"})
-    taken = inspect.signature(kind).parameters
+    # Adafactor's eps is a pair: a setting of another form is another setting.
+    taken = {
+        name: parameter
+        for name, parameter in inspect.signature(kind).parameters.items()
+        if name not in settings or isinstance(parameter.default, float) is isinstance(settings[name], float)
+    }
     for name in settings.keys() - taken.keys():
         if getattr(config, name) != type(config).model_fields[name].default:
             logger.warning("optimizer.%s has no effect: %s does not take it", name, kind.__name__)

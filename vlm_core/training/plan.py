@@ -4,6 +4,7 @@ Memory and time are estimates: of the language model's layers from their dimensi
 layers take where it trains. On a CPU, three models took 1.5, 1.1 and 0.7 times the memory that was told.
 """
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,7 +27,10 @@ from vlm_core.models.freeze import freeze, frozen_parts
 from vlm_core.models.lora import select_modules
 from vlm_core.models.prepare import compute_dtype
 
+logger = logging.getLogger(__name__)
+
 STEPS_LOOKED_AT = 50  # of the first epoch; the rest is taken to be like them
+DOUBT = 1.5  # times less than was told some models took
 UTILISATION = 0.35  # of the peak, that a step is taken to reach
 PEAK_FLOPS = {"H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "L4": 121e12}  # dense bfloat16, of their data sheets
 
@@ -116,10 +120,17 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
 
 
 def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
-    """Raises ValueError where the device has less memory than the plan needs, with what would need less."""
+    """Raises ValueError where the device has far less memory than the plan needs, with what would need less.
+
+    Where it may be enough, since the need is an estimate, it warns.
+    """
     on_gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
     if plan.bytes_needed <= total:
+        return
+    if plan.bytes_needed <= DOUBT * total:
+        logger.warning("the run needs about %s and %s has %s: it may not fit", in_words(plan.bytes_needed), device,
+                       in_words(total))  # fmt: skip
         return
     remedies = []
     if not config.compute.gradient_checkpointing:
