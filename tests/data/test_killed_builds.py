@@ -76,6 +76,7 @@ def homes_content(home: Path) -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300 + 90 * KILLS)
 def test_a_killed_build_is_completed_byte_for_byte(
     prepared: None, tmp_path: Path, tiny_gemma3: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
