@@ -1,6 +1,5 @@
 """Content-addressed directories: built once, complete or absent, safe under two builders and under kill -9."""
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from vlm_core.files import published_directory, read_json, write_json
+from vlm_core.files import file_sha256, published_directory, read_json, write_json
 
 MANIFEST = "manifest.json"
 FILES = "files"  # in it, the sha256 of every file beside it
@@ -50,8 +49,7 @@ def checksums(directory: Path) -> dict[str, str]:
     found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
-            with path.open("rb") as stream:
-                found[str(path.relative_to(directory))] = hashlib.file_digest(stream, "sha256").hexdigest()
+            found[str(path.relative_to(directory))] = file_sha256(path)
     return found
 
 

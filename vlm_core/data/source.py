@@ -18,6 +18,7 @@ from vlm_core.data.images import ImageFolder
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.rows import FunctionRows, Rows
 from vlm_core.data.tables import Table, data_files, read_table
+from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
 from vlm_core.targets import is_built_in, load_target
@@ -172,12 +173,7 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> list[st
 
 
 def _digests(files: Iterable[Path]) -> list[str]:
-    found = []
-    for path in files:
-        if path.is_file():
-            with path.open("rb") as stream:
-                found.append(hashlib.file_digest(stream, "sha256").hexdigest())
-    return found
+    return [file_sha256(path) for path in files if path.is_file()]
 
 
 def _hash(identity: list[object]) -> str:
