@@ -51,7 +51,7 @@ def test_resolved_config_reads_back_as_itself() -> None:
         ({"optimzer.lr": 3}, "unknown config key 'optimzer'; nearest: 'optimizer'"),
         ({"lr": 3}, "nearest: 'optimizer.lr'"),
         ({"optimizer.lr": -1}, "optimizer.lr=-1: Input should be greater than 0"),
-        ({"model.attn_implementation": "flash_attention_2"}, "should be 'sdpa' or 'eager'"),
+        ({"model.attn_implementation": "flash_attention_2"}, "should be 'sdpa', 'eager' or 'flex_attention'"),
         (
             {
                 "packing.enabled": False,

@@ -79,6 +79,8 @@ def finetune(
         logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
                        "packing.max_tokens=%d; change that, or set packing.enabled=false",
                        config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
+    if config.model.attn_implementation == "flex_attention" and device_of(ranks.local_rank).type == "cpu":
+        raise ValueError("model.attn_implementation=flex_attention has no backward pass on a CPU; take sdpa there")
     optimizer_class(config.optimizer.target)
     if config.peft is not None and config.checkpoint.model_save_format == "torch_save":
         logger.warning("checkpoint.model_save_format=torch_save has no effect: an adapter is saved in safetensors")
@@ -202,7 +204,7 @@ def _trainer(
     trainer = Trainer(
         config=config,
         directory=directory,
-        model=model.to(device),
+        model=model,
         processor=processor,
         family=family,
         train=train,
@@ -214,7 +216,10 @@ def _trainer(
         whole_model=whole_model,
     )
     answerer = Answerer(trainer.model, processor, family)
-    trainer.after_validation = sampler(answerer, conversations, tokens[VALIDATION_SPLIT], images, directory / SAMPLES)
+    shown = tokens[VALIDATION_SPLIT]
+    trainer.after_validation = sampler(
+        answerer, conversations, shown, images, directory / SAMPLES, writes=ranks.is_main
+    )
     if checkpoint:
         trainer.resume(checkpoint)
     return trainer

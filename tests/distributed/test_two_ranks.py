@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from vlm_core.run_directory import (
     PROGRESS,
     REPORT,
     RESULT,
+    SAMPLES,
     VALIDATION,
 )
 
@@ -34,7 +36,8 @@ def command(processes: int, module: str, directory: Path, conversations: Path, *
     return [*start, "-m", module, *common, *arguments]
 
 
-def run(directory: Path, processes: int, conversations: Path, **overrides: Any) -> None:
+def run(directory: Path, processes: int, conversations: Path, **overrides: Any) -> str:
+    """Trains and returns what was logged."""
     directory.mkdir()
     config = small_config(
         **{
@@ -50,7 +53,9 @@ def run(directory: Path, processes: int, conversations: Path, **overrides: Any) 
     )
     (directory / CONFIG).write_text(config.to_yaml())
     job = command(processes, "vlm_core.finetune", directory, conversations)
-    subprocess.run(job, check=True, timeout=300, env=os.environ)
+    done = subprocess.run(job, timeout=300, env=os.environ, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 LIVE = {"freeze_config.freeze_vision_tower": False}  # else the features are cached
@@ -59,6 +64,8 @@ LORA = {"peft.dim": 4, "packing.max_tokens": 200}
 QWEN = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen2_5_vl", "optimizer.lr": 1e-4}
 GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optimizer.lr": 1e-4}
 
+SHARDED = {"compute.strategy": "fsdp2"}
+
 
 @pytest.mark.parametrize(
     "tuning",
@@ -66,15 +73,43 @@ GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optim
     ids=["plain", "lora-cached", "3n-packed", "3n-lora-cached", "qwen-packed", "qwen-lora-cached"],
 )
 def test_two_ranks_equal_one(tuning: dict[str, Any], conversations: Path, tmp_path: Path) -> None:
-    for processes in (1, 2):  # the two read ahead in a process of their own each, as on GPUs
-        reading_ahead = {"dataloader.num_workers": processes - 1}
-        run(tmp_path / str(processes), processes, conversations, **tuning, **reading_ahead)
+    run(tmp_path / "one", 1, conversations, **tuning)
+    for strategy, equal in (("ddp", 1e-6), ("fsdp2", 1e-5)):
+        # They read ahead in a process of their own each, as on GPUs.
+        overrides = {"dataloader.num_workers": 1, "compute.strategy": strategy}
+        run(tmp_path / strategy, 2, conversations, **tuning, **overrides)
+        require_equal_curves(tmp_path / "one", tmp_path / strategy, rel=equal)
+        assert read_json(tmp_path / strategy / RESULT)["steps"] == 8
+
+
+def require_equal_curves(one: Path, two: Path, rel: float) -> None:
     for name, keys in ((METRICS, ("step", "loss", "grad_norm", "lr", "supervised_tokens")), (VALIDATION, ("loss",))):
-        one, two = (read_json_lines(tmp_path / run / name)[0] for run in "12")
-        assert len(one) == len(two) > 0
-        for a, b in zip(one, two, strict=True):
-            assert [a[key] for key in keys] == pytest.approx([b[key] for key in keys], rel=1e-6)
-    assert read_json(tmp_path / "2" / RESULT)["steps"] == 8
+        first, second = (read_json_lines(run / name)[0] for run in (one, two))
+        assert len(first) == len(second) > 0
+        for a, b in zip(first, second, strict=True):
+            assert [a[key] for key in keys] == pytest.approx([b[key] for key in keys], rel=rel)
+
+
+FULL = {"freeze_config.freeze_embeddings": False, "compute.gradient_checkpointing": True}
+
+
+@pytest.mark.parametrize(
+    "tuning", [FULL | {"checkpoint.model_save_format": "torch_save"}, LORA], ids=["full-dcp", "lora"]
+)
+def test_one_process_goes_on_from_what_a_divided_model_saved(
+    tuning: dict[str, Any], conversations: Path, tmp_path: Path
+) -> None:
+    saving = {"step_scheduler.ckpt_every_steps": 4, "checkpoint.is_async": True}
+    said = run(tmp_path / "1", 2, conversations, **tuning, **SHARDED, **saving)
+    (share,) = re.findall(r"fsdp2: a process holds ([\d,]+) of ([\d,]+) parameters", said)
+    held, total = (int(number.replace(",", "")) for number in share)
+    assert held <= 0.51 * total
+    middle = {"checkpoint.restore_from": str(tmp_path / "1" / "epoch_0_step_4")}
+    run(tmp_path / "2", 1, conversations, **tuning, **middle)
+    whole, rest = (read_json_lines(tmp_path / run / METRICS)[0] for run in "12")
+    assert [r["loss"] for r in rest] == pytest.approx([r["loss"] for r in whole[4:]], rel=1e-5)
+    samples = [read_json_lines(tmp_path / run / SAMPLES)[0] for run in "12"]
+    assert samples[0] == samples[1]
 
 
 def test_two_ranks_share_the_images_to_encode(conversations: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Packed rows give the loss and the gradients of plain rows; broken masks or positions do not."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import flex_attention
+from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs, shown_images
@@ -24,6 +28,7 @@ from vlm_core.models.load import load_model, unwrapped
 from vlm_core.models.lora import apply_lora
 from vlm_core.models.vision import DetachedTower, join_features, vision_features
 from vlm_core.training.loss import TokenLoss
+from vlm_core.training.parallel import compile_layers
 
 # Gemma 3n's AltUp amplifies rounding: a batch against its rows one by one already differs by 9e-6.
 TOLERANCE = {"gemma3": 1e-5, "gemma3n": 5e-5, "qwen2_5_vl": 1e-5}
@@ -179,6 +184,44 @@ def test_every_attention_kernel_gets_the_mask_that_it_reads(
     model.set_attn_implementation({"text_config": attention})
     loss, _ = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor, family)])
     assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # torch warns of itself while it compiles
+def test_compiled_layers_compute_what_others_do(
+    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As traced: the C++ of the default backend takes minutes on two cores."""
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
+    counters.clear()
+    model = model_of(family, "full")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    batches = [packed_batch([groups_of(tokens, [3, 2])], pixels, processor, family)]
+    expected_loss, expected = loss_and_gradients(model, family, batches)
+    compile_layers(model)
+    loss, gradients = loss_and_gradients(model, family, batches)
+    assert counters["frames"]["ok"] > 0
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+
+
+@pytest.mark.slow
+def test_flex_attention_sees_what_sdpa_sees(
+    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its blocks as they are, on the CPU: a kernel would be compiled, and has no backward pass there."""
+    model = model_of(family, "full")
+    if not model.model.language_model._supports_flex_attn:
+        pytest.skip(f"{family.model_type} has no FlexAttention in transformers")
+    monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda _: flex_attention)
+    batch = packed_batch([groups_of(tokens, [3, 2])], pixels, processor, family)
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # that it is not compiled
+        expected = TokenLoss(model, family)(batch)
+        model.set_attn_implementation({"text_config": "flex_attention"})
+        assert float(TokenLoss(model, family)(batch)) == pytest.approx(float(expected), rel=1e-6)
+        wrong = TokenLoss(model, family)(batch | {"branch_ids": torch.zeros_like(batch["branch_ids"])})
+        assert float(wrong) != pytest.approx(float(expected), rel=1e-4)
 
 
 def by_index(batch: Batch) -> Batch:

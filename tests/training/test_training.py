@@ -203,6 +203,13 @@ def test_equal_seeds_give_equal_curves_and_other_seeds_others(conversations: Pat
     assert first != curve(train(tmp_path / "c", conversations, **LORA, **{"rng.seed": 7}))
 
 
+def test_flex_attention_is_refused_where_it_cannot_train(conversations: Path, tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ValueError, match="no backward pass on a CPU"):
+        train(tmp_path, conversations, **{"model.attn_implementation": "flex_attention"})
+
+
 def test_a_run_directory_keeps_its_contract(conversations: Path, tmp_path: Path, caplog: Any) -> None:
     settings = {"step_scheduler.ckpt_every_steps": 2, "step_scheduler.val_every_steps": 2}
     records = train(tmp_path, conversations, **settings)

@@ -23,9 +23,10 @@ class ModelConfig(Section):
         "bfloat16",
         description="Dtype to compute in and of frozen weights; auto = as stored.",
     )
-    attn_implementation: Literal["sdpa", "eager"] = Field(
+    attn_implementation: Literal["sdpa", "eager", "flex_attention"] = Field(
         "sdpa",
-        description="Attention kernel. FlashAttention is no choice: it drops Gemma 3's mask over the image tokens.",
+        description="Attention of the language model; flex_attention skips the empty blocks of packed rows, on a GPU. "
+        "FlashAttention is no choice: it drops Gemma 3's mask over the image tokens.",
     )
 
 
@@ -124,6 +125,9 @@ class CheckpointConfig(Section):
     save_consolidated: Annotated[Literal["never", "final", "every"], BeforeValidator(_by_name)] = Field(
         "final", description="With torch_save: when to write a plain transformers directory `consolidated` beside it."
     )
+    is_async: bool = Field(
+        False, description="Write beside the training, from a copy in host memory; one checkpoint at a time."
+    )
     checkpoint_dir: str | None = Field(
         None, description="The run directory; null = a directory of its own under $MEDPIX_HOME/runs."
     )
@@ -141,6 +145,10 @@ class RngConfig(Section):
 
 class ComputeConfig(Section):
     nproc_per_node: PositiveInt = Field(1, description="Processes that torchrun starts, one a GPU.")
+    strategy: Literal["ddp", "fsdp2"] = Field(
+        "ddp", description="ddp = each process has the whole model; fsdp2 = weights and optimizer are divided."
+    )
+    compile: bool = Field(False, description="torch.compile each decoder layer: minutes at the start, faster steps.")
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: far less memory, about a third more time."
     )

@@ -17,9 +17,12 @@ LONGEST = 64  # tokens of an answer
 
 
 def sampler(
-    answerer: Answerer, conversations: Path, tokens: TokenDataset, images: ImageInputs, file: Path
+    answerer: Answerer, conversations: Path, tokens: TokenDataset, images: ImageInputs, file: Path, *, writes: bool
 ) -> Callable[[int], None]:
-    """Returns a function of the step that appends `{step, example_id, question, prediction, reference}` to `file`."""
+    """Returns a function of the step that appends `{step, example_id, question, prediction, reference}` to `file`.
+
+    All ranks ask the same, since each may have a part of the weights only; the one that `writes` tells it.
+    """
     rows = ConversationDataset(conversations, "validation").conversations
     chosen = _spread(tokens)
     prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.image_token)
@@ -30,7 +33,8 @@ def sampler(
         for groups in prompts.batches(SHOWN):
             answers |= answerer.answer_groups(prompts, groups, images, GenerationSettings(LONGEST), [""] * len(prompts))
         records = ({"step": step, **told[i], "prediction": answers[i].text} for i in sorted(answers))
-        append_json_lines(file, records)
+        if writes:
+            append_json_lines(file, records)
 
     return ask
 

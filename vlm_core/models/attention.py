@@ -7,6 +7,7 @@ transformers makes its own masks from indices in the sequence, and 5.23 looks an
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from vlm_core.families import Family
 
@@ -29,27 +30,46 @@ class Places(NamedTuple):
         return Places(*(torch.cat(pair, dim=1) for pair in zip(self, new, strict=True)))
 
 
-def packed_masks(queries: Places, keys: Places, model: Any, family: Family) -> dict[str, torch.Tensor]:
+def packed_masks(queries: Places, keys: Places, model: Any, family: Family) -> dict[str, Any]:
     """Returns `{layer type: mask}` for the text model of `model`, broadcastable to (R, heads, queries, keys).
 
     A query sees the keys of its group that lie in the prefix or in its own branch, and that do not come after it or
     belong to its image; in sliding layers none that is `sliding_window` positions or more behind it. The masks are
-    boolean, True = seen; additive for eager attention, which would add a boolean mask as 0 and 1.
+    boolean, True = seen; additive for eager attention, which would add a boolean mask as 0 and 1; for FlexAttention a
+    BlockMask, which names the blocks of 128 x 128 that are not empty and never holds the whole square.
     """
-    q_position, q_group, q_branch, q_image = (ids[:, :, None] for ids in queries)
-    k_position, k_group, k_branch, k_image = (ids[:, None, :] for ids in keys)
-    visible = k_position <= q_position
-    if family.bidirectional_images:
-        visible |= (q_image == k_image) & (q_image > 0)
-    full = visible & (q_group == k_group) & ((k_branch == 0) | (k_branch == q_branch))
     text_config = model.config.get_text_config()
-    masks = {"full_attention": full}
-    if text_config.sliding_window is not None:
-        masks["sliding_attention"] = full & (q_position - k_position < text_config.sliding_window)
-    used = {kind: mask[:, None] for kind, mask in masks.items() if kind in text_config.layer_types}
+    windows = {"full_attention": None, "sliding_attention": text_config.sliding_window}
+    used = {kind: window for kind, window in windows.items() if kind in text_config.layer_types}
+    if text_config._attn_implementation == "flex_attention":
+        return {kind: _block_mask(queries, keys, family, window) for kind, window in used.items()}
+    rows = Places(*(ids[:, :, None] for ids in queries))
+    columns = Places(*(ids[:, None, :] for ids in keys))
+    seen = {kind: _sees(rows, columns, family, window)[:, None] for kind, window in used.items()}
     if text_config._attn_implementation == "eager":
-        return {kind: _additive(mask, model.dtype) for kind, mask in used.items()}
-    return used
+        return {kind: _additive(mask, model.dtype) for kind, mask in seen.items()}
+    return seen
+
+
+def _sees(query: Places, key: Places, family: Family, window: int | None) -> torch.Tensor:
+    visible = key.position_ids <= query.position_ids
+    if family.bidirectional_images:
+        visible = visible | ((query.image_ids == key.image_ids) & (query.image_ids > 0))
+    of_branch = (key.branch_ids == 0) | (key.branch_ids == query.branch_ids)
+    visible = visible & (query.group_ids == key.group_ids) & of_branch
+    return visible if window is None else visible & (query.position_ids - key.position_ids < window)
+
+
+def _block_mask(queries: Places, keys: Places, family: Family, window: int | None) -> BlockMask:
+    def sees(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        return _sees(
+            Places(*(ids[row, query] for ids in queries)), Places(*(ids[row, key] for ids in keys)), family, window
+        )
+
+    (rows, length), device = queries.position_ids.shape, queries.position_ids.device
+    longest = keys.position_ids.shape[1]
+    # Compiled, it makes no dense mask on the way.
+    return create_block_mask(sees, rows, None, length, longest, device=str(device), _compile=device.type == "cuda")
 
 
 def _additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -25,8 +25,11 @@ def load_processor(directory: Path) -> ProcessorMixin:
 
 def load_model(directory: Path, config: ModelConfig) -> Any:
     """Returns the model in `directory` on the CPU, in the dtype and with the attention of `config`."""
+    attention: Any = config.attn_implementation
+    if attention == "flex_attention":  # a tower has no packed rows
+        attention = {"text_config": attention}
     model = AutoModelForImageTextToText.from_pretrained(
-        directory, dtype=config.torch_dtype, attn_implementation=config.attn_implementation
+        directory, dtype=config.torch_dtype, attn_implementation=attention
     )
     if is_repository_id(config.pretrained_model_name_or_path):
         # An adapter names its base model: by the hub's id, which others can resolve, not by this machine's cache.
@@ -39,26 +42,41 @@ def unwrapped(model: Any) -> Any:
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
+def weights_to_save(model: PreTrainedModel | PeftModel) -> dict[str, torch.Tensor]:
+    """Returns the state dictionary of all weights but those tied to others, or of the LoRA matrices alone."""
+    weights = model.state_dict()
+    if isinstance(model, PeftModel):
+        return {name: tensor for name, tensor in weights.items() if "lora_" in name}
+    tied = set(model.all_tied_weights_keys)
+    return {name: tensor for name, tensor in weights.items() if name not in tied}
+
+
 def save_weights(
-    model: PreTrainedModel | PeftModel, directory: Path, *, distributed: bool = False, consolidated: bool = True
+    model: PreTrainedModel | PeftModel,
+    directory: Path,
+    weights: dict[str, torch.Tensor] | None = None,
+    *,
+    distributed: bool = False,
+    consolidated: bool = True,
 ) -> None:
     """Writes the weights, or the adapter alone, in safetensors.
 
-    `distributed` writes full weights as torch's DCP, and `consolidated` a transformers directory of that name too.
+    `weights` are what `weights_to_save` returned, by default now; `distributed` writes full weights as torch's DCP, and
+    `consolidated` a transformers directory of that name too.
     """
+    weights = weights_to_save(model) if weights is None else weights
     if isinstance(model, PeftModel):
         # The embeddings are never adapted; peft's own check would ask the hub for the base model's vocabulary.
-        model.save_pretrained(str(directory), save_embedding_layers=False)
-    elif distributed:
+        model.save_pretrained(str(directory), state_dict=weights, save_embedding_layers=False)
+        return
+    if distributed:
         directory.mkdir(parents=True)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is")  # off, even where that was asked for
-            dcp.save(model.state_dict(), checkpoint_id=directory, no_dist=True)
+            dcp.save(weights, checkpoint_id=directory, no_dist=True)
         model.config.save_pretrained(directory)
-        if consolidated:
-            model.save_pretrained(directory / CONSOLIDATED)
-    else:
-        model.save_pretrained(directory)
+    if consolidated or not distributed:
+        model.save_pretrained(directory / CONSOLIDATED if distributed else directory, state_dict=weights)
 
 
 def load_trained(checkpoint: Path, base: Path, config: ModelConfig) -> Any:

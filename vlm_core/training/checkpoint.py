@@ -8,18 +8,24 @@ epoch_0_step_200/
     config.yaml          the resolved config, overrides included
 """
 
+import logging
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 from transformers import ProcessorMixin
 
 from vlm_core.config import Config
 from vlm_core.files import point, published_directory, read_json, write_json, write_text
 from vlm_core.models.load import save_weights
 from vlm_core.run_directory import CONFIG, CONSOLIDATED, LATEST, LOWEST_VAL, PROGRESS
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -41,12 +47,47 @@ def checkpoint_name(progress: RunProgress, steps_per_epoch: int) -> str:
     return f"epoch_{(progress.step - 1) // steps_per_epoch}_step_{progress.step}"
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """What a run is at a step: tensors that are whole, of `weights_to_save`, the optimizer and the schedule."""
+
+    weights: dict[str, torch.Tensor]
+    training_state: dict[str, Any]
+    progress: RunProgress
+
+    def copy(self) -> "Snapshot":
+        """Returns a snapshot on the CPU that further steps do not change."""
+        copied = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), vars(self))
+        return Snapshot(**(copied | {"progress": replace(self.progress)}))
+
+
+class Writer:
+    """Writes checkpoints one after the other: at once, or beside the training."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._saving: Future[None] | None = None
+
+    def write(self, save: Callable[[Snapshot], None], snapshot: Snapshot, *, beside: bool) -> None:
+        """Calls `save` with the snapshot; `beside` returns when that has been copied, and the last one is written."""
+        self.wait()
+        if beside:
+            self._saving = self._thread.submit(save, snapshot.copy())
+        else:
+            save(snapshot)
+
+    def wait(self) -> None:
+        """Returns when all is written; raises what went wrong with it."""
+        saving, self._saving = self._saving, None
+        if saving:
+            saving.result()
+
+
 def save_checkpoint(
     directory: Path,
+    snapshot: Snapshot,
     model: Any,
     processor: ProcessorMixin,
-    state: dict[str, Any],
-    progress: RunProgress,
     config: Config,
     *,
     lowest: bool,
@@ -54,24 +95,26 @@ def save_checkpoint(
 ) -> None:
     """Writes a checkpoint and lets LATEST, and LOWEST_VAL if it is the `lowest`, point to it.
 
-    `model` is the model itself, outside any wrapper; `last` says that the run ends here.
+    `model` is the model itself, outside any wrapper, and not read for its weights; `last` says that the run ends here.
     """
     settings = config.checkpoint
     distributed = settings.model_save_format == "torch_save"
     consolidated = settings.save_consolidated == "every" or (last and settings.save_consolidated == "final")
     with published_directory(directory) as aside:
-        save_weights(model, aside / "model", distributed=distributed, consolidated=consolidated)
+        weights = snapshot.weights
+        save_weights(model, aside / "model", weights, distributed=distributed, consolidated=consolidated)
         for place in (aside / "model", aside / "model" / CONSOLIDATED):
             if place.is_dir():
                 processor.save_pretrained(place)
-        torch.save(state, aside / "training_state.pt")
-        write_json(aside / PROGRESS, asdict(progress))
+        torch.save(snapshot.training_state, aside / "training_state.pt")
+        write_json(aside / PROGRESS, asdict(snapshot.progress))
         write_text(aside / CONFIG, config.to_yaml())
     if lowest:
         point(directory.parent / LOWEST_VAL, directory)
     point(directory.parent / LATEST, directory)  # Last: a run goes on from here, and never points back.
     if config.checkpoint.max_recent_checkpoints:
         _remove_old(directory.parent, config.checkpoint.max_recent_checkpoints)
+    logger.info("checkpoint %s", directory)
 
 
 def _remove_old(run_directory: Path, keep: int) -> None:

@@ -12,15 +12,17 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from vlm_core.config import Config
 from vlm_core.data.batches import AnyBatches, count_tokens
 from vlm_core.data.collate import Batch, require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.families import Family
+from vlm_core.models.load import weights_to_save
 from vlm_core.training.checkpoint import (
     RunProgress,
+    Snapshot,
+    Writer,
     checkpoint_name,
     load_progress,
     load_state,
@@ -29,6 +31,7 @@ from vlm_core.training.checkpoint import (
 from vlm_core.training.distributed import Ranks, barrier, peak_memory_mb, sum_over_ranks
 from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
+from vlm_core.training.parallel import compile_layers, load_whole, outside_forward, parallelize, whole, without_sync
 from vlm_core.training.reporter import Reporter
 
 logger = logging.getLogger(__name__)
@@ -51,7 +54,7 @@ class Trainer:
 
     config: Config
     directory: Path
-    model: Any  # the model itself: a PreTrainedModel or a PeftModel, on its device
+    model: Any  # the model itself: a PreTrainedModel or a PeftModel, on the CPU or on its device
     processor: Any
     family: Family
     train: AnyBatches
@@ -61,7 +64,7 @@ class Trainer:
     device: torch.device
     compute_dtype: torch.dtype = torch.float32
     whole_model: Callable[[], AbstractContextManager[None]] = nullcontext  # has all weights in the model, to save it
-    after_validation: Callable[[int], None] = lambda step: None  # on the main rank, with the model in evaluation mode
+    after_validation: Callable[[int], None] = lambda step: None  # on all ranks, with the model in evaluation mode
 
     def __post_init__(self) -> None:
         self.progress = RunProgress(self.dataset_fingerprint)
@@ -69,17 +72,21 @@ class Trainer:
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
+        self.token_loss = TokenLoss(self.model, self.family)
+        if self.config.compute.compile:
+            compile_layers(self.model)
+        self.forward = parallelize(
+            self.token_loss, self.config.compute.strategy, self.ranks, self.device, self.compute_dtype
+        )
+        # Behind it: a divided parameter is another one than it was.
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
-        self.token_loss = TokenLoss(self.model, self.family)
-        self.forward: Any = self.token_loss
-        if self.ranks.world_size > 1:
-            self.forward = DistributedDataParallel(self.token_loss, gradient_as_bucket_view=True)
+        self.writer = Writer()
 
     def resume(self, checkpoint: Path) -> None:
         """Takes optimizer, schedule and position from `checkpoint`; the model was loaded from it already."""
         state = load_state(checkpoint)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_whole(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = load_progress(checkpoint)
         if self.progress.dataset_fingerprint != self.dataset_fingerprint:
@@ -98,6 +105,7 @@ class Trainer:
         try:
             self._run()
         finally:
+            self.writer.wait()
             signal.signal(signal.SIGTERM, previous)
 
     def _run(self) -> None:
@@ -162,7 +170,8 @@ class Trainer:
         lr = self.scheduler.get_last_lr()[0]
         max_norm = self.config.clip_grad_norm.max_norm
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        grad_norm = float(nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+        grad_norm = float(whole(norm, keep=True))
         self.optimizer.step()
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -187,10 +196,10 @@ class Trainer:
         """Accumulates the gradient of (sum of token losses) / `tokens`; yields each micro-batch's summed loss."""
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
-            with nullcontext() if last or self.ranks.world_size == 1 else self.forward.no_sync():
+            with nullcontext() if last else without_sync(self.forward):
                 with self._precision():
                     loss = self.forward(self._to_device(batch))
-                # DDP averages gradients over the ranks; the sum is wanted.
+                # The ranks' gradients are averaged; the sum is wanted.
                 (loss * (self.ranks.world_size / tokens)).backward()
             yield loss.item()
 
@@ -218,9 +227,8 @@ class Trainer:
             tokens += supervised_tokens(batch)
         loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
         loss = loss_sum / tokens
-        if self.ranks.is_main:
-            with self._precision():
-                self.after_validation(self.progress.step)
+        with self._precision(), outside_forward(self.token_loss), torch.compiler.set_stance("force_eager"):
+            self.after_validation(self.progress.step)
         reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens)})
         lowest = self.progress.lowest_validation_loss
         if lowest is None or loss < lowest:
@@ -234,11 +242,14 @@ class Trainer:
 
     def _save(self, *, lowest: bool, last: bool) -> None:
         directory = self.directory / checkpoint_name(self.progress, self.steps_per_epoch)
-        if self.ranks.is_main:
-            state = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
-            with self.whole_model():
-                save_checkpoint(
-                    directory, self.model, self.processor, state, self.progress, self.config, lowest=lowest, last=last
-                )
-            logger.info("checkpoint %s", directory)
+        main, state = self.ranks.is_main, {"scheduler": self.scheduler.state_dict()}
+        with self.whole_model():
+            weights = whole(weights_to_save(self.model), keep=main)
+        state["optimizer"] = whole(self.optimizer.state_dict(), keep=main)
+        if main:
+
+            def save(snapshot: Snapshot) -> None:
+                save_checkpoint(directory, snapshot, self.model, self.processor, self.config, lowest=lowest, last=last)
+
+            self.writer.write(save, Snapshot(weights, state, self.progress), beside=self.config.checkpoint.is_async)
         barrier()

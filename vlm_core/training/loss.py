@@ -3,6 +3,7 @@
 A mean per micro-batch would weight short answers more, and change with how a batch is divided.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,18 +46,22 @@ class TokenLoss(nn.Module):
     def __init__(self, model: nn.Module, family: Family) -> None:
         super().__init__()
         self.model, self.family = model, family
-        names = ((name.removeprefix("base_model.model."), p) for name, p in model.named_parameters() if p.requires_grad)
-        self.of_images = [p for name, p in names if part_of(name, family) in ("vision_tower", "projector")]
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Returns the loss of a batch.
 
-        Without an image, what trains of tower and projector gets a gradient of zeros: DDP waits for every parameter.
+        Without an image, what trains of tower and projector gets a gradient of zeros: other ranks wait for it.
         """
         loss = self._loss(batch)
-        if "pixel_values" not in batch and self.of_images:
-            loss = loss + 0.0 * torch.stack([parameter.sum() for parameter in self.of_images]).sum()
+        if "pixel_values" not in batch:
+            loss = loss + sum(0.0 * parameter.sum() for parameter in self._trained_on_images())
         return loss
+
+    def _trained_on_images(self) -> Iterator[nn.Parameter]:
+        for name, parameter in self.model.named_parameters():
+            part = part_of(name.removeprefix("base_model.model."), self.family)
+            if parameter.requires_grad and part in ("vision_tower", "projector"):
+                yield parameter
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         model: Any = unwrapped(self.model)

@@ -96,9 +96,11 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     text = AutoConfig.from_pretrained(base).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8
     largest = max(rows * longest for rows, longest in sizes)
+    # The embeddings, whole while they are used, are small beside the layers, which are divided.
+    shares = world_size if config.compute.strategy == "fsdp2" else 1
     memory = {
-        "weights": frozen * width + trained * (4 + (2 if width == 2 and config.peft is None else 0)),
-        "gradients and optimizer": trained * 12.0,
+        "weights": (frozen * width + trained * (4 + (2 if width == 2 and config.peft is None else 0))) / shares,
+        "gradients and optimizer": trained * 12.0 / shares,
         "activations": largest * _bytes_a_token(text, width, checkpointing=config.compute.gradient_checkpointing),
         "logits": 3 * 4 * min(LOGITS_AT_ONCE, largest * text.vocab_size),
     }
@@ -137,6 +139,8 @@ def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
         remedies.append("compute.gradient_checkpointing=true (most of the activations)")
     if config.packing.enabled and plan.memory["activations"] > 0.1 * total:
         remedies.append(f"packing.max_tokens={config.packing.max_tokens // 2} (half of the activations)")
+    if config.compute.nproc_per_node > 1 and config.compute.strategy == "ddp":
+        remedies.append("compute.strategy=fsdp2 (weights and optimizer are divided)")
     if config.peft is None:
         remedies.append("a recipe with peft (no gradients and no optimizer of the frozen weights)")
     raise ValueError(
