@@ -1,6 +1,9 @@
 """The config: precedence, types, and errors that name the key that was meant."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -96,14 +99,74 @@ def test_overrides_on_the_command_line() -> None:
         parse_overrides(["stray"])
 
 
+def keys_of_schema(schema: dict[str, Any], definitions: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields (dotted key, JSON schema) of all keys: pydantic's own account of the config."""
+    for name, found in schema["properties"].items():
+        kinds = [found, *found.get("anyOf", [])]
+        (reference,) = [kind["$ref"].rpartition("/")[2] for kind in kinds if "$ref" in kind] or [None]
+        if reference is None or "anyOf" in found:
+            yield prefix + name, found
+        if reference is not None:
+            yield from keys_of_schema(definitions[reference], definitions, f"{prefix}{name}.")
+
+
+def facts(schema: dict[str, Any]) -> Iterator[str]:
+    """Yields what the help has to say of a key: bounds and choices, also of what a list or a pair consists of."""
+    for lowest, sign in (("minimum", "<="), ("exclusiveMinimum", "<")):
+        highest = next(
+            (f" {s} {schema[k]:g}" for k, s in (("maximum", "<="), ("exclusiveMaximum", "<")) if k in schema), ""
+        )
+        kind = {"integer": "int", "number": "float"}.get(schema.get("type", ""))
+        if lowest in schema:
+            low = f"{schema[lowest]:g}"
+            yield f"{low} {sign} {kind}{highest}" if highest else f"{kind} {sign.replace('<', '>')} {low}"
+    if "enum" in schema:
+        yield " | ".join(schema["enum"])
+    if schema.get("type") == "null":
+        yield "| null"
+    if "pattern" in schema:
+        yield schema["pattern"]
+    items = schema.get("items")
+    for part in (*schema.get("anyOf", []), *schema.get("prefixItems", []), *([items] if items else [])):
+        yield from facts(part)
+
+
 def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         ConfigParser(prog="test").parse_args(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    schema = Config.model_json_schema()
+    keys = dict(keys_of_schema(schema, schema["$defs"]))
+    assert list(keys) == [key for key, _ in config_keys()]
+    assert {"peft", "peft.dim", "optimizer.betas"} <= keys.keys()
+    for key, described in keys.items():
+        (place,) = [i for i, line in enumerate(lines) if line.startswith(f"  --{key}  ")]
+        kind, _, default = lines[place].partition(", default ")
+        assert described["description"] == lines[place + 1].strip()
+        if "default" in described:
+            assert (default if isinstance(described["default"], str) else json.loads(default)) == described["default"]
+        else:
+            assert kind.endswith(", required")
+        for fact in facts(described):
+            assert fact in kind, key
+
+
+def test_bounds_are_told_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        ConfigParser(prog="test").parse_args(["--help"])
     text = capsys.readouterr().out
-    for key, field in config_keys():
-        assert f"--{key} " in text
-        assert field.description
-        assert field.description in text
+    for line in (
+        "--step_scheduler.max_steps  int >= 1 | null, default null",
+        "--peft.dropout  0 <= float < 1, default 0.0",
+        "--optimizer.lr  float > 0, default 1e-05",
+        "--optimizer.betas  [0 <= float < 1, 0 <= float < 1], default [0.9, 0.95]",
+        "--dataset.split_by  published | case | image, default published",
+        "--evaluation.controls  list of shuffled | blank | question_only, default ",
+        "--packing.enabled  bool, default true",
+        "--peft  section | null, default null",
+        "--registry.alias  str of a length >= 1, default challenger",
+    ):
+        assert f"  {line}" in text
 
 
 def test_the_resolved_config_can_be_printed(capsys: pytest.CaptureFixture[str]) -> None:

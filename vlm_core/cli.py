@@ -4,12 +4,16 @@ python -m vlm_core.finetune --config demo --optimizer.lr 2e-5 --peft.exclude_mod
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from vlm_core.config import Config
 from vlm_core.recipe import config_keys, load_config, recipe_names
@@ -96,9 +100,46 @@ def _scalar(word: str) -> Any:
 def _keys_help() -> str:
     lines = ["config keys, each an option --section.key VALUE:"]
     for key, field in config_keys():
-        default = "required" if field.is_required() else f"default {field.default!r}"
-        bounds = ", ".join(str(bound) for bound in field.metadata if not callable(getattr(bound, "func", None)))
-        kind = getattr(field.annotation, "__name__", str(field.annotation).replace("typing.", ""))
-        lines.append(f"  --{key}  {kind}, {default}{f', {bounds}' if bounds else ''}")
+        default = "required" if field.is_required() else f"default {_written(field.default)}"
+        lines.append(f"  --{key}  {_kind(field.annotation, field.metadata)}, {default}")
         lines.append(f"        {field.description or ''}")
     return "\n".join(lines)
+
+
+def _written(value: Any) -> str:
+    """Returns a default as one writes it in a recipe."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """Returns a field's type with its bounds and choices: `0 <= float < 1`, `int >= 1 | null`, `list of a | b`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _kind(arguments[0], [*arguments[1:], *metadata])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if origin is list:
+        return f"list of {_kind(arguments[0])}"
+    if origin is tuple:
+        return f"[{', '.join(map(_kind, arguments))}]"
+    if origin in (Union, UnionType):
+        return " | ".join("null" if kind is NoneType else _kind(kind, metadata) for kind in arguments)
+    if issubclass(annotation, BaseModel):
+        return "section"
+    return _bounded(annotation.__name__, metadata)
+
+
+def _bounded(name: str, metadata: Sequence[Any]) -> str:
+    # Of what stands in a union or a list, the bounds are in a Field of its own.
+    rules = [rule for item in metadata for rule in (item.metadata if isinstance(item, FieldInfo) else [item])]
+
+    def bound(**signs: str) -> Iterator[str]:
+        found = ((sign, getattr(rule, kind, None)) for rule in rules for kind, sign in signs.items())
+        return (f"{sign} {value}" for sign, value in found if value is not None)
+
+    lower, upper = list(bound(ge=">=", gt=">")), list(bound(le="<=", lt="<"))
+    others = bound(min_length="of a length >=", pattern="like")
+    if lower and upper:
+        sign, value = lower[0].split()
+        return f"{value} {sign.replace('>', '<')} {name} {upper[0]}"
+    return " ".join([name, *lower, *upper, *others])

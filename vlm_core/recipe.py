@@ -41,13 +41,16 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, pydantic field) for every leaf of the config tree, in its order."""
+    """Yields (dotted key, pydantic field) for every leaf of the config tree, in its order.
+
+    A section that may be null, such as `peft`, is a key too, and comes before its own.
+    """
     for attribute, field in model.model_fields.items():
         name = field.alias or attribute
         section = _section_of(field.annotation)
-        if section is None:
+        if section is None or section is not field.annotation:
             yield prefix + name, field
-        else:
+        if section is not None:
             yield from config_keys(section, f"{prefix}{name}.")
 
 

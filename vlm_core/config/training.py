@@ -14,6 +14,9 @@ def _strip_torch(value: Any) -> Any:
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip_torch)]
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class ModelConfig(Section):
     pretrained_model_name_or_path: str = Field(
         description="Hub id, local directory, or `builtin:tiny-gemma3`, `-gemma3n` or `-qwen2_5_vl`, made locally."
@@ -56,7 +59,7 @@ class VisionCacheConfig(Section):
 class OptimizerConfig(Section):
     target: Target = Field("torch.optim.AdamW", description="An optimizer of torch: `torch.optim.NAME`.")
     lr: float = Field(1e-5, gt=0, description="Peak learning rate.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the two moments, of an optimizer with them.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="Decay of the two moments, of an optimizer with them.")
     eps: float = Field(1e-8, gt=0, description="Added to the denominator of the step.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay (AdamW: decoupled).")
 
