@@ -10,9 +10,9 @@ from tasks.launcher import run_job
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
-from tasks.tracking import MetricsFollower, log_evaluation, log_files
+from tasks.tracking import MetricsFollower, log_evaluation, log_files, log_parameters
 from vlm_core.files import read_json
-from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, RESULT, SAMPLES
+from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RESULT, SAMPLES
 
 
 @task(tags=["data"], cache_policy=NO_CACHE)
@@ -25,6 +25,8 @@ def encode_images(run: Run, conversations: Path) -> None:
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
     _run("finetune", run, ["--conversations", str(conversations)], MetricsFollower(run.mlflow_run_id, run.directory))
+    if (run.directory / PARAMETERS).is_file():  # a finished run may be older than it
+        log_parameters(run.mlflow_run_id, run.directory)
     shown = [LOSS_PLOT, SAMPLES] if run.config.report.images else [LOSS_PLOT]
     log_files(run.mlflow_run_id, [run.directory / name for name in shown if (run.directory / name).is_file()])
     return read_json(run.directory / RESULT)

@@ -16,9 +16,9 @@ from mlflow.exceptions import MlflowException
 from tasks.environment import default_tracking_uri
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
-from vlm_core.files import read_json_lines
+from vlm_core.files import read_json, read_json_lines
 from vlm_core.home import medpix_home
-from vlm_core.run_directory import EVALUATION, EXAMPLES, METRICS, PREDICTIONS, REPORT, RESULT, VALIDATION
+from vlm_core.run_directory import EVALUATION, EXAMPLES, METRICS, PARAMETERS, PREDICTIONS, REPORT, RESULT, VALIDATION
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,14 @@ def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with
     mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(_scores(result), EVALUATION, step=0))
     names = (REPORT, RESULT, *((EXAMPLES, PREDICTIONS) if with_texts else ()))
     log_files(run_id, [directory / name for name in names], EVALUATION)
+
+
+def log_parameters(run_id: str, directory: Path) -> None:
+    """Logs how many parameters train and how many are frozen as metrics, and the table by part as an artifact."""
+    mlflow.MlflowClient().log_batch(
+        run_id, metrics=_metrics(read_json(directory / PARAMETERS)["total"], "parameters", 0)
+    )
+    log_files(run_id, [directory / PARAMETERS])
 
 
 def log_files(run_id: str, files: Sequence[Path], artifact_directory: str | None = None) -> None:

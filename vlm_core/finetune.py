@@ -28,7 +28,7 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import sampler
 from vlm_core.home import require_writable
 from vlm_core.models.fetch import fetch_model
-from vlm_core.models.freeze import parameter_table
+from vlm_core.models.freeze import count_parameters, parameter_table, parameter_tree
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
 from vlm_core.models.vision import DetachedTower, is_tower_frozen
@@ -38,6 +38,7 @@ from vlm_core.run_directory import (
     LOSS_PLOT,
     LOWEST_VAL,
     METRICS,
+    PARAMETERS,
     RESULT,
     SAMPLES,
     VALIDATION,
@@ -111,6 +112,7 @@ def finetune(
     with _sole_writer(directory) if ranks.is_main else nullcontext():
         if ranks.is_main:
             write_text(directory / CONFIG, config.to_yaml())
+            write_json(directory / PARAMETERS, parameter_tree(trainer.parameters))
         trainer.run()
         return _write_result(directory, _outcome(directory, config), trainer.progress.step, ranks)
 
@@ -185,7 +187,8 @@ def _trainer(
 ) -> Trainer:
     family, device = family_of(base), device_of(ranks.local_rank)
     model = prepare_model(config, base, family, checkpoint)
-    logger.info("parameters by part of the model:\n%s", parameter_table(model, family))
+    parameters = count_parameters(model, family)  # with the vision tower, which may leave the model below
+    logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images: ImageInputs = PixelInputs.of(conversations, processor)
     whole_model: Callable[[], AbstractContextManager[None]] = nullcontext
     if collate is None and config.vision_cache.enabled and is_tower_frozen(model, family):
@@ -210,6 +213,7 @@ def _trainer(
         train=train,
         validation=validation,
         dataset_fingerprint=read_manifest(conversations)["fingerprint"],
+        parameters=parameters,
         ranks=ranks,
         device=device,
         compute_dtype=compute_dtype(config.model, base),

@@ -1,6 +1,7 @@
 """The contract between a heavy job and whoever waits for it: the files of a run directory, by name.
 
 config.yaml         the resolved config of the run
+parameters.json     trainable and frozen parameters by part of the model
 metrics.jsonl       a line for each optimizer step, flushed
 validation.jsonl    a line for each validation loss
 epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside them
@@ -19,6 +20,7 @@ from vlm_core.config import Config
 from vlm_core.home import medpix_home
 
 CONFIG = "config.yaml"
+PARAMETERS = "parameters.json"
 METRICS = "metrics.jsonl"
 VALIDATION = "validation.jsonl"
 LATEST = "LATEST"

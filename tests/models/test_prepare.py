@@ -16,7 +16,7 @@ from vlm_core.data.collate import collate
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.families import FAMILIES, GEMMA3, Family, part_of
 from vlm_core.models.fetch import fetch_model
-from vlm_core.models.freeze import freeze, frozen_parts, parameter_table, require_trainable
+from vlm_core.models.freeze import count_parameters, freeze, frozen_parts, parameter_table, require_trainable
 from vlm_core.models.load import load_model, load_processor, load_trained, save_weights
 from vlm_core.models.lora import apply_lora, select_modules
 
@@ -95,7 +95,9 @@ def test_nothing_to_train_is_an_error() -> None:
 def test_the_table_adds_up() -> None:
     model = model_of(GEMMA3)
     freeze(model, FROZEN, GEMMA3)
-    total = parameter_table(model, GEMMA3).splitlines()[-1].split()
+    parts = count_parameters(model, GEMMA3)
+    assert {part for part, counts in parts.items() if counts.trainable} == set(GEMMA3.parts) - FROZEN
+    total = parameter_table(parts).splitlines()[-1].split()
     assert sum(int(number.replace(",", "")) for number in total[1:]) == sum(p.numel() for p in model.parameters())
 
 

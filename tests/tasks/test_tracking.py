@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.tracking import MetricsFollower
-from vlm_core.run_directory import METRICS
+from tasks.tracking import MetricsFollower, log_parameters
+from vlm_core.files import read_json, write_json
+from vlm_core.run_directory import METRICS, PARAMETERS
 from vlm_core.training.reporter import Reporter
 
 pytestmark = pytest.mark.slow
@@ -46,6 +47,15 @@ def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> No
     assert steps(run_id) == list(range(1, 10))
     follower.look()
     assert steps(run_id) == list(range(1, 10))
+
+
+def test_trainable_and_frozen_parameters_are_metrics_and_a_table(run_id: str, tmp_path: Path) -> None:
+    table = {"language_model": {"trainable": 3, "frozen": 4}, "total": {"trainable": 3, "frozen": 4}}
+    write_json(tmp_path / PARAMETERS, table)
+    log_parameters(run_id, tmp_path)
+    client = mlflow.MlflowClient()
+    assert client.get_run(run_id).data.metrics == {"parameters/trainable": 3, "parameters/frozen": 4}
+    assert read_json(Path(client.download_artifacts(run_id, PARAMETERS, str(tmp_path.parent)))) == table
 
 
 def test_a_tracker_that_is_down_gets_the_records_later(

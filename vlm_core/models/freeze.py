@@ -1,11 +1,22 @@
 """Which parameters train: the parts that `freeze_config` names, by the family's real module names."""
 
-from collections import defaultdict
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import nn
 
 from vlm_core.config import FreezeConfig
 from vlm_core.families import Family, part_of
+
+
+class Counts(NamedTuple):
+    """Numbers of parameters."""
+
+    trainable: int
+    frozen: int
+
+
+PartCounts = Mapping[str, Counts]  # by part of the model
 
 
 def frozen_parts(config: FreezeConfig, family: Family) -> set[str]:
@@ -37,12 +48,29 @@ def require_trainable(model: nn.Module) -> None:
         )
 
 
-def parameter_table(model: nn.Module, family: Family) -> str:
-    """Returns a table of trainable and frozen parameters by part of the model, for people to read."""
-    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+def count_parameters(model: nn.Module, family: Family) -> PartCounts:
+    """Returns how many parameters train and how many are frozen, by part of the model."""
+    counts: dict[str, Counts] = dict.fromkeys([*family.parts, "other"], Counts(0, 0))
     for name, parameter in model.named_parameters():
         part = part_of(name.removeprefix("base_model.model."), family) or "other"
-        counts[part][0 if parameter.requires_grad else 1] += parameter.numel()
-    rows = [*counts.items(), ("total", [sum(pair) for pair in zip(*counts.values(), strict=True)])]
+        trained, frozen = counts[part]
+        more = parameter.numel()
+        counts[part] = Counts(trained + more, frozen) if parameter.requires_grad else Counts(trained, frozen + more)
+    return {part: pair for part, pair in counts.items() if any(pair)}
+
+
+def total(parts: PartCounts) -> Counts:
+    """Returns the sum over all parts."""
+    return Counts(sum(part.trainable for part in parts.values()), sum(part.frozen for part in parts.values()))
+
+
+def parameter_tree(parts: PartCounts) -> dict[str, dict[str, int]]:
+    """Returns `{part: {trainable, frozen}}` with the total as one more part: what `parameters.json` holds."""
+    return {part: counts._asdict() for part, counts in {**parts, "total": total(parts)}.items()}
+
+
+def parameter_table(parts: PartCounts) -> str:
+    """Returns a table of trainable and frozen parameters by part of the model, for people to read."""
     lines = [f"{'part':<16}{'trainable':>16}{'frozen':>16}"]
-    return "\n".join(lines + [f"{part:<16}{trained:>16,}{frozen:>16,}" for part, (trained, frozen) in rows])
+    rows = {**parts, "total": total(parts)}
+    return "\n".join(lines + [f"{part:<16}{trained:>16,}{frozen:>16,}" for part, (trained, frozen) in rows.items()])

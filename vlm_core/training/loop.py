@@ -18,6 +18,7 @@ from vlm_core.data.batches import AnyBatches, count_tokens
 from vlm_core.data.collate import Batch, require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.families import Family
+from vlm_core.models.freeze import PartCounts
 from vlm_core.models.load import weights_to_save
 from vlm_core.training.checkpoint import (
     RunProgress,
@@ -29,6 +30,7 @@ from vlm_core.training.checkpoint import (
     save_checkpoint,
 )
 from vlm_core.training.distributed import Ranks, barrier, peak_memory_mb, sum_over_ranks
+from vlm_core.training.flops import flops_per_token, model_flops_utilisation, peak_of
 from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
 from vlm_core.training.parallel import compile_layers, load_whole, outside_forward, parallelize, whole, without_sync
@@ -60,6 +62,7 @@ class Trainer:
     train: AnyBatches
     validation: AnyBatches
     dataset_fingerprint: str
+    parameters: PartCounts
     ranks: Ranks
     device: torch.device
     compute_dtype: torch.dtype = torch.float32
@@ -81,6 +84,7 @@ class Trainer:
         # Behind it: a divided parameter is another one than it was.
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
+        self.peak_flops = peak_of(self.device)
         self.writer = Writer()
 
     def resume(self, checkpoint: Path) -> None:
@@ -176,6 +180,7 @@ class Trainer:
         self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
         seconds = time.monotonic() - started
+        flops = counts[0] * flops_per_token(self.parameters)
         return {
             "step": self.progress.step,
             "epoch": (self.progress.step - 1) // self.steps_per_epoch,
@@ -190,6 +195,7 @@ class Trainer:
             "supervised_tokens_per_second": round(tokens / seconds, 1),
             "peak_memory_mb": round(peak_memory_mb(), 1),
             "step_seconds": round(seconds, 4),
+            **model_flops_utilisation(flops, seconds, self.peak_flops, self.ranks.world_size),
         }
 
     def _backward(self, batches: list[Batch], tokens: float) -> Iterator[float]:

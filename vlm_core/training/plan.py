@@ -6,6 +6,7 @@ layers take where it trains. On a CPU, three models took 1.5, 1.1 and 0.7 times 
 
 import logging
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,18 +22,19 @@ from vlm_core.data.batches import PackedMicroBatch, build_batches
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.packing import row_tokens
 from vlm_core.data.tokens import TokenDataset
-from vlm_core.families import Family
+from vlm_core.families import Family, part_of
 from vlm_core.models.forward import LOGITS_AT_ONCE
-from vlm_core.models.freeze import freeze, frozen_parts
+from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
 from vlm_core.models.lora import select_modules
 from vlm_core.models.prepare import compute_dtype
+from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
 
 logger = logging.getLogger(__name__)
 
 STEPS_LOOKED_AT = 50  # of the first epoch; the rest is taken to be like them
 DOUBT = 1.5  # times less than was told some models took
 UTILISATION = 0.35  # of the peak, that a step is taken to reach
-PEAK_FLOPS = {"H100": 989e12, "A100": 312e12, "RTX 4090": 165e12, "L4": 121e12}  # dense bfloat16, of their data sheets
+SHOWN_GPUS = ("H100", "A100", "RTX 4090", "L4")
 
 
 def in_words(size: float) -> str:
@@ -63,7 +65,7 @@ class Plan:
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {in_words(size)}" for kind, size in self.memory.items())
-        hours = ", ".join(f"{self.flops / (UTILISATION * peak) / 3600:.2g} on {n}" for n, peak in PEAK_FLOPS.items())
+        hours = ", ".join(f"{self.flops / (UTILISATION * PEAK_FLOPS[n]) / 3600:.2g} on {n}" for n in SHOWN_GPUS)
         return "\n".join(
             [
                 f"examples    {self.examples:,}: {self.steps_per_epoch:,} steps an epoch, {self.steps:,} in all",
@@ -92,7 +94,8 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     computed = sum(rows * longest for rows, longest in sizes)
     per_epoch = computed * len(tokens) / sum(map(len, looked_at))
     steps = min(schedule.num_epochs * len(epoch), schedule.max_steps or math.inf)
-    trained, frozen, tower = _parameters(config, base, family)
+    parts = _parameters(config, base, family)
+    trained, frozen = total(parts)
     text = AutoConfig.from_pretrained(base).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8
     largest = max(rows * longest for rows, longest in sizes)
@@ -104,8 +107,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
         "activations": largest * _bytes_a_token(text, width, checkpointing=config.compute.gradient_checkpointing),
         "logits": 3 * 4 * min(LOGITS_AT_ONCE, largest * text.vocab_size),
     }
-    body = trained + frozen - tower - text.vocab_size * text.hidden_size
-    passes = 2 + 2 + 2 * min(1, trained / body) + (2 if config.compute.gradient_checkpointing else 0)
+    again = 2 * sum(parts["language_model"]) if config.compute.gradient_checkpointing else 0  # a second forward pass
     return Plan(
         examples=len(tokens),
         steps_per_epoch=len(epoch),
@@ -117,7 +119,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
         frozen=frozen,
         memory=memory,
         checkpoint_bytes=trained * 12.0 + (frozen * width if config.peft is None else 0),
-        flops=passes * body * per_epoch * steps / len(epoch),
+        flops=(flops_per_token(parts) + again) * per_epoch * steps / len(epoch),
     )
 
 
@@ -156,26 +158,27 @@ def _shape(micro_batch: Any, tokens: TokenDataset) -> tuple[int, int]:
     return len(micro_batch.examples), int(max(tokens.lengths[i] for i in micro_batch.examples))
 
 
-def _parameters(config: Config, base: Path, family: Family) -> tuple[int, int, int]:
-    """Returns how many parameters train and how many are frozen on the device, and how many of both the tower has."""
+def _parameters(config: Config, base: Path, family: Family) -> PartCounts:
+    """Returns how many parameters train and how many are frozen on the device, by part of the model."""
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base))
-    adapters, parts = 0, frozen_parts(config.freeze_config, family)
+    adapters: dict[str, int] = defaultdict(int)
+    frozen, adapted = frozen_parts(config.freeze_config, family), list[str]()
     if config.peft is not None:
-        chosen: list[Any] = [model.get_submodule(name) for name in select_modules(model, config.peft, family, parts)]
-        adapters = config.peft.dim * sum(module.in_features + module.out_features for module in chosen)
+        adapted = select_modules(model, config.peft, family, frozen)
+        for name in adapted:
+            module: Any = model.get_submodule(name)
+            adapters[part_of(name, family) or "other"] += config.peft.dim * (module.in_features + module.out_features)
         model.requires_grad_(False)
     else:
-        freeze(model, parts, family)
+        freeze(model, frozen, family)
     tower = model.get_submodule(family.vision_tower)
-    in_tower = sum(p.numel() for p in tower.parameters())
-    if config.vision_cache.enabled and not any(p.requires_grad for p in tower.parameters()):
+    trains = any(p.requires_grad for p in tower.parameters())
+    trains = trains or any(name.startswith(f"{family.vision_tower}.") for name in adapted)
+    if config.vision_cache.enabled and not trains:
         model.set_submodule(family.vision_tower, nn.Identity())  # its features are on disk
-        in_tower = 0
-    counts = {True: 0, False: 0}
-    for parameter in model.parameters():
-        counts[parameter.requires_grad] += parameter.numel()
-    return counts[True] + adapters, counts[False], in_tower
+    parts = count_parameters(model, family)
+    return {part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()}
 
 
 def _bytes_a_token(text: Any, width: int, *, checkpointing: bool) -> float:
