@@ -28,6 +28,9 @@ def set_service_defaults() -> None:
     defaults = {
         "MLFLOW_TRACKING_URI": default_tracking_uri(),
         "MPLCONFIGDIR": str(home / "cache" / "matplotlib"),  # it would write its list of fonts into the user's home
+        "WANDB_CACHE_DIR": str(home / "cache" / "wandb"),
+        "WANDB_DATA_DIR": str(home / "cache" / "wandb"),
+        "WANDB_ERROR_REPORTING": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",

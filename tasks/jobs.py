@@ -1,5 +1,6 @@
 """The heavy steps: each starts the same command that runs by hand, follows it, and returns its `result.json`."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
 from tasks.tracking import MetricsFollower, log_evaluation, log_files, log_parameters
+from tasks.wandb_process import sent_to_wandb
 from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RESULT, SAMPLES
 
@@ -24,7 +26,14 @@ def encode_images(run: Run, conversations: Path) -> None:
 @task(tags=["training"], cache_policy=NO_CACHE)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
-    _run("finetune", run, ["--conversations", str(conversations)], MetricsFollower(run.mlflow_run_id, run.directory))
+    in_mlflow = MetricsFollower(run.mlflow_run_id, run.directory)
+    with sent_to_wandb(run.config, run.directory, get_run_logger()) as look_after_wandb:
+
+        def look() -> None:
+            in_mlflow.look()
+            look_after_wandb()
+
+        _run("finetune", run, ["--conversations", str(conversations)], look)
     if (run.directory / PARAMETERS).is_file():  # a finished run may be older than it
         log_parameters(run.mlflow_run_id, run.directory)
     shown = [LOSS_PLOT, SAMPLES] if run.config.report.images else [LOSS_PLOT]
@@ -49,12 +58,12 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
     return result
 
 
-def _run(job: str, run: Run, arguments: list[str], follower: MetricsFollower | None = None) -> None:
+def _run(job: str, run: Run, arguments: list[str], on_look: Callable[[], None] = lambda: None) -> None:
     run_job(
         f"vlm_core.{job}",
         ["--config", str(run.directory / CONFIG), *arguments],
         processes=run.config.compute.nproc_per_node,
         log_file=run.directory / f"{job}.log",
         logger=get_run_logger(),
-        **({"on_look": follower.look} if follower else {}),
+        on_look=on_look,
     )

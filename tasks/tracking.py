@@ -3,7 +3,6 @@
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,16 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from tasks.environment import default_tracking_uri
+from tasks.records import PREFIXES, RecordReader, measured
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
-from vlm_core.files import read_json, read_json_lines
+from vlm_core.files import read_json
 from vlm_core.home import medpix_home
-from vlm_core.run_directory import EVALUATION, EXAMPLES, METRICS, PARAMETERS, PREDICTIONS, REPORT, RESULT, VALIDATION
+from vlm_core.run_directory import EVALUATION, EXAMPLES, PARAMETERS, PREDICTIONS, REPORT, RESULT
 
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "medpix-finetune"
-PREFIXES = {METRICS: "train", VALIDATION: "validation"}
-NOT_METRICS = ("step", "seconds_left")  # of a record
 
 
 def start_mlflow_run(config: Config, run_name: str, conversations: Path) -> str:
@@ -98,40 +96,24 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
     return {key.removesuffix(".value"): value for key, value in flat.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Place:
-    """How far a file was sent: the file, the byte behind the last record, and that record's step."""
-
-    inode: int = 0
-    offset: int = 0
-    step: int = 0
-
-
 class MetricsFollower:
     """Sends the records that a training job appends to its files to MLflow, in batches, each once."""
 
     def __init__(self, run_id: str, directory: Path) -> None:
-        self.run_id, self.directory = run_id, directory
-        self.places = {name: Place() for name in PREFIXES}
+        self.run_id, self.reader = run_id, RecordReader(directory)
 
     def look(self) -> None:
         """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
-        for name, place in self.places.items():
-            path = self.directory / name
-            # A resumed job replaces the file by a shorter one before it goes on writing.
-            inode = path.stat().st_ino if path.exists() else 0
-            offset = place.offset if inode == place.inode else 0
-            records, end = read_json_lines(path, offset)
-            new = [record for record in records if record["step"] > place.step]
-            metrics = [m for record in new for m in _metrics(record, PREFIXES[name], record["step"])]
+        for name, prefix in PREFIXES.items():
+            new, place = self.reader.new_records(name)
+            metrics = [m for record in new for m in _metrics(record, prefix, record["step"])]
             try:
                 for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
                     mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
             except MlflowException as error:
                 logger.warning("MLflow did not take %d records of %s: %s", len(new), name, error)
             else:
-                last = max([place.step, *(record["step"] for record in new)])
-                self.places[name] = Place(inode, end, last)
+                self.reader.places[name] = place
 
 
 def _experiment_id() -> str:
@@ -148,9 +130,8 @@ def _metrics(record: dict[str, Any], prefix: str, step: int) -> list[Metric]:
     now = int(time.time() * 1000)
     return [
         # MLflow's names allow no punctuation beyond these; the name of a model that was compared may have it.
-        Metric("".join(c if c.isalnum() or c in "_-. /" else "_" for c in f"{prefix}/{key}"), float(value), now, step)
-        for key, value in record.items()
-        if key not in NOT_METRICS
+        Metric("".join(c if c.isalnum() or c in "_-. /" else "_" for c in name), value, now, step)
+        for name, value in measured(record, prefix).items()
     ]
 
 

@@ -113,6 +113,9 @@ def finetune(
         if ranks.is_main:
             write_text(directory / CONFIG, config.to_yaml())
             write_json(directory / PARAMETERS, parameter_tree(trainer.parameters))
+            if config.wandb:
+                logger.info("Weights & Biases: the flow sends this run; by hand does python -m tasks.wandb_run "
+                            "--follow %s", directory)  # fmt: skip
         trainer.run()
         return _write_result(directory, _outcome(directory, config), trainer.progress.step, ranks)
 

@@ -14,6 +14,9 @@ import pytest
 
 from tests.conftest import tiny_directory
 from tests.medical import write_medical_dataset
+from tests.wandb_files import wandb_runs
+from vlm_core.files import read_json_lines
+from vlm_core.run_directory import METRICS
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +58,8 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "compute.nproc_per_node": 2 if tuning == "full" else 1,
         "evaluation.max_new_tokens": 8,
         "registry.model_name": f"medpix-{family}",
+        "wandb.project": "medical",
+        "wandb.mode": "offline",
     } | ({"peft.dim": 4} if tuning == "lora" else {})
     overrides = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = ["-m", "pipelines.finetune", "--recipe", "demo", *overrides]
@@ -115,6 +120,15 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     assert "- cases not seen in training: " in version.description
     assert "Base model: not stated" in version.description  # its directory has no card
     assert (str(version.version), version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
+
+
+def test_weights_and_biases_has_the_run_too(finished: tuple[Path, dict[str, Any]]) -> None:
+    home, _ = finished
+    (run,) = wandb_runs(home / "runs" / "latest")
+    metrics = read_json_lines(home / "runs" / "latest" / METRICS)[0]
+    logged = [(row["step"], row["train/loss"]) for row in run["history"] if "train/loss" in row]
+    assert logged == [(record["step"], record["loss"]) for record in metrics]
+    assert (run["project"], run["exit_code"]) == ("medical", 0)
 
 
 def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

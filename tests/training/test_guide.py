@@ -68,6 +68,11 @@ model:
   pretrained_model_name_or_path: builtin:tiny-gemma3
   torch_dtype: torch.float32
 step_scheduler: {max_steps: 2}
+wandb:
+  project: nemo_automodel_vlm
+  entity: your_entity
+  name: gemma3_medpix_vqa_experiment
+  save_dir: ./wandb_logs
 """
 
 
@@ -80,8 +85,9 @@ def test_the_guides_blocks_load_and_train(
     assert config.step_scheduler.local_batch_size == 1
     assert config.checkpoint.save_consolidated == "never"
     assert load_config(tmp_path / "guide.yaml", yaml.safe_load(config.to_yaml())) == config
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         assert finetune(config, Ranks())["steps"] == 2
+    assert f"by hand does python -m tasks.wandb_run --follow {tmp_path / 'vlm_checkpoints'}" in caplog.text
     assert "peft.use_triton has no effect" in caplog.text
     assert "an adapter is saved in safetensors" in caplog.text
     assert (tmp_path / "vlm_checkpoints" / LATEST / "model" / "adapter_model.safetensors").is_file()
@@ -93,6 +99,7 @@ def test_the_guides_blocks_load_and_train(
         ("loss_fn._target_", "torch.nn.CrossEntropyLoss", "there is one loss"),
         ("dataloader.batch_size", 4, "batch_size=4 and step_scheduler.local_batch_size=8 are one setting"),
         ("peft.peft_fn", "os.system", "apply_lora_to_linear_modules"),
+        ("wandb", {"project": "p", "api_key": "secret"}, "unknown config key 'wandb.api_key'"),
     ],
 )
 def test_what_is_not_the_guides_is_refused(key: str, value: Any, message: str) -> None:

@@ -26,6 +26,7 @@ from vlm_core.config.training import (
     RngConfig,
     StepSchedulerConfig,
     VisionCacheConfig,
+    WandbConfig,
 )
 
 __all__ = [
@@ -50,6 +51,7 @@ __all__ = [
     "StepSchedulerConfig",
     "ValidationDatasetConfig",
     "VisionCacheConfig",
+    "WandbConfig",
 ]
 
 
@@ -71,6 +73,7 @@ class Config(Section):
     freeze_config: FreezeConfig = FreezeConfig()
     peft: PeftConfig | None = Field(None, description="LoRA; null = full fine-tuning.")
     checkpoint: CheckpointConfig = CheckpointConfig()
+    wandb: WandbConfig | None = Field(None, description="Weights & Biases; null = off.")
     rng: RngConfig = RngConfig()
     compute: ComputeConfig = ComputeConfig()
     evaluation: EvaluationConfig = EvaluationConfig()

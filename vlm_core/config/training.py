@@ -155,3 +155,15 @@ class ComputeConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Compute activations again in the backward pass: far less memory, about a third more time."
     )
+
+
+class WandbConfig(Section):
+    """Without a key of the API: that comes from the environment alone, `WANDB_API_KEY`."""
+
+    project: str = Field(min_length=1, description="Project in Weights & Biases.")
+    entity: str | None = Field(None, description="User or team that the project belongs to; null = your default one.")
+    name: str | None = Field(None, description="Name of the run in W&B; null = that of the run directory.")
+    save_dir: str | None = Field(None, description="Directory of wandb's own files; null = the run directory.")
+    mode: Literal["online", "offline"] | None = Field(
+        None, description="offline = write files for `wandb sync`; null = $WANDB_MODE, or online."
+    )
