@@ -39,7 +39,7 @@ check: setup  ## the developer's loop: lint, contracts, types, fast tests
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
 stress: setup  ## the kill tests with twenty seeded kills in place of three
-	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k killed_build
+	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run'
 
 format: setup  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import fresh_home, small_config
+from tests.kills import KILLS
 from vlm_core.cache import FILES, checksums, read_manifest
 from vlm_core.data.splits import fetch_splits
 
-KILLS = int(os.environ.get("MEDPIX_KILLS", "3"))
 BUILD = """
 import sys
 from vlm_core.data.prepare import prepare_conversations

@@ -1,0 +1,153 @@
+"""A training that is killed at any moment, and given again until it ends, is the uninterrupted one bit for bit.
+
+Three kills here, 20 with `make stress`: at random moments, and one in three while a checkpoint is being saved.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import small_config
+from tests.kills import KILLS
+from vlm_core.files import file_sha256, read_json, read_json_lines
+from vlm_core.run_directory import CONFIG, LATEST, METRICS, PROGRESS, RESULT
+
+# 340 rows in steps of 40 are epochs of 9 steps, each step of several micro-batches.
+STEPS = 2 * KILLS + 6
+RUN = {
+    "packing.max_tokens": 150,
+    "step_scheduler": {
+        "global_batch_size": 40, "num_epochs": 99, "max_steps": STEPS, "ckpt_every_steps": 2, "val_every_steps": None
+    },
+}  # fmt: skip
+# Imports take longer than the training: they are made once, and each run is a fork, a process of its own.
+STARTER = """
+import json, os, sys
+import timm, transformers.models.gemma3.modeling_gemma3, vlm_core.models.tiny
+from vlm_core.finetune import main
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        sys.argv = ["finetune", *json.loads(line)]
+        main()
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def arguments(directory: Path, conversations: Path) -> list[str]:
+    directory.mkdir(exist_ok=True)
+    (directory / CONFIG).write_text(small_config(**RUN, **{"checkpoint.checkpoint_dir": str(directory)}).to_yaml())
+    return ["--config", str(directory / CONFIG), "--conversations", str(conversations)]
+
+
+def steps_done(directory: Path) -> int:
+    records = read_json_lines(directory / METRICS)[0]
+    return records[-1]["step"] if records else 0
+
+
+def half_saved(directory: Path) -> list[Path]:
+    return [path for path in directory.glob(".epoch_*") if path.is_dir()]
+
+
+class Runs:
+    """One run after the other in a directory."""
+
+    def __init__(self, starter: "subprocess.Popen[str]", directory: Path, conversations: Path) -> None:
+        self.starter, self.directory, self.conversations = starter, directory, conversations
+
+    def start(self) -> int:
+        """Starts the run and returns its process id."""
+        assert self.starter.stdin
+        self.starter.stdin.write(json.dumps(arguments(self.directory, self.conversations)) + "\n")
+        self.starter.stdin.flush()
+        return self._read()
+
+    def end(self) -> int:
+        """Waits for the run and returns its wait status: 0, or the signal that it died of."""
+        return self._read()
+
+    def kill_after(self, step: int, seconds: float) -> None:
+        """Starts the run and kills it `seconds` after it has done `step`."""
+        before, process = steps_done(self.directory), self.start()
+        while not step <= steps_done(self.directory) != before:  # records behind the checkpoint are forgotten first
+            time.sleep(0.005)
+        time.sleep(seconds)
+        os.kill(process, signal.SIGKILL)
+        assert self.end() == signal.SIGKILL
+
+    def kill_while_it_saves(self) -> None:
+        """Starts the run and kills it with a checkpoint half saved."""
+        left, process = set(half_saved(self.directory)), self.start()
+        while True:
+            new = (
+                set(half_saved(self.directory)) - left
+            )  # what a run before left is there until this one sweeps it away
+            if new:
+                os.kill(process, signal.SIGSTOP)
+                if any(path.exists() for path in new):
+                    break
+                os.kill(process, signal.SIGCONT)
+        os.kill(process, signal.SIGKILL)
+        assert self.end() == signal.SIGKILL
+        assert half_saved(self.directory)
+
+    def _read(self) -> int:
+        assert self.starter.stdout
+        return int(self.starter.stdout.readline())
+
+
+@pytest.fixture
+def starter() -> Iterator["subprocess.Popen[str]"]:
+    command = [sys.executable, "-c", STARTER]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
+        yield process
+        process.kill()
+
+
+def outcome(directory: Path) -> tuple[list[Any], dict[str, str]]:
+    """Returns (step, loss, gradient norm) of each step, and the checksums of all weights that were saved."""
+    records = read_json_lines(directory / METRICS)[0]
+    weights = {path.parts[-3]: file_sha256(path) for path in directory.glob("epoch_*/model/model.safetensors")}
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in records], weights
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 + 60 * KILLS)
+def test_a_killed_run_ends_as_the_uninterrupted_one(
+    conversations: Path, tmp_path: Path, starter: "subprocess.Popen[str]"
+) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    command = [sys.executable, "-m", "vlm_core.finetune", *arguments(whole, conversations)]
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    expected = outcome(whole)
+    assert (len(expected[0]), len(expected[1])) == (STEPS, STEPS // 2)
+    records = read_json_lines(whole / METRICS)[0]
+    step_seconds = (records[-1]["elapsed_seconds"] - records[0]["elapsed_seconds"]) / (STEPS - 1)  # with its saving
+    chosen, runs = random.Random(5), Runs(starter, killed, conversations)
+    for number in range(KILLS):
+        if number % 3 == 1:
+            runs.kill_while_it_saves()
+        else:  # behind the last checkpoint of the kill before, so that the run gets on
+            runs.kill_after(chosen.randint(2 * number + 2, 2 * number + 4), chosen.uniform(0, step_seconds))
+        # Whatever lies half saved beside it, what the run goes on from is complete.
+        saved = (killed / LATEST).resolve()
+        assert saved.name.endswith(f"_step_{read_json(saved / PROGRESS)['step']}")
+        assert not (killed / RESULT).exists()
+    runs.start()
+    assert runs.end() == 0
+    assert outcome(killed) == expected
+    assert half_saved(killed) == []
