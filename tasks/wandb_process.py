@@ -42,7 +42,9 @@ class _Sender:
     def __init__(self, directory: Path, logger: Logger) -> None:
         self.directory, self.logger, self.warned = directory, logger, False
         follow = [sys.executable, "-m", "tasks.wandb_run", "--follow", str(directory)]
-        with (directory / LOG).open("ab") as sink:
+        self.log = directory / LOG
+        with self.log.open("ab") as sink:
+            self.begun = sink.tell()
             self.process = subprocess.Popen(
                 [sys.executable, str(Path(bound.__file__)), str(os.getpid()), *follow],
                 stdin=subprocess.DEVNULL,  # wandb would ask for a key
@@ -52,14 +54,21 @@ class _Sender:
             )
 
     def look(self) -> None:
-        """Warns, once, when the process has ended before its time."""
-        if self.process.poll() and not self.warned:
+        """Warns, once, when the process has ended before its time, or without having sent everything."""
+        if self.process.poll() is None or self.warned:
+            return
+        complaints = self._complaints()
+        if complaints or self.process.returncode:
             self.warned = True
-            said = (self.directory / LOG).read_text(encoding="utf-8", errors="replace").splitlines()
-            self.logger.warning(
-                "%s; training goes on, and python -m tasks.wandb_run %s sends what is missing (%s has more)",
-                said[-1] if said else "Weights & Biases got nothing", self.directory, self.directory / LOG,
-            )  # fmt: skip
+            reason = complaints[-1] if complaints else f"Weights & Biases: exit code {self.process.returncode}"
+            self.logger.warning("%s (the training goes on; %s has more)", reason, self.log)
+
+    def _complaints(self) -> list[str]:
+        """Returns the lines of the command, and of wandb itself, that say what went wrong."""
+        with self.log.open("rb") as source:
+            source.seek(self.begun)
+            lines = source.read().decode(errors="replace").splitlines()
+        return [line for line in lines if line.startswith(("error: ", "wandb: WARNING ", "wandb: ERROR "))]
 
     def end(self) -> None:
         """Lets the process send the rest, and no longer than a network may take."""

@@ -68,7 +68,7 @@ class WandbRun:
     def end(self) -> None:
         """Sends the rest, the drawn losses and the result; the run's state is failed where it is not at its end.
 
-        Raises TimeoutError where W&B did not take it all in time.
+        Raises TimeoutError, which says what sends the rest, where W&B did not take it all in time.
         """
         self.look()
         if (self.directory / LOSS_PLOT).is_file():
@@ -76,7 +76,13 @@ class WandbRun:
         finished = is_finished(self.directory)
         if finished:
             self.run.summary.update(read_json(self.directory / RESULT))
-        self.run.finish(exit_code=0 if finished else 1)
+        try:
+            self.run.finish(exit_code=0 if finished else 1)
+        except TimeoutError:
+            place = Path(self.run.dir).parent
+            raise TimeoutError(
+                f"not all arrived in {FINISH_SECONDS:.0f} s; wandb sync {place} sends the rest"
+            ) from None
 
     def _start(self, run_id: str) -> Any:
         assert self.config.wandb
@@ -106,7 +112,8 @@ class WandbRun:
         run.define_metric("step")
         for prefix in PREFIXES.values():
             run.define_metric(f"{prefix}/*", step_metric="step")
-        logger.info("Weights & Biases: %s", run.url or f"offline; send it by: wandb sync {Path(run.dir).parent}")
+        where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
+        logger.info("Weights & Biases: %s", where)
         return run
 
     def _log_samples(self, step: int) -> None:
@@ -133,6 +140,9 @@ def send(directory: Path, *, follow: bool) -> None:
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, frame: stopped.append(received))
+    if os.environ.get("WANDB_MODE") == "disabled":
+        logger.info("WANDB_MODE=disabled: nothing is sent")
+        return
     run = WandbRun(directory, load_config(directory / CONFIG))
     while follow and not stopped:
         run.look()
@@ -147,12 +157,16 @@ def main() -> None:
     parser.add_argument("--follow", action="store_true", help="go on until SIGTERM or Ctrl-C, while a training runs")
     options = parser.parse_args()
     configure_logging()
+    directory = options.directory.absolute()
     try:
-        send(options.directory.absolute(), follow=options.follow)
-    except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
-    except Exception as error:  # of whatever kind: the training must not hear of it, and people should read why
-        raise SystemExit(f"error: Weights & Biases did not take the run: {type(error).__name__}: {error}") from error
+        send(directory, follow=options.follow)
+    except (ValueError, TimeoutError) as error:
+        raise SystemExit(f"error: Weights & Biases: {error}") from None
+    except Exception as error:  # of whatever kind: people should read why, and how to go on
+        raise SystemExit(
+            f"error: Weights & Biases did not take the run: {type(error).__name__}: {error}; "
+            f"python -m tasks.wandb_run {directory} sends what is missing"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -6,11 +6,12 @@ What was logged is read back from the files of the offline mode with wandb's own
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tasks.wandb_run import NOT_INSTALLED, SAMPLE_COLUMNS, STATE
 from tests.conftest import small_config
 from tests.tasks.test_tracking import report
 from tests.wandb_files import wandb_runs
+from tests.wandb_server import WandbServer, wandb_server
 from vlm_core.files import read_json, read_json_lines, write_json
 from vlm_core.finetune import finetune
 from vlm_core.run_directory import CONFIG, METRICS, PARAMETERS, RESULT, SAMPLES, VALIDATION
@@ -29,6 +31,7 @@ from vlm_core.training.distributed import Ranks
 pytestmark = pytest.mark.slow
 
 OFFLINE = {"wandb": {"project": "medpix", "mode": "offline"}}
+IMPATIENT = "import tasks.wandb_run as w; w.INIT_SECONDS = w.FINISH_SECONDS = 3; w.main()"
 ONLINE = {"wandb": {"project": "medpix"}}
 
 
@@ -104,8 +107,60 @@ def test_no_texts_reach_wandb_where_reports_have_none(tmp_path: Path) -> None:
     assert not [*run["files"].glob("media/**/*")]
 
 
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        yield server
+
+
+def test_the_server_is_sent_each_step_once(server: WandbServer, tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
+    report(tmp_path, 1, 5)
+    send(tmp_path)
+    report(tmp_path, 4, 9)
+    write_json(tmp_path / RESULT, {"steps": 9})
+    send(tmp_path)
+    assert [(row["step"], row["train/loss"]) for row in server.history] == [(i, float(i)) for i in range(1, 10)]
+    assert set(server.runs) == {read_json(tmp_path / STATE)["id"]}
+    assert server.exit_codes == [1, 0]
+    server.status = 401
+    done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert re.match("error: Weights & Biases did not take the run: .* 401", done.stderr.splitlines()[-1])
+
+
+def test_what_did_not_arrive_in_time_is_in_files(server: WandbServer, tmp_path: Path) -> None:
+    (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
+    impatient = [sys.executable, "-c", IMPATIENT, "--follow", str(tmp_path)]
+    with subprocess.Popen(impatient, stderr=subprocess.PIPE, text=True) as sender:
+        report(tmp_path, 1, 1)
+        until(lambda: sent(tmp_path).get(METRICS) == 1)
+        server.status = 503
+        report(tmp_path, 2, 2)
+        until(lambda: sent(tmp_path).get(METRICS) == 2)
+        sender.terminate()
+        said = sender.communicate(timeout=60)[1]
+    assert sender.returncode == 1
+    assert re.search(rf"not all arrived in 3 s; wandb sync {tmp_path}/wandb/run-\S+ sends the rest", said)
+
+
+def test_the_flow_warns_where_the_server_refuses_at_last(
+    server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
+    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as look:
+        report(tmp_path, 1, 1)
+        until(lambda: sent(tmp_path).get(METRICS) == 1)
+        server.status = 401
+        report(tmp_path, 2, 2)
+        look()
+    (warning,) = caplog.messages
+    assert "Use `wandb sync`" in warning
+
+
 NO_NETWORK = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
-IMPATIENT = "import tasks.wandb_run as w; w.INIT_SECONDS = 3; w.main()"
 
 
 def test_what_wandb_does_not_take_is_said_in_a_line(tmp_path: Path) -> None:
@@ -135,7 +190,7 @@ def test_the_flow_goes_on_without_a_key_and_warns_once(
         look()
     (warning,) = caplog.messages
     assert "did not take the run" in warning
-    assert f"training goes on, and python -m tasks.wandb_run {tmp_path} sends what is missing" in warning
+    assert f"python -m tasks.wandb_run {tmp_path} sends what is missing (the training goes on" in warning
 
 
 def test_the_flow_sends_what_comes_until_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
