@@ -1,16 +1,22 @@
 """Which rows train and which validate, and what the statistics say about it."""
 
+import json
+import random
+import time
+from hashlib import sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.data.splits import fetch_splits
+from vlm_core.data.splits import ConnectedImages, fetch_splits
 from vlm_core.data.statistics import STATISTICS, spread
 from vlm_core.files import read_json
 
@@ -51,6 +57,68 @@ def test_a_division_keeps_what_it_says_on_one_side(split_by: str, of: Any) -> No
     found = read_json(cache / STATISTICS)
     assert found["splits"]["validation"]["rows"] == len(validation)
     assert not any(("case" if split_by == "case" else "image") + "s are also" in text for text in found["findings"])
+
+
+def write_pictures(directory: Path, shown: list[list[int]]) -> dict[str, Any]:
+    """Writes a row an entry of `shown`, the numbers of its images; returns the settings that read it."""
+    directory.mkdir()
+    for number in {number for row in shown for number in row}:
+        Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(directory / f"{number}.png")
+    rows = [
+        {"image_id": [f"{n}.png" for n in row], "question": f"{i}?", "answer": "Yes."} for i, row in enumerate(shown)
+    ]
+    (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"path_or_dataset": str(directory), "split_by": "image", "case_column": None, "mode_column": None}
+
+
+def divided(directory: Path, shown: list[list[int]], **settings: Any) -> dict[int, str]:
+    """Returns the side of each row."""
+    rules = write_pictures(directory, shown) | settings
+    config = {f"dataset.{key}": value for key, value in rules.items()} | {"validation_dataset.split": None}
+    cache, _ = prepare_conversations(small_config(**config))
+    assert not list(cache.glob("rows*"))
+    return {
+        int(row["example_id"].rpartition("-")[2]): split
+        for split in ("train", "validation")
+        for row in ConversationDataset(cache, split).conversations
+    }
+
+
+def test_images_that_are_shown_together_stay_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a search through a graph: a row's images, those of rows that share one of them, and so on."""
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
+    generator = random.Random(5)
+    shown = [[generator.randrange(60) for _ in range(generator.choice([1, 1, 1, 2, 3]))] for _ in range(50)]
+    sides = divided(tmp_path / "pictures", shown, validation_share=0.5)
+    assert len(sides) == 50
+    groups = []
+    for row in shown:
+        touched = [group for group in groups if group & set(row)]
+        groups = [group for group in groups if group not in touched] + [set(row).union(*touched)]
+    assert max(map(len, groups)) > 4
+    found = [{sides[i] for i, row in enumerate(shown) if set(row) <= group} for group in groups]
+    assert all(len(of_group) == 1 for of_group in found)
+    assert {*map(tuple, found)} == {("train",), ("validation",)}
+    # The order of the rows moves none of them.
+    backwards = divided(tmp_path / "backwards", shown[::-1], validation_share=0.5)
+    assert backwards == {49 - i: side for i, side in sides.items()}
+
+
+def test_single_images_are_drawn_by_their_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
+    sides = divided(tmp_path / "pictures", [[number] for number in range(20)], validation_share=0.5)
+    digests = [sha256((tmp_path / "pictures" / f"{n}.png").read_bytes()).hexdigest() for n in range(20)]
+    drawn = [int.from_bytes(sha256(f"0|{digest}".encode()).digest()[:8]) / 2**64 for digest in digests]
+    assert [sides[n] for n in range(20)] == ["validation" if share < 0.5 else "train" for share in drawn]
+
+
+def test_many_connected_images_are_joined_in_no_time() -> None:
+    connected, names = ConnectedImages(), [sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(20_000)]
+    started = time.perf_counter()
+    for pair in pairwise(names):  # one chain: the worst that there is
+        connected.join(pair)
+    assert {connected.name(name) for name in names} == {min(names)}
+    assert time.perf_counter() - started < 2
 
 
 def test_a_division_is_part_of_the_key_and_seeded() -> None:

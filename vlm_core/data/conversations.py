@@ -21,9 +21,10 @@ from datasets import Dataset
 from vlm_core.cache import cached_directory, read_manifest
 from vlm_core.data.closed import ClosedQuestionCounter
 from vlm_core.data.examples import Conversation, RejectedRow, example_of
-from vlm_core.data.images import decode_image, inspect_image
+from vlm_core.data.image_table import ImageTable
+from vlm_core.data.images import decode_image
 from vlm_core.data.source import SplitSource
-from vlm_core.data.splits import PUBLISHED, SPLITS, TRAIN, Splits
+from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, ConnectedImages, Splits
 from vlm_core.data.statistics import STATISTICS, describe, read_batches
 from vlm_core.files import write_json
 from vlm_core.home import medpix_home
@@ -38,6 +39,8 @@ _TURN = pa.struct([("role", pa.string()), ("content", pa.list_(_CONTENT))])
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", pa.list_(_TURN))]
 )
+# With what decides on the side of a row, until all rows are known.
+_STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
 IMAGE_SCHEMA = pa.schema(
     [
         ("sha256", pa.string()),
@@ -65,7 +68,8 @@ class _Builder:
 
     def __init__(self, directory: Path, key: str, splits: Splits) -> None:
         self.directory, self.key, self.splits = directory, key, splits
-        self.images = _ImageTable()
+        self.images = ImageTable()
+        self.connected = ConnectedImages()
         self.cases: set[str] = set()
         self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects: dict[str, dict[str, Any]] = {}
@@ -78,8 +82,11 @@ class _Builder:
                 name: stack.enter_context(_stream(self.directory / f"{name}.arrow", CONVERSATION_SCHEMA))
                 for name in SPLITS
             }
-            for name, source in self.splits.sources.items():
-                self._read(name, source, images, writers)
+            if self.splits.split_by == IMAGE:
+                self._divide_by_image(images, writers)
+            else:
+                for records in self._read(images):
+                    self._write(records, writers)
         self._require_rows()
         manifest = {
             "fingerprint": self.key,
@@ -92,23 +99,46 @@ class _Builder:
         write_json(self.directory / STATISTICS, describe(self.directory, manifest))
         return manifest
 
-    def _read(self, name: str, source: SplitSource, images: Any, writers: dict[str, Any]) -> None:
-        total = None if source.stop is None else source.stop - source.start
-        with ProgressBar(total, f"preprocess {name}", "row") as progress:
-            for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
-                kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
-                for number, row in enumerate(rows, start=first):
-                    self._add(name, number, row, source, kept)
-                images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
-                for split, records in kept.items():
-                    self.rows[split] += len(records)
-                    writers[split].write_batch(pa.RecordBatch.from_pylist(records, schema=CONVERSATION_SCHEMA))
-                progress.update(len(rows))
+    def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
+        """Writes the rows of both sides; which images belong together is known when all rows are."""
+        aside = self.directory / "rows.arrow"
+        with _stream(aside, _STAGED_SCHEMA) as staged:
+            for records in self._read(images):
+                staged.write_batch(pa.RecordBatch.from_pylist(records, schema=_STAGED_SCHEMA))
+        for batch in read_batches(aside):
+            self._write(batch.to_pylist(), writers)
+        aside.unlink()
 
-    def _add(
-        self, name: str, number: int, row: dict[str, Any], source: SplitSource, kept: dict[str, list[dict[str, Any]]]
-    ) -> None:
-        """Adds the example of a row to those of its split, or counts why there is none."""
+    def _write(self, records: list[dict[str, Any]], writers: dict[str, Any]) -> None:
+        """Writes rows to their sides."""
+        kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        for record in records:
+            kept[self._side(record)].append(record)
+        for split, rows in kept.items():
+            self.rows[split] += len(rows)
+            writers[split].write_batch(pa.RecordBatch.from_pylist(rows, schema=CONVERSATION_SCHEMA))
+        for record in kept[TRAIN]:
+            self._count_closed(record["conversation"])
+
+    def _side(self, record: dict[str, Any]) -> str:
+        if self.splits.split_by == PUBLISHED:
+            return record["published"]
+        by_image = self.splits.split_by == IMAGE
+        return self.splits.side_of(self.connected.name(record["image"]) if by_image else record["case_id"])
+
+    def _read(self, images: Any) -> Iterator[list[dict[str, Any]]]:
+        """Yields the rows of all sources, a batch at a time, when their images are written."""
+        for name, source in self.splits.sources.items():
+            total = None if source.stop is None else source.stop - source.start
+            with ProgressBar(total, f"preprocess {name}", "row") as progress:
+                for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
+                    records = [self._record(name, number, row, source) for number, row in enumerate(rows, start=first)]
+                    images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
+                    yield [record for record in records if record is not None]
+                    progress.update(len(rows))
+
+    def _record(self, name: str, number: int, row: dict[str, Any], source: SplitSource) -> dict[str, Any] | None:
+        """Returns what is stored of a row; counts why there is nothing of it."""
         example_id = f"{name}-{number}"
         try:
             example = example_of(row, source.columns, source.folder)
@@ -117,22 +147,20 @@ class _Builder:
             reject = self.rejects.setdefault(str(reason), {"rows": 0, "examples": []})
             reject["rows"] += 1
             reject["examples"] = [*reject["examples"], example_id][:3]
-            return
+            return None
         # Where no column tells the case, questions about an image belong together; a text stands for itself.
-        image = self.images.digests[indices[0]] if indices else example_id
-        case = image[:16] if example.case is None else example.case
-        split = self.splits.side_of(name, case, image)
-        if split == TRAIN:
-            self._count_closed(example.conversation)
+        shown = [self.images.digests[index] for index in indices] or [example_id]
+        self.connected.join(shown)
+        case = shown[0][:16] if example.case is None else example.case
         self.cases.add(case)
-        kept[split].append(
-            {
-                "example_id": example_id,
-                "case_id": case,
-                "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
-                "conversation": _numbered(example.conversation, indices),
-            }
-        )
+        return {
+            "example_id": example_id,
+            "case_id": case,
+            "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
+            "conversation": _numbered(example.conversation, indices),
+            "published": name,
+            "image": shown[0],
+        }
 
     def _count_closed(self, conversation: Conversation) -> None:
         """Counts the question and answer of a conversation of one turn each."""
@@ -150,42 +178,6 @@ class _Builder:
                     f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
                     "mend the rows, or set another dataset.validation_share or split_seed"
                 )
-
-
-class _ImageTable:
-    """The distinct images met so far; each is decoded once, to see whether it can be."""
-
-    def __init__(self) -> None:
-        self.index_of: dict[str, int] = {}  # sha256 of the encoded image -> row in images.arrow
-        self.digests: list[str] = []
-        self.unreadable: dict[str, str] = {}  # sha256 -> why it does not decode
-        self._new: list[dict[str, Any]] = []
-        self._last: tuple[bytes, int] | None = None
-
-    def index(self, encoded: bytes) -> int:
-        """Returns the index of an image; raises RejectedRow for one that does not decode."""
-        # Questions about an image mostly follow each other: to compare is ten times faster than to hash.
-        if self._last is not None and self._last[0] == encoded:
-            return self._last[1]
-        digest = hashlib.sha256(encoded).hexdigest()
-        if digest in self.unreadable:
-            raise RejectedRow(self.unreadable[digest])
-        if digest not in self.index_of:
-            try:
-                facts = inspect_image(encoded)
-            except ValueError as error:
-                self.unreadable[digest] = str(error)
-                raise RejectedRow(str(error)) from None
-            self.index_of[digest] = len(self.index_of)
-            self.digests.append(digest)
-            self._new.append({"sha256": digest, "encoded": encoded, **vars(facts)})
-        self._last = encoded, self.index_of[digest]
-        return self.index_of[digest]
-
-    def take_new(self) -> list[dict[str, Any]]:
-        """Returns the images that were not written yet."""
-        new, self._new = self._new, []
-        return new
 
 
 def _numbered(conversation: Conversation, indices: list[int]) -> Conversation:
