@@ -227,6 +227,54 @@ def test_conversations_that_are_rejected(messages: list[dict[str, Any]], reason:
     assert [found.startswith(reason) for found in read_manifest(cache)["rejects"]] == [True]
 
 
+def sharegpt(*texts: str, speakers: tuple[str, str] = ("human", "gpt")) -> list[dict[str, Any]]:
+    return [{"from": speakers[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+def test_sharegpt_rows_are_the_same_conversations(home: Path) -> None:
+    rows = [
+        {"messages": sharegpt("<image>\nWhat?", "This.", "And there?", "That."), "images": ["images/3.png"]},
+        {"messages": sharegpt("First <image> then\n<image>", "Two.", speakers=("user", "assistant")),
+         "images": ["images/2.png", "images/1.png"]},
+        {"messages": [{"from": "system", "value": "Be brief."}, *sharegpt("Without?", "Yes.")], "images": []},
+        {"messages": sharegpt("One\nline?\n", "\nYes.\n"), "images": []},
+    ]  # fmt: skip
+    cache, examples = conversations_of(home, rows)
+    assert read_manifest(cache)["rejects"] == {}
+    assert [shape(example) for example in examples] == [
+        [["IMAGE", "What?"], ["This."], ["And there?"], ["That."]],
+        [["First ", "IMAGE", " then", "IMAGE"], ["Two."]],
+        [["Be brief."], ["Without?"], ["Yes."]],
+        [["One\nline?\n"], ["\nYes.\n"]],
+    ]
+    shown = [part["image"].getpixel((0, 0))[0] for part in examples[1]["conversation"][0]["content"][1::2]]
+    assert shown == [80, 40]
+
+
+@pytest.mark.parametrize(
+    ("messages", "images", "reason"),
+    [
+        (sharegpt("<image>\nWhat?", "This."), [], "more <image> than images"),
+        (sharegpt("<image><image>What?", "This."), ["images/1.png"], "more <image> than images"),
+        (sharegpt("What?", "This."), ["images/1.png"], "fewer <image> than images"),
+        (sharegpt("<image>What?", "This."), None, "more <image> than images"),
+        (sharegpt("What?", "This <image>."), ["images/1.png"], "an image in an answer"),
+        (sharegpt("What?", "This.", speakers=("tool", "gpt")), [], "a role other than"),
+        (sharegpt("", "This."), [], "empty question"),
+        (
+            [*sharegpt("What?", "This."), {"from": "human", "value": None}, {"from": "gpt", "value": "No."}],
+            [],
+            "empty question",
+        ),
+    ],
+)
+def test_sharegpt_rows_that_are_rejected(messages: Any, images: Any, reason: str, home: Path) -> None:
+    good = {"messages": sharegpt("<image>One?", "Yes."), "images": ["images/1.png"]}
+    cache, examples = conversations_of(home, [good, {"messages": messages, "images": images}])
+    assert len(examples) == 1
+    assert [found.startswith(reason) for found in read_manifest(cache)["rejects"]] == [True]
+
+
 def test_a_share_of_rejects_stops_the_run_and_says_why(home: Path) -> None:
     rows = [{"messages": turns("One?", "Yes."), "images": []}] * 8 + [{"messages": turns("One?", ""), "images": []}]
     allowed = {"dataset.max_reject_share": 0.09}
@@ -283,7 +331,13 @@ def test_neighbouring_texts_are_one_and_malformed_turns_are_named(home: Path) ->
     _, (example,) = conversations_of(home, rows)
     assert shape(example) == [["AB"], ["AB"], ["AB"]]
     columns = Columns(None, None, None, None, None, "messages")
-    for turns_ in ("a text", [{"role": "user"}], [{"content": "x"}], [{"role": "user", "content": [{"text": "x"}]}]):
+    for turns_ in (
+        "a text",
+        ["a text"],
+        [{"role": "user"}],
+        [{"content": "x"}],
+        [{"role": "user", "content": [{"text": "x"}]}],
+    ):
         with pytest.raises(RejectedRow, match="malformed conversation"):
             example_of({"messages": turns_}, columns, ImageFolder(None, anywhere=True))
 

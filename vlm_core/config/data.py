@@ -26,11 +26,11 @@ class DatasetConfig(Section):
     case_column: str | None = Field("case_id", description="Column of the case (patient); null = an image is a case.")
     mode_column: str | None = Field("mode", description="Column to report scores by, such as a modality; null = none.")
     conversation_column: str | None = Field(
-        None, description="Column of turns {role, content}, in place of question and answer."
+        None, description="Column of turns {role, content} or {from, value}, in place of question and answer."
     )
     split_by: Literal["published", "case", "image"] = Field(
         "published",
-        description="What never stands on both sides (an example's first image); published = the splits as they are.",
+        description="What never stands on both sides; published = the splits as they are.",
     )
     split_seed: int = Field(0, ge=0, description="Another seed, another division by split_by.")
     validation_share: Share = Field(0.15, description="Share of the cases or images that validate, with split_by.")

@@ -2,9 +2,12 @@
 
 A row has an image, a question and an answer in columns of their own, as in MedPix-VQA, or a whole conversation:
 turns `{"role", "content"}` whose content is a text, or a list of `{"type": "text", "text"}` and `{"type": "image"}`.
-An image part may hold its image; those that do not take the images of the image column, in their order.
+An image part may hold its image; those that do not take the images of the image column, in their order. In turns of
+ShareGPT's and LLaVA's form, `{"from": "human" | "gpt" | ..., "value"}`, each `<image>` in a text is such a part.
 """
 
+import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +16,8 @@ from vlm_core.data.images import ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
 
 ROLES = ("system", "user", "assistant")
+SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT; those named as the roles are are themselves
+PLACEHOLDER = re.compile("\n?<image>\n?")  # with the line break that sets it apart from the text
 
 Conversation = list[dict[str, Any]]
 
@@ -78,10 +83,10 @@ def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Ex
         )
         _require_sound(conversation)
         images = [folder.encoded(cell) for cell in shown]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):  # of turns and parts that are none
+        raise RejectedRow("malformed conversation") from None
     except ValueError as reason:
         raise RejectedRow(str(reason)) from None
-    except (KeyError, TypeError, AttributeError):  # of turns and parts that are not what they should be
-        raise RejectedRow("malformed conversation") from None
     case, mode = (None if name is None else row[name] for name in (columns.case, columns.mode))
     return Example(conversation, images, None if case is None else str(case), None if mode is None else str(mode))
 
@@ -114,6 +119,10 @@ def _whole(turns: Any, cells: list[Any]) -> tuple[Conversation, list[Any]]:
     """Returns the turns with images numbered, and the images in that order."""
     if not turns:
         raise RejectedRow("empty conversation")
+    if isinstance(turns, list):  # `datasets` hands on turns of JSON as texts where they have not all the same keys
+        turns = [json.loads(turn) if isinstance(turn, str) else turn for turn in turns]
+    if any(turn.get("from") is not None for turn in turns):
+        turns = _sharegpt_turns(turns, len(cells))
     given, shown = iter(cells), []
 
     def part(content: dict[str, Any]) -> dict[str, Any]:
@@ -132,6 +141,24 @@ def _whole(turns: Any, cells: list[Any]) -> tuple[Conversation, list[Any]]:
     first = next((turn for turn in conversation if turn["role"] == "user"), conversation[0])
     first["content"] = [*({"type": "image", "image": i} for i in range(len(left))), *first["content"]]
     return conversation, shown or left
+
+
+def _sharegpt_turns(turns: Any, images: int) -> Conversation:
+    """Returns turns `{"from", "value"}` as roles and parts; each `<image>` is the next one of the row's `images`."""
+    placeholders = sum(len(PLACEHOLDER.findall(turn["value"] or "")) for turn in turns)
+    if placeholders != images:
+        raise RejectedRow(f"{'more' if placeholders > images else 'fewer'} <image> than images")
+
+    def content(value: str) -> list[dict[str, Any]]:
+        first, *others = PLACEHOLDER.split(value)
+        parts = [{"type": "text", "text": first}]
+        for text in others:
+            parts += [{"type": "image"}, {"type": "text", "text": text}]
+        return [part for part in parts if part.get("text") != ""]
+
+    return [
+        {"role": SPEAKERS.get(turn["from"], turn["from"]), "content": content(turn["value"] or "")} for turn in turns
+    ]
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
