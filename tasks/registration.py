@@ -17,7 +17,7 @@ from tasks.card import model_card
 from tasks.registry import look_up
 from tasks.run import Run
 from vlm_core.config import Config
-from vlm_core.families import family_of
+from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
 from vlm_core.run_directory import CONSOLIDATED
 
@@ -65,7 +65,7 @@ def _servable(weights: Path) -> Path:
 
 def registered_name(config: Config, base_model: Path) -> str:
     """Returns the name that a run's model is registered under."""
-    return config.registry.model_name or f"medpix-{family_of(base_model).model_type}"
+    return config.registry.model_name or f"medpix-{model_type_of(base_model)}"
 
 
 def _revisions(config: Config) -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.families import family_of
+from vlm_core.models.family import family_of
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import prepare_model
@@ -30,6 +30,9 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
         conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
     family = family_of(base)
+    if family.plain_only:
+        logger.info("a %s model has no row in vlm_core/families.py: nothing is encoded ahead", family.model_type)
+        return
     model = prepare_model(config, base, family, None)
     if not is_tower_frozen(model, family):
         logger.info("the vision tower trains: its features change, and nothing is encoded ahead")

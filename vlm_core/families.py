@@ -1,5 +1,6 @@
 """One row per model family: every fact that differs between families, and nothing else.
 
+A model type without a row gets one of its own, made of what the model and its processor say (`vlm_core.models.family`).
 The names of modules and processor attributes are those of transformers 5.23.
 """
 
@@ -28,6 +29,8 @@ class Family:
     also_stop: tuple[str, ...] = ()  # tokens that end an answer, besides the end of turn and the tokenizer's own
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
     not_adaptable: tuple[str, ...] = ()  # wildcards of linear modules whose forward is not called: LoRA has no effect
+    # Of a model without a row: its processor says what images become, and its own forward and generate() do the rest.
+    plain_only: bool = False
 
 
 GEMMA3 = Family(
@@ -99,12 +102,9 @@ QWEN2_5_VL = Family(
 FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N, QWEN2_5_VL)}
 
 
-def family_of(model_directory: Path) -> Family:
-    """Returns the row of the checkpoint in `model_directory`; raises ValueError for a family without one."""
-    model_type = json.loads((model_directory / "config.json").read_text(encoding="utf-8")).get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(f"{model_directory} holds a model of type {model_type!r}; supported are {', '.join(FAMILIES)}")
-    return FAMILIES[model_type]
+def model_type_of(model_directory: Path) -> str:
+    """Returns the type of the model in a directory, as transformers names it."""
+    return str(json.loads((model_directory / "config.json").read_text(encoding="utf-8")).get("model_type"))
 
 
 def part_of(module_name: str, family: Family) -> str | None:

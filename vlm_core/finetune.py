@@ -15,18 +15,19 @@ from filelock import FileLock, Timeout
 from vlm_core.cache import read_manifest
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
-from vlm_core.data.batches import CollatedBatches, ImageInputs, PixelInputs, build_batches
+from vlm_core.data.batches import CollatedBatches, ImageInputs, build_batches, image_inputs_of
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.labels import require_template
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import SPLITS, TRAIN
 from vlm_core.data.splits import VALIDATION as VALIDATION_SPLIT
 from vlm_core.data.tokens import TokenDataset, build_tokens
-from vlm_core.families import Family, family_of
+from vlm_core.families import Family
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import sampler
 from vlm_core.home import require_writable
+from vlm_core.models.family import family_of
 from vlm_core.models.fetch import fetch_model
 from vlm_core.models.freeze import count_parameters, parameter_table, parameter_tree
 from vlm_core.models.load import device_of, load_processor
@@ -74,12 +75,6 @@ def finetune(
     """
     config.require_divisible_batch(ranks.world_size)
     collate = _own_collate(config)
-    if collate is None and not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
-        logger.warning("packing.max_tokens has no effect: packing.enabled=false")
-    if collate is None and config.packing.enabled and config.step_scheduler.local_batch_size > 1:
-        logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
-                       "packing.max_tokens=%d; change that, or set packing.enabled=false",
-                       config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
     if config.model.attn_implementation == "flex_attention" and device_of(ranks.local_rank).type == "cpu":
         raise ValueError("model.attn_implementation=flex_attention has no backward pass on a CPU; take sdpa there")
     optimizer_class(config.optimizer.target)
@@ -90,9 +85,11 @@ def finetune(
     with main_rank_first(ranks):
         conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
-        processor = load_processor(base)
+        processor, family = load_processor(base), family_of(base)
+        if collate is None:
+            config = _with_what_has_an_effect(config, family)
         # Before the model is loaded: a template that is not the family's, or too long examples, end the run here.
-        tokens = _read_tokens(config, conversations, processor, family_of(base), collate)
+        tokens = _read_tokens(config, conversations, processor, family, collate)
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
@@ -101,7 +98,7 @@ def finetune(
             logger.info("%s is finished at %s; nothing is left to do", directory, checkpoint.name)
             return _write_result(directory, _outcome(directory, config), progress.step, ranks)
     if collate is None:
-        plan = plan_run(config, base, tokens[TRAIN], family_of(base), ranks.world_size)
+        plan = plan_run(config, base, tokens[TRAIN], family, ranks.world_size)
         logger.info("the plan of this run:\n%s", plan)
         require_fit(plan, config, device_of(ranks.local_rank))
     else:
@@ -118,6 +115,23 @@ def finetune(
                             "--follow %s", directory)  # fmt: skip
         trainer.run()
         return _write_result(directory, _outcome(directory, config), trainer.progress.step, ranks)
+
+
+def _with_what_has_an_effect(config: Config, family: Family) -> Config:
+    """Returns `config` without what a family without a row cannot do; names the settings that have no effect."""
+    savings = [name for name in ("packing", "vision_cache") if getattr(config, name).enabled]
+    if family.plain_only and savings:
+        logger.warning("%s have no effect: the model type %s has no row in vlm_core/families.py, so that it is "
+                       "trained on plain rows", " and ".join(savings), family.model_type)  # fmt: skip
+        off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in savings}
+        return config.model_copy(update=off)
+    if not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
+        logger.warning("packing.max_tokens has no effect: packing.enabled=false")
+    if config.packing.enabled and config.step_scheduler.local_batch_size > 1:
+        logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
+                       "packing.max_tokens=%d; change that, or set packing.enabled=false",
+                       config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
+    return config
 
 
 def _outcome(directory: Path, config: Config) -> Path | None:
@@ -192,7 +206,7 @@ def _trainer(
     model = prepare_model(config, base, family, checkpoint)
     parameters = count_parameters(model, family)  # with the vision tower, which may leave the model below
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
-    images: ImageInputs = PixelInputs.of(conversations, processor)
+    images: ImageInputs = image_inputs_of(conversations, processor, family)
     whole_model: Callable[[], AbstractContextManager[None]] = nullcontext
     if collate is None and config.vision_cache.enabled and is_tower_frozen(model, family):
         images = encode_images(model, processor, family, conversations, ranks, device)

@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 
 from vlm_core.config import Config
-from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens
+from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens, images_as_shown
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.grids import patch_grids
 from vlm_core.data.images import decode_image
@@ -23,7 +23,8 @@ from vlm_core.data.tokens import TokenDataset
 from vlm_core.families import Family
 
 # Pixels, or cached features, of images given by index: (N, ...) float, or all of their patches where sizes differ.
-ImageInputs = Callable[[Sequence[int]], torch.Tensor]
+# Of a family without a row: see `ExampleInputs`.
+ImageInputs = Callable[[Sequence[Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,31 @@ class PixelInputs:
     def __call__(self, indices: Sequence[int]) -> torch.Tensor:
         images = [decode_image(self.images[index]["encoded"]) for index in indices]
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+@dataclass(frozen=True)
+class ExampleInputs:
+    """All that the processor makes of images, which are given by index and by example: `[[0], [], [3, 1]]`."""
+
+    image: Callable[[int], Any]  # the Pillow image of an index
+    processor: Any
+    family: Family
+
+    @classmethod
+    def of(cls, conversations: Path, processor: Any, family: Family) -> "ExampleInputs":
+        """Returns what is made of the images of a conversation cache."""
+        images = ConversationDataset(conversations, "train").images
+        return cls(lambda index: decode_image(images[index]["encoded"]), processor, family)
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Batch:
+        return images_as_shown([[self.image(index) for index in row] for row in rows], self.processor, self.family)
+
+
+def image_inputs_of(conversations: Path, processor: Any, family: Family) -> ImageInputs:
+    """Returns the inputs that show the images of a conversation cache, decoded when they are asked for."""
+    if family.plain_only:
+        return ExampleInputs.of(conversations, processor, family)
+    return PixelInputs.of(conversations, processor)
 
 
 class PlainMicroBatch(NamedTuple):
@@ -72,6 +98,9 @@ class Batches:
     def _with_images(self, batch: Batch, indices: list[int], *, counted: bool) -> Batch:
         if indices:
             batch["pixel_values"] = self.image_inputs(indices)
+        return self._counted(batch, counted=counted)
+
+    def _counted(self, batch: Batch, *, counted: bool) -> Batch:
         if not counted:
             batch["labels" if "labels" in batch else "targets"].fill_(IGNORE_INDEX)
         return batch
@@ -103,6 +132,8 @@ class PlainBatches(Batches):
         """Returns the tensors of `collate`."""
         examples = [self.dataset[i] for i in micro_batch.examples]
         batch = collate_tokens(examples, self.processor, self.family)
+        if self.family.plain_only:
+            return self._counted(batch | self.image_inputs([e.images for e in examples]), counted=micro_batch.counted)
         grids = [grid for example in examples for grid in example.grids]
         if grids:
             batch["image_grid_thw"] = patch_grids(grids, self.family)

@@ -18,6 +18,7 @@ from vlm_core.data.labels import (
 from vlm_core.families import Family
 
 IGNORE_INDEX = -100  # of torch's cross entropy
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # what tells image tokens from others, as models name it
 
 Batch = dict[str, torch.Tensor]
 
@@ -29,9 +30,10 @@ def collate(examples: Sequence[dict[str, Any]], processor: Any, family: Family) 
     where that token is supervised and -100 elsewhere, NOT yet shifted; `token_type_ids` (Qwen2.5-VL:
     `mm_token_type_ids`) is 1 on image tokens; `pixel_values` is float32 (N, C, H, W), absent without images
     (Qwen2.5-VL: (patches of all images, C * 2 * 14 * 14), beside `image_grid_thw`, int64 (N, 3)).
+    Of a family without a row: all that the processor makes of the images, by its own keys.
     """
     tokenized = [tokenize_conversation(example["conversation"], processor, family) for example in examples]
-    return collate_tokens(tokenized, processor, family) | _pixels(examples, processor)
+    return collate_tokens(tokenized, processor, family) | _images(examples, processor, family)
 
 
 def collate_tokens(tokenized: Sequence[TokenizedConversation], processor: Any, family: Family) -> Batch:
@@ -49,7 +51,34 @@ def collate_tokens(tokenized: Sequence[TokenizedConversation], processor: Any, f
 def collate_prompts(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
     """Returns a batch to generate from: as `collate` without labels, up to the answer and padded on the left."""
     prompts = [tokenize_prompt(example["conversation"], processor, family) for example in examples]
-    return _pad(prompts, processor, family, side="left") | _pixels(examples, processor)
+    return pad_prompts(prompts, processor, family) | _images(examples, processor, family)
+
+
+def pad_prompts(prompts: Sequence[list[int]], processor: Any, family: Family) -> Batch:
+    """Returns the batch of `collate_prompts` without images."""
+    return _pad(prompts, processor, family, side="left")
+
+
+def images_as_shown(images: Sequence[Sequence[Any]], processor: Any, family: Family) -> Batch:
+    """Returns what the processor makes of the images of each example, by its own keys; {} without images.
+
+    How many tokens or parts an image is may depend on what is shown beside it, so that the processor has each example's
+    images together. Raises ValueError where it makes something that is no tensor.
+    """
+    shown = [list(row) for row in images if row]
+    if not shown:
+        return {}
+    text = [processor.image_token * len(row) for row in shown]
+    made = processor(text=text, images=shown, return_tensors="pt", padding=True)
+    of_tokens = {"input_ids", "attention_mask", family.token_types_key, *processor.tokenizer.model_input_names}
+    kept = {key: value for key, value in made.items() if key not in of_tokens and key not in TOKEN_TYPES}
+    for key, value in kept.items():
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(
+                f"{type(processor).__name__} makes no tensor of {key}, but a {type(value).__name__}: set "
+                "step_scheduler.local_batch_size=1, or name a dataloader.collate_fn._target_ of your own"
+            )
+    return kept
 
 
 def require_keys(batch: Batch, family: Family) -> None:
@@ -62,7 +91,7 @@ def require_keys(batch: Batch, family: Family) -> None:
         )
 
 
-def _pad(rows: list[list[int]], processor: Any, family: Family, side: str) -> Batch:
+def _pad(rows: Sequence[list[int]], processor: Any, family: Family, side: str) -> Batch:
     length = max(map(len, rows))
 
     def padded(row: list[int], value: int) -> list[int]:
@@ -70,15 +99,19 @@ def _pad(rows: list[list[int]], processor: Any, family: Family, side: str) -> Ba
         return row + filling if side == "right" else filling + row
 
     input_ids = torch.tensor([padded(row, processor.tokenizer.pad_token_id) for row in rows])
-    return {
-        "input_ids": input_ids,
-        "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows]),
-        family.token_types_key: (input_ids == image_token_id(processor, family)).long(),
-    }
+    batch = {"input_ids": input_ids, "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows])}
+    if not family.plain_only:
+        batch[family.token_types_key] = (input_ids == image_token_id(processor, family)).long()
+    elif family.token_types_key:
+        batch[family.token_types_key] = torch.tensor(processor.create_mm_token_type_ids(input_ids.tolist()))
+    return batch
 
 
-def _pixels(examples: Sequence[dict[str, Any]], processor: Any) -> Batch:
-    images = [image for example in examples for image in images_of(example["conversation"])]
+def _images(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
+    by_example = [images_of(example["conversation"]) for example in examples]
+    if family.plain_only:
+        return images_as_shown(by_example, processor, family)
+    images = [image for row in by_example for image in row]
     if not images:
         return {}
     made = processor.image_processor(images, return_tensors="pt")

@@ -14,7 +14,8 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlm_core.families import Family
 
-Grid = tuple[int, int]  # tokens down and across
+# Tokens down and across; of a family without a row, which leaves the count to its processor, pixels down and across.
+Grid = tuple[int, int]
 
 
 def grids_of(sizes: Sequence[tuple[int, int]], image_processor: Any, family: Family) -> list[Grid]:
@@ -22,6 +23,8 @@ def grids_of(sizes: Sequence[tuple[int, int]], image_processor: Any, family: Fam
 
     Raises ValueError for an image more than 200 times as long as it is wide.
     """
+    if family.plain_only:
+        return [(height, width) for width, height in sizes]
     if not family.patches_a_token:
         return []
     factor = image_processor.patch_size * family.patches_a_token

@@ -16,17 +16,21 @@ from functools import lru_cache
 from itertools import chain, groupby, islice
 from typing import Any
 
+from PIL import Image
+
 from vlm_core.data.grids import Grid, grids_of
-from vlm_core.data.markers import MARKER, MARKER_PATTERN
+from vlm_core.data.markers import MARKER_PATTERN
+from vlm_core.data.rendered import tokenize_rendered
+from vlm_core.data.template import (
+    TokenizedConversation,
+    render_markers,
+    special_tokens,
+    structure_of,
+    texts_of,
+)
 from vlm_core.families import Family
 
-
-@dataclass(frozen=True)
-class TokenizedConversation:
-    """Ids of a conversation; `supervised[i]` says whether token i is a training target. Equal lengths."""
-
-    input_ids: list[int]
-    supervised: list[bool]
+SHOWN = (((56, 56),), ((640, 400),), ((56, 56), (300, 700)))  # pixels of the images that a processor is tried with
 
 
 @dataclass(frozen=True)
@@ -45,22 +49,39 @@ def tokenize_conversation(
     images, by default taken from the Pillow images that it holds.
     Raises ValueError where the template does not close an answer with the family's end-of-turn token.
     """
-    pieces = list(_pieces(conversation, processor, family, grids, for_generation=False))
-    return _encode(pieces, processor.tokenizer)
+    return _tokenize(conversation, processor, family, grids, for_generation=False)
 
 
 def tokenize_prompt(
     conversation: list[dict[str, Any]], processor: Any, family: Family, grids: Sequence[Grid] | None = None
 ) -> list[int]:
     """Returns the ids of a conversation that ends with a user turn, up to where the answer begins."""
-    return _encode(
-        list(_pieces(conversation, processor, family, grids, for_generation=True)), processor.tokenizer
-    ).input_ids
+    return _tokenize(conversation, processor, family, grids, for_generation=True).input_ids
+
+
+def _tokenize(
+    conversation: list[dict[str, Any]],
+    processor: Any,
+    family: Family,
+    grids: Sequence[Grid] | None,
+    *,
+    for_generation: bool,
+) -> TokenizedConversation:
+    grids = image_grids(conversation, processor, family) if grids is None else grids
+    if family.plain_only:
+        return tokenize_rendered(conversation, processor, family, grids, for_generation=for_generation)
+    pieces = list(_pieces(conversation, processor, family, grids, for_generation=for_generation))
+    return _encode(pieces, processor.tokenizer)
 
 
 def image_token_id(processor: Any, family: Family) -> int:
     """Returns the id that image features take the place of."""
     return processor.tokenizer.convert_tokens_to_ids(family.image_token)
+
+
+def shared_image_token(processor: Any, family: Family) -> int | None:
+    """Returns the image token up to which examples of an image may share their tokens; None where none are shared."""
+    return None if family.plain_only else image_token_id(processor, family)
 
 
 def images_of(conversation: list[dict[str, Any]]) -> list[Any]:
@@ -70,7 +91,7 @@ def images_of(conversation: list[dict[str, Any]]) -> list[Any]:
 
 def image_grids(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[Grid]:
     """Returns the grids of the Pillow images of a conversation, where their number of tokens follows their size."""
-    if not family.patches_a_token:
+    if not family.patches_a_token and not family.plain_only:
         return []
     return grids_of([image.size for image in images_of(conversation)], processor.image_processor, family)
 
@@ -80,34 +101,34 @@ def require_template(processor: Any, family: Family) -> None:
 
     A tokenizer or template of another form than the family's would otherwise train on prompts that no one sends.
     """
-    conversation = [
-        {"role": "user", "content": [{"type": "text", "text": "What is shown?"}]},
-        {"role": "assistant", "content": [{"type": "text", "text": "A mass."}]},
-    ]
-    expected = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
-    ids = tokenize_conversation(conversation, processor, family).input_ids
-    if ids != list(expected):
-        raise ValueError(
-            f"the processor of this {family.model_type} model tokenizes its template otherwise than expected: "
-            f"{list(expected)} and not {ids}; use the processor files of the published checkpoint"
-        )
+    for images in ((), *(SHOWN if family.plain_only else ())):
+        parts = [{"type": "image", "image": Image.new("RGB", size)} for size in images]
+        conversation = [
+            {"role": "user", "content": [*parts, {"type": "text", "text": "What is shown?"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "A mass."}]},
+        ]
+        made = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
+        expected, ids = list(made), tokenize_conversation(conversation, processor, family).input_ids
+        if not family.end_of_turn:  # The tokenizer's own end stands where the template has none.
+            expected[len(ids) - 1 :] = ids[-1:]
+        if ids != expected:
+            raise ValueError(
+                f"the processor of this {family.model_type} model tokenizes its template otherwise than expected: "
+                f"{expected} and not {ids}; use the processor files of the published checkpoint"
+            )
 
 
 def _pieces(
     conversation: list[dict[str, Any]],
     processor: Any,
     family: Family,
-    grids: Sequence[Grid] | None,
+    grids: Sequence[Grid],
     *,
     for_generation: bool,
 ) -> Iterator[_Piece]:
-    parts = [(turn["role"], part) for turn in conversation for part in turn["content"]]
-    texts = [(role, part["text"]) for role, part in parts if part["type"] == "text"]
-    if any(MARKER_PATTERN.search(text) for _, text in texts):
-        raise ValueError("a text holds the characters U+E000 and U+E001, which are reserved for internal use")
-    structure = tuple((turn["role"], tuple(part["type"] for part in turn["content"])) for turn in conversation)
-    template, trimmed = _render(processor, structure, for_generation)
-    counts = iter(image_grids(conversation, processor, family) if grids is None else grids)
+    texts = texts_of(conversation)
+    template, trimmed = render_markers(processor, structure_of(conversation), for_generation)
+    counts = iter(grids)
     supervised = False
     for number, fragment in enumerate(MARKER_PATTERN.split(template)):
         if number % 2:
@@ -118,40 +139,6 @@ def _pieces(
             expanded = _expand_images(fragment, processor, family, counts)
             yield from _template_pieces(expanded, processor.tokenizer, family.end_of_turn if supervised else None)
             supervised = False
-
-
-# Of each turn, its role and the types of its parts: all that a rendered template depends on besides the texts.
-Structure = tuple[tuple[str, tuple[str, ...]], ...]
-
-
-@lru_cache(maxsize=256)
-def _render(processor: Any, structure: Structure, for_generation: bool) -> tuple[str, list[bool]]:
-    """Returns the rendered template with markers in place of the texts, and of each text whether it is trimmed."""
-    count = sum(types.count("text") for _, types in structure)
-    markers = [MARKER.format(i) for i in range(count)]
-    padded = [f" {marker} " for marker in markers]
-    template, rendered = (_apply(processor, structure, iter(texts), for_generation) for texts in (markers, padded))
-    return template, [text not in rendered for text in padded]
-
-
-def _apply(processor: Any, structure: Structure, texts: Iterator[str], for_generation: bool) -> str:
-    conversation = [
-        {
-            "role": role,
-            "content": [{"type": kind, "text": next(texts)} if kind == "text" else {"type": kind} for kind in types],
-        }
-        for role, types in structure
-    ]
-    return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=for_generation)
-
-
-@lru_cache(maxsize=8)
-def _special_tokens(tokenizer: Any) -> re.Pattern[str]:
-    """Returns a pattern of every special token: the named ones, and those that are special in the vocabulary alone."""
-    # Of two that match at a place, the longer is meant. The published Gemma tokenizers name no turn markers.
-    marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    tokens: list[str] = sorted({*marked, *tokenizer.all_special_tokens}, key=len, reverse=True)
-    return re.compile("|".join(re.escape(token) for token in tokens))
 
 
 def _expand_images(fragment: str, processor: Any, family: Family, grids: Iterator[Grid]) -> str:
@@ -166,7 +153,7 @@ def _expand_images(fragment: str, processor: Any, family: Family, grids: Iterato
 @lru_cache(maxsize=4096)  # an image of 256 tokens is taken apart once, and not for every question
 def _template_pieces(fragment: str, tokenizer: Any, end_of_turn: str | None) -> tuple[_Piece, ...]:
     """Returns a template fragment as special tokens and plain text; `end_of_turn` is set behind an answer."""
-    pieces, special = [], _special_tokens(tokenizer)
+    pieces, special = [], special_tokens(tokenizer)
     if end_of_turn is not None:
         if not fragment.startswith(end_of_turn):
             raise ValueError(f"the chat template must close an answer with {end_of_turn!r}, found {fragment[:40]!r}")

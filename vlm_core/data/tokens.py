@@ -15,12 +15,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import transformers
 from datasets import Dataset
+from jinja2 import TemplateError
 
 from vlm_core.cache import cached_directory, read_manifest
 from vlm_core.data.conversations import SPLITS, image_indices, image_sizes
 from vlm_core.data.grids import Grid, grids_of
-from vlm_core.data.labels import TokenizedConversation, image_token_id, tokenize_conversation
+from vlm_core.data.labels import shared_image_token, tokenize_conversation
+from vlm_core.data.template import TokenizedConversation
 from vlm_core.families import Family
 from vlm_core.home import medpix_home
 from vlm_core.progress import ProgressBar
@@ -72,16 +75,18 @@ def processor_fingerprint(processor: Any, family: Family) -> str:
         family.image_expansion and getattr(processor, family.image_expansion),
         family.end_of_turn,
     ]
+    if family.plain_only:  # its ids are what the processor's own code makes
+        parts += [processor.to_json_string(), transformers.__version__]
     if family.patches_a_token:
         images = processor.image_processor
         parts += [dict(images.size), images.patch_size, family.patches_a_token]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def shared_prefix(tokenized: TokenizedConversation, image_token: int) -> int:
+def shared_prefix(tokenized: TokenizedConversation, image_token: int | None) -> int:
     """Returns how many leading tokens examples of one image may share: up to and including the last image token.
 
-    0 without images, and where an image stands behind the first target: nothing is shared there.
+    0 without images, without an image token, and where an image stands behind the first target: nothing is shared.
     """
     images = [i for i, token in enumerate(tokenized.input_ids) if token == image_token]
     end = images[-1] + 1 if images else 0
@@ -118,7 +123,7 @@ def last_answer_of(example: TokenizedExample) -> TokenizedExample:
 
 def _build_split(conversations: Path, directory: Path, split: str, processor: Any, family: Family) -> int:
     rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
-    image_token, sizes = image_token_id(processor, family), image_sizes(conversations)
+    image_token, sizes = shared_image_token(processor, family), image_sizes(conversations)
     group_of: dict[Any, int] = {}
     with (
         pa.OSFile(str(directory / f"{split}.arrow"), "wb") as sink,
@@ -132,9 +137,9 @@ def _build_split(conversations: Path, directory: Path, split: str, processor: An
                 images = image_indices(example)
                 try:
                     grids = grids_of([sizes[image] for image in images], processor.image_processor, family)
-                except ValueError as error:
+                    tokenized = tokenize_conversation(example["conversation"], processor, family, grids)
+                except (ValueError, TemplateError) as error:
                     raise ValueError(f"{example['example_id']} cannot be shown to this model: {error}") from error
-                tokenized = tokenize_conversation(example["conversation"], processor, family, grids)
                 prefix = shared_prefix(tokenized, image_token)
                 key = group_key(images, tokenized.input_ids, prefix, number)
                 records.append(

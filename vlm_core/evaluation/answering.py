@@ -11,20 +11,21 @@ import torch
 from filelock import FileLock
 
 from vlm_core.config import Config
-from vlm_core.data.batches import ImageInputs, PixelInputs
+from vlm_core.data.batches import ImageInputs, image_inputs_of
 from vlm_core.data.conversations import ConversationDataset, image_sizes
 from vlm_core.data.grids import grids_of
-from vlm_core.data.labels import image_token_id
+from vlm_core.data.labels import shared_image_token
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, processor_fingerprint
 from vlm_core.evaluation.conditions import BLANK_SIZE, Asked, ask_under, blank_pixels, image_inputs
 from vlm_core.evaluation.metrics import Reply
 from vlm_core.evaluation.store import Store
-from vlm_core.families import Family, family_of
+from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import medpix_home
+from vlm_core.models.family import family_of
 from vlm_core.models.load import load_processor
 from vlm_core.models.locate import ModelFiles
 from vlm_core.models.vision import DetachedTower, join_features, vision_features
@@ -66,7 +67,7 @@ def answer_questions(
     with FileLock(stores.lock) if ranks.is_main else nullcontext():  # Of two jobs at once one asks, the other waits.
         barrier()
         stores.refresh()
-        work = list(stores.work(asked, image_token_id(processor, family)))
+        work = list(stores.work(asked, shared_image_token(processor, family)))
         is_missing = any(item.missing for item in work)
         barrier()  # No rank may add to the stores before all have seen what is missing.
         if is_missing:
@@ -137,7 +138,7 @@ class _Stores:
         self.answers.refresh()
         self.likelihoods.refresh()
 
-    def work(self, asked: Sequence[Asked], image_token: int) -> Iterator[_Work]:
+    def work(self, asked: Sequence[Asked], image_token: int | None) -> Iterator[_Work]:
         for item in asked:
             for store, examples, keys in (
                 (self.answers, item.prompts, item.prompt_keys),
@@ -167,20 +168,21 @@ class _Asker:
     def __init__(self, files: ModelFiles, questions: Questions, config: Config, ranks: Ranks, stores: _Stores) -> None:
         self.config, self.ranks, self.stores = config, ranks, stores
         self.answerer = Answerer.load(files, ranks.local_rank)
-        self.blank = blank_pixels(self.answerer.processor.image_processor)
+        shown_blank = not self.answerer.family.plain_only  # else it is made of each example's images together
+        self.blank = blank_pixels(self.answerer.processor.image_processor) if shown_blank else torch.empty(0)
         self.images = self._image_inputs(questions.conversations)
 
     def _image_inputs(self, conversations: Path) -> ImageInputs:
         """Returns the features of the vision cache where it has all images for this tower, else the images' pixels."""
         model, processor, family = self.answerer.model, self.answerer.processor, self.answerer.family
-        if self.config.vision_cache.enabled:
+        if self.config.vision_cache.enabled and not family.plain_only:
             features = cached_features(model, processor, family, conversations)
             if features:
                 logger.info("vision cache: every image is there, the tower is not needed")
                 self.blank = self._blank_features()
                 DetachedTower(model, family)
                 return features
-        return PixelInputs.of(conversations, processor)
+        return image_inputs_of(conversations, processor, family)
 
     def _blank_features(self) -> torch.Tensor:
         model, family = self.answerer.model, self.answerer.family

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vlm_core.data.batches import ImageInputs
+from vlm_core.data.batches import ExampleInputs, ImageInputs
 from vlm_core.data.conversations import image_indices
 from vlm_core.data.grids import Grid, grids_of
 from vlm_core.data.labels import tokenize_conversation
@@ -107,13 +107,18 @@ def image_inputs(condition: str, images: ImageInputs, blank: torch.Tensor) -> Im
     """Returns what shows the images of a condition: those themselves, or `blank`, that of one, in the place of each."""
     if condition != BLANK:
         return images
+    if isinstance(images, ExampleInputs):
+        return replace(images, image=lambda index: _black())
     return lambda indices: blank.repeat(len(indices), *[1] * (blank.dim() - 1))
 
 
 def blank_pixels(image_processor: Any) -> torch.Tensor:
     """Returns the processor's pixels of a black image: (1, C, H, W), or all of its patches."""
-    black = Image.new("RGB", (BLANK_SIZE, BLANK_SIZE))
-    return image_processor([black], return_tensors="pt")["pixel_values"]
+    return image_processor([_black()], return_tensors="pt")["pixel_values"]
+
+
+def _black() -> Image.Image:
+    return Image.new("RGB", (BLANK_SIZE, BLANK_SIZE))
 
 
 def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> dict[int, int] | None:

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from vlm_core.data.batches import ImageInputs, shown_images
-from vlm_core.data.labels import image_grids, image_token_id, images_of, tokenize_prompt
+from vlm_core.data.batches import ExampleInputs, ImageInputs, shown_images
+from vlm_core.data.labels import image_grids, image_token_id, images_of, shared_image_token, tokenize_prompt
 from vlm_core.data.packing import Group
 from vlm_core.data.tokens import TokenizedExample
-from vlm_core.families import Family, family_of
+from vlm_core.families import Family
 from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_answer
 from vlm_core.generation.likelihood import Likelihood, likelihoods
+from vlm_core.generation.plain import answer_likelihoods, generate_answers
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings, chooser, prompt_key
+from vlm_core.models.family import family_of
 from vlm_core.models.load import device_of, load_processor, load_trained
 from vlm_core.models.locate import ModelFiles
 
@@ -35,9 +37,9 @@ class Answerer:
         return cls(model, load_processor(files.base), family_of(files.base))
 
     @property
-    def image_token(self) -> int:
-        """The id that stands for an image in a prompt."""
-        return image_token_id(self.processor, self.family)
+    def image_token(self) -> int | None:
+        """The id that stands for an image in a prompt that others may share; None where none are shared."""
+        return shared_image_token(self.processor, self.family)
 
     def answer(self, conversations: Sequence[list[dict[str, Any]]], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
@@ -59,10 +61,11 @@ class Answerer:
             chosen = [by_index[index] for index in indices]
             return self.processor.image_processor(chosen, return_tensors="pt")["pixel_values"]
 
+        inputs = ExampleInputs(by_index.__getitem__, self.processor, self.family) if self.family.plain_only else pixels
         wanted = Prompts(prompts, self.image_token)
         answers: dict[int, Answer] = {}
         for groups in wanted.batches(batch_size=len(prompts)):
-            answers |= self.answer_groups(wanted, groups, pixels, settings, keys)
+            answers |= self.answer_groups(wanted, groups, inputs, settings, keys)
         return [answers[i] for i in range(len(prompts))]
 
     def answer_groups(
@@ -74,27 +77,45 @@ class Answerer:
         keys: Sequence[str],
     ) -> dict[int, Answer]:
         """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`; `keys` are those of all prompts."""
-        members, rows, images = self._batch(prompts, groups, image_inputs)
+        members = _members(groups)
         tokenizer = self.processor.tokenizer
         stops = stop_tokens(tokenizer, self.family)
         choose = chooser(settings, [keys[i] for i in members])
         longest = settings.max_new_tokens
-        generated = generate_ids(self.model, self.family, rows, images, self.image_token, stops, longest, choose)
+        if self.family.plain_only:
+            asked = [prompts.prompts[i] for i in members]
+            generated = generate_answers(
+                self.model, self.processor, self.family, asked, image_inputs, stops, longest, choose
+            )
+        else:
+            rows, images = self._batch(prompts, groups, image_inputs)
+            image_token = image_token_id(self.processor, self.family)
+            generated = generate_ids(self.model, self.family, rows, images, image_token, stops, longest, choose)
         return {i: to_answer(ids, tokenizer, self.family) for i, ids in zip(members, generated, strict=True)}
 
     def score_groups(
         self, examples: Prompts, groups: Sequence[Group], image_inputs: ImageInputs
     ) -> dict[int, Likelihood]:
         """Returns `{index: likelihood of its supervised tokens}` for a batch of `examples.batches`."""
-        members, rows, images = self._batch(examples, groups, image_inputs)
-        return dict(zip(members, likelihoods(self.model, self.family, rows, images, self.image_token), strict=True))
+        members = _members(groups)
+        if self.family.plain_only:
+            answered = [examples.prompts[i] for i in members]
+            found = answer_likelihoods(self.model, self.processor, self.family, answered, image_inputs)
+        else:
+            rows, images = self._batch(examples, groups, image_inputs)
+            found = likelihoods(self.model, self.family, rows, images, image_token_id(self.processor, self.family))
+        return dict(zip(members, found, strict=True))
 
     def _batch(
         self, prompts: Prompts, groups: Sequence[Group], image_inputs: ImageInputs
-    ) -> tuple[list[int], list[list[TokenizedExample]], torch.Tensor | None]:
+    ) -> tuple[list[list[TokenizedExample]], torch.Tensor | None]:
         rows = [[prompts.prompts[i] for i in group.members] for group in groups]
         shown = shown_images([rows])
-        return [i for group in groups for i in group.members], rows, image_inputs(shown) if shown else None
+        return rows, image_inputs(shown) if shown else None
+
+
+def _members(groups: Sequence[Group]) -> list[int]:
+    return [i for group in groups for i in group.members]
 
 
 def _digest(image: Any) -> str:

@@ -53,8 +53,9 @@ def without_answer(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def stop_tokens(tokenizer: Any, family: Family) -> set[int]:
     """Returns the ids that end an answer."""
-    named = [family.end_of_turn, *family.also_stop]
-    return {tokenizer.eos_token_id, *tokenizer.convert_tokens_to_ids(named)}
+    named = [token for token in (family.end_of_turn.strip(), *family.also_stop) if token]
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return {*own, *tokenizer.convert_tokens_to_ids(named)}
 
 
 def to_answer(generated: list[int], tokenizer: Any, family: Family) -> Answer:

@@ -18,7 +18,7 @@ def prompt_of(example: TokenizedExample) -> TokenizedExample:
 class Prompts:
     """Prompts with the layout that packing asks for; see `vlm_core.data.packing.Layout`."""
 
-    def __init__(self, prompts: Sequence[TokenizedExample], image_token: int) -> None:
+    def __init__(self, prompts: Sequence[TokenizedExample], image_token: int | None) -> None:
         self.prompts, self.image_token = list(prompts), image_token
         self.lengths = np.array([len(prompt.input_ids) for prompt in self.prompts])
         self.prefixes = np.array([shared_prefix(prompt, image_token) for prompt in self.prompts])

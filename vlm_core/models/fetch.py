@@ -8,7 +8,6 @@ from typing import Any
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig, ModelConfig
 from vlm_core.data.source import fetch_split
-from vlm_core.families import family_of
 from vlm_core.home import medpix_home
 from vlm_core.hub import download, is_repository_id
 
@@ -23,7 +22,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 def fetch_model(config: ModelConfig) -> Path:
     """Returns the directory of the base model, downloaded or made where it is missing.
 
-    Raises ValueError for a model that cannot be had, has no processor or tokenizer, or is of an unknown family.
+    Raises ValueError for a model that cannot be had, or has no processor or tokenizer.
     """
     name = config.pretrained_model_name_or_path
     directory = _locate(name, config.revision)
@@ -35,7 +34,6 @@ def fetch_model(config: ModelConfig) -> Path:
                 f"model {name!r} has no {kind} ({' or '.join(choices)}); copy the base model's {kind} files beside "
                 "its weights, or save them there with processor.save_pretrained(directory)"
             )
-    family_of(directory)
     return directory
 
 

@@ -1,5 +1,6 @@
 """The two halves of a forward pass: hidden states of a plain or packed batch, and the head where it is wanted."""
 
+import inspect
 from typing import Any
 
 import torch
@@ -24,6 +25,18 @@ def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) ->
         inputs |= positions(batch, family)
         inputs["attention_mask"] = packed_masks(places, places, model, family)
     return model.model(**inputs, use_cache=False).last_hidden_state
+
+
+def target_logits(model: Any, batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
+    """Returns the logits (N, vocabulary) at the N positions where `chosen` (B, T) is true, by the model's own forward.
+
+    Of a family without a row nothing is known of the head; a model that can leaves out the columns without any.
+    """
+    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key not in LABELS}
+    if "logits_to_keep" in inspect.signature(model.forward).parameters:
+        columns = chosen.any(dim=0).nonzero()[:, 0]
+        inputs["logits_to_keep"], chosen = columns, chosen[:, columns]
+    return model(**inputs, use_cache=False).logits[chosen]
 
 
 def positions(batch: dict[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:

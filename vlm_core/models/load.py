@@ -20,7 +20,10 @@ DCP_METADATA = ".metadata"  # of torch.distributed.checkpoint
 
 def load_processor(directory: Path) -> ProcessorMixin:
     """Returns the processor in `directory`."""
-    return AutoProcessor.from_pretrained(directory)
+    processor: Any = AutoProcessor.from_pretrained(directory)
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token  # no token sees padding, and it has no target
+    return processor
 
 
 def load_model(directory: Path, config: ModelConfig) -> Any:

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from vlm_core.data.collate import IGNORE_INDEX, Batch
 from vlm_core.families import Family, part_of
-from vlm_core.models.forward import head_logits, hidden_states, tokens_at_once
+from vlm_core.models.forward import head_logits, hidden_states, target_logits, tokens_at_once
 from vlm_core.models.load import unwrapped
 
 
@@ -65,11 +65,13 @@ class TokenLoss(nn.Module):
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         model: Any = unwrapped(self.model)
-        hidden, targets = hidden_states(model, batch, self.family), targets_of(batch)
+        targets = targets_of(batch)
         chosen = targets != IGNORE_INDEX
         if not chosen.any():
             chosen[0, 0] = True  # Keeps the graph, adds exactly 0.
-        hidden, targets = hidden[chosen], targets[chosen]
+        if self.family.plain_only:
+            return _summed_loss(target_logits(model, batch, chosen), targets[chosen])
+        hidden, targets = hidden_states(model, batch, self.family)[chosen], targets[chosen]
         size = tokens_at_once(model)
         chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
         if len(chunks) == 1:
@@ -79,4 +81,8 @@ class TokenLoss(nn.Module):
 
     def _chunk_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = head_logits(unwrapped(self.model), hidden, self.family)
-        return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+        return _summed_loss(logits, targets)
+
+
+def _summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")

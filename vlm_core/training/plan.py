@@ -172,7 +172,7 @@ def _parameters(config: Config, base: Path, family: Family) -> PartCounts:
         model.requires_grad_(False)
     else:
         freeze(model, frozen, family)
-    tower = model.get_submodule(family.vision_tower)
+    tower = model.get_submodule(family.vision_tower) if family.vision_tower else nn.Identity()
     trains = any(p.requires_grad for p in tower.parameters())
     trains = trains or any(name.startswith(f"{family.vision_tower}.") for name in adapted)
     if config.vision_cache.enabled and not trains:
@@ -184,8 +184,10 @@ def _parameters(config: Config, base: Path, family: Family) -> PartCounts:
 def _bytes_a_token(text: Any, width: int, *, checkpointing: bool) -> float:
     """Returns what the backward pass keeps of a token: norms (in float32 too), attention, gated MLP, residuals."""
     hidden = text.hidden_size * getattr(text, "altup_num_inputs", 1)
-    inner = max(text.intermediate_size) if isinstance(text.intermediate_size, list) else text.intermediate_size
-    heads, keys = text.num_attention_heads, text.num_key_value_heads
+    inner = getattr(text, "intermediate_size", 4 * hidden)
+    inner = max(inner) if isinstance(inner, list) else inner
+    heads = text.num_attention_heads
+    keys = getattr(text, "num_key_value_heads", None) or heads
     head = getattr(text, "head_dim", None) or text.hidden_size // heads
     norms = 4 * hidden * (4 + 4 + width)
     attention = width * head * (2 * (heads + 2 * keys) + 3 * heads)

@@ -1,0 +1,65 @@
+"""A chat template rendered with markers in place of the texts: the template's own pieces, and where texts stand."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from vlm_core.data.markers import MARKER, MARKER_PATTERN
+
+# Of each turn, its role and the types of its parts: all that a rendered template depends on besides the texts.
+Structure = tuple[tuple[str, tuple[str, ...]], ...]
+
+
+@dataclass(frozen=True)
+class TokenizedConversation:
+    """Ids of a conversation; `supervised[i]` says whether token i is a training target. Equal lengths."""
+
+    input_ids: list[int]
+    supervised: list[bool]
+
+
+def structure_of(conversation: list[dict[str, Any]]) -> Structure:
+    """Returns roles and types of the parts of a conversation."""
+    return tuple((turn["role"], tuple(part["type"] for part in turn["content"])) for turn in conversation)
+
+
+def texts_of(conversation: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    """Returns (role, text) of the texts of a conversation; raises ValueError for one with a marker's characters."""
+    parts = [(turn["role"], part) for turn in conversation for part in turn["content"]]
+    texts = [(role, part["text"]) for role, part in parts if part["type"] == "text"]
+    if any(MARKER_PATTERN.search(text) for _, text in texts):
+        raise ValueError("a text holds the characters U+E000 and U+E001, which are reserved for internal use")
+    return texts
+
+
+@lru_cache(maxsize=256)
+def render_markers(processor: Any, structure: Structure, for_generation: bool) -> tuple[str, list[bool]]:
+    """Returns the rendered template with markers in place of the texts, and of each text whether it is trimmed."""
+    count = sum(types.count("text") for _, types in structure)
+    markers = [MARKER.format(i) for i in range(count)]
+    padded = [f" {marker} " for marker in markers]
+    template, rendered = (render(processor, structure, iter(texts), for_generation) for texts in (markers, padded))
+    return template, [text not in rendered for text in padded]
+
+
+def render(processor: Any, structure: Structure, texts: Iterator[str], for_generation: bool) -> str:
+    """Returns what the processor renders of a conversation of `structure` with `texts`."""
+    conversation = [
+        {
+            "role": role,
+            "content": [{"type": kind, "text": next(texts)} if kind == "text" else {"type": kind} for kind in types],
+        }
+        for role, types in structure
+    ]
+    return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=for_generation)
+
+
+@lru_cache(maxsize=8)
+def special_tokens(tokenizer: Any) -> re.Pattern[str]:
+    """Returns a pattern of every special token: the named ones, and those that are special in the vocabulary alone."""
+    # Of two that match at a place, the longer is meant. The published Gemma tokenizers name no turn markers.
+    marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    tokens: list[str] = sorted({*marked, *tokenizer.all_special_tokens}, key=len, reverse=True)
+    return re.compile("|".join(re.escape(token) for token in tokens) or "(?!)")
