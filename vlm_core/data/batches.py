@@ -5,6 +5,7 @@ Both divide an optimizer step over the ranks into equally many micro-batches, an
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +41,7 @@ class PixelInputs:
         return cls(ConversationDataset(conversations, "train").images, processor.image_processor)
 
     def __call__(self, indices: Sequence[int]) -> torch.Tensor:
-        images = [decode_image(self.images[index]["encoded"]) for index in indices]
+        images = [_decoded(self.images, index) for index in indices]
         return self.image_processor(images, return_tensors="pt")["pixel_values"]
 
 
@@ -55,11 +56,14 @@ class ExampleInputs:
     @classmethod
     def of(cls, conversations: Path, processor: Any, family: Family) -> "ExampleInputs":
         """Returns what is made of the images of a conversation cache."""
-        images = ConversationDataset(conversations, "train").images
-        return cls(lambda index: decode_image(images[index]["encoded"]), processor, family)
+        return cls(partial(_decoded, ConversationDataset(conversations, "train").images), processor, family)
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Batch:
         return images_as_shown([[self.image(index) for index in row] for row in rows], self.processor, self.family)
+
+
+def _decoded(images: Dataset, index: int) -> Any:
+    return decode_image(images[index]["encoded"])
 
 
 def image_inputs_of(conversations: Path, processor: Any, family: Family) -> ImageInputs:

@@ -43,7 +43,11 @@ def parallelize(loss: TokenLoss, strategy: str, ranks: Ranks, device: torch.devi
     if strategy == "fsdp2":
         _shard(loss, ranks, device, dtype)
         return loss
-    return DistributedDataParallel(loss.to(device), gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        loss.to(device),
+        gradient_as_bucket_view=True,
+        find_unused_parameters=loss.family.plain_only,  # their forward may leave some out
+    )
 
 
 def _shard(loss: TokenLoss, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> None:
