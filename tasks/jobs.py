@@ -10,7 +10,7 @@ from tasks.launcher import run_job
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
-from tasks.tracking import MetricsFollower, log_evaluation, log_files
+from tasks.tracking import MetricsFollower, log_evaluation, log_files, system_metrics
 from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, RESULT, SAMPLES
 
@@ -24,7 +24,10 @@ def encode_images(run: Run, conversations: Path) -> None:
 @task(tags=["training"], cache_policy=NO_CACHE)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
-    _run("finetune", run, ["--conversations", str(conversations)], MetricsFollower(run.mlflow_run_id, run.directory))
+    with system_metrics(run.mlflow_run_id):
+        _run(
+            "finetune", run, ["--conversations", str(conversations)], MetricsFollower(run.mlflow_run_id, run.directory)
+        )
     shown = [LOSS_PLOT, SAMPLES] if run.config.report.images else [LOSS_PLOT]
     log_files(run.mlflow_run_id, [run.directory / name for name in shown if (run.directory / name).is_file()])
     return read_json(run.directory / RESULT)

@@ -10,7 +10,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from tasks.tracking import end_mlflow_run, start_mlflow_run
+from tasks.tracking import end_mlflow_run, log_files, start_mlflow_run
 from vlm_core.config import Config
 from vlm_core.data.splits import TRAIN, VALIDATION, Splits, revisions
 from vlm_core.files import write_text
@@ -76,6 +76,7 @@ def tracked_run(config: Config, base_model: Path, splits: Splits, conversations:
     write_text(directory / CONFIG, config.to_yaml())
     status = "KILLED"
     try:
+        log_files(run.mlflow_run_id, [directory / CONFIG])
         yield run
         status = "FINISHED"
     except Exception:

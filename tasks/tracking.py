@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,10 @@ from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from tasks.environment import default_tracking_uri
+from tasks.provenance import provenance
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.files import read_json_lines
@@ -30,7 +33,7 @@ NOT_METRICS = ("step", "seconds_left")  # of a record
 def start_mlflow_run(config: Config, run_name: str, conversations: Path) -> str:
     """Returns the id of a new MLflow run that has the resolved parameters and the dataset with its digest."""
     digest = read_manifest(conversations)["fingerprint"]
-    with mlflow.start_run(experiment_id=_experiment_id(), run_name=run_name) as run:
+    with mlflow.start_run(experiment_id=_experiment_id(), run_name=run_name, tags=provenance()) as run:
         mlflow.log_params(_flatten(config.model_dump(mode="json")))
         for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
             if dataset is None:  # divided from the other, which is logged
@@ -88,6 +91,20 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
         for key, value in _flatten(scores).items()
     } | {"examples": result["examples"], "cases": result["cases"]}
     return {key.removesuffix(".value"): value for key, value in flat.items() if value is not None}
+
+
+@contextmanager
+def system_metrics(run_id: str) -> Iterator[None]:
+    """Logs `system/...` of this machine, where the job runs too: CPU, memory, disk and network, every ten seconds.
+
+    GPUs as well where nvidia-ml-py is installed. MLflow's monitor catches its own errors: it never stops training.
+    """
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 @dataclass(frozen=True)

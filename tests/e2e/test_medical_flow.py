@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,19 @@ def python(*arguments: str, home: Path, **options: Any) -> subprocess.CompletedP
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
     return subprocess.run(
         [sys.executable, *arguments],
-        env=environment | {"MEDPIX_HOME": str(home)},
+        env=environment | {"MEDPIX_HOME": str(home), "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"},
         capture_output=True,
         text=True,
         timeout=400,
         **options,
     )
+
+
+def commit_of_the_checkout() -> str | None:
+    """Returns git's own word, None where the tests lie in no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @pytest.fixture(scope="module", params=["gemma3-lora", "gemma3n-full"])
@@ -110,6 +118,16 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "evaluation")}
     assert {f"evaluation/{name}" for name in ("report.html", "result.json", "predictions.parquet")} <= artifacts
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [summary["dataset"]["fingerprint"]] * 2
+    # What it was made with, and what the machine did meanwhile.
+    packages = ("medpix-finetune", "torch", "transformers", "peft", "datasets", "prefect", "mlflow")
+    assert {p: run.data.tags[f"version.{p}"] for p in packages} == {p: version_of(p) for p in packages}
+    assert run.data.tags.get("mlflow.source.git.commit") == commit_of_the_checkout()
+    loads = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert sum(metric.value for metric in loads) > 0
+    kept = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "loss.png", "data", "evaluation"} <= kept
+    config = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml")
+    assert config == (home / "runs" / summary["run_id"] / "config.yaml").read_text()
     version = client.get_model_version_by_alias(summary["registered_model"]["name"], "challenger")
     assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in version.description
     assert "- cases not seen in training: " in version.description
