@@ -11,6 +11,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
@@ -23,6 +24,7 @@ from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_json
 from vlm_core.hub import HubBusyError
 from vlm_core.models.fetch import fetch_model
+from vlm_core.progress import progress_sent_to
 from vlm_core.run_directory import DATA, REPORT
 
 
@@ -73,7 +75,8 @@ def _find_compared(config: Config, base_model: Path) -> None:
 @task(tags=["data"], cache_policy=NO_CACHE)
 def preprocess_conversations(config: Config, splits: Splits) -> Path:
     """Returns the Arrow cache directory of the conversations of `splits`, built where it is missing."""
-    directory, reused = prepare_conversations(config, splits)
+    with progress_sent_to(ProgressArtifact("preprocess").show):
+        directory, reused = prepare_conversations(config, splits)
     manifest = read_manifest(directory)
     get_run_logger().info(
         "%s %s: %s rows, %d images, %d cases, rejected: %s",

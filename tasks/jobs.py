@@ -6,7 +6,8 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.launcher import run_job
+from tasks.launcher import progress_file_of, run_job
+from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
@@ -50,12 +51,19 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
     return result
 
 
-def _run(job: str, run: Run, arguments: list[str], follower: MetricsFollower | None = None) -> None:
+def _run(job: str, run: Run, arguments: list[str], *followers: MetricsFollower) -> None:
+    log_file = run.directory / f"{job}.log"
+    progress = ProgressArtifact(job, run.run_id, progress_file_of(log_file))
+
+    def look() -> None:
+        for follower in (*followers, progress):
+            follower.look()
+
     run_job(
         f"vlm_core.{job}",
         ["--config", str(run.directory / CONFIG), *arguments],
         processes=run.config.compute.nproc_per_node,
-        log_file=run.directory / f"{job}.log",
+        log_file=log_file,
         logger=get_run_logger(),
-        **({"on_look": follower.look} if follower else {}),
+        on_look=look,
     )

@@ -17,6 +17,7 @@ from typing import BinaryIO
 import psutil
 
 from tasks import bound
+from vlm_core.progress import PROGRESS_FILE
 
 SECONDS_BETWEEN_LOOKS = 0.5
 GRACE_SECONDS = 20  # below the 30 s after which torchrun and Prefect kill
@@ -53,6 +54,8 @@ def run_job(
     Raises JobFailedError for a non-zero exit code.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    progress_file = progress_file_of(log_file)
+    progress_file.unlink(missing_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     # By its path: as a module it would import the package, and Prefect's defaults, first.
     command = [sys.executable, str(Path(bound.__file__)), str(os.getpid()), *torchrun]
@@ -63,7 +66,7 @@ def run_job(
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=JOB_ENVIRONMENT | os.environ,
+            env=JOB_ENVIRONMENT | os.environ | {PROGRESS_FILE: str(progress_file)},
         )
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         try:
@@ -78,6 +81,11 @@ def run_job(
     if process.returncode:
         last_lines = "\n".join(tail)
         raise JobFailedError(f"{module} ended with exit code {process.returncode}; {log_file} ends with:\n{last_lines}")
+
+
+def progress_file_of(log_file: Path) -> Path:
+    """Returns where a job with this log file writes how far it is."""
+    return log_file.with_suffix(".progress.json")
 
 
 def _pass_on(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool = False) -> None:

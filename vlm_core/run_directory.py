@@ -7,6 +7,8 @@ epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside 
 samples.jsonl       at each validation, what the model answers to the same few questions
 loss.png            both of them, drawn when the run ends
 result.json         what the job returns; written last
+JOB.log             what a job said (encode, finetune, evaluate); under the flow alone, as are
+JOB.progress.json   how far it is
 data/               report.html and statistics.json of the data
 evaluation/         report.html, predictions.parquet, examples.png, and a result.json of its own
 """
