@@ -30,21 +30,35 @@ PREFIXES = {METRICS: "train", VALIDATION: "validation"}
 NOT_METRICS = ("step", "seconds_left")  # of a record
 
 
-def start_mlflow_run(config: Config, run_name: str, conversations: Path) -> str:
-    """Returns the id of a new MLflow run that has the resolved parameters and the dataset with its digest."""
-    digest = read_manifest(conversations)["fingerprint"]
-    with mlflow.start_run(experiment_id=_experiment_id(), run_name=run_name, tags=provenance()) as run:
-        mlflow.log_params(_flatten(config.model_dump(mode="json")))
+def start_mlflow_run(
+    config: Config, run_name: str, conversations: Path, tags: dict[str, str], known: str | None = None
+) -> str:
+    """Returns the id of an MLflow run that has the resolved parameters and the dataset with its digest.
+
+    It is a new one, or the `known` one that goes on: what that has already is not logged again.
+    """
+    experiment = None if known else _experiment_id()
+    tags = provenance() | tags
+    with mlflow.start_run(known, experiment, None if known else run_name, tags=tags, log_system_metrics=False) as run:
+        _log_params(run.info.run_id, _flatten(config.model_dump(mode="json")), run.data.params)
         for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
-            if dataset is None:  # divided from the other, which is logged
+            if known or dataset is None:  # divided from the other, which is logged
                 continue
             source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
             # With the split in its name: MLflow takes equal names with equal digests for one dataset.
             name = f"{dataset.path_or_dataset} {dataset.split}"
-            mlflow.log_input(MetaDataset(source, name, digest), context)
+            mlflow.log_input(MetaDataset(source, name, read_manifest(conversations)["fingerprint"]), context)
     # The end of the block marked the run as finished; it goes on until `end_mlflow_run`.
     mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
+
+
+def _log_params(run_id: str, params: dict[str, Any], there: dict[str, str]) -> None:
+    """Logs what is not `there`: MLflow changes no parameter. `config.yaml` among the artifacts has the last values."""
+    mlflow.log_params({key: value for key, value in params.items() if key not in there})
+    changed = [key for key, value in there.items() if key in params and str(params[key]) != value]
+    if changed:
+        logger.warning("MLflow keeps the first values of %s of run %s", ", ".join(sorted(changed)), run_id)
 
 
 def end_mlflow_run(run_id: str, status: str) -> None:
@@ -121,7 +135,8 @@ class MetricsFollower:
 
     def __init__(self, run_id: str, directory: Path) -> None:
         self.run_id, self.directory = run_id, directory
-        self.places = {name: Place() for name in PREFIXES}
+        # Of a run that goes on, MLflow has some steps already, and those behind the checkpoint will come again.
+        self.places = {name: Place(step=_last_step(run_id, prefix)) for name, prefix in PREFIXES.items()}
 
     def look(self) -> None:
         """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
@@ -141,6 +156,16 @@ class MetricsFollower:
             else:
                 last = max([place.step, *(record["step"] for record in new)])
                 self.places[name] = Place(inode, end, last)
+
+
+def _last_step(run_id: str, prefix: str) -> int:
+    """Returns the last step whose record MLflow has, 0 where it has none."""
+    try:
+        history = mlflow.MlflowClient().get_metric_history(run_id, f"{prefix}/loss")
+    except MlflowException as error:  # A tracker that is down never stops training.
+        logger.warning("MLflow did not say which steps of run %s it has: %s", run_id, error)
+        return 0
+    return max((metric.step for metric in history), default=0)
 
 
 def _experiment_id() -> str:
