@@ -1,7 +1,5 @@
 """Processes that are known by pid and start time, since the system gives a pid again, and how their families end."""
 
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -36,26 +34,20 @@ def write_pid_file(path: Path, pid: int) -> None:
 def end_left_jobs(directory: Path) -> None:
     """Ends the jobs that a run directory's pid files name, with their ranks; for a run whose own process is gone.
 
-    Such a job was told to end when that process died, and may be saving its checkpoint: it has its time for it.
+    Such a job was told to end when that process died, and may be saving its checkpoint: it is given the time for it.
     """
     for path in directory.glob("*.pid"):
         process = find_process(**read_json(path))
         if process is not None:
-            end_family(process, wait_first=True)
+            end_family(process)
         path.unlink(missing_ok=True)
 
 
-def end_family(process: psutil.Process, *, wait_first: bool = False) -> None:
-    """Ends a leader of a process group with all that comes from it: SIGTERM to the group, SIGKILL after 20 seconds.
-
-    With `wait_first` it has as long to end by itself, before anything is sent.
-    """
+def end_family(process: psutil.Process) -> None:
+    """Ends a process with all that comes from it: SIGTERM to itself, which passes it on, SIGKILL after 20 seconds."""
     # Listed before the signal: afterwards the ranks of a dead torchrun, sessions of their own, cannot be found.
     family = [*process.children(recursive=True), process]
-    if wait_first:
-        _, family = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-    if process in family:
-        os.killpg(process.pid, signal.SIGTERM)
+    process.terminate()
     _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
     for survivor in alive:
         survivor.kill()

@@ -1,4 +1,4 @@
-"""Runs whose process was killed end as KILLED, with their jobs; those of others are left alone; what goes on is one run."""
+"""Runs whose process was killed end as KILLED, with their jobs; those of others are left alone."""
 
 import os
 import subprocess
