@@ -135,6 +135,27 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     assert (str(version.version), version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
 
 
+@pytest.mark.parametrize("finished", ["gemma3n-full"], indirect=True)
+def test_full_weights_are_not_copied_into_a_registry_on_the_same_disk(finished: tuple[Path, dict[str, Any]]) -> None:
+    """The version names them by path and sha256, and says so where they are not what they were."""
+    home, summary = finished
+    trained = Path(summary["checkpoint"]) / "model" / "model.safetensors"
+    assert list((home / "mlflow").rglob("*.safetensors")) == []
+    (kept,) = (home / "runs" / summary["run_id"]).glob("registered/*/model.safetensors")
+    assert kept.stat().st_ino == trained.stat().st_ino  # the same bytes on disk
+    content = kept.read_bytes()
+    try:
+        kept.unlink()
+        kept.write_bytes(content[:-1])
+        asked = ["--checkpoint-path", summary["registered_model"]["uri"], "--prompt", "What is shown?"]
+        refused = python("-m", "vlm_core.generate", *asked, home=home, cwd=home.parent)
+        assert refused.returncode == 1
+        assert "is not as it was registered: model.safetensors missing or changed" in refused.stderr
+    finally:
+        kept.unlink()
+        os.link(trained, kept)
+
+
 def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     home, summary = finished
     row = pq.read_table(next((home.parent / "data" / "data").glob("train-*"))).slice(0, 1).to_pylist()[0]
