@@ -17,6 +17,8 @@ from vlm_core.form import form_overrides
     name="medpix-evaluate",
     flow_run_name="{checkpoint}",
     on_crashed=[reap_after_crash],
+    persist_result=True,
+    result_serializer="json",
 )
 def medpix_evaluate(
     checkpoint: str,

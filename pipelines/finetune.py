@@ -33,6 +33,8 @@ from vlm_core.hub import HubBusyError
     name="medpix-finetune",
     flow_run_name=flow_run_name,
     on_crashed=[reap_after_crash],
+    persist_result=True,
+    result_serializer="json",
 )
 def medpix_finetune(
     recipe: str = "demo",

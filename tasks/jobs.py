@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.launcher import progress_file_of, run_job
 from tasks.progress import ProgressArtifact
@@ -16,13 +15,13 @@ from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, RESULT, SAMPLES
 
 
-@task(tags=["data"], cache_policy=NO_CACHE)
+@task(tags=["data"], persist_result=False)
 def encode_images(run: Run, conversations: Path) -> None:
     """Fills the vision cache, where the vision tower is frozen: each image goes through it once."""
     _run("encode", run, ["--conversations", str(conversations)])
 
 
-@task(tags=["training"], cache_policy=NO_CACHE)
+@task(tags=["training"], persist_result=False)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
     with system_metrics(run.mlflow_run_id):
@@ -34,7 +33,7 @@ def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     return read_json(run.directory / RESULT)
 
 
-@task(tags=["evaluation"], cache_policy=NO_CACHE)
+@task(tags=["evaluation"], persist_result=False)
 def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -> dict[str, Any]:
     """Returns what `vlm_core.evaluate` found out about `checkpoint`, with the present champion beside it."""
     output = run.directory / EVALUATION

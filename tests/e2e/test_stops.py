@@ -42,7 +42,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     environment |= {"MEDPIX_HOME": str(home), "PWD": str(ROOT)}
     environment |= {"PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
-    environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home.parent}/mlflow.db", "PREFECT_WORKER_QUERY_SECONDS": "1"}
+    environment |= {"MLFLOW_TRACKING_URI": f"sqlite:///{home}/mlflow/mlflow.db", "PREFECT_WORKER_QUERY_SECONDS": "1"}
     words = ("prefect", "server", "start", "--host", "127.0.0.1", "--port", port)
     server = started_process(*words, environment=environment, log=home / "server.log")
     try:
