@@ -7,12 +7,19 @@ from prefect import flow
 from pipelines.forms import DatasetForm, EvaluationForm
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import evaluate
+from tasks.ownership import reap_after_crash
 from tasks.run import checked_config, tracked_run
 from tasks.summary import show_scores
 from vlm_core.form import form_overrides
 
 
-@flow(name="medpix-evaluate", flow_run_name="{checkpoint}")
+@flow(
+    name="medpix-evaluate",
+    flow_run_name="{checkpoint}",
+    on_crashed=[reap_after_crash],
+    persist_result=True,
+    result_serializer="json",
+)
 def medpix_evaluate(
     checkpoint: str,
     recipe: str = "demo",

@@ -19,6 +19,7 @@ from pipelines.forms import (
 )
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import encode_images, evaluate, finetune
+from tasks.ownership import reap_after_crash
 from tasks.promotion import promote_model
 from tasks.registration import register_model
 from tasks.run import checked_config, flow_run_name, tracked_run
@@ -28,7 +29,13 @@ from vlm_core.form import Tuning, form_overrides
 from vlm_core.hub import HubBusyError
 
 
-@flow(name="medpix-finetune", flow_run_name=flow_run_name)
+@flow(
+    name="medpix-finetune",
+    flow_run_name=flow_run_name,
+    on_crashed=[reap_after_crash],
+    persist_result=True,
+    result_serializer="json",
+)
 def medpix_finetune(
     recipe: str = "demo",
     tuning: Tuning = "as in the recipe",

@@ -9,8 +9,8 @@ from typing import Any
 
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
+from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
@@ -23,6 +23,7 @@ from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_json
 from vlm_core.hub import HubBusyError
 from vlm_core.models.fetch import fetch_model
+from vlm_core.progress import progress_sent_to
 from vlm_core.run_directory import DATA, REPORT
 
 
@@ -32,7 +33,7 @@ def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
 
 
 @task(
-    tags=["data"], cache_policy=NO_CACHE, retries=3, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_hub_was_busy
+    tags=["data"], persist_result=False, retries=3, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_hub_was_busy
 )
 def download_dataset(config: Config) -> Splits:
     """Returns the checked sources of both splits, downloaded or generated where they are missing."""
@@ -45,7 +46,7 @@ def download_dataset(config: Config) -> Splits:
 
 @task(
     tags=["model"],
-    cache_policy=NO_CACHE,
+    persist_result=False,
     retries=3,
     retry_delay_seconds=[10, 60, 300],
     retry_condition_fn=_hub_was_busy,
@@ -70,10 +71,11 @@ def _find_compared(config: Config, base_model: Path) -> None:
             find_model(model)
 
 
-@task(tags=["data"], cache_policy=NO_CACHE)
+@task(tags=["data"], persist_result=False)
 def preprocess_conversations(config: Config, splits: Splits) -> Path:
     """Returns the Arrow cache directory of the conversations of `splits`, built where it is missing."""
-    directory, reused = prepare_conversations(config, splits)
+    with progress_sent_to(ProgressArtifact("preprocess").show):
+        directory, reused = prepare_conversations(config, splits)
     manifest = read_manifest(directory)
     get_run_logger().info(
         "%s %s: %s rows, %d images, %d cases, rejected: %s",
@@ -83,7 +85,7 @@ def preprocess_conversations(config: Config, splits: Splits) -> Path:
     return directory
 
 
-@task(tags=["report"], cache_policy=NO_CACHE)
+@task(tags=["report"], persist_result=False)
 def report_data(run: Run, conversations: Path) -> None:
     """Writes the data report into the run directory, and shows it in MLflow and in Prefect's UI."""
     from vlm_core.pages.data_report import overview, write_data_report  # with matplotlib, which no other step needs

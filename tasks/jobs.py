@@ -5,35 +5,33 @@ from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
-from tasks.launcher import run_job
+from tasks.launcher import progress_file_of, run_job
+from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
-from tasks.tracking import MetricsFollower, log_evaluation, log_files, log_parameters
+from tasks.tracking import MetricsFollower, log_evaluation, log_files, log_parameters, system_metrics
 from tasks.wandb_process import sent_to_wandb
 from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RESULT, SAMPLES
 
 
-@task(tags=["data"], cache_policy=NO_CACHE)
+@task(tags=["data"], persist_result=False)
 def encode_images(run: Run, conversations: Path) -> None:
     """Fills the vision cache, where the vision tower is frozen: each image goes through it once."""
     _run("encode", run, ["--conversations", str(conversations)])
 
 
-@task(tags=["training"], cache_policy=NO_CACHE)
+@task(tags=["training"], persist_result=False)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
     in_mlflow = MetricsFollower(run.mlflow_run_id, run.directory)
-    with sent_to_wandb(run.config, run.directory, get_run_logger()) as look_after_wandb:
-
-        def look() -> None:
-            in_mlflow.look()
-            look_after_wandb()
-
-        _run("finetune", run, ["--conversations", str(conversations)], look)
+    with (
+        system_metrics(run.mlflow_run_id),
+        sent_to_wandb(run.config, run.directory, get_run_logger()) as look_after_wandb,
+    ):
+        _run("finetune", run, ["--conversations", str(conversations)], in_mlflow.look, look_after_wandb)
     if (run.directory / PARAMETERS).is_file():  # a finished run may be older than it
         log_parameters(run.mlflow_run_id, run.directory)
     shown = [LOSS_PLOT, SAMPLES] if run.config.report.images else [LOSS_PLOT]
@@ -41,7 +39,7 @@ def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     return read_json(run.directory / RESULT)
 
 
-@task(tags=["evaluation"], cache_policy=NO_CACHE)
+@task(tags=["evaluation"], persist_result=False)
 def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -> dict[str, Any]:
     """Returns what `vlm_core.evaluate` found out about `checkpoint`, with the present champion beside it."""
     output = run.directory / EVALUATION
@@ -58,12 +56,19 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
     return result
 
 
-def _run(job: str, run: Run, arguments: list[str], on_look: Callable[[], None] = lambda: None) -> None:
+def _run(job: str, run: Run, arguments: list[str], *on_look: Callable[[], None]) -> None:
+    log_file = run.directory / f"{job}.log"
+    progress = ProgressArtifact(job, run.run_id, progress_file_of(log_file))
+
+    def look() -> None:
+        for call in (*on_look, progress.look):
+            call()
+
     run_job(
         f"vlm_core.{job}",
         ["--config", str(run.directory / CONFIG), *arguments],
         processes=run.config.compute.nproc_per_node,
-        log_file=run.directory / f"{job}.log",
+        log_file=log_file,
         logger=get_run_logger(),
-        on_look=on_look,
+        on_look=look,
     )

@@ -5,7 +5,6 @@ The job writes into a file and not into a pipe: it neither waits for its followe
 
 import logging
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,9 +16,10 @@ from typing import BinaryIO
 import psutil
 
 from tasks import bound
+from tasks.processes import end_family, write_pid_file
+from vlm_core.progress import PROGRESS_FILE
 
 SECONDS_BETWEEN_LOOKS = 0.5
-GRACE_SECONDS = 20  # below the 30 s after which torchrun and Prefect kill
 TAIL_LINES = 30
 
 JOB_ENVIRONMENT = {
@@ -53,6 +53,8 @@ def run_job(
     Raises JobFailedError for a non-zero exit code.
     """
     log_file.parent.mkdir(parents=True, exist_ok=True)
+    pid_file, progress_file = log_file.with_suffix(".pid"), progress_file_of(log_file)
+    progress_file.unlink(missing_ok=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     # By its path: as a module it would import the package, and Prefect's defaults, first.
     command = [sys.executable, str(Path(bound.__file__)), str(os.getpid()), *torchrun]
@@ -63,10 +65,11 @@ def run_job(
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=JOB_ENVIRONMENT | os.environ,
+            env=JOB_ENVIRONMENT | os.environ | {PROGRESS_FILE: str(progress_file)},
         )
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         try:
+            write_pid_file(pid_file, process.pid)
             while process.poll() is None:
                 _pass_on(source, logger, tail)
                 on_look()
@@ -74,10 +77,18 @@ def run_job(
             _pass_on(source, logger, tail, ended=True)
             on_look()
         finally:
-            _end(process)
+            if process.poll() is None:
+                end_family(psutil.Process(process.pid))
+            process.wait()
+            pid_file.unlink(missing_ok=True)
     if process.returncode:
         last_lines = "\n".join(tail)
         raise JobFailedError(f"{module} ended with exit code {process.returncode}; {log_file} ends with:\n{last_lines}")
+
+
+def progress_file_of(log_file: Path) -> Path:
+    """Returns where a job with this log file writes how far it is."""
+    return log_file.with_suffix(".progress.json")
 
 
 def _pass_on(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool = False) -> None:
@@ -89,16 +100,3 @@ def _pass_on(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool 
         if text:
             tail.append(text)
             logger.info("%s", text)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Terminates what is left of a job: its process group, and its ranks, which are sessions of their own."""
-    if process.poll() is not None:
-        return
-    # Listed before the signal: afterwards the ranks of a dead torchrun cannot be found through it.
-    family = [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]
-    os.killpg(process.pid, signal.SIGTERM)
-    _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)
-    for survivor in alive:
-        survivor.kill()
-    process.wait()

@@ -5,7 +5,6 @@ from typing import Any
 
 import mlflow
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 
 from tasks.registry import CHAMPION, PROMOTION, find_champion, make_champion, only_promoter, version_uri
 from tasks.run import Run
@@ -23,7 +22,7 @@ class Decision:
     reason: str
 
 
-@task(tags=["registry"], cache_policy=NO_CACHE)
+@task(tags=["registry"], persist_result=False)
 def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """Returns `{promoted, reason}`, and has written both into the registry; the reason is a tag of the version."""
     name, version = registered["name"], registered["version"]

@@ -1,44 +1,50 @@
 """Registration: the checkpoint as a version of a registered MLflow model, with an alias to find it by."""
 
+import hashlib
 import importlib.metadata
+import json
 import os
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import mlflow
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from prefect import task
-from prefect.cache_policies import NO_CACHE
 
 import vlm_core
 from tasks.card import model_card
 from tasks.registry import look_up
 from tasks.run import Run
+from vlm_core.cache import cached_directory, checksums
 from vlm_core.config import Config
 from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
-from vlm_core.run_directory import CONSOLIDATED
+from vlm_core.run_directory import CONSOLIDATED, REGISTERED
 
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
 # Not retried: a version that was registered would be registered again. MLflow's client retries its own requests.
-@task(tags=["registry"], cache_policy=NO_CACHE)
+@task(tags=["registry"], persist_result=False)
 def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, Any]:
     """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
     name, alias = registered_name(run.config, base_model), run.config.registry.alias
     card = model_card(run, base_model, scores)  # before there is a version that lacks one
     client = mlflow.MlflowClient()
-    with mlflow.start_run(run_id=run.mlflow_run_id), warnings.catch_warnings():
+    artifacts, reference = _weights(run, _servable(Path(checkpoint) / "model"))
+    with mlflow.start_run(run_id=run.mlflow_run_id, log_system_metrics=False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
             code_paths=[str(Path(vlm_core.__file__).parent)],
-            artifacts={"checkpoint": str(_servable(Path(checkpoint) / "model"))},
+            artifacts=artifacts,
             model_config={
+                **reference,
                 "model": _base_reference(run, base_model),
                 "batch_size": run.config.evaluation.batch_size,
             },
@@ -61,6 +67,34 @@ def _servable(weights: Path) -> Path:
     """Returns the directory that others can load: of a checkpoint that has its weights in two forms, the plain one."""
     plain = weights / CONSOLIDATED
     return plain if plain.is_dir() else weights
+
+
+def _weights(run: Run, weights: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Returns the artifacts of a version, and what its config says of weights that are not among them.
+
+    An adapter is small, and a store behind a server must have the files: other machines load from there. But full
+    weights are not copied into a store of this very machine: the version names a directory by path and sha256.
+    """
+    store = mlflow.MlflowClient().get_run(run.mlflow_run_id).info.artifact_uri or ""
+    if run.config.peft is not None or urlparse(store).scheme not in ("", "file"):
+        return {"checkpoint": str(weights)}, {}
+    sha256 = checksums(weights)
+    key = hashlib.sha256(json.dumps(sha256).encode()).hexdigest()[:16]
+
+    def link(directory: Path) -> dict[str, Any]:
+        shutil.copytree(weights, directory, copy_function=_link, dirs_exist_ok=True)
+        return {"checkpoint": weights.parent.name}
+
+    # Links beside the checkpoints: a run that goes on removes old checkpoints, and takes no space twice.
+    directory, _ = cached_directory(run.directory / REGISTERED, key, link)
+    return {}, {"weights": {"path": str(directory), "sha256": sha256}}
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
 
 
 def registered_name(config: Config, base_model: Path) -> str:

@@ -10,7 +10,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from vlm_core.cache import cached_directory
+from vlm_core.cache import cached_directory, require_unchanged
 from vlm_core.home import medpix_home
 
 
@@ -31,9 +31,13 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
         key = f"{version.name}-{version.version}-{version.model_id or version.run_id}"
         directory, _ = cached_directory(medpix_home() / "cache" / "registered", key, fetch)
         flavor = Model.load(str(directory)).flavors["python_function"]
-        return directory / flavor["artifacts"]["checkpoint"]["path"], flavor["config"]["model"]
+        weights = flavor["config"].get("weights")
+        checkpoint = Path(weights["path"]) if weights else directory / flavor["artifacts"]["checkpoint"]["path"]
     except (MlflowException, KeyError) as error:
         raise ValueError(f"no model {uri!r} at {mlflow.get_tracking_uri()}: {error}") from None
+    if weights:
+        require_unchanged(checkpoint, weights["sha256"])
+    return checkpoint, flavor["config"]["model"]
 
 
 def _version(uri: str) -> Any:

@@ -10,7 +10,8 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
-from tasks.tracking import end_mlflow_run, start_mlflow_run
+from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
+from tasks.tracking import end_mlflow_run, log_files, start_mlflow_run
 from vlm_core.config import Config
 from vlm_core.data.splits import TRAIN, VALIDATION, Splits, revisions
 from vlm_core.files import write_text
@@ -64,18 +65,23 @@ def flow_run_name() -> str:
 def tracked_run(config: Config, base_model: Path, splits: Splits, conversations: Path) -> Iterator[Run]:
     """Yields a run with what was resolved for it; its MLflow run ends FINISHED, FAILED, or KILLED by a cancellation.
 
-    Raises ValueError where the configured directory holds another run.
+    In a directory that a run was interrupted in, that run goes on, in MLflow too.
+    Raises ValueError where the configured directory holds another run, or one that is at work.
     """
+    reap_dead_runs()  # first: a job that was left may be saving the checkpoint to go on from
     directory = _directory(config)
     config = _resolved(config, directory, base_model, splits)
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
     # First what can fail for reasons outside: a tracker that cannot be reached leaves no half-made run directory.
-    run = Run(config, directory, start_mlflow_run(config, directory.name, conversations))
+    known = mlflow_run_of(directory)
+    run = Run(config, directory, start_mlflow_run(config, directory.name, conversations, owner_tags(directory), known))
+    remember_mlflow_run(directory, run.mlflow_run_id)
     write_text(directory / CONFIG, config.to_yaml())
     status = "KILLED"
     try:
+        log_files(run.mlflow_run_id, [directory / CONFIG])
         yield run
         status = "FINISHED"
     except Exception:
@@ -98,7 +104,11 @@ def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits)
 
 
 def _directory(config: Config) -> Path:
+    """Returns the configured directory, or one of the flow run's own: a flow run that is retried finds it again."""
     if config.checkpoint.checkpoint_dir:
         return Path(config.checkpoint.checkpoint_dir).absolute()
+    mark = (flow_run.id or secrets.token_hex(4))[-8:]
+    for earlier in run_root().glob(f"{config.name}-*-{mark}"):
+        return earlier
     started = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return run_root() / f"{config.name}-{started}-{secrets.token_hex(2)}"
+    return run_root() / f"{config.name}-{started}-{mark}"

@@ -5,6 +5,7 @@ Input: a data frame with the columns `image` (an encoded image file in base64) a
 """
 
 import base64
+from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -18,12 +19,17 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
     def load_context(self, context: Any) -> None:
         """Loads the full weights, or the adapter over its base model."""
         # Imported here: a tracking server and the flow read this file without needing torch.
+        from vlm_core.cache import require_unchanged
         from vlm_core.config import ModelConfig
         from vlm_core.generation.answerer import Answerer
         from vlm_core.models.locate import find_model
 
         base = ModelConfig(**context.model_config["model"])
-        self.answerer = Answerer.load(find_model(context.artifacts["checkpoint"], base))
+        weights = context.model_config.get("weights")
+        if weights:  # not among the artifacts: the registry is of the machine that they lie on
+            require_unchanged(Path(weights["path"]), weights["sha256"])
+        checkpoint = weights["path"] if weights else context.artifacts["checkpoint"]
+        self.answerer = Answerer.load(find_model(checkpoint, base))
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Returns one answer a row, as a list of strings."""

@@ -7,7 +7,6 @@ from typing import Any
 import mlflow
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
-from prefect.cache_policies import NO_CACHE
 
 from tasks.run import Run
 from tasks.tracking import report_link
@@ -20,7 +19,7 @@ SUMMARY = "summary.json"
 SHOWN = ("token_f1", "closed_accuracy", "rouge_l", "exact_match", "perplexity")
 
 
-@task(tags=["report"], cache_policy=NO_CACHE)
+@task(tags=["report"], persist_result=False)
 def summarize(
     run: Run, conversations: Path, training: dict[str, Any], scores: dict[str, Any], registered: dict[str, Any]
 ) -> dict[str, Any]:

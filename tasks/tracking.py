@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
 from tasks.environment import default_tracking_uri
+from tasks.provenance import provenance
 from tasks.records import PREFIXES, RecordReader, measured
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
@@ -25,21 +28,35 @@ logger = logging.getLogger(__name__)
 EXPERIMENT = "medpix-finetune"
 
 
-def start_mlflow_run(config: Config, run_name: str, conversations: Path) -> str:
-    """Returns the id of a new MLflow run that has the resolved parameters and the dataset with its digest."""
-    digest = read_manifest(conversations)["fingerprint"]
-    with mlflow.start_run(experiment_id=_experiment_id(), run_name=run_name) as run:
-        mlflow.log_params(_flatten(config.model_dump(mode="json")))
+def start_mlflow_run(
+    config: Config, run_name: str, conversations: Path, tags: dict[str, str], known: str | None = None
+) -> str:
+    """Returns the id of an MLflow run that has the resolved parameters and the dataset with its digest.
+
+    It is a new one, or the `known` one that goes on: what that has already is not logged again.
+    """
+    experiment = None if known else _experiment_id()
+    tags = provenance() | tags
+    with mlflow.start_run(known, experiment, None if known else run_name, tags=tags, log_system_metrics=False) as run:
+        _log_params(run.info.run_id, _flatten(config.model_dump(mode="json")), run.data.params)
         for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
-            if dataset is None:  # divided from the other, which is logged
+            if known or dataset is None:  # divided from the other, which is logged
                 continue
             source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
             # With the split in its name: MLflow takes equal names with equal digests for one dataset.
             name = f"{dataset.path_or_dataset} {dataset.split}"
-            mlflow.log_input(MetaDataset(source, name, digest), context)
+            mlflow.log_input(MetaDataset(source, name, read_manifest(conversations)["fingerprint"]), context)
     # The end of the block marked the run as finished; it goes on until `end_mlflow_run`.
     mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
+
+
+def _log_params(run_id: str, params: dict[str, Any], there: dict[str, str]) -> None:
+    """Logs what is not `there`: MLflow changes no parameter. `config.yaml` among the artifacts has the last values."""
+    mlflow.log_params({key: value for key, value in params.items() if key not in there})
+    changed = [key for key, value in there.items() if key in params and str(params[key]) != value]
+    if changed:
+        logger.warning("MLflow keeps the first values of %s of run %s", ", ".join(sorted(changed)), run_id)
 
 
 def end_mlflow_run(run_id: str, status: str) -> None:
@@ -96,11 +113,27 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
     return {key.removesuffix(".value"): value for key, value in flat.items() if value is not None}
 
 
+@contextmanager
+def system_metrics(run_id: str) -> Iterator[None]:
+    """Logs `system/...` of this machine, where the job runs too: CPU, memory, disk and network, every ten seconds.
+
+    GPUs as well where nvidia-ml-py is installed. MLflow's monitor catches its own errors: it never stops training.
+    """
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
 class MetricsFollower:
     """Sends the records that a training job appends to its files to MLflow, in batches, each once."""
 
     def __init__(self, run_id: str, directory: Path) -> None:
-        self.run_id, self.reader = run_id, RecordReader(directory)
+        # Of a run that goes on, MLflow has some steps already, and those behind the checkpoint will come again.
+        sent = {name: _last_step(run_id, prefix) for name, prefix in PREFIXES.items()}
+        self.run_id, self.reader = run_id, RecordReader(directory, sent)
 
     def look(self) -> None:
         """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
@@ -114,6 +147,16 @@ class MetricsFollower:
                 logger.warning("MLflow did not take %d records of %s: %s", len(new), name, error)
             else:
                 self.reader.places[name] = place
+
+
+def _last_step(run_id: str, prefix: str) -> int:
+    """Returns the last step whose record MLflow has, 0 where it has none."""
+    try:
+        history = mlflow.MlflowClient().get_metric_history(run_id, f"{prefix}/loss")
+    except MlflowException as error:  # A tracker that is down never stops training.
+        logger.warning("MLflow did not say which steps of run %s it has: %s", run_id, error)
+        return 0
+    return max((metric.step for metric in history), default=0)
 
 
 def _experiment_id() -> str:

@@ -5,7 +5,6 @@ from typing import Any
 
 import mlflow
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE
 from prefect.events import emit_event
 
 from tasks.registration import registered_name
@@ -16,7 +15,7 @@ from vlm_core.models.fetch import fetch_model
 EVENT = "medpix.revision-changed"
 
 
-@task(tags=["watch"], cache_policy=NO_CACHE)
+@task(tags=["watch"], persist_result=False)
 def find_changes(config: Config) -> dict[str, str]:
     """Returns `{"dataset.revision": commit, "model.revision": commit}` as they are now, nothing where they are known.
 
@@ -49,7 +48,7 @@ def watched_name(config: Config) -> str:
     return registered_name(config, directory)
 
 
-@task(tags=["watch"], cache_policy=NO_CACHE)
+@task(tags=["watch"], persist_result=False)
 def announce(recipe: str, overrides: dict[str, Any]) -> None:
     """Emits the event that a trigger of medpix-finetune waits for; its run takes the recipe and the overrides."""
     resource = {"prefect.resource.id": f"medpix.recipe.{Path(recipe).stem}", "prefect.resource.name": recipe}

@@ -59,6 +59,17 @@ def damaged_files(directory: Path) -> list[str]:
     return sorted(name for name, digest in written.items() if there.get(name) != digest)
 
 
+def require_unchanged(directory: Path, sha256: dict[str, str]) -> None:
+    """Raises ValueError where a file below `directory` is missing or has another sha256; they go by relative path."""
+    there = checksums(directory)
+    changed = sorted(name for name, digest in sha256.items() if there.get(name) != digest)
+    if changed:
+        raise ValueError(
+            f"{directory} is not as it was registered: {', '.join(changed)} missing or changed; put it back, or "
+            "register the model again"
+        )
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """Returns the manifest of a complete cache directory; raises ValueError for one that is not."""
     if not (directory / MANIFEST).exists():

@@ -1,15 +1,56 @@
-"""ProgressBar of long work: a bar in a terminal, a plain line now and then elsewhere (a log, a flow run)."""
+"""ProgressBar of long work: a bar in a terminal, a plain line now and then elsewhere (a log, a flow run).
+
+Whoever shows progress in another place takes it from `progress_sent_to`, or from the file that a job writes it to.
+"""
 
 import logging
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import TracebackType
 
 from tqdm import tqdm
 
+from vlm_core.files import write_json
+
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_REPORTS = 1.0
+PROGRESS_FILE = "MEDPIX_PROGRESS_FILE"  # environment variable: where a job writes its progress to
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a piece of work is: `done` of `total` units, None where nobody knows how many there are."""
+
+    title: str
+    unit: str
+    done: int
+    total: int | None
+    note: str
+    seconds_left: float | None
+
+
+_sinks: list[Callable[[Progress], None]] = []
+
+
+@contextmanager
+def progress_sent_to(sink: Callable[[Progress], None]) -> Iterator[None]:
+    """Has `sink` called about once a second, and at its end, by each ProgressBar of this process within the block."""
+    _sinks.append(sink)
+    try:
+        yield
+    finally:
+        _sinks.remove(sink)
+
+
+def progress_writer(path: Path) -> Callable[[Progress], None]:
+    """Returns a sink that replaces `path` by the latest progress, as JSON."""
+    return lambda progress: write_json(path, asdict(progress))
 
 
 class ProgressBar:
@@ -21,9 +62,10 @@ class ProgressBar:
 
     def __init__(self, total: int | None, title: str, unit: str, *, enabled: bool = True, done: int = 0) -> None:
         self.total, self.title, self.unit, self.done, self.first = total, title, unit, done, done
-        self.lines = enabled and not sys.stderr.isatty()
+        self.enabled, self.lines = enabled, enabled and not sys.stderr.isatty()
         self.bar = tqdm(total=total, desc=title, unit=unit, initial=done, disable=not enabled or self.lines)
         self.started = self.said = time.monotonic()
+        self.reported = 0.0
 
     def update(self, amount: int = 1, note: str = "") -> None:
         """Counts `amount` more units; `note` is shown beside the count."""
@@ -31,6 +73,11 @@ class ProgressBar:
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(amount)
         now = time.monotonic()
+        if self.enabled and (now - self.reported >= SECONDS_BETWEEN_REPORTS or self.done == self.total):
+            self.reported = now
+            left = self.seconds_left() if self.total else None
+            for sink in _sinks:
+                sink(Progress(self.title, self.unit, self.done, self.total, note, left))
         if self.lines and (now - self.said >= SECONDS_BETWEEN_LINES or self.done == self.total):
             self.said = now
             of, left = (f"/{self.total}", f", {self.seconds_left():.0f} s left") if self.total else ("", "")

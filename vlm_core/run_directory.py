@@ -8,6 +8,11 @@ epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside 
 samples.jsonl       at each validation, what the model answers to the same few questions
 loss.png            both of them, drawn when the run ends
 result.json         what the job returns; written last
+JOB.log             what a job said (encode, finetune, evaluate); under the flow alone, as are
+JOB.progress.json   how far it is
+JOB.pid             its process, while it runs
+mlflow_run.json     the MLflow run
+registered/         full weights that a version in a registry on this machine refers to, as hard links
 data/               report.html and statistics.json of the data
 evaluation/         report.html, predictions.parquet, examples.png, and a result.json of its own
 """
@@ -30,6 +35,7 @@ LOSS_PLOT = "loss.png"
 SAMPLES = "samples.jsonl"
 PROGRESS = "progress.json"  # of a checkpoint
 CONSOLIDATED = "consolidated"  # below its model/, where that holds shards of torch's DCP
+REGISTERED = "registered"
 EVALUATION = "evaluation"
 DATA = "data"
 PREDICTIONS = "predictions.parquet"

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,19 @@ def python(*arguments: str, home: Path, **options: Any) -> subprocess.CompletedP
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MLFLOW_", "PREFECT_"))}
     return subprocess.run(
         [sys.executable, *arguments],
-        env=environment | {"MEDPIX_HOME": str(home)},
+        env=environment | {"MEDPIX_HOME": str(home), "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"},
         capture_output=True,
         text=True,
         timeout=400,
         **options,
     )
+
+
+def commit_of_the_checkout() -> str | None:
+    """Returns git's own word, None where the tests lie in no repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else None
 
 
 @pytest.fixture(scope="module", params=["gemma3-lora", "gemma3n-full"])
@@ -115,6 +123,16 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "evaluation")}
     assert {f"evaluation/{name}" for name in ("report.html", "result.json", "predictions.parquet")} <= artifacts
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [summary["dataset"]["fingerprint"]] * 2
+    # What it was made with, and what the machine did meanwhile.
+    packages = ("medpix-finetune", "torch", "transformers", "peft", "datasets", "prefect", "mlflow")
+    assert {p: run.data.tags[f"version.{p}"] for p in packages} == {p: version_of(p) for p in packages}
+    assert run.data.tags.get("mlflow.source.git.commit") == commit_of_the_checkout()
+    loads = client.get_metric_history(run.info.run_id, "system/cpu_utilization_percentage")
+    assert sum(metric.value for metric in loads) > 0
+    kept = {artifact.path for artifact in client.list_artifacts(run.info.run_id)}
+    assert {"config.yaml", "loss.png", "data", "evaluation"} <= kept
+    config = mlflow.artifacts.load_text(f"{run.info.artifact_uri}/config.yaml")
+    assert config == (home / "runs" / summary["run_id"] / "config.yaml").read_text()
     version = client.get_model_version_by_alias(summary["registered_model"]["name"], "challenger")
     assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in version.description
     assert "- cases not seen in training: " in version.description
@@ -129,6 +147,27 @@ def test_weights_and_biases_has_the_run_too(finished: tuple[Path, dict[str, Any]
     logged = [(row["step"], row["train/loss"]) for row in run["history"] if "train/loss" in row]
     assert logged == [(record["step"], record["loss"]) for record in metrics]
     assert (run["project"], run["exit_code"]) == ("medical", 0)
+
+
+@pytest.mark.parametrize("finished", ["gemma3n-full"], indirect=True)
+def test_full_weights_are_not_copied_into_a_registry_on_the_same_disk(finished: tuple[Path, dict[str, Any]]) -> None:
+    """The version names them by path and sha256, and says so where they are not what they were."""
+    home, summary = finished
+    trained = Path(summary["checkpoint"]) / "model" / "model.safetensors"
+    assert list((home / "mlflow").rglob("*.safetensors")) == []
+    (kept,) = (home / "runs" / summary["run_id"]).glob("registered/*/model.safetensors")
+    assert kept.stat().st_ino == trained.stat().st_ino  # the same bytes on disk
+    content = kept.read_bytes()
+    try:
+        kept.unlink()
+        kept.write_bytes(content[:-1])
+        asked = ["--checkpoint-path", summary["registered_model"]["uri"], "--prompt", "What is shown?"]
+        refused = python("-m", "vlm_core.generate", *asked, home=home, cwd=home.parent)
+        assert refused.returncode == 1
+        assert "is not as it was registered: model.safetensors missing or changed" in refused.stderr
+    finally:
+        kept.unlink()
+        os.link(trained, kept)
 
 
 def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 """`make up`: real servers, a supervised worker, the deployments by command and by form, and nothing left behind."""
 
+import base64
 import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -15,39 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 import pytest
+from PIL import Image
 from playwright.sync_api import Error, sync_playwright
+
+from tests.e2e.services import answers, command, free_port, processes_of, started_process, wait_for, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-ROOT = Path(__file__).parents[2]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SMALL = {"dataset.path_or_dataset": "builtin:phantom?images=40", "step_scheduler.max_steps": 2}
-
-
-def command(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """Runs `python -m ...` in the project's directory."""
-    call = [sys.executable, "-m", *arguments]
-    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
-
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """Returns the processes that have `home` as theirs."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("MEDPIX_HOME") == str(home) and process.pid != os.getpid():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+PHANTOM = "builtin:phantom?images=40"
+SMALL = {"dataset.path_or_dataset": PHANTOM, "step_scheduler.max_steps": 2}
+MODEL, CHAMPION = "medpix-gemma3", "models:/medpix-gemma3@champion"
+QUESTION = "Which organ is shown?"
+PREDICT = """
+import json, sys, mlflow, pandas
+rows = pandas.DataFrame([json.loads(sys.argv[2])])
+print(json.dumps(mlflow.pyfunc.load_model(sys.argv[1]).predict(rows, params={"max_new_tokens": 8})))
+"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -96,10 +81,8 @@ def served(tmp_path_factory: pytest.TempPathFactory, hub: str) -> Iterator[dict[
 
 
 def artifact(served: dict[str, str], key: str) -> Any:
-    """Returns the latest artifact of a key, a table."""
-    return json.loads(
-        httpx.get(f"{served['PREFECT_API_URL']}/artifacts/{key}/latest").raise_for_status().json()["data"]
-    )
+    """Returns the latest artifact of a key."""
+    return httpx.get(f"{served['PREFECT_API_URL']}/artifacts/{key}/latest").raise_for_status().json()
 
 
 def run(served: dict[str, str], name: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
@@ -108,7 +91,8 @@ def run(served: dict[str, str], name: str, **parameters: Any) -> subprocess.Comp
 
 
 def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
-    done = run(served, "medpix-finetune", recipe="demo", overrides=SMALL | {"evaluation.limit": 10})
+    registry = {"model_name": MODEL}
+    done = run(served, "medpix-finetune", recipe="demo", registry=registry, overrides=SMALL | {"evaluation.limit": 10})
     assert done.returncode == 0, done.stdout + done.stderr
     home = Path(served["MEDPIX_HOME"])
     summary = json.loads((home / "runs" / "latest" / "summary.json").read_text())
@@ -116,20 +100,81 @@ def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
     promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions of the split"}
     assert summary["registered_model"]["promotion"] == promotion
     # What the data and the answers are like is in Prefect's UI.
-    data, scores = (artifact(served, key) for key in ("medpix-data", "medpix-scores"))
+    data, scores = (json.loads(artifact(served, key)["data"]) for key in ("medpix-data", "medpix-scores"))
     assert [(row["split"], row["Questions"]) for row in data] == [("train", 340), ("validation", 60)]
     assert scores[0]["answered by"] == "model"
     assert float(scores[0]["token_f1"].split()[0]) == round(
         summary["evaluation"]["scores"]["model"]["token_f1"]["value"], 3
     )
-    # And the version that it registered is evaluated by the other deployment, on every question.
-    uri = summary["registered_model"]["uri"]
-    evaluated = run(served, "medpix-evaluate", checkpoint=uri, dataset={"path_or_dataset": "builtin:phantom?images=40"})
+
+
+def test_progress_and_log_of_a_run_are_in_prefect(served: dict[str, str]) -> None:
+    steps = {"preprocess": "60 rows", "encode": "40 images", "finetune": "2 of 2 steps", "evaluate": "answers"}
+    for step, count in steps.items():
+        shown = artifact(served, f"medpix-{step}-progress")
+        assert (step, float(shown["data"])) == (step, 100.0)
+        assert count in shown["description"].replace("60 of 60", "60").replace("40 of 40", "40")
+    assert re.search(r"loss \d.*samples/s", artifact(served, "medpix-finetune-progress")["description"])
+    flow_run = artifact(served, "medpix-finetune-progress")["flow_run_id"]
+    wanted = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200, "sort": "TIMESTAMP_DESC"}
+    lines = [record["message"] for record in httpx.post(f"{served['PREFECT_API_URL']}/logs/filter", json=wanted).json()]
+    assert [line for line in lines if "finetune 2/2 steps" in line]
+
+
+def test_results_are_json(served: dict[str, str]) -> None:
+    """A pickle would be code of whoever can write to the storage."""
+    home = Path(served["MEDPIX_HOME"])
+    summary = json.loads((home / "runs" / "latest" / "summary.json").read_text())
+    stored = [json.loads(path.read_text()) for path in (home / "prefect" / "storage").iterdir()]
+    assert stored == [summary]  # no task leaves anything
+
+
+def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_path: Path) -> None:
+    """By name, on the command line, in an evaluation, in Python, and over HTTP; its weights come from the server."""
+    promoted = command("tasks.registry", "promote", MODEL, "1", environment=served)
+    assert promoted.returncode == 0, promoted.stdout + promoted.stderr
+    evaluated = run(served, "medpix-evaluate", checkpoint=CHAMPION, dataset={"path_or_dataset": PHANTOM})
     assert evaluated.returncode == 0, evaluated.stdout + evaluated.stderr
-    (result,) = (
-        json.loads(path.read_text()) for path in home.glob("runs/*/evaluation/result.json") if uri in path.read_text()
-    )
+    results = Path(served["MEDPIX_HOME"]).glob("runs/*/evaluation/result.json")
+    (result,) = (json.loads(path.read_text()) for path in results if CHAMPION in path.read_text())
     assert (result["examples"], result["complete"]) == (60, True)
+    image = tmp_path / "image.png"
+    Image.effect_noise((56, 56), 80).save(image)
+    words = ("--prompt", QUESTION, "--image", str(image), "--max-new-tokens", "8")
+    said = command("vlm_core.generate", "--checkpoint-path", CHAMPION, *words, environment=served)
+    assert said.returncode == 0, said.stdout + said.stderr
+    answer = said.stdout.removesuffix("\n")
+    asked = {"image": base64.b64encode(image.read_bytes()).decode(), "question": QUESTION}
+    loaded = subprocess.run(
+        [sys.executable, "-c", PREDICT, CHAMPION, json.dumps(asked)], env=served, capture_output=True, text=True
+    )
+    assert loaded.stdout.splitlines()[-1] == json.dumps([answer]), loaded.stderr
+    port, log = free_port(), tmp_path / "serve.log"
+    words = ("--model-uri", CHAMPION, "--env-manager", "local", "--host", "127.0.0.1", "--port", port)
+    # It starts uvicorn by name, as in an environment that is active.
+    active = served | {"PATH": f"{Path(sys.executable).parent}:{served['PATH']}"}
+    server = started_process("mlflow", "models", "serve", *words, environment=active, log=log)
+    try:
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), f"the model is served, see {log}")
+        body = {"dataframe_records": [asked], "params": {"max_new_tokens": 8}}
+        reply = httpx.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
+        assert reply.json() == {"predictions": [answer]}, reply.text
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def test_the_logs_of_a_normal_run_have_no_errors(served: dict[str, str], record_property: Any) -> None:
+    """Prefect's retries of a locked SQLite file excepted: they are counted, and end well."""
+    logs = Path(served["MEDPIX_HOME"]) / "services"
+    for service in ("prefect", "mlflow", "worker"):
+        blocks = re.split(r"(?m)^(?=\S*\d\d:\d\d:\d\d)", (logs / f"{service}.log").read_text(errors="replace"))
+        bad = [block for block in blocks if re.search(r"ERROR|CRITICAL|Traceback", block)]
+        locked = [block for block in bad if "database is locked" in block]
+        record_property(f"{service}: retries of a locked database", len(locked))
+        print(f"{service}: {len(locked)} retries of a locked database")
+        assert [block for block in bad if block not in locked] == [], service
+        assert service == "prefect" or locked == []
 
 
 def test_a_name_that_no_deployment_has_is_said(served: dict[str, str]) -> None:
@@ -231,12 +276,3 @@ def test_the_form_starts_a_run_with_what_was_filled_in_and_cancelling_ends_it(se
     assert cancel.returncode == 0, cancel.stdout + cancel.stderr
     wait_for(lambda: httpx.get(f"{api}/flow_runs/{started['id']}").json(), "CANCELLED")
     assert not any("vlm_core.finetune" in " ".join(p.cmdline()) for p in processes_of(home))
-
-
-def wait_for(read: Any, state: str) -> dict[str, Any]:
-    """Returns the flow run that `read` gives, once it is in `state`."""
-    deadline = time.monotonic() + 120
-    while (run := read())["state_type"] != state:
-        assert time.monotonic() < deadline, run["state_name"]
-        time.sleep(0.5)
-    return run

@@ -87,10 +87,39 @@ def test_a_job_ends_with_the_process_that_started_it(program: str, tmp_path: Pat
         assert time.monotonic() < deadline
         time.sleep(0.1)
     job = psutil.Process(caller.pid).children(recursive=True)
-    assert len(job) == 3
+    assert len(job) == 4  # one that tells torchrun when the caller is gone, torchrun, two ranks
     caller.kill()
     caller.wait()
     assert psutil.wait_procs(job, timeout=20)[1] == []
+
+
+SAVES = """
+import os, signal, sys, time
+def save(number, frame):
+    time.sleep(3)
+    open("saved", "w").close()
+    sys.exit()
+signal.signal(signal.SIGTERM, save)
+open("ready", "w").close()
+time.sleep(600)
+"""
+
+
+def test_being_told_to_end_twice_leaves_the_time_to_save(program: str, tmp_path: Path) -> None:
+    """A worker that is stopped sends SIGTERM to a flow's process, which passes it on, and then kills that process."""
+    (tmp_path / f"{program}.py").write_text(SAVES)
+    caller = subprocess.Popen([sys.executable, "-c", CALLER.replace("processes=2", "processes=1")])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "ready").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    job = psutil.Process(caller.pid).children(recursive=True)
+    job[0].terminate()
+    time.sleep(1)
+    caller.kill()
+    caller.wait()
+    assert psutil.wait_procs(job, timeout=20)[1] == []
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("killed", ["by the caller", "torchrun by SIGKILL"])

@@ -69,3 +69,11 @@ def test_a_tracker_that_is_down_gets_the_records_later(
     assert "MLflow did not take 2 records" in caplog.text
     follower.look()
     assert steps(run_id) == [1, 2]
+
+
+def test_a_run_that_goes_on_sends_no_step_twice(run_id: str, tmp_path: Path) -> None:
+    report(tmp_path, 1, 5)
+    MetricsFollower(run_id, tmp_path).look()
+    report(tmp_path, 4, 7)  # killed, and started again behind the checkpoint of step 3
+    MetricsFollower(run_id, tmp_path).look()
+    assert steps(run_id) == list(range(1, 8))

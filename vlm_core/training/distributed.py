@@ -7,15 +7,17 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
+from vlm_core.progress import PROGRESS_FILE, progress_sent_to, progress_writer
 
 LONGEST_WAIT = timedelta(hours=3)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -64,8 +66,10 @@ def command() -> Iterator[Ranks]:
     """Yields the `Ranks` of a command; the main rank alone speaks, and wrong input ends it with its reason."""
     with process_group() as ranks:
         configure_logging(quiet=not ranks.is_main)
+        file = os.environ.get(PROGRESS_FILE) if ranks.is_main else None
         try:
-            yield ranks
+            with progress_sent_to(progress_writer(Path(file))) if file else nullcontext():
+                yield ranks
         except (ValueError, HubBusyError) as error:
             raise SystemExit(f"error: {error}") from error
 

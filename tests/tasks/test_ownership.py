@@ -1,0 +1,91 @@
+"""Runs whose process was killed end as KILLED, with their jobs; those of others are left alone."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mlflow
+import psutil
+import pytest
+
+from tasks.ownership import (
+    HOST,
+    PID,
+    STARTED,
+    mlflow_run_of,
+    owner_tags,
+    reap_dead_runs,
+    remember_mlflow_run,
+)
+from tasks.processes import find_process, identity, write_pid_file
+from tasks.tracking import EXPERIMENT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    return mlflow.MlflowClient()
+
+
+def new_run(client: mlflow.MlflowClient, tags: dict[str, str]) -> str:
+    known = client.get_experiment_by_name(EXPERIMENT)
+    experiment = known.experiment_id if known else client.create_experiment(EXPERIMENT)
+    return client.create_run(experiment, tags=tags).info.run_id
+
+
+def sleeper() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+
+
+def test_a_process_is_known_by_pid_and_start_time() -> None:
+    me = identity(os.getpid())
+    assert find_process(**me) == psutil.Process()
+    assert find_process(me["pid"], me["started"] - 60) is None  # another one had the pid before
+    child = sleeper()
+    theirs = identity(child.pid)
+    child.kill()
+    time.sleep(0.2)
+    assert find_process(**theirs) is None  # though nobody has waited for it
+    child.wait()
+    assert find_process(**theirs) is None
+
+
+def test_dead_runs_are_reaped_with_their_jobs(
+    client: mlflow.MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reap_dead_runs()  # no experiment yet
+    monkeypatch.setattr("tasks.processes.GRACE_SECONDS", 1)
+    engine, job = sleeper(), sleeper()
+    mine = owner_tags(tmp_path)
+    dead = new_run(client, mine | {PID: str(engine.pid), STARTED: str(identity(engine.pid)["started"])})
+    reused = new_run(client, mine | {STARTED: "1.0"})  # this process has the pid of one that ended
+    alive, foreign, unknown = (new_run(client, tags) for tags in (mine, mine | {HOST: "elsewhere", STARTED: "1.0"}, {}))
+    write_pid_file(tmp_path / "finetune.pid", job.pid)
+    reap_dead_runs()
+    assert {client.get_run(run).info.status for run in (dead, alive, foreign, unknown)} == {"RUNNING"}
+    assert client.get_run(reused).info.status == "KILLED"
+    job.wait(10)  # it went with the run that had this directory
+    assert list(tmp_path.glob("*.pid")) == []
+    engine.kill()
+    engine.wait()
+    reap_dead_runs()
+    assert client.get_run(dead).info.status == "KILLED"
+    assert {client.get_run(run).info.status for run in (alive, foreign, unknown)} == {"RUNNING"}
+
+
+def test_a_directory_knows_its_run(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    assert mlflow_run_of(tmp_path) is None
+    run = new_run(client, owner_tags(tmp_path))
+    remember_mlflow_run(tmp_path, run)
+    with pytest.raises(ValueError, match=f"belongs to a run that is at work, process {os.getpid()}: wait for it"):
+        mlflow_run_of(tmp_path)
+    client.set_terminated(run, "KILLED")
+    assert mlflow_run_of(tmp_path) == run
+    client.delete_run(run)
+    assert mlflow_run_of(tmp_path) is None
+    remember_mlflow_run(tmp_path, "f" * 32)  # of another tracking server
+    assert mlflow_run_of(tmp_path) is None

@@ -1,0 +1,72 @@
+"""The files of deployments/ as far as they can be read without what they deploy to."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.cli.deploy._models import PrefectYamlModel
+from prefect.utilities.importtools import import_object
+
+DEPLOYMENTS = Path(__file__).parents[1] / "deployments"
+# Of prefect-docker's DockerWorkerJobConfiguration (0.6); others would be stored, and ignored.
+DOCKER_JOB_VARIABLES = {
+    "auto_remove", "command", "container_create_kwargs", "env", "image", "image_pull_policy", "labels",
+    "mem_limit", "memswap_limit", "name", "network_mode", "networks", "privileged", "registry_credentials",
+    "stream_output", "volumes",
+}  # fmt: skip
+
+
+def instructions() -> list[tuple[str, str]]:
+    """Returns the Dockerfile's instructions, as (name, the rest of the line)."""
+    text = (DEPLOYMENTS / "Dockerfile").read_text(encoding="utf-8")
+    lines = re.sub(r"\\\n", " ", re.sub(r"^#.*\n", "", text, flags=re.MULTILINE)).splitlines()
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in lines if line.strip()]
+
+
+@pytest.mark.parametrize("file", ["prefect.yaml", "docker.yaml"])
+def test_a_deployment_file_is_one_to_prefect_and_its_flows_are_there(file: str) -> None:
+    tree: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / file).read_text(encoding="utf-8"))
+    model = PrefectYamlModel.model_validate(tree)
+    assert len(model.deployments) >= 2
+    for deployment, written in zip(model.deployments, tree["deployments"], strict=True):
+        # Prefect ignores keys that it does not know.
+        assert set(written) <= set(type(deployment).model_fields)
+        flow = import_object(str(deployment.entrypoint))
+        assert isinstance(flow, Flow)
+        assert set(deployment.parameters) <= set(flow.parameters.properties)
+        assert deployment.work_pool is not None
+        assert set(written["work_pool"]) <= set(type(deployment.work_pool).model_fields)
+        assert set(deployment.work_pool.job_variables) <= DOCKER_JOB_VARIABLES
+    for step in tree["pull"]:
+        (name,) = step
+        assert callable(import_object(name))
+
+
+def test_the_dockerfile_is_one_and_copies_what_is_there() -> None:
+    known = {"FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "CMD"}
+    assert {name for name, _ in instructions()} <= known
+    assert instructions()[0] == ("FROM", "python:3.11-slim")
+    for name, rest in instructions():
+        if name == "COPY":
+            *sources, _ = rest.split()
+            assert [source for source in sources if not (DEPLOYMENTS.parent / source).exists()] == []
+        if name == "RUN":
+            assert shlex.split(rest)
+        if name == "CMD":
+            assert isinstance(yaml.safe_load(rest), list)
+    copied = {source for name, rest in instructions() if name == "COPY" for source in rest.split()[:-1]}
+    assert {"pipelines", "tasks", "vlm_core", "pyproject.toml", "constraints.txt"} <= copied
+    # The image is where the deployments look for the checkout, and its home is the volume.
+    workdir = next(rest for name, rest in instructions() if name == "WORKDIR")
+    assert f"directory: {workdir}" in (DEPLOYMENTS / "docker.yaml").read_text(encoding="utf-8")
+    home = next(rest for name, rest in instructions() if rest.startswith("MEDPIX_HOME")).partition("=")[2]
+    assert f"medpix-home:{home}" in (DEPLOYMENTS / "docker.yaml").read_text(encoding="utf-8")
+
+
+def test_what_was_never_run_says_so() -> None:
+    for file in ("docker.yaml", "Dockerfile"):
+        assert "UNTESTED" in (DEPLOYMENTS / file).read_text(encoding="utf-8").partition("\nFROM")[0]
