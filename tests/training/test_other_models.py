@@ -17,6 +17,7 @@ from vlm_core.config import Config
 from vlm_core.data.collate import collate, require_keys
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.loader import plan_epoch
+from vlm_core.encode import encode
 from vlm_core.families import FAMILIES, part_of
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
@@ -184,6 +185,17 @@ def test_the_row_has_the_models_own_parts(name: str) -> None:
     assert found["projector"] == {n for n, _ in model.named_parameters() if n.split(".")[1] in connecting}
     assert found["vision_tower"] == {n for n, _ in model.named_parameters() if n.split(".")[1].startswith("vision")}
     assert found["embeddings"] == {n for n, _ in model.named_parameters() if "embed_tokens" in n or "lm_head" in n}
+
+
+def test_nothing_is_encoded_ahead(
+    conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = config_of("llava")
+    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        encode(config, Ranks(), conversations)
+    assert "a llava model has no row in vlm_core/families.py: nothing is encoded ahead" in caplog.text
+    assert not (tmp_path / "cache" / "vision").exists()
 
 
 def test_a_model_that_cannot_be_asked_is_refused(tmp_path: Path) -> None:
