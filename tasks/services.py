@@ -27,7 +27,7 @@ from tasks.deploy import ROOT, WORK_POOL
 from tasks.environment import default_tracking_uri
 from vlm_core.home import medpix_home
 
-SECONDS_TO_START = 120
+SECONDS_TO_START = 300  # a machine may be doing other things
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 
 
