@@ -93,10 +93,19 @@ def test_the_guides_blocks_load_and_train(
     assert (tmp_path / "vlm_checkpoints" / LATEST / "model" / "adapter_model.safetensors").is_file()
 
 
+LINEAR = "torch.optim.lr_scheduler.LinearLR"
+
+
+def test_a_schedule_may_go_by_the_name_of_its_class() -> None:
+    assert small_config(**{"lr_scheduler._target_": LINEAR}).lr_scheduler.lr_decay_style == "linear"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
         ("loss_fn._target_", "torch.nn.CrossEntropyLoss", "there is one loss"),
+        ("lr_scheduler._target_", "torch.optim.lr_scheduler.StepLR", "is no schedule here; take torch.optim"),
+        ("lr_scheduler", {"_target_": LINEAR, "lr_decay_style": "cosine"}, "and lr_decay_style=cosine differ"),
         ("dataloader.batch_size", 4, "batch_size=4 and step_scheduler.local_batch_size=8 are one setting"),
         ("peft.peft_fn", "os.system", "apply_lora_to_linear_modules"),
         ("wandb", {"project": "p", "api_key": "secret"}, "unknown config key 'wandb.api_key'"),

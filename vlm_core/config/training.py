@@ -77,9 +77,34 @@ class LossConfig(Section):
         return target
 
 
+# After the warm-up, to zero at the last step; None: as `lr_decay_style` says.
+SCHEDULERS = {
+    "torch.optim.lr_scheduler.CosineAnnealingLR": "cosine",
+    "torch.optim.lr_scheduler.LinearLR": "linear",
+    "torch.optim.lr_scheduler.ConstantLR": "constant",
+    "nemo_automodel.components.optim.scheduler.OptimizerParamScheduler": None,
+}
+
+
 class LRSchedulerConfig(Section):
+    target: Target = Field(
+        None, description="null, or the class in torch.optim.lr_scheduler that goes by the name of an lr_decay_style."
+    )
     lr_decay_style: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     lr_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_schedule(cls, tree: Any) -> Any:
+        target = tree.get("_target_") if isinstance(tree, dict) else None
+        if target is None:
+            return tree
+        if target not in SCHEDULERS:
+            raise ValueError(f"_target_={target!r} is no schedule here; take {', '.join(SCHEDULERS)}")
+        style, given = SCHEDULERS[target], tree.get("lr_decay_style")
+        if None not in (style, given) and style != given:
+            raise ValueError(f"_target_={target} and lr_decay_style={given} differ; give one of them")
+        return tree if style is None else tree | {"lr_decay_style": style}
 
 
 class ClipGradNormConfig(Section):
