@@ -13,7 +13,9 @@ import pytest
 
 from tests.conftest import fresh_home, small_config
 from tests.other_models import directory_of
+from vlm_core.config import Config
 from vlm_core.files import read_json, read_json_lines
+from vlm_core.finetune import finetune
 from vlm_core.run_directory import (
     CONFIG,
     EVALUATION,
@@ -27,18 +29,23 @@ from vlm_core.run_directory import (
     SAMPLES,
     VALIDATION,
 )
+from vlm_core.training.distributed import Ranks
 
 pytestmark = pytest.mark.slow
 
 
-def command(processes: int, module: str, directory: Path, conversations: Path, *arguments: str) -> list[str]:
+def torchrun(module: str, *arguments: str, processes: int = 2) -> list[str]:
     start = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*start, "-m", module, *arguments]
+
+
+def command(processes: int, module: str, directory: Path, conversations: Path, *arguments: str) -> list[str]:
     common = ["--config", str(directory / CONFIG), "--conversations", str(conversations)]
-    return [*start, "-m", module, *common, *arguments]
+    return torchrun(module, *common, *arguments, processes=processes)
 
 
-def run(directory: Path, processes: int, conversations: Path, **overrides: Any) -> str:
-    """Trains and returns what was logged."""
+def configure(directory: Path, **overrides: Any) -> Config:
+    """Returns the config of a run in `directory`, and writes it there."""
     directory.mkdir()
     config = small_config(
         **{
@@ -53,7 +60,13 @@ def run(directory: Path, processes: int, conversations: Path, **overrides: Any) 
         | overrides
     )
     (directory / CONFIG).write_text(config.to_yaml())
-    job = command(processes, "vlm_core.finetune", directory, conversations)
+    return config
+
+
+def run_on_two(conversations: Path, *directories: Path) -> str:
+    """Trains in each of the directories on two ranks, and returns what was logged."""
+    configs = [str(directory / CONFIG) for directory in directories]
+    job = torchrun("tests.distributed.trainings", str(conversations), *configs)
     done = subprocess.run(job, timeout=300, env=os.environ, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -84,12 +97,15 @@ def test_two_ranks_equal_one_for_a_model_without_a_row(conversations: Path, tmp_
 
 
 def require_two_equal_one(tuning: dict[str, Any], conversations: Path, tmp_path: Path) -> None:
-    run(tmp_path / "one", 1, conversations, **tuning)
-    for strategy, equal in (("ddp", 1e-6), ("fsdp2", 1e-5)):
+    finetune(configure(tmp_path / "one", **tuning), Ranks(), conversations)
+    limits = {"ddp": 1e-6, "fsdp2": 1e-5}
+    for strategy in limits:
         # They read ahead in a process of their own each, as on GPUs.
         overrides = {"dataloader.num_workers": 1, "compute.strategy": strategy}
-        run(tmp_path / strategy, 2, conversations, **tuning, **overrides)
-        require_equal_curves(tmp_path / "one", tmp_path / strategy, rel=equal)
+        configure(tmp_path / strategy, **tuning, **overrides)
+    run_on_two(conversations, *(tmp_path / strategy for strategy in limits))
+    for strategy, limit in limits.items():
+        require_equal_curves(tmp_path / "one", tmp_path / strategy, rel=limit)
         assert read_json(tmp_path / strategy / RESULT)["steps"] == 8
 
 
@@ -111,12 +127,13 @@ def test_one_process_goes_on_from_what_a_divided_model_saved(
     tuning: dict[str, Any], conversations: Path, tmp_path: Path
 ) -> None:
     saving = {"step_scheduler.ckpt_every_steps": 4, "checkpoint.is_async": True}
-    said = run(tmp_path / "1", 2, conversations, **tuning, **SHARDED, **saving)
+    configure(tmp_path / "1", **tuning, **SHARDED, **saving)
+    said = run_on_two(conversations, tmp_path / "1")
     (share,) = re.findall(r"fsdp2: a process holds ([\d,]+) of ([\d,]+) parameters", said)
     held, total = (int(number.replace(",", "")) for number in share)
     assert held <= 0.51 * total
     middle = {"checkpoint.restore_from": str(tmp_path / "1" / "epoch_0_step_4")}
-    run(tmp_path / "2", 1, conversations, **tuning, **middle)
+    finetune(configure(tmp_path / "2", **tuning, **middle), Ranks(), conversations)
     whole, rest = (read_json_lines(tmp_path / run / METRICS)[0] for run in "12")
     assert [r["loss"] for r in rest] == pytest.approx([r["loss"] for r in whole[4:]], rel=1e-5)
     samples = [read_json_lines(tmp_path / run / SAMPLES)[0] for run in "12"]
@@ -143,7 +160,8 @@ def test_two_ranks_share_the_images_to_encode(conversations: Path, tmp_path: Pat
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(conversations: Path, tmp_path: Path) -> None:
-    run(tmp_path / "whole", 2, conversations, **{"step_scheduler.max_steps": 16, "step_scheduler.num_epochs": 3})
+    configure(tmp_path / "whole", **{"step_scheduler.max_steps": 16, "step_scheduler.num_epochs": 3})
+    run_on_two(conversations, tmp_path / "whole")
     (tmp_path / "stopped").mkdir()
     config = (tmp_path / "whole" / CONFIG).read_text().replace(f"{tmp_path}/whole", f"{tmp_path}/stopped")
     (tmp_path / "stopped" / CONFIG).write_text(config)
@@ -163,7 +181,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(conversations: Path, tmp_pat
 def test_two_ranks_evaluate_as_one(conversations: Path, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
-    run(tmp_path / "run", 1, conversations)
+    finetune(configure(tmp_path / "run"), Ranks(), conversations)
     scores, rows = [], []
     for processes in (1, 2):
         output = tmp_path / "run" / f"{EVALUATION}-{processes}"

@@ -1,0 +1,16 @@
+"""Trainings one after the other in the processes that torchrun started: their imports take longer than they do.
+
+`torchrun -m tests.distributed.trainings CONVERSATIONS CONFIG ...`
+"""
+
+import sys
+from pathlib import Path
+
+from vlm_core.finetune import finetune
+from vlm_core.recipe import load_config
+from vlm_core.training.distributed import command
+
+if __name__ == "__main__":
+    with command() as ranks:
+        for config in sys.argv[2:]:
+            finetune(load_config(config, {}), ranks, Path(sys.argv[1]))
