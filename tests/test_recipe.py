@@ -28,6 +28,9 @@ def recipe(tmp_path: Path) -> Path:
     return path
 
 
+PARTS = ("embeddings", "vision_tower", "projector", "language_model")
+
+
 @pytest.mark.parametrize("name", recipe_names())
 def test_shipped_recipes_are_valid_and_named(name: str) -> None:
     assert load_config(name).name == name
@@ -54,7 +57,12 @@ def test_resolved_config_reads_back_as_itself() -> None:
         ({"optimzer.lr": 3}, "unknown config key 'optimzer'; nearest: 'optimizer'"),
         ({"lr": 3}, "nearest: 'optimizer.lr'"),
         ({"optimizer.lr": -1}, "optimizer.lr=-1: Input should be greater than 0"),
-        ({"model.attn_implementation": "flash_attention_2"}, "should be 'sdpa', 'eager' or 'flex_attention'"),
+        ({"model.attn_implementation": "flash_attention_2"}, "would drop Gemma 3's over the image tokens; take sdpa"),
+        ({"model.attn_implementation": "paged"}, "should be 'sdpa', 'eager' or 'flex_attention'"),
+        (
+            {f"freeze_config.freeze_{part}": True for part in PARTS} | {"peft": None},
+            "nothing is left to train: freeze_embeddings, freeze_vision_tower, freeze_projector, freeze_language_model",
+        ),
         (
             {
                 "packing.enabled": False,

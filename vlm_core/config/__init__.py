@@ -109,6 +109,13 @@ class Config(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _trains_something(self) -> "Config":
+        frozen = self.freeze_config.model_dump(exclude={"freeze_audio_tower"})  # which no family trains alone
+        if self.peft is None and all(frozen.values()):
+            raise ValueError(f"nothing is left to train: {', '.join(frozen)} are all true; set one of them to false")
+        return self
+
     @property
     def encodes_ahead(self) -> bool:
         """Whether it is worth asking for the vision cache before training: the tower may be frozen."""

@@ -11,6 +11,12 @@ def _strip_torch(value: Any) -> Any:
     return value.removeprefix("torch.") if isinstance(value, str) else value
 
 
+def _refuse_flash(value: Any) -> Any:
+    if isinstance(value, str) and "flash" in value:
+        raise ValueError("FlashAttention takes no mask: it would drop Gemma 3's over the image tokens; take sdpa")
+    return value
+
+
 Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip_torch)]
 
 
@@ -26,7 +32,7 @@ class ModelConfig(Section):
         "bfloat16",
         description="Dtype to compute in and of frozen weights; auto = as stored.",
     )
-    attn_implementation: Literal["sdpa", "eager", "flex_attention"] = Field(
+    attn_implementation: Annotated[Literal["sdpa", "eager", "flex_attention"], BeforeValidator(_refuse_flash)] = Field(
         "sdpa",
         description="Attention of the language model; flex_attention skips the empty blocks of packed rows, on a GPU. "
         "FlashAttention is no choice: it drops Gemma 3's mask over the image tokens.",
