@@ -31,7 +31,11 @@ from tests.e2e.services import (
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.run_directory import LATEST, METRICS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif("MEDPIX_KILLS" not in os.environ, reason="a quarter of an hour: make stress runs it"),
+]
 
 
 @pytest.fixture(scope="module")
