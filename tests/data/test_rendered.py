@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.conftest import tiny_directory
+from tests.data.test_labels import supervised_texts
 from tests.other_models import WRITERS, directory_of
 from vlm_core.data.labels import require_template, tokenize_conversation, tokenize_prompt
 from vlm_core.data.rendered import _warn_of_prompt, end_of_turn
@@ -44,19 +45,6 @@ def assistant(text: str) -> dict[str, Any]:
 
 def own_ids(processor: Any, conversation: list[dict[str, Any]], **options: Any) -> list[int]:
     return list(processor.apply_chat_template(conversation, tokenize=True, return_dict=True, **options)["input_ids"][0])
-
-
-def supervised_texts(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[str]:
-    """Returns each run of supervised tokens, decoded."""
-    tokenized = tokenize_conversation(conversation, processor, family)
-    assert len(tokenized.input_ids) == len(tokenized.supervised)
-    runs: list[list[int]] = [[]]
-    for token, supervised in zip(tokenized.input_ids, tokenized.supervised, strict=True):
-        if supervised:
-            runs[-1].append(token)
-        elif runs[-1]:
-            runs.append([])
-    return [processor.tokenizer.decode(run) for run in runs if run]
 
 
 CONVERSATIONS = {

@@ -91,9 +91,8 @@ class Runs:
         """Starts the run and kills it with a checkpoint half saved."""
         left, process = set(half_saved(self.directory)), self.start()
         while True:
-            new = (
-                set(half_saved(self.directory)) - left
-            )  # what a run before left is there until this one sweeps it away
+            # What a run before left is there until this one sweeps it away.
+            new = set(half_saved(self.directory)) - left
             if new:
                 os.kill(process, signal.SIGSTOP)
                 if any(path.exists() for path in new):
