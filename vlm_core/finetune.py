@@ -7,9 +7,11 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from vlm_core.cache import read_manifest
@@ -75,8 +77,7 @@ def finetune(
     """
     config.require_divisible_batch(ranks.world_size)
     collate = _own_collate(config)
-    if config.model.attn_implementation == "flex_attention" and device_of(ranks.local_rank).type == "cpu":
-        raise ValueError("model.attn_implementation=flex_attention has no backward pass on a CPU; take sdpa there")
+    _require_kernels(config, device_of(ranks.local_rank))
     optimizer_class(config.optimizer.target)
     if config.peft is not None and config.checkpoint.model_save_format == "torch_save":
         logger.warning("checkpoint.model_save_format=torch_save has no effect: an adapter is saved in safetensors")
@@ -115,6 +116,18 @@ def finetune(
                             "--follow %s", directory)  # fmt: skip
         trainer.run()
         return _write_result(directory, _outcome(directory, config), trainer.progress.step, ranks)
+
+
+def _require_kernels(config: Config, device: torch.device) -> None:
+    """Raises ValueError for a kernel that is not installed, or does not run on a CPU."""
+    if device.type == "cpu" and config.model.attn_implementation == "flex_attention":
+        raise ValueError("model.attn_implementation=flex_attention has no backward pass on a CPU; take sdpa there")
+    if device.type == "cpu" and config.loss_fn.is_fused:
+        raise ValueError(f"loss_fn._target_={config.loss_fn.target} needs a GPU; leave it out on a CPU")
+    if config.loss_fn.is_fused and find_spec("liger_kernel") is None:
+        raise ValueError(
+            f"loss_fn._target_={config.loss_fn.target} is not there: pip install 'medpix-finetune[liger]', or leave it out"
+        )
 
 
 def _with_what_has_an_effect(config: Config, family: Family) -> Config:

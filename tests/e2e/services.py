@@ -1,6 +1,7 @@
 """What tests with real servers and workers share: commands, processes, waiting."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -40,10 +41,21 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 def started_process(*arguments: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Starts `python -m ...` in the project's directory, in a process group of its own, as a service manager does."""
+    """Starts `python -m ...` in the project's directory as a service manager does.
+
+    That is in a process group of its own and with SIGINT's default: a shell has what it puts into the background
+    ignore SIGINT, that is inherited, and a Prefect worker then never ends, since it passes SIGTERM on as SIGINT.
+    """
     with log.open("ab") as stream:
-        call = [sys.executable, "-m", *arguments]
-        return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True)
+        return subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=stream,
+            stderr=stream,
+            start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
 
 
 def answers(url: str) -> bool:

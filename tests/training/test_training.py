@@ -11,6 +11,7 @@ from filelock import FileLock
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import Config
+from vlm_core.config.training import FUSED_LOSS
 from vlm_core.data.collate import collate
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.loader import plan_epoch
@@ -203,11 +204,20 @@ def test_equal_seeds_give_equal_curves_and_other_seeds_others(conversations: Pat
     assert first != curve(train(tmp_path / "c", conversations, **LORA, **{"rng.seed": 7}))
 
 
-def test_flex_attention_is_refused_where_it_cannot_train(conversations: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("model.attn_implementation", "flex_attention", "no backward pass on a CPU"),
+        ("loss_fn._target_", FUSED_LOSS, "needs a GPU"),
+    ],
+)
+def test_what_has_no_kernel_on_a_cpu_is_refused_there(
+    conversations: Path, tmp_path: Path, key: str, value: str, reason: str
+) -> None:
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
-    with pytest.raises(ValueError, match="no backward pass on a CPU"):
-        train(tmp_path, conversations, **{"model.attn_implementation": "flex_attention"})
+    with pytest.raises(ValueError, match=reason):
+        train(tmp_path, conversations, **{key: value})
 
 
 def test_a_run_directory_keeps_its_contract(conversations: Path, tmp_path: Path, caplog: Any) -> None:

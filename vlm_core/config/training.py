@@ -70,16 +70,30 @@ class OptimizerConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="Weight decay (AdamW: decoupled).")
 
 
+FUSED_LOSS = "liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss"
+
+
 class LossConfig(Section):
     target: Target = Field(
-        None, description="null, or the guide's MaskedCrossEntropy: the mean over all supervised tokens of a step."
+        None,
+        description="null, or the guide's MaskedCrossEntropy: the mean over all supervised tokens of a step. "
+        f"{FUSED_LOSS} computes the same in one kernel with the head, on a GPU.",
     )
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether liger's kernel computes the loss."""
+        return self.target == FUSED_LOSS
 
     @field_validator("target")
     @classmethod
     def _known(cls, target: str | None) -> str | None:
-        if target is not None and target.rpartition(".")[2] not in ("MaskedCrossEntropy", "masked_cross_entropy"):
-            raise ValueError("there is one loss, the token-normalised cross entropy (MaskedCrossEntropy); leave it out")
+        names = ("MaskedCrossEntropy", "masked_cross_entropy")
+        if target not in (None, FUSED_LOSS) and target.rpartition(".")[2] not in names:
+            raise ValueError(
+                "there is one loss, the token-normalised cross entropy (MaskedCrossEntropy); leave it out, or take "
+                f"{FUSED_LOSS} on a GPU"
+            )
         return target
 
 

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig, ModelConfig
@@ -13,6 +13,8 @@ from vlm_core.hub import download, is_repository_id
 
 logger = logging.getLogger(__name__)
 
+# Part of the name of anything made from a tiny model: raised when equal arguments make other weights.
+TINY_VERSION: Final = 1
 TINY_MODELS = ("builtin:tiny-gemma3", "builtin:tiny-gemma3n", "builtin:tiny-qwen2_5_vl")
 PATTERNS = ["README.md", "*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
@@ -48,17 +50,16 @@ def _locate(name: str, revision: str | None) -> Path:
 
 
 def _tiny(name: str) -> Path:
-    # Imported here: torch is needed to make a model, but not to find one.
-    from vlm_core.models.tiny import TINY_VERSION, write_tiny_gemma3, write_tiny_gemma3n
-    from vlm_core.models.tiny_qwen import write_tiny_qwen2_5_vl
-
-    write = {
-        "tiny-gemma3": write_tiny_gemma3,
-        "tiny-gemma3n": write_tiny_gemma3n,
-        "tiny-qwen2_5_vl": write_tiny_qwen2_5_vl,
-    }[name]
-
     def build(directory: Path) -> dict[str, Any]:
+        # Imported here: torch, with its seconds, is needed to make a model and not to find one.
+        from vlm_core.models.tiny import write_tiny_gemma3, write_tiny_gemma3n
+        from vlm_core.models.tiny_qwen import write_tiny_qwen2_5_vl
+
+        write = {
+            "tiny-gemma3": write_tiny_gemma3,
+            "tiny-gemma3n": write_tiny_gemma3n,
+            "tiny-qwen2_5_vl": write_tiny_qwen2_5_vl,
+        }[name]
         write(directory, _phantom_texts())
         return {"name": name, "version": TINY_VERSION}
 

@@ -51,9 +51,13 @@ def positions(batch: dict[str, torch.Tensor], family: Family) -> dict[str, torch
 
 def head_logits(model: Any, hidden: torch.Tensor, family: Family) -> torch.Tensor:
     """Returns what the model's own forward makes of hidden states: (..., hidden size) -> (..., vocabulary)."""
-    logits = model.lm_head(hidden)
-    cap = model.config.get_text_config().final_logit_softcapping if family.softcaps_logits else None
+    logits, cap = model.lm_head(hidden), softcap(model, family)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def softcap(model: Any, family: Family) -> float | None:
+    """Returns the bound that the model's forward puts on its logits, None where there is none."""
+    return model.config.get_text_config().final_logit_softcapping if family.softcaps_logits else None
 
 
 def tokens_at_once(model: Any) -> int:

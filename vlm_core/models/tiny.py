@@ -28,9 +28,6 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-TINY_VERSION: Final = 1
-"""Part of the name of anything made from a tiny model: raised when equal arguments make other weights."""
-
 _IMAGE_SIZE: Final = 56
 _VOCABULARY: Final = 1024  # at most; bytes that the texts never use are still there to fall back on
 _SPECIAL: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")

@@ -75,7 +75,7 @@ class Trainer:
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
-        self.token_loss = TokenLoss(self.model, self.family)
+        self.token_loss = TokenLoss(self.model, self.family, fused=self.config.loss_fn.is_fused)
         if self.config.compute.compile:
             compile_layers(self.model)
         self.forward = parallelize(

@@ -15,6 +15,7 @@ from vlm_core.data.collate import IGNORE_INDEX, Batch
 from vlm_core.families import Family, part_of
 from vlm_core.models.forward import head_logits, hidden_states, target_logits, tokens_at_once
 from vlm_core.models.load import unwrapped
+from vlm_core.training.fused import FusedLoss
 
 
 def targets_of(batch: Batch) -> torch.Tensor:
@@ -40,12 +41,14 @@ class TokenLoss(nn.Module):
     """`forward(batch)` is the summed loss of the supervised tokens of a plain or packed batch, a float32 scalar.
 
     Computes `cross_entropy(model(...).logits.float(), targets, reduction="sum")` with logits only where there is a
-    target, and of few of them at a time: a head of 262k words is most of the memory of a plain step.
+    target, and of few of them at a time: a head of 262k words is most of the memory of a plain step. `fused` leaves
+    this to liger's kernel; it raises ValueError where that cannot be.
     """
 
-    def __init__(self, model: nn.Module, family: Family) -> None:
+    def __init__(self, model: nn.Module, family: Family, *, fused: bool = False) -> None:
         super().__init__()
         self.model, self.family = model, family
+        self.fused = FusedLoss(unwrapped(model), family) if fused else None
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Returns the loss of a batch.
@@ -72,6 +75,8 @@ class TokenLoss(nn.Module):
         if self.family.plain_only:
             return _summed_loss(target_logits(model, batch, chosen), targets[chosen])
         hidden, targets = hidden_states(model, batch, self.family)[chosen], targets[chosen]
+        if self.fused is not None:
+            return self.fused(model, hidden, targets)
         size = tokens_at_once(model)
         chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
         if len(chunks) == 1:

@@ -1,0 +1,67 @@
+"""`python -m tests.training.fused_gradients`: how far liger's loss is from the plain path's, a family a line.
+
+A process of its own: without a GPU, triton has to know before it is imported that it is to run kernels in Python.
+"""
+
+import json
+from typing import Any
+
+import torch
+from liger_kernel.ops import cross_entropy
+from triton import language
+
+from tests.conftest import small_config, tiny_directory
+from vlm_core.data.collate import collate
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.prepare import prepare_conversations
+from vlm_core.families import FAMILIES, Family
+from vlm_core.models.load import load_model, load_processor
+from vlm_core.training.loss import TokenLoss
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class Scalar(float):
+    """A number as a compiled kernel sees it: the interpreter hands a kernel a float, which has no dtype to change."""
+
+    def to(self, dtype: Any) -> float:
+        return float(self)
+
+
+def hyperbolic_tangent(x: Any) -> Any:
+    """Stands in for CUDA's function, which the interpreter has not."""
+    return 1.0 - 2.0 / (language.exp(2.0 * x) + 1.0)
+
+
+def loss_and_gradients(model: Any, family: Family, batch: Any, *, fused: bool) -> tuple[float, dict[str, Any]]:
+    """Returns the loss of a batch, and the gradient of each parameter."""
+    objective = TokenLoss(model, family, fused=fused)
+    if objective.fused is not None and objective.fused.kernel.softcap and DEVICE == "cpu":
+        objective.fused.kernel.softcap = Scalar(objective.fused.kernel.softcap)
+        cross_entropy.tanh = hyperbolic_tangent
+    model.zero_grad()
+    loss = objective(batch)
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def difference(family: Family) -> dict[str, Any]:
+    """Returns `{losses, parameters, gradients}`: both losses, and the largest relative difference of a gradient."""
+    base = tiny_directory(family.model_type)
+    dataset = ConversationDataset(prepare_conversations(small_config())[0], "train")
+    batch = collate([dataset[i] for i in range(2)], load_processor(base), family)
+    batch = {name: value.to(DEVICE) for name, value in batch.items()}
+    model = load_model(base, small_config().model).to(DEVICE)
+    plain, expected = loss_and_gradients(model, family, batch, fused=False)
+    ours, found = loss_and_gradients(model, family, batch, fused=True)
+    assert found.keys() == expected.keys()
+    overall = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    # A tensor whose whole gradient is rounding noise (keys of a bias that softmax cancels) has no relative error.
+    relevant = [name for name in expected if expected[name].norm() > 1e-6 * overall]
+    largest = max(((found[n] - expected[n]).norm() / expected[n].norm()).item() for n in relevant)
+    return {"losses": [plain, ours], "parameters": len(found), "gradients": largest}
+
+
+if __name__ == "__main__":
+    for row in FAMILIES.values():
+        print(json.dumps({row.model_type: difference(row)}))
