@@ -1,14 +1,22 @@
-"""Which process an MLflow run belongs to, and the end of those runs whose process was killed and could not end them."""
+"""Which process a run belongs to, and the end of those whose process was killed and could not end them.
+
+python -m tasks.ownership        ends what is left on this machine, as `make up` and every start of a run do
+"""
 
 import logging
 import os
 import socket
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import mlflow
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
+from prefect.client.orchestration import get_client
+from prefect.exceptions import ObjectNotFound
+from prefect.runtime import flow_run
+from prefect.states import Crashed
 
 from tasks.processes import end_left_jobs, find_process, identity
 from tasks.tracking import EXPERIMENT, end_mlflow_run
@@ -17,7 +25,9 @@ from vlm_core.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 # Tags of an MLflow run.
-HOST, PID, STARTED, DIRECTORY = (f"owner.{name}" for name in ("host", "pid", "started", "directory"))
+HOST, PID, STARTED, DIRECTORY, FLOW_RUN, ATTEMPT = (
+    f"owner.{name}" for name in ("host", "pid", "started", "directory", "flow_run", "attempt")
+)
 MLFLOW_RUN = "mlflow_run.json"  # in a run directory: the MLflow run that it belongs to
 
 
@@ -29,11 +39,13 @@ def owner_tags(directory: Path) -> dict[str, str]:
         PID: str(process["pid"]),
         STARTED: str(process["started"]),
         DIRECTORY: str(directory),
+        FLOW_RUN: flow_run.id or "",
+        ATTEMPT: str(flow_run.run_count),
     }
 
 
 def reap_dead_runs() -> None:
-    """Ends what runs of this machine left whose process was killed: their jobs, and their MLflow runs as KILLED."""
+    """Ends what runs of this machine left whose process was killed: jobs, KILLED in MLflow, Crashed in Prefect."""
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return
@@ -43,6 +55,21 @@ def reap_dead_runs() -> None:
             logger.warning("the process of run %s is gone: MLflow has it as KILLED", run.info.run_name)
             end_left_jobs(Path(run.data.tags[DIRECTORY]))
             end_mlflow_run(run.info.run_id, "KILLED")
+            _end_flow_run(run.data.tags)
+
+
+def _end_flow_run(tags: dict[str, str]) -> None:
+    """Marks a flow run Crashed that has its deployment's slot still: a worker that is stopped tells Prefect nothing."""
+    if not tags.get(FLOW_RUN):
+        return
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_flow_run(UUID(tags[FLOW_RUN]))
+        except ObjectNotFound:  # of another server, or deleted there
+            return
+        retried = found.run_count > int(tags[ATTEMPT])  # it may be this very process
+        if not retried and found.state is not None and not found.state.is_final():
+            client.set_flow_run_state(found.id, Crashed(message="The run's process is gone."), force=True)
 
 
 def reap_after_crash(flow: Any, flow_run: Any, state: Any) -> None:
@@ -82,3 +109,7 @@ def remember_mlflow_run(directory: Path, run_id: str) -> None:
 def _owner(tags: dict[str, str]) -> Any:
     """Returns the process that an MLflow run of this machine belongs to, None where it has ended."""
     return find_process(int(tags[PID]), float(tags[STARTED]))
+
+
+if __name__ == "__main__":
+    reap_dead_runs()

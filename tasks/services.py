@@ -75,6 +75,7 @@ class Services:
         self._wait("prefect", f"{self.environment['PREFECT_API_URL']}/health")
         self._wait("mlflow", f"{self.environment['MLFLOW_TRACKING_URI']}/health")
         self._run(_module("tasks.deploy", *(["--own-server"] if "prefect" in self.own else [])))
+        self._run(_module("tasks.ownership"))  # runs that a stopped worker left, and their slots
         self._control("start", "worker")
         return self.instructions()
 

@@ -126,7 +126,7 @@ def _require_kernels(config: Config, device: torch.device) -> None:
         raise ValueError(f"loss_fn._target_={config.loss_fn.target} needs a GPU; leave it out on a CPU")
     if config.loss_fn.is_fused and find_spec("liger_kernel") is None:
         raise ValueError(
-            f"loss_fn._target_={config.loss_fn.target} is not there: pip install 'medpix-finetune[liger]', or leave it out"
+            f"loss_fn._target_={config.loss_fn.target} needs pip install 'medpix-finetune[liger]'; or leave it out"
         )
 
 

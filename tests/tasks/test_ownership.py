@@ -9,8 +9,15 @@ from pathlib import Path
 import mlflow
 import psutil
 import pytest
+from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import StateType
+from prefect.states import Running
+from prefect.testing.utilities import prefect_test_harness
 
 from tasks.ownership import (
+    ATTEMPT,
+    FLOW_RUN,
     HOST,
     PID,
     STARTED,
@@ -75,6 +82,24 @@ def test_dead_runs_are_reaped_with_their_jobs(
     reap_dead_runs()
     assert client.get_run(dead).info.status == "KILLED"
     assert {client.get_run(run).info.status for run in (alive, foreign, unknown)} == {"RUNNING"}
+
+
+def test_the_flow_run_of_a_dead_run_gives_its_slot_back(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+    @flow
+    def left() -> None:
+        """Stands for a flow whose process was killed."""
+
+    with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as prefect:
+        for attempt, state_type in (("1", StateType.CRASHED), ("0", StateType.RUNNING)):
+            flow_run = prefect.create_flow_run(left)
+            prefect.set_flow_run_state(flow_run.id, Running(), force=True)  # its first attempt
+            tags = owner_tags(tmp_path) | {STARTED: "1.0", FLOW_RUN: str(flow_run.id), ATTEMPT: attempt}
+            run = new_run(client, tags)
+            reap_dead_runs()
+            assert client.get_run(run).info.status == "KILLED"
+            state = prefect.read_flow_run(flow_run.id).state
+            assert state is not None
+            assert state.type == state_type  # a later attempt than the one of the tags is at work
 
 
 def test_a_directory_knows_its_run(client: mlflow.MlflowClient, tmp_path: Path) -> None:
