@@ -6,9 +6,9 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
+from tasks.launchers.choice import launcher_of
 from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job
-from tasks.launchers.local import LocalLauncher
 from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
@@ -67,4 +67,5 @@ def _run(step: str, run: Run, arguments: list[str], *on_look: Callable[[], None]
         for call in (*on_look, progress.look):
             call()
 
-    run_job(job, LocalLauncher(), logger=get_run_logger(), on_look=look)
+    logger = get_run_logger()
+    run_job(job, launcher_of(job.compute, logger), logger=logger, on_look=look)

@@ -39,7 +39,8 @@ def run_job(job: Job, launcher: Launcher, *, logger: Logger, on_look: Callable[[
         submitted.cancel()
     if exit_code:
         last_lines = "\n".join(tail)
-        raise JobFailedError(f"{job.module} ended with exit code {exit_code}; {job.log_file} ends with:\n{last_lines}")
+        code = f"{exit_code} ({submitted.remark})" if submitted.remark else exit_code
+        raise JobFailedError(f"{job.module} ended with exit code {code}; {job.log_file} ends with:\n{last_lines}")
 
 
 def _pass_on(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool = False) -> None:

@@ -47,6 +47,11 @@ class SubmittedJob(Protocol):
 
     log_start: int  # bytes of the log file that are older than this job
 
+    @property
+    def remark(self) -> str:
+        """What the engine says of a job that failed; empty where the exit code says it all."""
+        ...
+
     def result(self) -> int | None:
         """Returns the job's exit code, None until it has ended. Called about twice a second."""
         ...

@@ -18,6 +18,8 @@ from tasks.processes import end_family, write_pid_file
 class LocalJob:
     """A torchrun of this machine; it ends with the process that started it (`tasks.bound`)."""
 
+    remark = ""
+
     def __init__(self, process: subprocess.Popen[bytes], pid_file: Path, log_start: int) -> None:
         self.process, self.pid_file, self.log_start = process, pid_file, log_start
 
