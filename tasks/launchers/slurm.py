@@ -15,6 +15,7 @@ from vlm_core.config import ComputeConfig
 from vlm_core.files import read_json, write_json, write_text
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two questions to Slurm
+SUBMITTED = "SUBMITTED"  # before Slurm was asked
 SECONDS_TO_END = 90.0  # of a cancelled job; Slurm kills after its KillWait, 30 s by default
 
 
@@ -23,7 +24,7 @@ class SlurmJob:
 
     def __init__(self, job: Job, job_id: int, log_start: int, logger: Logger) -> None:
         self.job, self.job_id, self.log_start, self.logger = job, job_id, log_start, logger
-        self.status = Status(UNKNOWN)
+        self.status = Status(SUBMITTED)
         self.pause, self.next_question, self.ended_by_itself = SHORTEST_PAUSE, 0.0, False
 
     def result(self) -> int | None:
@@ -74,7 +75,7 @@ class SlurmJob:
 
     def cancel(self) -> None:
         """Has Slurm end the job, and waits until it is gone. Raises RuntimeError where it does not go."""
-        if not slurm_commands.status_of(self.job_id).is_over:
+        if not self.status.is_over and not slurm_commands.status_of(self.job_id).is_over:
             slurm_commands.cancel(self.job_id)
             deadline = time.monotonic() + SECONDS_TO_END
             while not slurm_commands.status_of(self.job_id).is_over:

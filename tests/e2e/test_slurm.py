@@ -12,7 +12,7 @@ from tasks.launchers.choice import launcher_of, require_launchable
 from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job, JobFailedError
 from tests.conftest import SMALL, fresh_home, small_config
-from tests.e2e.services import command, started_process, wait_until
+from tests.e2e.services import command, processes_of, started_process, wait_until
 from tests.slurm import Cluster, cluster
 from vlm_core.config import ComputeConfig
 from vlm_core.files import read_json, read_json_lines
@@ -21,7 +21,7 @@ from vlm_core.run_directory import CONFIG, LATEST, METRICS, PROGRESS
 
 __all__ = ["cluster"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 60
 LOCAL = {"launcher": "local", "nproc_per_node": 2}
@@ -104,6 +104,8 @@ def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
     job = read_json(directory / "finetune.slurm.json")["job_id"]
     killed.kill()
     killed.wait()
+    for server in (process for process in processes_of(home) if "uvicorn" in process.cmdline()):
+        server.terminate()  # Prefect's, which nobody else ends
     done = command(*words, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"goes on with Slurm job {job}, which was submitted before" in done.stderr
