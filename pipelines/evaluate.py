@@ -4,7 +4,7 @@ from typing import Any
 
 from prefect import flow
 
-from pipelines.forms import DatasetForm, EvaluationForm
+from pipelines.forms import ComputeForm, DatasetForm, EvaluationForm
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import evaluate
 from tasks.ownership import reap_after_crash
@@ -24,6 +24,7 @@ def medpix_evaluate(
     checkpoint: str,
     recipe: str = "demo",
     dataset: DatasetForm = DatasetForm(),
+    compute: ComputeForm = ComputeForm(),
     evaluation: EvaluationForm = EvaluationForm(),
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
@@ -33,10 +34,12 @@ def medpix_evaluate(
         checkpoint: A directory epoch_E_step_S, a model or adapter, a hub id, or models:/name@alias.
         recipe: Whose data and base model are meant: a shipped recipe's name, or the path of a YAML file.
         dataset: The data, where they are not the recipe's.
+        compute: What runs it: this machine or a cluster, and its processes.
         evaluation: Questions, controls, models to compare with.
         overrides: Any other config value, by dotted key: {"rng.seed": 7}; over everything above.
     """
-    filled = form_overrides(recipe, "as in the recipe", {"dataset": dataset, "evaluation": evaluation})
+    sections = {"dataset": dataset, "compute": compute, "evaluation": evaluation}
+    filled = form_overrides(recipe, "as in the recipe", sections)
     # A directory of its own: the recipe's is that of a training.
     config = checked_config(recipe, filled | (overrides or {}) | {"checkpoint.checkpoint_dir": None})
     splits = download_dataset(config)

@@ -61,7 +61,7 @@ def medpix_finetune(
         step_scheduler: Batches, steps, checkpoints.
         optimizer: AdamW.
         peft: LoRA's settings.
-        compute: Processes and memory.
+        compute: What runs it: this machine or a cluster, and its processes and memory.
         evaluation: Questions, controls, models to compare with.
         registry: The name to register under, and when the new version becomes the champion.
         overrides: Any other config value, by dotted key: {"rng.seed": 7}; over everything above.

@@ -6,7 +6,9 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from tasks.launcher import progress_file_of, run_job
+from tasks.launchers.choice import launcher_of
+from tasks.launchers.follow import run_job
+from tasks.launchers.job import Job
 from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
@@ -56,19 +58,14 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
     return result
 
 
-def _run(job: str, run: Run, arguments: list[str], *on_look: Callable[[], None]) -> None:
-    log_file = run.directory / f"{job}.log"
-    progress = ProgressArtifact(job, run.run_id, progress_file_of(log_file))
+def _run(step: str, run: Run, arguments: list[str], *on_look: Callable[[], None]) -> None:
+    configured = ("--config", str(run.directory / CONFIG), *arguments)
+    job = Job(f"vlm_core.{step}", configured, run.config.compute, run.directory / f"{step}.log")
+    progress = ProgressArtifact(step, run.run_id, job.progress_file)
 
     def look() -> None:
         for call in (*on_look, progress.look):
             call()
 
-    run_job(
-        f"vlm_core.{job}",
-        ["--config", str(run.directory / CONFIG), *arguments],
-        processes=run.config.compute.nproc_per_node,
-        log_file=log_file,
-        logger=get_run_logger(),
-        on_look=look,
-    )
+    logger = get_run_logger()
+    run_job(job, launcher_of(job.compute, logger), logger=logger, on_look=look)

@@ -10,6 +10,7 @@ from typing import Any
 
 from prefect.runtime import flow_run
 
+from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
 from tasks.tracking import end_mlflow_run, log_files, start_mlflow_run
 from vlm_core.config import Config
@@ -37,12 +38,16 @@ class Run:
 
 
 def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
-    """Returns the config of a run; raises ValueError for wrong values, and for a place that cannot be written to."""
+    """Returns the config of a run.
+
+    Raises ValueError for wrong values, a place that cannot be written to, and a launcher that is not there.
+    """
     config = load_config(recipe, overrides)
     if not config.checkpoint.enabled:
         raise ValueError("checkpoint.enabled=false: the flow evaluates and registers the checkpoint; set it to true")
     require_writable(medpix_home())
     require_writable(_directory(config))
+    require_launchable(config.compute)
     return config
 
 
@@ -68,6 +73,7 @@ def tracked_run(config: Config, base_model: Path, splits: Splits, conversations:
     In a directory that a run was interrupted in, that run goes on, in MLflow too.
     Raises ValueError where the configured directory holds another run, or one that is at work.
     """
+    say_what_has_no_effect(config.compute)
     reap_dead_runs()  # first: a job that was left may be saving the checkpoint to go on from
     directory = _directory(config)
     config = _resolved(config, directory, base_model, splits)

@@ -5,7 +5,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from vlm_core.config import EvaluationConfig, OptimizerConfig, PeftConfig, RegistryConfig, StepSchedulerConfig
+from vlm_core.config import (
+    ClusterConfig,
+    ComputeConfig,
+    EvaluationConfig,
+    OptimizerConfig,
+    PeftConfig,
+    RegistryConfig,
+    StepSchedulerConfig,
+)
 from vlm_core.form import form_of, form_overrides
 from vlm_core.recipe import load_config
 
@@ -29,6 +37,15 @@ def test_a_field_leaves_its_siblings_alone() -> None:
     assert config.step_scheduler == recipe.step_scheduler.model_copy(update={"max_steps": 7})
 
 
+def test_one_parameter_takes_a_run_to_a_cluster() -> None:
+    form = form_of(ComputeConfig)
+    assert loaded(compute=form(launcher="slurm")).compute == ComputeConfig(launcher="slurm")
+    filled = form(launcher="slurm", nodes=2, cluster={"partition": "gpu"})
+    cluster = ClusterConfig(partition="gpu")
+    assert loaded(compute=filled).compute == ComputeConfig(launcher="slurm", nodes=2, cluster=cluster)
+    assert form(cluster={}).model_dump() == {}
+
+
 def test_tuning_adds_lora_or_takes_it_away() -> None:
     assert loaded("lora").peft == PeftConfig()
     assert loaded("lora", peft=Peft(dim=4)).peft == PeftConfig(dim=4)
@@ -48,7 +65,8 @@ def test_yes_and_no_are_choices_since_an_untouched_switch_would_say_no() -> None
 
 
 @pytest.mark.parametrize(
-    "section", [OptimizerConfig, PeftConfig, StepSchedulerConfig, EvaluationConfig, RegistryConfig]
+    "section",
+    [OptimizerConfig, PeftConfig, StepSchedulerConfig, EvaluationConfig, RegistryConfig, ClusterConfig, ComputeConfig],
 )
 def test_the_schema_has_what_the_config_says_and_no_defaults(section: Any) -> None:
     form = form_of(section)

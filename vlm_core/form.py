@@ -26,7 +26,7 @@ class FormSection(BaseModel):
 
     @model_serializer(mode="wrap")
     def _filled(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {name: value for name, value in dump(self).items() if value is not None}
+        return {name: value for name, value in dump(self).items() if value is not None and value != {}}
 
 
 def form_of(section: type[Section]) -> type[FormSection]:
@@ -49,6 +49,8 @@ def form_of(section: type[Section]) -> type[FormSection]:
 def _field_type(field: FieldInfo) -> Any:
     if field.annotation is bool:
         return YesNo  # a switch that nobody touched would say no
+    if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+        return form_of(field.annotation)
     annotation: Any = list[float] if get_origin(field.annotation) is tuple else field.annotation
     return Annotated[annotation, *field.metadata] if field.metadata else annotation
 
@@ -65,7 +67,7 @@ def _without_default(schema: dict[str, Any]) -> None:
 def _description(field: FieldInfo) -> str:
     words: dict[Any, Any] = {None: "none", True: "yes", False: "no"}
     default = words.get(field.default, field.default) if isinstance(field.default, bool | None) else field.default
-    known = "" if default is PydanticUndefined else f" Without one: {default}."
+    known = "" if default is PydanticUndefined or isinstance(default, Section) else f" Without one: {default}."
     return f"{field.description} Empty = from the recipe.{known}"
 
 

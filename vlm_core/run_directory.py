@@ -10,7 +10,9 @@ loss.png            both of them, drawn when the run ends
 result.json         what the job returns; written last
 JOB.log             what a job said (encode, finetune, evaluate); under the flow alone, as are
 JOB.progress.json   how far it is
-JOB.pid             its process, while it runs
+JOB.pid             its process, while it runs on this machine
+JOB.slurm.sh        the script that Slurm got; while the job is there, JOB.slurm.json has its id, and JOB.slurm.exit
+                    the exit code that the script left
 mlflow_run.json     the MLflow run
 registered/         full weights that a version in a registry on this machine refers to, as hard links
 data/               report.html and statistics.json of the data

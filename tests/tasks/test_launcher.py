@@ -9,7 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.launcher import JobFailedError, run_job
+from tasks.launchers.follow import run_job
+from tasks.launchers.job import Job, JobFailedError
+from tasks.launchers.local import LocalLauncher
+from vlm_core.config import ComputeConfig
 
 pytestmark = pytest.mark.slow
 
@@ -40,14 +43,16 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "job_under_test"
 
 
+def job(program: str, *arguments: str, processes: int = 2, log_file: Path = Path("job.log")) -> Job:
+    return Job(program, arguments, ComputeConfig(nproc_per_node=processes), log_file)
+
+
 def test_lines_reach_the_logger_and_the_file(program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     looks: list[float] = []
     with caplog.at_level(logging.INFO):
         run_job(
-            program,
-            ["ok", "a b; $(c)"],
-            processes=2,
-            log_file=tmp_path / "logs" / "job.log",
+            job(program, "ok", "a b; $(c)", log_file=tmp_path / "logs" / "job.log"),
+            LocalLauncher(),
             logger=logging.getLogger("test"),
             on_look=lambda: looks.append(time.monotonic()),
         )
@@ -62,20 +67,22 @@ def test_odd_bytes_and_unfinished_lines_do_no_harm(
     program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
-        run_job(program, ["odd"], processes=1, log_file=tmp_path / "job.log", logger=logging.getLogger("test"))
+        run_job(job(program, "odd", processes=1), LocalLauncher(), logger=logging.getLogger("test"))
     assert caplog.messages[-3:] == ["a line that comes in two pieces: café", "not UTF-8: \ufffd", "no newline"]
 
 
 def test_a_failure_has_the_exit_code_and_the_last_lines(program: str, tmp_path: Path) -> None:
     with pytest.raises(JobFailedError, match="job_under_test ended with exit code 1; .*job.log ends with") as error:
-        run_job(program, ["fail"], processes=1, log_file=tmp_path / "job.log", logger=logging.getLogger("test"))
+        run_job(job(program, "fail", processes=1), LocalLauncher(), logger=logging.getLogger("test"))
     assert "exitcode  : 3" in str(error.value)
 
 
 CALLER = """
-import logging, pathlib
-from tasks.launcher import run_job
-run_job("job_under_test", ["wait"], processes=2, log_file=pathlib.Path("job.log"), logger=logging.getLogger())
+import logging
+from tasks.launchers.follow import run_job
+from tasks.launchers.local import LocalLauncher
+from tests.tasks.test_launcher import job
+run_job(job("job_under_test", "wait", processes=2), LocalLauncher(), logger=logging.getLogger())
 """
 
 
@@ -140,13 +147,6 @@ def test_no_process_survives(program: str, tmp_path: Path, killed: str) -> None:
             seen[-1].kill()
 
     with pytest.raises((Cancelled, JobFailedError)):
-        run_job(
-            program,
-            ["wait"],
-            processes=2,
-            log_file=tmp_path / "job.log",
-            logger=logging.getLogger("test"),
-            on_look=look,
-        )
+        run_job(job(program, "wait"), LocalLauncher(), logger=logging.getLogger("test"), on_look=look)
     assert len(seen) == 3
     assert psutil.wait_procs(seen, timeout=5)[1] == []

@@ -15,6 +15,7 @@ from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, R
 from vlm_core.config.training import (
     CheckpointConfig,
     ClipGradNormConfig,
+    ClusterConfig,
     ComputeConfig,
     FreezeConfig,
     LossConfig,
@@ -33,6 +34,7 @@ __all__ = [
     "BASE",
     "CheckpointConfig",
     "ClipGradNormConfig",
+    "ClusterConfig",
     "ComputeConfig",
     "Config",
     "DataloaderConfig",
@@ -97,7 +99,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
-        self.require_divisible_batch(self.compute.nproc_per_node)
+        self.require_divisible_batch(self.compute.processes)
         return self
 
     @model_validator(mode="after")

@@ -141,7 +141,7 @@ def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
         remedies.append("compute.gradient_checkpointing=true (most of the activations)")
     if config.packing.enabled and plan.memory["activations"] > 0.1 * total:
         remedies.append(f"packing.max_tokens={config.packing.max_tokens // 2} (half of the activations)")
-    if config.compute.nproc_per_node > 1 and config.compute.strategy == "ddp":
+    if config.compute.processes > 1 and config.compute.strategy == "ddp":
         remedies.append("compute.strategy=fsdp2 (weights and optimizer are divided)")
     if config.peft is None:
         remedies.append("a recipe with peft (no gradients and no optimizer of the frozen weights)")

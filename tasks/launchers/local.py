@@ -1,0 +1,62 @@
+"""Jobs on this machine: torchrun as a subprocess, in a process group of its own.
+
+The job writes into a file and not into a pipe: it does not wait for its follower.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+from tasks import bound
+from tasks.launchers.job import Job
+from tasks.processes import end_family, write_pid_file
+
+
+class LocalJob:
+    """A torchrun of this machine; it ends with the process that started it (`tasks.bound`)."""
+
+    remark = ""
+
+    def __init__(self, process: subprocess.Popen[bytes], pid_file: Path, log_start: int) -> None:
+        self.process, self.pid_file, self.log_start = process, pid_file, log_start
+
+    def result(self) -> int | None:
+        """Returns torchrun's exit code, None while it runs."""
+        return self.process.poll()
+
+    def cancel(self) -> None:
+        """Ends the whole process group; returns when it is gone."""
+        if self.process.poll() is None:
+            end_family(psutil.Process(self.process.pid))
+        self.process.wait()
+        self.pid_file.unlink(missing_ok=True)
+
+
+class LocalLauncher:
+    """Runs jobs on this machine."""
+
+    def submit(self, job: Job) -> LocalJob:
+        """Starts torchrun; its pid is in a file beside the log, for whoever finds it left behind."""
+        job.progress_file.unlink(missing_ok=True)
+        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.compute.nproc_per_node}"]
+        # By its path: as a module it would import the package, and Prefect's defaults, first.
+        command = [sys.executable, str(Path(bound.__file__)), str(os.getpid()), sys.executable, *torchrun]
+        with job.log_file.open("ab") as sink:
+            log_start = sink.tell()
+            process = subprocess.Popen(
+                [*command, "-m", job.module, *job.arguments],
+                stdout=sink,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env=os.environ | job.environment(),
+            )
+        submitted = LocalJob(process, job.log_file.with_suffix(".pid"), log_start)
+        try:
+            write_pid_file(submitted.pid_file, process.pid)
+        except BaseException:
+            submitted.cancel()
+            raise
+        return submitted

@@ -1,0 +1,87 @@
+"""What can be said of Slurm jobs without a cluster: the script, and what is refused at once."""
+
+import logging
+import subprocess
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from tasks.launchers.choice import require_launchable, say_what_has_no_effect
+from tasks.launchers.job import Job
+from tasks.launchers.slurm_commands import Status
+from tasks.launchers.slurm_script import slurm_script
+from tests.conftest import small_config
+from vlm_core.config import ClusterConfig, ComputeConfig
+
+CLUSTER = ClusterConfig(
+    gpus_per_node=4, cpus_per_node=8, memory_per_node="64G", time_limit="2-00", partition="gpu", account="med",
+    modules=["cuda/12.4"], extra_arguments=["--constraint=a100&ib"], max_restarts=2,
+)  # fmt: skip
+COMPUTE = ComputeConfig(launcher="slurm", nodes=2, nproc_per_node=4, cluster=CLUSTER)
+
+
+def job(directory: Path) -> Job:
+    return Job("vlm_core.finetune", ("--config", "a b; $(c)"), COMPUTE, directory / "finetune.log")
+
+
+def test_the_script_asks_for_what_the_config_says(tmp_path: Path) -> None:
+    directory = tmp_path / "a run of 100%"
+    script = slurm_script(job(directory), directory / "finetune.slurm.exit")
+    asked = {line.removeprefix("#SBATCH ") for line in script.splitlines() if line.startswith("#SBATCH ")}
+    assert asked == {
+        "--job-name='a run of 100%-finetune'", f"--output='{tmp_path}/a run of 100%%/finetune.log'",
+        "--open-mode=append", "--nodes=2", "--ntasks-per-node=1", "--requeue", "--signal=TERM@120",
+        "--gpus-per-node=4", "--cpus-per-task=8", "--mem=64G", "--time=2-00", "--partition=gpu", "--account=med",
+        "'--constraint=a100&ib'",
+    }  # fmt: skip
+    assert "\nmodule load cuda/12.4\n" in script
+    assert "srun --wait=60 --cpus-per-task=8 " in script
+    assert "--nnodes=2 --nproc-per-node=4 --max-restarts=2" in script
+    assert "-m vlm_core.finetune --config 'a b; $(c)'\n" in script
+    assert subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+    assert script == slurm_script(job(directory), directory / "finetune.slurm.exit")
+
+
+def test_no_value_becomes_a_line_of_the_script(tmp_path: Path) -> None:
+    for field in ("partition", "account", "modules", "extra_arguments", "memory_per_node", "time_limit"):
+        with pytest.raises(ValidationError, match="should match pattern"):
+            ClusterConfig.model_validate({field: "--x\ncurl"})
+    with pytest.raises(ValueError, match="has control characters: give checkpoint"):
+        slurm_script(job(tmp_path / "a\nb"), tmp_path / "exit")
+
+
+def test_nodes_take_a_cluster_and_count_as_processes() -> None:
+    with pytest.raises(ValueError, match=r"compute\.nodes=2 takes a cluster: set compute\.launcher=slurm"):
+        small_config(**{"compute.nodes": 2})
+    settings = {"packing.enabled": False, "compute.launcher": "slurm", "compute.nodes": 3, "compute.nproc_per_node": 2}
+    with pytest.raises(ValueError, match=r"local_batch_size \* processes = 8 \* 6 = 48"):
+        small_config(**settings)
+
+
+def test_what_only_a_cluster_heeds_is_named_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+    say_what_has_no_effect(COMPUTE)
+    say_what_has_no_effect(ComputeConfig())
+    assert caplog.messages == []
+    say_what_has_no_effect(ComputeConfig(cluster=ClusterConfig(partition="gpu", gpus_per_node=2)))
+    names = "compute.cluster.gpus_per_node, compute.cluster.partition"
+    assert caplog.messages == [f"{names}: no effect with compute.launcher=local"]
+    assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_a_machine_without_slurm_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_launchable(ComputeConfig())
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ValueError, match=r"there is no sbatch here: .* or set compute\.launcher=local"):
+        require_launchable(COMPUTE)
+
+
+def test_states_that_end_and_reasons_that_never_do() -> None:
+    for state in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "UNKNOWN"):
+        assert Status(state).is_over
+    for state in ("PENDING", "RUNNING", "COMPLETING", "REQUEUE_HOLD", "UNREACHABLE"):
+        assert not Status(state).is_over
+    assert Status("PENDING", "PartitionTimeLimit").is_hopeless
+    assert Status("PENDING", "QOSMaxNodePerJobLimit").is_hopeless
+    assert not Status("PENDING", "Resources").is_hopeless
+    assert str(Status("PENDING", "Resources")) == "PENDING (Resources)"
