@@ -1,18 +1,31 @@
 """Which launcher a config asks for, and whether it can have it."""
 
 import logging
+from importlib.util import find_spec
 
 from tasks.launchers.follow import Logger
 from tasks.launchers.job import Launcher
 from tasks.launchers.local import LocalLauncher
 from tasks.launchers.slurm import SlurmLauncher, require_slurm
-from vlm_core.config import ComputeConfig
+from vlm_core.config import ClusterConfig, ComputeConfig, KubernetesConfig
 
 logger = logging.getLogger(__name__)
+
+# What each launcher heeds of compute.cluster and compute.kubernetes.
+HEEDED = {
+    "local": frozenset[str](),
+    "slurm": frozenset(f"cluster.{name}" for name in ClusterConfig.model_fields),
+    "kubernetes": frozenset(f"kubernetes.{name}" for name in KubernetesConfig.model_fields)
+    | {f"cluster.{name}" for name in ("gpus_per_node", "cpus_per_node", "memory_per_node", "max_restarts")},
+}
 
 
 def launcher_of(compute: ComputeConfig, logger: Logger) -> Launcher:
     """Returns the launcher of `compute`; it tells `logger` what its engine does."""
+    if compute.launcher == "kubernetes":
+        from tasks.launchers.kubernetes import KubernetesLauncher  # with the client, an extra
+
+        return KubernetesLauncher(logger)
     return SlurmLauncher(logger) if compute.launcher == "slurm" else LocalLauncher()
 
 
@@ -20,11 +33,19 @@ def require_launchable(compute: ComputeConfig) -> None:
     """Raises ValueError where the engine that `compute` names is not there, or has not what it asks for."""
     if compute.launcher == "slurm":
         require_slurm(compute)
+    if compute.launcher == "kubernetes":
+        if find_spec("kubernetes") is None:
+            raise ValueError("compute.launcher=kubernetes needs pip install 'medpix-finetune[kubernetes]'")
+        from tasks.launchers.kubernetes import require_kubernetes
+
+        require_kubernetes(compute)
 
 
 def say_what_has_no_effect(compute: ComputeConfig) -> None:
     """Warns of settings that the launcher does not heed."""
-    given = compute.cluster.model_dump(exclude_defaults=True)
-    if compute.launcher == "local" and given:
-        names = ", ".join(f"compute.cluster.{name}" for name in given)
-        logger.warning("%s: no effect with compute.launcher=local", names)
+    heeded = HEEDED[compute.launcher]
+    sections = {"cluster": compute.cluster, "kubernetes": compute.kubernetes}
+    given = [f"{name}.{key}" for name, part in sections.items() for key in part.model_dump(exclude_defaults=True)]
+    names = ", ".join(f"compute.{name}" for name in given if name not in heeded)
+    if names:
+        logger.warning("%s: no effect with compute.launcher=%s", names, compute.launcher)

@@ -10,13 +10,12 @@ import yaml
 from pydantic import Field, model_validator
 
 from vlm_core.config.base import Section
+from vlm_core.config.compute import ClusterConfig, ComputeConfig, KubernetesConfig
 from vlm_core.config.data import DataloaderConfig, DatasetConfig, ValidationDatasetConfig
 from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
 from vlm_core.config.training import (
     CheckpointConfig,
     ClipGradNormConfig,
-    ClusterConfig,
-    ComputeConfig,
     FreezeConfig,
     LossConfig,
     LRSchedulerConfig,
@@ -41,6 +40,7 @@ __all__ = [
     "DatasetConfig",
     "EvaluationConfig",
     "FreezeConfig",
+    "KubernetesConfig",
     "LRSchedulerConfig",
     "ModelConfig",
     "OptimizerConfig",

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from vlm_core.config.base import Names, PositiveInt, Section, Target, listed
+from vlm_core.config.base import Names, PositiveInt, Section, Target
 
 
 def _strip_torch(value: Any) -> Any:
@@ -189,67 +189,6 @@ class CheckpointConfig(Section):
 
 class RngConfig(Section):
     seed: int = Field(42, ge=0, description="Seeds weights, dropout, the order of the data and the controls.")
-
-
-# They become lines of a script: none of them may say more there than it is.
-SlurmName = Annotated[str, Field(pattern=r"^[\w.,-]+$")]
-ModuleName = Annotated[str, Field(pattern=r"^[\w./+-]+$")]
-LongOption = Annotated[str, Field(pattern=r"^--[a-z][a-z-]*(=.*)?$")]
-
-
-class ClusterConfig(Section):
-    """What a job asks a cluster for."""
-
-    gpus_per_node: PositiveInt | None = Field(None, description="GPUs to ask for on each node; null = none.")
-    cpus_per_node: PositiveInt | None = Field(None, description="CPUs to ask for on each node; null = the cluster's.")
-    memory_per_node: str | None = Field(
-        None,
-        pattern=r"^\d+[KMGT]?$",
-        description="Memory to ask for on each node, `64G`; null = the cluster's default.",
-    )
-    time_limit: str | None = Field(
-        None,
-        pattern=r"^[\d:-]+$",
-        description="Slurm's, `12:00:00` or `2-00`; null = the partition's. A run outlives it.",
-    )
-    partition: SlurmName | None = Field(None, description="Slurm's partition; null = the cluster's default.")
-    account: SlurmName | None = Field(None, description="Slurm's account; null = yours.")
-    modules: Annotated[list[ModuleName], BeforeValidator(listed)] = Field(
-        [], description="Environment modules to load on the nodes: `cuda/12.4`."
-    )
-    extra_arguments: Annotated[list[LongOption], BeforeValidator(listed)] = Field(
-        [], description="Any other options of sbatch: `--qos=high`."
-    )
-    max_restarts: PositiveInt = Field(
-        1, description="How often torchrun starts the processes anew when one has failed."
-    )
-
-
-class ComputeConfig(Section):
-    launcher: Literal["local", "slurm"] = Field(
-        "local", description="What the flow has its jobs run by: this machine, or Slurm."
-    )
-    nodes: PositiveInt = Field(1, description="Machines that share a job; more than one takes a cluster's launcher.")
-    nproc_per_node: PositiveInt = Field(1, description="Processes that torchrun starts on each node, one a GPU.")
-    strategy: Literal["ddp", "fsdp2"] = Field(
-        "ddp", description="ddp = each process has the whole model; fsdp2 = weights and optimizer are divided."
-    )
-    compile: bool = Field(False, description="torch.compile each decoder layer: minutes at the start, faster steps.")
-    gradient_checkpointing: bool = Field(
-        False, description="Compute activations again in the backward pass: far less memory, about a third more time."
-    )
-    cluster: ClusterConfig = Field(ClusterConfig(), description="What to ask a cluster for; heeded by its launcher.")
-
-    @model_validator(mode="after")
-    def _one_machine_is_one_node(self) -> "ComputeConfig":
-        if self.launcher == "local" and self.nodes > 1:
-            raise ValueError(f"compute.nodes={self.nodes} takes a cluster: set compute.launcher=slurm, or nodes=1")
-        return self
-
-    @property
-    def processes(self) -> int:
-        """The processes of a job, over all nodes."""
-        return self.nodes * self.nproc_per_node
 
 
 class WandbConfig(Section):
