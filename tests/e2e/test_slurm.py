@@ -99,13 +99,15 @@ def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
     environment |= {"MEDPIX_HOME": str(home)}
     killed = started_process(*words, environment=environment, log=tmp_path / "killed.log")
-    wait_until(lambda: steps_done(directory) >= 20 or killed.poll() is not None, "a few steps of training", 300)
-    assert killed.poll() is None, (tmp_path / "killed.log").read_text()
-    job = read_json(directory / "finetune.slurm.json")["job_id"]
-    killed.kill()
-    killed.wait()
-    for server in (process for process in processes_of(home) if "uvicorn" in process.cmdline()):
-        server.terminate()  # Prefect's, which nobody else ends
+    try:
+        wait_until(lambda: steps_done(directory) >= 20 or killed.poll() is not None, "a few steps of training")
+        assert killed.poll() is None, (tmp_path / "killed.log").read_text()
+        job = read_json(directory / "finetune.slurm.json")["job_id"]
+    finally:
+        killed.kill()
+        killed.wait()
+        for server in (process for process in processes_of(home) if "uvicorn" in process.cmdline()):
+            server.terminate()  # Prefect's, which nobody else ends
     done = command(*words, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"goes on with Slurm job {job}, which was submitted before" in done.stderr
