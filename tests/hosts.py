@@ -30,6 +30,10 @@ class Hosts:
         name = self.names[host]
         return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", AS_HOST, name, *command]
 
+    def first_process(self, host: int, *command: str) -> list[str]:
+        """Returns the same with process ids of its own: the command is process 1, as in a container."""
+        return self.on(host, "unshare", "--pid", "--fork", "--kill-child", *command)
+
     def cut(self) -> None:
         """Takes the cable out."""
         _ip("-n", self.names[0], "link", "set", INTERFACE, "down")

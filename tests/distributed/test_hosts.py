@@ -1,4 +1,4 @@
-"""torchrun on two hosts without a scheduler: a short cut of the link passes, a long one ends in a restart; same curve."""
+"""torchrun on two hosts, without a scheduler: a short cut of the link passes, a long one ends in a restart."""
 
 import os
 import signal
