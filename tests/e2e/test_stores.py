@@ -66,6 +66,16 @@ def test_a_flow_registers_a_champion_that_another_machine_loads(client: dict[str
     assert answers[0] == answers[1] != ""
 
 
+def test_the_deployments_are_registered_with_a_password(client: dict[str, str]) -> None:
+    done = command("tasks.deploy", environment=client)
+    assert done.returncode == 0, done.stdout + done.stderr
+    _, _, password = client["PREFECT_API_AUTH_STRING"].partition(":")
+    known = httpx.post(
+        f"{client['PREFECT_API_URL']}/deployments/filter", json={}, auth=("medpix", password), timeout=60
+    )
+    assert {deployment["name"] for deployment in known.json()} >= {"medpix-finetune", "medpix-evaluate"}
+
+
 def test_what_was_run_lies_in_postgres_and_in_the_bucket(client: dict[str, str], directory: Path) -> None:
     summary = json.loads((directory / "home" / "runs" / "latest" / "summary.json").read_text())
     where = client["TEST_DATABASE"]
