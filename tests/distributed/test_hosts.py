@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.test_two_ranks import configure, run_on_two
+from tests.distributed.test_two_ranks import configure
 from tests.e2e.services import ROOT, wait_until
 from tests.hosts import ADDRESSES, INTERFACE, Hosts, two_hosts
 from vlm_core.files import read_json_lines
@@ -30,28 +30,28 @@ def hosts() -> Iterator[Hosts]:
         yield hosts
 
 
-def agent(hosts: Hosts, host: int, directory: Path, conversations: Path) -> subprocess.Popen[bytes]:
-    """Starts the README's command on a host."""
+def agent(hosts: Hosts, host: int, root: Path, conversations: Path) -> subprocess.Popen[bytes]:
+    """Starts the README's command on a host for two trainings, of which nothing happens to the first."""
     words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=medpix", "--max-restarts=3"]
     # A namespace has no name that could be looked up, so that each is told its address and who keeps the rendezvous.
     words += [f"--rdzv-endpoint={ADDRESSES[0]}:29400", f"--local-addr={ADDRESSES[host]}"]
     words += [f"--rdzv-conf=is_host={int(host == 0)},last_call_timeout=1"]
-    job = ["vlm_core.finetune", "--config", str(directory / CONFIG), "--conversations", str(conversations)]
+    job = ["tests.distributed.trainings", str(conversations), *(str(root / name / CONFIG) for name in ("whole", "cut"))]
     command = [sys.executable, "-m", "torch.distributed.run", *words, "-m", *job]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
-    with log_of(directory, host).open("wb") as log:
+    with log_of(root, host).open("wb") as log:
         call = hosts.on(host, "sh", "-c", AGAIN, "again", *command)
         return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)
 
 
-def log_of(directory: Path, host: int) -> Path:
-    return directory / f"host-{host}.log"
+def log_of(root: Path, host: int) -> Path:
+    return root / f"host-{host}.log"
 
 
 @contextmanager
-def agents(hosts: Hosts, directory: Path, conversations: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+def agents(hosts: Hosts, root: Path, conversations: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Yields the processes on both hosts; none is left at the end."""
-    started = [agent(hosts, host, directory, conversations) for host in (0, 1)]
+    started = [agent(hosts, host, root, conversations) for host in (0, 1)]
     try:
         yield started
     finally:
@@ -69,13 +69,12 @@ def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path,
     length = {"step_scheduler.max_steps": STEPS, "step_scheduler.num_epochs": 9, "step_scheduler.ckpt_every_steps": 5}
     for name in ("whole", "cut"):
         configure(tmp_path / name, **length)
-    run_on_two(conversations, tmp_path / "whole")
     run = tmp_path / "cut"
 
     def restarts() -> int:
-        return sum(log_of(run, host).read_text().count("resumed from") for host in (0, 1))
+        return sum(log_of(tmp_path, host).read_text().count("resumed from") for host in (0, 1))
 
-    with agents(hosts, run, conversations) as processes:
+    with agents(hosts, tmp_path, conversations) as processes:
         wait_until(lambda: steps_of(run) >= 6, "a few steps of training")
         hosts.cut()
         time.sleep(2)
@@ -84,11 +83,11 @@ def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path,
         assert restarts() == 0
         hosts.cut()
         ended = "RendezvousConnectionError"
-        wait_until(lambda: ended in log_of(run, 1).read_text(), "the second host notices", 120)
+        wait_until(lambda: ended in log_of(tmp_path, 1).read_text(), "the second host notices", 120)
         reached = steps_of(run)
         assert 20 <= reached < STEPS
         hosts.mend()
-        assert [process.wait(400) for process in processes] == [0, 0], log_of(run, 0).read_text()
+        assert [process.wait(400) for process in processes] == [0, 0], log_of(tmp_path, 0).read_text()
     assert restarts() == 1
     whole, cut = (read_json_lines(tmp_path / name / METRICS)[0] for name in ("whole", "cut"))
     assert [(r["step"], r["loss"], r["grad_norm"]) for r in cut] == [
