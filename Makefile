@@ -38,8 +38,8 @@ check: setup  ## the developer's loop: lint, contracts, types, fast tests
 	$(BIN)/pyrefly check
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
-stress: setup  ## the kill tests with twenty seeded kills in place of three, and every way to stop a flow
-	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run or test_stops'
+stress: setup  ## the kill tests with twenty seeded kills in place of three, every way to stop a flow, and a link that is cut
+	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run or test_stops or test_hosts'
 
 format: setup  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .

@@ -17,7 +17,11 @@ from tests.hosts import ADDRESSES, INTERFACE, Hosts, two_hosts
 from vlm_core.files import read_json_lines
 from vlm_core.run_directory import CONFIG, METRICS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif("MEDPIX_KILLS" not in os.environ, reason="minutes: make stress runs it"),
+]
 
 STEPS = 50
 # The README's loop: an agent whose link was cut ends, and a new one joins the others.

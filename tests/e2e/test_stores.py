@@ -48,7 +48,7 @@ def test_neither_server_answers_without_its_password(client: dict[str, str]) -> 
 
 def test_a_flow_registers_a_champion_that_another_machine_loads(client: dict[str, str], directory: Path) -> None:
     words = [word for option in SMALL.items() for word in option]
-    done = command("pipelines.finetune", "--recipe", "demo", *words, environment=client)
+    done = command("pipelines.finetune", "--recipe", "demo", *words, environment=client, seconds=800)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "champion    yes" in done.stdout
     listed = command("tasks.registry", "list", environment=client)
