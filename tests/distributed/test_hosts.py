@@ -92,7 +92,7 @@ def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path,
         assert 20 <= reached < STEPS
         hosts.mend()
         assert [process.wait(400) for process in processes] == [0, 0], log_of(tmp_path, 0).read_text()
-    assert restarts() == 1
+    assert restarts() >= 1  # on a busy machine an agent may give up waiting for the others, and come again
     whole, cut = (read_json_lines(tmp_path / name / METRICS)[0] for name in ("whole", "cut"))
     assert [(r["step"], r["loss"], r["grad_norm"]) for r in cut] == [
         (r["step"], r["loss"], r["grad_norm"]) for r in whole
