@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from typing import Any
 
 import mlflow
-from filelock import FileLock
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
+from vlm_core.cache import locked
 from vlm_core.home import medpix_home
 
 CHAMPION = "champion"
@@ -50,7 +50,7 @@ def only_promoter(name: str) -> Iterator[None]:
     """Holds the lock of promotions of `name`: of two runs that end at once, one decides after the other."""
     path = medpix_home() / "mlflow" / f".{name}.promotion.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path):
+    with locked(path):
         yield
 
 

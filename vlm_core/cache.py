@@ -1,9 +1,10 @@
-"""Content-addressed directories: built once, complete or absent, safe under two builders and under kill -9."""
+"""Content-addressed directories: built once, complete or absent, safe under builders on many hosts and kill -9."""
 
+import errno
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,11 @@ from vlm_core.files import file_sha256, published_directory, read_json, write_js
 
 MANIFEST = "manifest.json"
 FILES = "files"  # in it, the sha256 of every file beside it
+NO_LOCKS = (
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+    errno.ENOLCK,
+)  # of file systems without them
 
 
 def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, bool]:
@@ -27,8 +33,9 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
         touch(final / MANIFEST)
         return final, True
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f".{key}.lock"):
-        if (final / MANIFEST).exists():
+    with locked(root / f".{key}.lock"):
+        # Listed, and not asked for by name: a client of NFS remembers for a minute that a name was not there.
+        if final in root.iterdir() and (final / MANIFEST).exists():
             return final, True
         for rubbish in root.glob(f".{key}.*/"):  # of a builder that was killed: the lock says that none is at work
             shutil.rmtree(rubbish)
@@ -36,6 +43,29 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
             manifest = build(aside)
             write_json(aside / MANIFEST, {**manifest, FILES: checksums(aside)})
     return final, False
+
+
+@contextmanager
+def locked(path: Path, timeout: float = -1) -> Iterator[None]:
+    """Holds the lock file `path` for the block, after waiting for `timeout` seconds at most; -1 is without end.
+
+    The kernel holds it (flock) and gives it back when the holder dies, so that no lock is ever stale; where the file
+    system asks a server, other hosts wait too. Raises filelock.Timeout, and ValueError where there are no locks.
+    """
+    lock = FileLock(path, timeout=timeout, fallback_to_soft=False)  # a soft lock would outlive a killed holder
+    try:
+        lock.acquire()
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        raise ValueError(
+            f"{path.parent} is on a file system without flock ({error.strerror}), so that two builders would not see "
+            "each other; mount it with locks, or set MEDPIX_HOME and checkpoint.checkpoint_dir to another one"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def touch(path: Path) -> None:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from vlm_core.cache import MANIFEST, damaged_files, read_manifest
+from vlm_core.cache import MANIFEST, damaged_files, locked, read_manifest
 from vlm_core.home import medpix_home
 
 BUILT_DIRECTORIES = ("phantom", "models", "registered", "conversations", "tokens")  # of `cached_directory`
@@ -83,7 +83,7 @@ class Cache:
     def delete(self) -> bool:
         """Deletes it; returns False where a run is building it, or another one deletes it."""
         try:
-            with FileLock(self._lock, timeout=0):
+            with locked(self._lock, timeout=0):
                 shutil.rmtree(self.directory)
         except Timeout:
             return False

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,10 +60,16 @@ def read_json_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], 
     return records, offset + len(complete) + len(newline)
 
 
+def _aside(final: Path) -> Path:
+    """Returns where this process writes what will become `final`: hosts that share a directory may share a pid."""
+    host = socket.gethostname().replace(".", "-")  # what follows the last dot is the writer
+    return final.with_name(f".{final.name}.{host}-{os.getpid()}")
+
+
 @contextmanager
 def published_file(final: Path) -> Iterator[Path]:
     """Yields a path beside `final` to write to; the file takes its place when the block ends without an error."""
-    aside = final.with_name(f".{final.name}.{os.getpid()}")
+    aside = _aside(final)
     try:
         yield aside
         aside.replace(final)
@@ -76,7 +83,7 @@ def published_directory(final: Path) -> Iterator[Path]:
 
     A `final` that already exists is replaced; after an error nothing is left behind.
     """
-    aside = final.with_name(f".{final.name}.{os.getpid()}")
+    aside = _aside(final)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
@@ -91,7 +98,7 @@ def published_directory(final: Path) -> Iterator[Path]:
 
 def point(pointer: Path, target: Path) -> None:
     """Makes the symbolic link `pointer` refer to `target`, a path in the same directory or below, atomically."""
-    aside = pointer.with_name(f".{pointer.name}.{os.getpid()}")
+    aside = _aside(pointer)
     aside.unlink(missing_ok=True)
     aside.symlink_to(os.path.relpath(target, pointer.parent))
     aside.replace(pointer)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from vlm_core.cache import read_manifest
+from vlm_core.cache import locked, read_manifest
 from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, ImageInputs, build_batches, image_inputs_of
@@ -51,7 +51,7 @@ from vlm_core.run_directory import (
 )
 from vlm_core.targets import is_built_in, load_target
 from vlm_core.training.checkpoint import load_progress
-from vlm_core.training.distributed import Ranks, command, main_rank_first
+from vlm_core.training.distributed import Ranks, command, main_rank_first, same_as_main
 from vlm_core.training.encoding import encode_images
 from vlm_core.training.loop import Preempted, Trainer, total_steps
 from vlm_core.training.optim import optimizer_class
@@ -91,7 +91,8 @@ def finetune(
             config = _with_what_has_an_effect(config, family)
         # Before the model is loaded: a template that is not the family's, or too long examples, end the run here.
         tokens = _read_tokens(config, conversations, processor, family, collate)
-    checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
+    # The main rank's: on a shared file system, another host may still see where a pointer led a minute ago.
+    checkpoint = same_as_main(checkpoint_to_resume(directory, config.checkpoint.restore_from))
     if checkpoint is not None:
         require_compatible(checkpoint, config)
         progress, patience = load_progress(checkpoint), config.step_scheduler.early_stop_patience
@@ -160,7 +161,7 @@ def _sole_writer(directory: Path) -> Iterator[None]:
     """Holds the run directory's lock; raises ValueError where another run holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(directory / ".lock", timeout=0):
+        with locked(directory / ".lock", timeout=0):
             for rubbish in directory.glob(".epoch_*/"):  # left by a run that was killed while it saved
                 shutil.rmtree(rubbish)
             yield

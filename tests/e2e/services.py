@@ -16,10 +16,10 @@ import psutil
 ROOT = Path(__file__).parents[2]
 
 
-def command(*arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, environment: dict[str, str], seconds: float = 400) -> subprocess.CompletedProcess[str]:
     """Runs `python -m ...` in the project's directory."""
     call = [sys.executable, "-m", *arguments]
-    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
+    return subprocess.run(call, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=seconds)
 
 
 def free_port() -> str:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
+from vlm_core.cache import locked
 from vlm_core.config import Config
 from vlm_core.data.batches import ImageInputs, image_inputs_of
 from vlm_core.data.conversations import ConversationDataset, image_sizes
@@ -64,7 +64,7 @@ def answer_questions(
         tokens = TokenDataset(build_tokens(questions.conversations, processor, family), "validation")
     asked = [questions.under(condition, tokens, processor, family) for condition in conditions]
     stores = _Stores.of(files, processor, family, config)
-    with FileLock(stores.lock) if ranks.is_main else nullcontext():  # Of two jobs at once one asks, the other waits.
+    with locked(stores.lock) if ranks.is_main else nullcontext():  # Of two jobs at once one asks, the other waits.
         barrier()
         stores.refresh()
         work = list(stores.work(asked, shared_image_token(processor, family)))

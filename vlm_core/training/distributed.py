@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -18,6 +19,8 @@ import torch.distributed as dist
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.progress import PROGRESS_FILE, progress_sent_to, progress_writer
+
+T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(hours=3)
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -91,6 +94,15 @@ def sum_over_ranks(*values: float) -> list[float]:
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.tolist()
+
+
+def same_as_main(value: T) -> T:
+    """Returns the main rank's `value` on every rank; all have to call it."""
+    if not dist.is_initialized():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def peak_memory_mb() -> float:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 
-from vlm_core.cache import touch
+from vlm_core.cache import locked, touch
 from vlm_core.data.batches import PixelInputs
 from vlm_core.data.conversations import ConversationDataset, image_sizes
 from vlm_core.data.grids import Grid, grids_of
@@ -68,7 +67,7 @@ def encode_images(
     store, hashes = _store_of(model, processor, family), _hashes(conversations)
     store.directory.mkdir(parents=True, exist_ok=True)
     # Of two jobs at once one encodes; the other waits and finds everything.
-    with FileLock(store.directory / ".lock") if ranks.is_main else nullcontext():
+    with locked(store.directory / ".lock") if ranks.is_main else nullcontext():
         if ranks.is_main:
             store.clean(hashes)
         barrier()

@@ -94,7 +94,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     computed = sum(rows * longest for rows, longest in sizes)
     per_epoch = computed * len(tokens) / sum(map(len, looked_at))
     steps = min(schedule.num_epochs * len(epoch), schedule.max_steps or math.inf)
-    parts = _parameters(config, base, family)
+    parts = planned_parameters(config, base, family)
     trained, frozen = total(parts)
     text = AutoConfig.from_pretrained(base).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8
@@ -118,7 +118,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
         trained=trained,
         frozen=frozen,
         memory=memory,
-        checkpoint_bytes=trained * 12.0 + (frozen * width if config.peft is None else 0),
+        checkpoint_bytes=checkpoint_bytes(Counts(trained, frozen), width, adapter=config.peft is not None),
         flops=(flops_per_token(parts) + again) * per_epoch * steps / len(epoch),
     )
 
@@ -158,7 +158,15 @@ def _shape(micro_batch: Any, tokens: TokenDataset) -> tuple[int, int]:
     return len(micro_batch.examples), int(max(tokens.lengths[i] for i in micro_batch.examples))
 
 
-def _parameters(config: Config, base: Path, family: Family) -> PartCounts:
+def checkpoint_bytes(counts: Counts, width: int, *, adapter: bool) -> float:
+    """Returns the bytes of a checkpoint: weights and AdamW's two moments in float32, and what is frozen of a model.
+
+    `width` is the bytes of a frozen weight; an `adapter` is saved without the model that it belongs to.
+    """
+    return counts.trainable * 12.0 + (0 if adapter else counts.frozen * width)
+
+
+def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts:
     """Returns how many parameters train and how many are frozen on the device, by part of the model."""
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base))

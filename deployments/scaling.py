@@ -1,0 +1,285 @@
+"""What a training costs on many GPUs, from the costs of an image and a question: the tables of SCALING.md.
+
+`python -m deployments.scaling --images 1000000 --gpus 8 64 512`; every input below is an option.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from vlm_core.families import GEMMA3
+from vlm_core.models.freeze import PartCounts, total
+from vlm_core.recipe import load_config
+from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
+from vlm_core.training.plan import UTILISATION, checkpoint_bytes, planned_parameters
+
+# The published config.json of google/gemma-3-4b-it, as far as sizes follow from it.
+GEMMA3_4B = {
+    "model_type": "gemma3",
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "model_type": "gemma3_text",
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "num_hidden_layers": 34,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 262208,
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+TEXT, VISION = GEMMA3_4B["text_config"], GEMMA3_4B["vision_config"]
+PATCHES = (VISION["image_size"] // VISION["patch_size"]) ** 2
+BFLOAT16, FLOAT32, GIGABYTE = 2, 4, 1e9
+CONDITIONS = 5  # of an evaluation: model, shuffled, blank, question_only, base
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What may be otherwise; bytes a second where nothing else is said."""
+
+    images: int = 1_000_000
+    questions: int = 10  # an image
+    epochs: int = 3
+    prefix_tokens: int = 264  # an image and what stands before its questions
+    question_tokens: int = 55  # with the answer
+    answer_tokens: int = 30
+    images_a_gpu: int = 2  # a step: 2 x (264 + 10 x 55) tokens of packing.max_tokens = 2048
+    gpu: str = "H100"
+    utilisation: float = UTILISATION
+    gpu_memory: float = 3.35e12
+    gpus_a_node: int = 8
+    inside_node: float = 450e9  # a GPU
+    between_nodes: float = 50e9  # a GPU
+    storage: float = 10e9  # all nodes together
+    writer: float = 2e9  # one process
+    checkpoint_steps: int = 200
+    rows_a_second: float = 1576  # prepared by one process
+    verified: float = 1.5e9  # checksums of the vision cache, one process
+    evaluated: int = 10_000  # questions
+
+    @property
+    def all_questions(self) -> int:
+        """Of the dataset."""
+        return self.images * self.questions
+
+    @property
+    def flops(self) -> float:
+        """What a GPU does in a second."""
+        return self.utilisation * PEAK_FLOPS[self.gpu]
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one recipe: parameters, FLOPs and bytes."""
+
+    parts: PartCounts  # with the tower
+    adapter: bool
+    inputs: Inputs
+
+    @property
+    def token(self) -> float:
+        """FLOPs of a token in training, by `vlm_core.training.flops`."""
+        return flops_per_token(self.parts)
+
+    @property
+    def head(self) -> float:
+        """FLOPs of a supervised token in the head: forward, and the gradient of its input."""
+        return 4.0 * TEXT["hidden_size"] * TEXT["vocab_size"]
+
+    @property
+    def question(self) -> float:
+        """FLOPs of a question and its answer behind a prefix that is there."""
+        return self.inputs.question_tokens * self.token + self.inputs.answer_tokens * self.head
+
+    @property
+    def prefix(self) -> float:
+        """FLOPs of an image's tokens in the language model."""
+        return self.inputs.prefix_tokens * self.token
+
+    @property
+    def tower(self) -> float:
+        """FLOPs of the frozen vision tower: two a weight and patch, and each patch with each."""
+        scores = 4.0 * VISION["num_hidden_layers"] * PATCHES**2 * VISION["hidden_size"]
+        return 2.0 * sum(self.parts["vision_tower"]) * PATCHES + scores
+
+    @property
+    def features(self) -> int:
+        """Bytes of an image in the vision cache."""
+        return GEMMA3_4B["mm_tokens_per_image"] * VISION["hidden_size"] * BFLOAT16
+
+    @property
+    def trained(self) -> int:
+        """Parameters that train."""
+        return total(self.parts).trainable
+
+    @property
+    def weights(self) -> int:
+        """Parameters on the device: without the tower, whose features are cached."""
+        return sum(total(self.parts)) - sum(self.parts["vision_tower"])
+
+    @property
+    def checkpoint(self) -> float:
+        """Bytes of a checkpoint."""
+        return checkpoint_bytes(total(self.parts), BFLOAT16, adapter=self.adapter)
+
+    @property
+    def step(self) -> float:
+        """FLOPs of a GPU's share of a step, packed and cached."""
+        return self.inputs.images_a_gpu * (self.prefix + self.inputs.questions * self.question)
+
+    def training(self, *, packed: bool, cached: bool) -> float:
+        """FLOPs of the whole training, the filling of the cache included."""
+        given = self.inputs
+        prefixes = given.images if packed else given.all_questions
+        towers = given.images if cached else prefixes * given.epochs
+        return given.epochs * (prefixes * self.prefix + given.all_questions * self.question) + towers * self.tower
+
+
+def costs_of(recipe: str, inputs: Inputs) -> Costs:
+    """Returns what a recipe costs with Gemma 3 4B's shapes; no weight is made."""
+    config = load_config(recipe, {"vision_cache.enabled": False})  # else the tower is not counted
+    with tempfile.TemporaryDirectory() as base:
+        (Path(base) / "config.json").write_text(json.dumps(GEMMA3_4B), encoding="utf-8")
+        return Costs(planned_parameters(config, Path(base), GEMMA3), config.peft is not None, inputs)
+
+
+def sent(gpus: int, size: float) -> float:
+    """Returns the bytes that each GPU sends while a ring gathers or reduces `size` bytes (an all-reduce does both)."""
+    return size * (gpus - 1) / gpus
+
+
+def seconds_to_send(gpus: int, size: float, inputs: Inputs) -> float:
+    """Returns the seconds that the slowest link of the ring takes for that."""
+    link = inputs.inside_node if gpus <= inputs.gpus_a_node else inputs.between_nodes
+    return sent(gpus, size) / link
+
+
+def lora_exchange(costs: Costs) -> float:
+    """Returns the bytes that are gathered and reduced in a step: float32 gradients, all-reduced (DDP)."""
+    return 2.0 * FLOAT32 * costs.trained
+
+
+def sft_exchange(costs: Costs) -> float:
+    """Returns the same under FSDP2: weights gathered twice in bfloat16, gradients reduced in float32."""
+    return 2.0 * BFLOAT16 * costs.weights + FLOAT32 * costs.trained
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(head), *lines[1:]])
+
+
+def units(lora: Costs, sft: Costs) -> str:
+    """Returns the table of what one of each costs."""
+    rows = [
+        ("parameters: language model, embeddings, tower", ", ".join(
+            f"{sum(lora.parts[part]) / 1e9:.2f} billion" for part in ("language_model", "embeddings", "vision_tower"))),
+        ("parameters that train, LoRA and full", f"{lora.trained / 1e6:.1f} million, {sft.trained / 1e9:.2f} billion"),
+        ("a token, LoRA and full", f"{lora.token / 1e9:.1f}, {sft.token / 1e9:.1f} GFLOP"),
+        ("a question behind its image, LoRA and full", f"{lora.question / 1e12:.2f}, {sft.question / 1e12:.2f} TFLOP"),
+        ("an image's tokens, LoRA and full", f"{lora.prefix / 1e12:.2f}, {sft.prefix / 1e12:.2f} TFLOP"),
+        ("an image in the tower", f"{lora.tower / 1e12:.2f} TFLOP"),
+        ("an image in the vision cache", f"{lora.features / 1e3:.0f} kB"),
+        ("a checkpoint, LoRA and full", f"{lora.checkpoint / GIGABYTE:.2f}, {sft.checkpoint / GIGABYTE:.0f} GB"),
+        ("gathered and reduced in a step, LoRA and full",
+         f"{lora_exchange(lora) / GIGABYTE:.2f}, {sft_exchange(sft) / GIGABYTE:.0f} GB"),
+    ]  # fmt: skip
+    return table(("one", "costs"), rows)
+
+
+def savings(costs: Costs) -> str:
+    """Returns the table of what packing and the vision cache save of the training's FLOPs."""
+    least = costs.training(packed=True, cached=True)
+    rows = []
+    for packed, cached in ((True, True), (True, False), (False, True), (False, False)):
+        flops = costs.training(packed=packed, cached=cached)
+        hours = flops / costs.inputs.flops / 3600
+        on = ("yes" if packed else "no", "yes" if cached else "no")
+        rows.append((*on, f"{flops / 1e18:.3g}", f"{hours:,.3g}", f"{flops / least:.1f}"))
+    return table(("packing", "vision cache", "EFLOP", "GPU hours", "times"), rows)
+
+
+def stages(costs: Costs, gpus: Sequence[int], exchange: float) -> str:
+    """Returns the table of hours by stage, as if nothing went on beside anything else."""
+    head = ("", *(f"{count} GPUs" for count in gpus))
+    columns = [_column(costs, count, exchange) for count in gpus]
+    return table(head, [(name, *(column[name] for column in columns)) for name in columns[0]])
+
+
+def _column(costs: Costs, gpus: int, exchange: float) -> dict[str, str]:
+    given = costs.inputs
+    steps = given.epochs * given.images / (given.images_a_gpu * gpus)
+    compute, network = costs.step / given.flops, seconds_to_send(gpus, exchange, given)
+    cache = given.images * costs.features
+    reading = given.images_a_gpu * gpus * costs.features / (compute + network)
+    hours = {
+        "prepare, one process": given.all_questions / given.rows_a_second,
+        "encode": given.images * costs.tower / (given.flops * gpus) + cache / given.storage,
+        "verify the vision cache, one process": cache / given.verified,
+        "train: compute": steps * compute,
+        "train: network": steps * network,
+        "checkpoints": steps / given.checkpoint_steps * costs.checkpoint / given.writer,
+        "evaluate": given.evaluated * CONDITIONS * _answer_seconds(costs) / gpus,
+    }
+    return {
+        "questions a step": f"{given.images_a_gpu * given.questions * gpus:,}",
+        "steps": f"{steps:,.0f}",
+        "a step: compute, network": f"{compute * 1e3:.0f}, {network * 1e3:.0f} ms",
+        "read from the vision cache": f"{reading / GIGABYTE:.2f} GB/s",
+        **{f"{name}, h": _hours(seconds) for name, seconds in hours.items()},
+        "**all, h**": _hours(sum(hours.values())),
+    }
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:,.1f}" if hours >= 1 else f"{hours:.1g}"
+
+
+def _answer_seconds(costs: Costs) -> float:
+    """Returns the seconds of an answer: prefix and question, then the weights are read for each token of 64 answers."""
+    given = costs.inputs
+    tokens = given.prefix_tokens / given.questions + given.question_tokens - given.answer_tokens
+    read = given.answer_tokens * BFLOAT16 * costs.weights / given.gpu_memory / 64
+    return 2.0 * sum(costs.parts["language_model"]) * tokens / given.flops + read
+
+
+def report(inputs: Inputs, gpus: Sequence[int]) -> list[tuple[str, str]]:
+    """Returns the tables, each with its title."""
+    lora, sft = costs_of("gemma3_4b_lora", inputs), costs_of("gemma3_4b_sft", inputs)
+    return [
+        ("What one of each costs", units(lora, sft)),
+        ("What packing and the vision cache are worth (LoRA)", savings(lora)),
+        ("LoRA, by number of GPUs (DDP)", stages(lora, gpus, lora_exchange(lora))),
+        ("Full fine-tuning, by number of GPUs (FSDP2)", stages(sft, gpus, sft_exchange(sft))),
+    ]
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(prog="python -m deployments.scaling", description=__doc__)
+    for field in fields(Inputs):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
+    options = vars(parser.parse_args())
+    gpus = options.pop("gpus")
+    print("\n\n".join(f"## {title}\n\n{body}" for title, body in report(Inputs(**options), gpus)))
+
+
+if __name__ == "__main__":
+    main()
