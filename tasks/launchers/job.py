@@ -16,6 +16,14 @@ JOB_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
+SECONDS_TO_SAVE = 120  # of a job of a cluster that is told to end
+CLUSTER_ENVIRONMENT = {
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),  # for which torchrun waits for its ranks
+    # A store of its own for each start of the ranks: in a shared one they find the addresses of those before, and wait
+    # for them without end.
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
+
 
 class JobFailedError(RuntimeError):
     """A job ended with a non-zero exit code; the message has the code and the last lines of its log."""

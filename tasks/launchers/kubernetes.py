@@ -13,12 +13,11 @@ from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
 from tasks.launchers.follow import Logger
-from tasks.launchers.job import Job
+from tasks.launchers.job import SECONDS_TO_SAVE, Job
 from tasks.launchers.kubernetes_manifest import (
     JOB_LABEL,
     LOG_START,
     MANIFEST_DIGEST,
-    SECONDS_TO_SAVE,
     job_manifest,
     job_name,
     service_manifest,

@@ -4,11 +4,10 @@ import hashlib
 import json
 from typing import Any
 
-from tasks.launchers.job import Job
+from tasks.launchers.job import CLUSTER_ENVIRONMENT, SECONDS_TO_SAVE, Job
 from vlm_core.home import medpix_home
 
 PORT = 29400  # torchrun's own
-SECONDS_TO_SAVE = 120
 # Annotations: whether a job that is there is the one that is asked for, and the bytes of its log that are older.
 MANIFEST_DIGEST, LOG_START = "medpix.manifest", "medpix.log-start"
 JOB_LABEL = "medpix.job"  # of pods
@@ -103,10 +102,7 @@ def _torchrun(job: Job, name: str) -> list[str]:
 
 
 def _environment(job: Job) -> list[dict[str, Any]]:
-    variables = job.environment() | {
-        "MEDPIX_HOME": str(medpix_home()),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),  # for which torchrun waits for its ranks
-    }
+    variables = job.environment() | CLUSTER_ENVIRONMENT | {"MEDPIX_HOME": str(medpix_home())}
     address = {"name": "POD_ADDRESS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
     return [*({"name": name, "value": value} for name, value in sorted(variables.items())), address]
 

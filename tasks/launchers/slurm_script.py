@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tasks.launchers import agent
-from tasks.launchers.job import Job
+from tasks.launchers.job import CLUSTER_ENVIRONMENT, SECONDS_TO_SAVE, Job
 from vlm_core.home import medpix_home
 
-SECONDS_TO_SAVE = 120  # before the time limit; of a preemption, the cluster's GraceTime decides
 SECONDS_BEHIND_THE_FIRST = 60  # for the other nodes, once one has ended
 
 SCRIPT = """\
@@ -78,7 +77,7 @@ def _options(job: Job) -> Iterator[str]:
     yield f"--nodes={job.compute.nodes}"
     yield "--ntasks-per-node=1"
     yield "--requeue"
-    yield f"--signal=TERM@{SECONDS_TO_SAVE}"
+    yield f"--signal=TERM@{SECONDS_TO_SAVE}"  # before the time limit; of a preemption, the cluster's GraceTime decides
     asked = {
         "gpus-per-node": cluster.gpus_per_node,
         "cpus-per-task": cluster.cpus_per_node,
@@ -92,9 +91,6 @@ def _options(job: Job) -> Iterator[str]:
 
 
 def _environment(job: Job) -> Iterator[str]:
-    variables = job.environment() | {
-        "MEDPIX_HOME": str(medpix_home()),
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),  # for which torchrun waits for its ranks
-    }
+    variables = job.environment() | CLUSTER_ENVIRONMENT | {"MEDPIX_HOME": str(medpix_home())}
     yield from (f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items()))
     yield from (f"module load {shlex.quote(module)}" for module in job.compute.cluster.modules)

@@ -43,6 +43,7 @@ def agent(hosts: Hosts, host: int, root: Path, conversations: Path) -> subproces
     job = ["tests.distributed.trainings", str(conversations), *(str(root / name / CONFIG) for name in ("whole", "cut"))]
     command = [sys.executable, "-m", "torch.distributed.run", *words, "-m", *job]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with log_of(root, host).open("wb") as log:
         call = hosts.on(host, "sh", "-c", AGAIN, "again", *command)
         return subprocess.Popen(call, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True)

@@ -96,7 +96,7 @@ def test_a_job_runs_on_its_pods_and_leaves_nothing(api: Api, tmp_path: Path, cap
 def test_a_job_that_fails_says_so(api: Api, tmp_path: Path) -> None:
     submitted = job(tmp_path, "fail")
     with pytest.raises(
-        JobFailedError, match=r"code 1 \(Kubernetes Job .*: Failed: BackoffLimitExceeded\)(.|\n)*rank 0"
+        JobFailedError, match=r"code 1 \(Kubernetes Job .*: Failed: BackoffLimitExceeded\)(.|\n)*exitcode  : 3"
     ):
         run_job(submitted, launcher_of(submitted.compute, LOG), logger=LOG)
     assert api.objects == {}
