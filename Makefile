@@ -38,7 +38,7 @@ check: setup  ## the developer's loop: lint, contracts, types, fast tests
 	$(BIN)/pyrefly check
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
-stress: setup  ## the kill tests with twenty seeded kills in place of three, every way to stop a flow, a cut link, Slurm's time limit
+stress: setup  ## the kill tests with twenty seeded kills in place of three, every way to stop a flow, a cut link, Slurm's worst
 	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run or test_stops or test_hosts or test_slurm'
 
 format: setup  ## rewrite the sources in the project's style

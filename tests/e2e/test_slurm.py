@@ -23,6 +23,8 @@ __all__ = ["cluster"]
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+dear = pytest.mark.skipif("MEDPIX_KILLS" not in os.environ, reason="minutes each: make stress runs them")
+
 STEPS = 60
 LOCAL = {"launcher": "local", "nproc_per_node": 2}
 SLURM = {"launcher": "slurm", "nodes": 2, "cluster": {"memory_per_node": "100M"}}
@@ -136,6 +138,7 @@ def test_a_cancelled_job_saves_and_is_gone(cluster: Cluster, conversations: Path
     assert not (tmp_path / "run" / "finetune.slurm.json").exists()
 
 
+@dear
 def test_a_preempted_job_saves_waits_and_goes_on(
     cluster: Cluster, conversations: Path, expected: list[list[float]], tmp_path: Path
 ) -> None:
@@ -148,6 +151,7 @@ def test_a_preempted_job_saves_waits_and_goes_on(
         assert said in log
 
 
+@dear
 def test_a_node_that_dies(cluster: Cluster, conversations: Path, expected: list[list[float]], tmp_path: Path) -> None:
     job = training(tmp_path / "run", conversations, SLURM)
     dies = Interrupted(cluster, tmp_path / "run", lambda: cluster.kill_node("n2"))
@@ -165,7 +169,7 @@ def test_a_node_that_dies(cluster: Cluster, conversations: Path, expected: list[
     assert ", start 2\n" in job.log_file.read_text()
 
 
-@pytest.mark.skipif("MEDPIX_KILLS" not in os.environ, reason="four minutes: make stress runs it")
+@dear
 def test_a_job_that_runs_out_of_its_time(
     cluster: Cluster, conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
