@@ -12,10 +12,10 @@ from datasets import Dataset, DatasetDict
 from PIL import Image
 
 from tests.conftest import small_config
+from tests.data.rows import shape, write_images
 from vlm_core.cache import read_manifest
 from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.examples import Columns, RejectedRow, example_of
-from vlm_core.data.images import ImageFolder, decode_image
+from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
 from vlm_core.data.tables import read_table
@@ -32,18 +32,6 @@ ROWS = [
     {"picture": f"images/{i // 2}.png", "ask": f"What is {i}?", "reply": f"It is {i}.", "patient": f"p{i // 4}"}
     for i in range(12)
 ]
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
-    return tmp_path
-
-
-def write_images(directory: Path) -> None:
-    (directory / "images").mkdir(parents=True)
-    for i in range(6):
-        Image.new("L", (8, 8), 40 * i).save(directory / "images" / f"{i}.png")
 
 
 def write_jsonl(directory: Path) -> None:
@@ -143,151 +131,6 @@ def test_a_table_that_cannot_be_read_says_so(home: Path) -> None:
         fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "notes.txt")}))
 
 
-def conversations_of(home: Path, rows: list[dict[str, Any]], **settings: Any) -> tuple[Path, list[dict[str, Any]]]:
-    """Returns the cache of `rows`, written as JSONL, and what its training split holds."""
-    write_images(home / "data-set")
-    (home / "data-set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (home / "data-set" / "validation.jsonl").write_text(json.dumps(rows[0]) + "\n")
-    columns = {
-        "dataset.path_or_dataset": str(home / "data-set"),
-        "dataset.conversation_column": "messages",
-        "dataset.image_column": "images",
-        "dataset.case_column": None,
-        "dataset.mode_column": None,
-        "dataset.max_reject_share": 1.0,
-    }
-    cache, _ = prepare_conversations(small_config(**columns | settings))
-    return cache, list(ConversationDataset(cache, "train"))
-
-
-def turns(*texts: str) -> list[dict[str, Any]]:
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
-
-
-def shape(example: dict[str, Any]) -> list[list[str]]:
-    return [[part.get("text", "IMAGE") for part in turn["content"]] for turn in example["conversation"]]
-
-
-def test_conversations_of_several_turns_and_images(home: Path) -> None:
-    two = ["images/0.png", "images/3.png"]
-    rows = [
-        {"messages": turns("What?", "This.", "And there?", "That."), "images": two},
-        {"messages": turns("Without?", "Yes."), "images": []},
-        {"messages": turns("One?", "Yes."), "images": ["images/1.png"]},
-    ]
-    _, examples = conversations_of(home, rows)
-    assert [shape(example) for example in examples] == [
-        [["IMAGE", "IMAGE", "What?"], ["This."], ["And there?"], ["That."]],
-        [["Without?"], ["Yes."]],
-        [["IMAGE", "One?"], ["Yes."]],
-    ]
-    shown = [part["image"].getpixel((0, 0))[0] for part in examples[0]["conversation"][0]["content"][:2]]
-    assert shown == [0, 120]
-    # Without a column for it, a case is an image; a text stands for itself.
-    assert len({example["case_id"] for example in examples}) == 3
-
-
-def test_images_stand_where_the_conversation_puts_them(home: Path) -> None:
-    def parts(*kinds: str) -> list[dict[str, Any]]:
-        return [{"type": "image", "text": None} if k == "IMAGE" else {"type": "text", "text": k} for k in kinds]
-
-    messages = [
-        {"role": "system", "content": parts("Be brief.")},
-        {"role": "user", "content": parts("First", "IMAGE", "then", "IMAGE")},
-        {"role": "assistant", "content": parts("Fine.")},
-    ]
-    rows = [
-        {"messages": messages, "images": ["images/2.png", "images/1.png"]},
-        {"messages": messages, "images": ["images/2.png"]},
-        {"messages": messages, "images": ["images/2.png", "images/1.png", "images/0.png"]},
-    ]
-    cache, (example,) = conversations_of(home, rows)
-    assert shape(example) == [["Be brief."], ["First", "IMAGE", "then", "IMAGE"], ["Fine."]]
-    assert [part["image"].getpixel((0, 0))[0] for part in example["conversation"][1]["content"][1::2]] == [80, 40]
-    reasons = {reason: reject["rows"] for reason, reject in read_manifest(cache)["rejects"].items()}
-    assert reasons == {"no image": 1, "more images than the conversation shows": 1}
-
-
-@pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        (turns("What?"), "turns that do not go"),
-        (turns("What?", "This.", "And?"), "turns that do not go"),
-        ([*turns("What?", "This."), *turns("", "Fine.")], "empty question"),
-        (turns("What?", "  "), "empty answer"),
-        ([], "empty conversation"),
-        ([{"role": "doctor", "content": "Hm."}, *turns("What?", "This.")], "a role other than"),
-        (turns("Wh\ue0003\ue001at?", "This."), "reserved characters"),
-    ],
-)
-def test_conversations_that_are_rejected(messages: list[dict[str, Any]], reason: str, home: Path) -> None:
-    good = {"messages": turns("One?", "Yes."), "images": ["images/1.png"]}
-    cache, examples = conversations_of(home, [good, {"messages": messages, "images": []}])
-    assert len(examples) == 1
-    assert [found.startswith(reason) for found in read_manifest(cache)["rejects"]] == [True]
-
-
-def sharegpt(*texts: str, speakers: tuple[str, str] = ("human", "gpt")) -> list[dict[str, Any]]:
-    return [{"from": speakers[i % 2], "value": text} for i, text in enumerate(texts)]
-
-
-def test_sharegpt_rows_are_the_same_conversations(home: Path) -> None:
-    rows = [
-        {"messages": sharegpt("<image>\nWhat?", "This.", "And there?", "That."), "images": ["images/3.png"]},
-        {"messages": sharegpt("First <image> then\n<image>", "Two.", speakers=("user", "assistant")),
-         "images": ["images/2.png", "images/1.png"]},
-        {"messages": [{"from": "system", "value": "Be brief."}, *sharegpt("Without?", "Yes.")], "images": []},
-        {"messages": sharegpt("One\nline?\n", "\nYes.\n"), "images": []},
-    ]  # fmt: skip
-    cache, examples = conversations_of(home, rows)
-    assert read_manifest(cache)["rejects"] == {}
-    assert [shape(example) for example in examples] == [
-        [["IMAGE", "What?"], ["This."], ["And there?"], ["That."]],
-        [["First ", "IMAGE", " then", "IMAGE"], ["Two."]],
-        [["Be brief."], ["Without?"], ["Yes."]],
-        [["One\nline?\n"], ["\nYes.\n"]],
-    ]
-    shown = [part["image"].getpixel((0, 0))[0] for part in examples[1]["conversation"][0]["content"][1::2]]
-    assert shown == [80, 40]
-
-
-@pytest.mark.parametrize(
-    ("messages", "images", "reason"),
-    [
-        (sharegpt("<image>\nWhat?", "This."), [], "more <image> than images"),
-        (sharegpt("<image><image>What?", "This."), ["images/1.png"], "more <image> than images"),
-        (sharegpt("What?", "This."), ["images/1.png"], "fewer <image> than images"),
-        (sharegpt("<image>What?", "This."), None, "more <image> than images"),
-        (sharegpt("What?", "This <image>."), ["images/1.png"], "an image in an answer"),
-        (sharegpt("What?", "This.", speakers=("tool", "gpt")), [], "a role other than"),
-        (sharegpt("", "This."), [], "empty question"),
-        (
-            [*sharegpt("What?", "This."), {"from": "human", "value": None}, {"from": "gpt", "value": "No."}],
-            [],
-            "empty question",
-        ),
-    ],
-)
-def test_sharegpt_rows_that_are_rejected(messages: Any, images: Any, reason: str, home: Path) -> None:
-    good = {"messages": sharegpt("<image>One?", "Yes."), "images": ["images/1.png"]}
-    cache, examples = conversations_of(home, [good, {"messages": messages, "images": images}])
-    assert len(examples) == 1
-    assert [found.startswith(reason) for found in read_manifest(cache)["rejects"]] == [True]
-
-
-def test_a_share_of_rejects_stops_the_run_and_says_why(home: Path) -> None:
-    rows = [{"messages": turns("One?", "Yes."), "images": []}] * 8 + [{"messages": turns("One?", ""), "images": []}]
-    allowed = {"dataset.max_reject_share": 0.09}
-    with pytest.raises(ValueError, match=r"1 rows \(10.00%\) were rejected.* allows 9.00%. empty answer: .*train-8"):
-        conversations_of(home, rows, **allowed)
-    # Also when the cache is there already.
-    config = {"dataset.conversation_column": "messages", "dataset.image_column": "images", "dataset.mode_column": None}
-    config |= {"dataset.path_or_dataset": str(home / "data-set"), "dataset.case_column": None}
-    with pytest.raises(ValueError, match=r"allows 0.00%"):
-        prepare_conversations(small_config(**config, **{"dataset.max_reject_share": 0.0}))
-    prepare_conversations(small_config(**config, **{"dataset.max_reject_share": 0.1}))
-
-
 def test_a_missing_image_that_was_added_is_noticed(home: Path) -> None:
     write_parquet_of_paths(home / "data-set")
     image = home / "data-set" / "images" / "0.png"
@@ -323,23 +166,6 @@ def test_answers_are_what_the_table_says(home: Path) -> None:
     settings["dataset.path_or_dataset"] = str(numbers)
     (row,) = ConversationDataset(prepare_conversations(small_config(**settings))[0], "train")
     assert (shape(row)[1], row["case_id"]) == (["0"], "7")
-
-
-def test_neighbouring_texts_are_one_and_malformed_turns_are_named(home: Path) -> None:
-    texts = [{"type": "text", "text": "A"}, {"type": "text", "text": "B"}]
-    rows = [{"messages": [{"role": role, "content": texts} for role in ("system", "user", "assistant")], "images": []}]
-    _, (example,) = conversations_of(home, rows)
-    assert shape(example) == [["AB"], ["AB"], ["AB"]]
-    columns = Columns(None, None, None, None, None, "messages")
-    for turns_ in (
-        "a text",
-        ["a text"],
-        [{"role": "user"}],
-        [{"content": "x"}],
-        [{"role": "user", "content": [{"text": "x"}]}],
-    ):
-        with pytest.raises(RejectedRow, match="malformed conversation"):
-            example_of({"messages": turns_}, columns, ImageFolder(None, anywhere=True))
 
 
 def test_a_card_cannot_name_files_outside_of_its_dataset(home: Path) -> None:
