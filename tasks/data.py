@@ -37,7 +37,8 @@ def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
 )
 def download_dataset(config: Config) -> Splits:
     """Returns the checked sources of both splits, downloaded or generated where they are missing."""
-    splits = fetch_splits(config)
+    with progress_sent_to(ProgressArtifact("download-dataset").show):
+        splits = fetch_splits(config)
     for name, source in splits.sources.items():
         at = f" at {source.revision}" if source.revision else ""
         get_run_logger().info("%s: %s of %s%s", name, source.split, source.name, at)
@@ -53,7 +54,8 @@ def download_dataset(config: Config) -> Splits:
 )
 def download_model(config: Config) -> Path:
     """Returns the directory of the checked base model, downloaded or made where it is missing."""
-    directory = fetch_model(config.model)
+    with progress_sent_to(ProgressArtifact("download-model").show):
+        directory = fetch_model(config.model)
     get_run_logger().info("base model %s in %s", config.model.pretrained_model_name_or_path, directory)
     _find_compared(config, directory)
     return directory

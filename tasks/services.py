@@ -139,6 +139,8 @@ class Services:
                 "killasgroup": "true",
                 "stopwaitsecs": "40",  # a run that is stopped saves a checkpoint
             }
+        # It looks up no deployment by its name, and a hook's process would fail to set plugins up, with a traceback.
+        config["program:worker"]["environment"] = 'PREFECT_PLUGINS_ENABLED="false"'
         return config
 
     def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:

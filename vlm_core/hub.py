@@ -5,7 +5,6 @@ cache is used: a repository that is there already is not fetched again.
 """
 
 import errno
-import hashlib
 import logging
 import re
 import time
@@ -36,11 +35,11 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get, repo_folder_name
-from huggingface_hub.hf_api import BlobLfsInfo
-from huggingface_hub.utils import WeakFileLock, build_hf_headers, filter_repo_objects, parse_ratelimit_headers
+from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils import filter_repo_objects, parse_ratelimit_headers
 
 from vlm_core.files import write_text
+from vlm_core.hub_blobs import HubBusyError, fetch_blobs
 
 logger = logging.getLogger(__name__)
 
@@ -58,12 +57,6 @@ UNREACHABLE = (
 
 RepositoryKind = Literal["dataset", "model"]
 T = TypeVar("T")
-
-
-class HubBusyError(RuntimeError):
-    """The hub cannot serve the request now (429, 5xx, a broken connection): trying again can help."""
-
-    wait = 0.0  # the seconds that the hub asks for
 
 
 class HubUnreachableError(ValueError):
@@ -138,10 +131,14 @@ def _fetch(repository: str, kind: RepositoryKind, commit: str, patterns: list[st
         return _snapshot(repository, kind, commit, patterns, local=True)
     with _explained(repository, kind, commit):
         files = _info(repository, kind, commit, files=True).siblings or []
-        for file in filter_repo_objects(files, allow_patterns=patterns, key=lambda file: file.rfilename):
-            if file.lfs and 0 < file.lfs.size <= constants.MAX_HTTP_DOWNLOAD_SIZE:
-                url = hf_hub_url(repository, file.rfilename, repo_type=kind, revision=commit)
-                _fetch_blob(url, _storage(repository, kind), file.lfs, file.rfilename)
+        wanted = filter_repo_objects(files, allow_patterns=patterns, key=lambda file: file.rfilename)
+        large = {
+            file.rfilename: file.lfs
+            for file in wanted
+            if file.lfs and 0 < file.lfs.size <= constants.MAX_HTTP_DOWNLOAD_SIZE
+        }
+        urls = {name: hf_hub_url(repository, name, repo_type=kind, revision=commit) for name in large}
+        fetch_blobs(_storage(repository, kind), large, urls, f"download {repository}")
         return _snapshot(repository, kind, commit, patterns, local=False)
 
 
@@ -156,44 +153,6 @@ def _snapshot(repository: str, kind: RepositoryKind, revision: str | None, patte
 def _storage(repository: str, kind: RepositoryKind) -> Path:
     """Returns the directory that huggingface_hub's cache has for a repository, with blobs/, refs/ and snapshots/."""
     return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type=kind))
-
-
-def _fetch_blob(url: str, storage: Path, content: BlobLfsInfo, name: str) -> None:
-    """Puts a large file into the cache, going on with what an earlier attempt left of it.
-
-    huggingface_hub 2.4 itself goes on only after some errors and never in another process:
-    https://github.com/huggingface/huggingface_hub/issues/4196. What it finds in blobs/, it links.
-    """
-    blob, unfinished = storage / "blobs" / content.sha256, storage / "blobs" / f"{content.sha256}.incomplete"
-    lock = storage.parent / ".locks" / storage.name / f"{content.sha256}.lock"  # huggingface_hub's own
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with WeakFileLock(lock):
-        if blob.exists():
-            return
-        # Of a compressed body, a range would count other bytes.
-        headers = build_hf_headers() | {"Accept-Encoding": "identity"}
-        with unfinished.open("ab") as stream:
-            if stream.tell() > content.size:
-                stream.truncate(0)
-                stream.seek(0)
-            begun = stream.tell()
-            if begun:
-                logger.info("%s goes on after %d of %d bytes", name, begun, content.size)
-            http_get(
-                url,
-                stream,
-                resume_size=begun,
-                headers=headers,
-                expected_size=content.size,
-                displayed_filename=name,
-            )
-        with unfinished.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != content.sha256:
-            unfinished.unlink()
-            raise HubBusyError(f"{url} came damaged: its sha256 is {found} and should be {content.sha256}")
-        unfinished.rename(blob)
 
 
 def _remember(repository: str, kind: RepositoryKind, revision: str | None, commit: str) -> None:

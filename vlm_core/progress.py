@@ -63,7 +63,14 @@ class ProgressBar:
     def __init__(self, total: int | None, title: str, unit: str, *, enabled: bool = True, done: int = 0) -> None:
         self.total, self.title, self.unit, self.done, self.first = total, title, unit, done, done
         self.enabled, self.lines = enabled, enabled and not sys.stderr.isatty()
-        self.bar = tqdm(total=total, desc=title, unit=unit, initial=done, disable=not enabled or self.lines)
+        self.bar = tqdm(
+            total=total,
+            desc=title,
+            unit=unit,
+            unit_scale=unit == "byte",
+            initial=done,
+            disable=not enabled or self.lines,
+        )
         self.started = self.said = time.monotonic()
         self.reported = 0.0
 

@@ -171,6 +171,8 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(hub: Hub, client: C
     assert 0 < begun <= 30_000
     assert_same(client.download(), content)
     assert f"goes on after {begun} of {(content / TRAIN).stat().st_size} bytes" in client.log
+    total = sum((content / name).stat().st_size for name in FILES if name.endswith(".parquet"))
+    assert f"download owner/data {total}/{total} bytes" in client.log
     assert f"bytes={begun}-" in [request.range for request in hub.bodies]
     assert client.unfinished() == 0
 
