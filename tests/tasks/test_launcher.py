@@ -81,8 +81,11 @@ CALLER = """
 import logging
 from tasks.launchers.follow import run_job
 from tasks.launchers.local import LocalLauncher
-from tests.tasks.test_launcher import job
-run_job(job("job_under_test", "wait", processes=2), LocalLauncher(), logger=logging.getLogger())
+from tasks.launchers.job import Job
+from vlm_core.config import ComputeConfig
+from pathlib import Path
+job = Job("job_under_test", ("wait",), ComputeConfig(nproc_per_node=2), Path("job.log"))
+run_job(job, LocalLauncher(), logger=logging.getLogger())
 """
 
 
@@ -115,7 +118,7 @@ time.sleep(600)
 def test_being_told_to_end_twice_leaves_the_time_to_save(program: str, tmp_path: Path) -> None:
     """A worker that is stopped sends SIGTERM to a flow's process, which passes it on, and then kills that process."""
     (tmp_path / f"{program}.py").write_text(SAVES)
-    caller = subprocess.Popen([sys.executable, "-c", CALLER.replace("processes=2", "processes=1")])
+    caller = subprocess.Popen([sys.executable, "-c", CALLER.replace("nproc_per_node=2", "nproc_per_node=1")])
     deadline = time.monotonic() + 60
     while not (tmp_path / "ready").exists():
         assert time.monotonic() < deadline
