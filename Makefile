@@ -29,7 +29,8 @@ down: setup  ## stop them
 	@$(BIN)/python -m tasks.services down
 
 test: setup  ## every test: servers, torchrun and whole flows among them
-	$(BIN)/python -m pytest -n 2 --dist loadscope
+	# In order: by default the files with one test, whole demos among them, come last and leave a core without work.
+	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: setup  ## the developer's loop: lint, contracts, types, fast tests
 	$(BIN)/ruff check .
