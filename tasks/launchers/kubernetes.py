@@ -64,10 +64,10 @@ class KubernetesJob:
 
     def cancel(self) -> None:
         """Deletes the Job with its pods and its Service, and waits until they are gone."""
-        background = client.V1DeleteOptions(propagation_policy="Foreground")
+        with_its_pods = client.V1DeleteOptions(propagation_policy="Foreground")
         try:
             client.BatchV1Api().delete_namespaced_job(
-                self.name, self.namespace, body=background, _request_timeout=SECONDS_TO_ANSWER
+                self.name, self.namespace, body=with_its_pods, _request_timeout=SECONDS_TO_ANSWER
             )
         except ApiException as error:
             if error.status != NOT_FOUND:
