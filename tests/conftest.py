@@ -2,12 +2,14 @@
 
 import atexit
 import os
+import random
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 # Before anything imports Prefect, MLflow or torch, which read the environment then. Tests' processes inherit the home.
 if "MEDPIX_TESTS" not in os.environ:
@@ -49,6 +51,11 @@ def fresh_home(home: Path) -> Path:
         (medpix_home() / "cache" / name).mkdir(parents=True, exist_ok=True)
         (home / "cache" / name).symlink_to(medpix_home() / "cache" / name)
     return home
+
+
+def noise(size: tuple[int, int]) -> Image.Image:
+    """Returns an RGB image of `size`, width and height, always the same; that of Pillow's own noise is not."""
+    return Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))
 
 
 @pytest.fixture(scope="session")

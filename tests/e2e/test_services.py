@@ -16,9 +16,9 @@ from typing import Any
 
 import httpx
 import pytest
-from PIL import Image
 from playwright.sync_api import Error, sync_playwright
 
+from tests.conftest import noise
 from tests.e2e.services import answers, command, free_port, processes_of, started_process, wait_for, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -139,7 +139,7 @@ def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_p
     (result,) = (json.loads(path.read_text()) for path in results if CHAMPION in path.read_text())
     assert (result["examples"], result["complete"]) == (60, True)
     image = tmp_path / "image.png"
-    Image.effect_noise((56, 56), 80).save(image)
+    noise((56, 56)).save(image)
     words = ("--prompt", QUESTION, "--image", str(image), "--max-new-tokens", "8")
     said = command("vlm_core.generate", "--checkpoint-path", CHAMPION, *words, environment=served)
     assert said.returncode == 0, said.stdout + said.stderr

@@ -8,9 +8,8 @@ import boto3
 import httpx
 import psycopg2
 import pytest
-from PIL import Image
 
-from tests.conftest import fresh_home
+from tests.conftest import fresh_home, noise
 from tests.e2e.services import command
 from tests.e2e.stores import PASSWORDS, shared_servers
 
@@ -56,7 +55,7 @@ def test_a_flow_registers_a_champion_that_another_machine_loads(client: dict[str
     assert "challenger, champion" in listed.stdout or "champion, challenger" in listed.stdout
     # Another machine has nothing of the first one's disk.
     image = directory / "image.png"
-    Image.effect_noise((56, 56), 80).save(image)
+    noise((56, 56)).save(image)
     other = client | {"MEDPIX_HOME": str(fresh_home(directory / "other"))}
     question = ("--prompt", "Which organ is shown?", "--image", str(image), "--max-new-tokens", "4")
     answers = [

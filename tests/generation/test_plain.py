@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from PIL import Image
 
-from tests.conftest import fresh_home, small_config
+from tests.conftest import fresh_home, noise, small_config
 from tests.other_models import WRITERS, directory_of
 from vlm_core.data.batches import image_inputs_of
 from vlm_core.data.collate import collate
@@ -44,9 +43,9 @@ def answerer(request: pytest.FixtureRequest) -> Answerer:
 def asked(conversations: Path) -> list[list[dict[str, Any]]]:
     """Questions about one image, about two of other sizes, and about none."""
     dataset = ConversationDataset(conversations, "validation")
-    noise = [{"type": "image", "image": Image.effect_noise(size, 90).convert("RGB")} for size in ((90, 56), (56, 150))]
+    images = [{"type": "image", "image": noise(size)} for size in ((90, 56), (56, 150))]
     text = {"type": "text", "text": "What is the difference between them?"}
-    others = [[{"role": "user", "content": [*noise, text]}], [{"role": "user", "content": [text]}]]
+    others = [[{"role": "user", "content": [*images, text]}], [{"role": "user", "content": [text]}]]
     return [without_answer(dataset[i]["conversation"]) for i in (0, 10, 1, 23)] + others
 
 
@@ -70,7 +69,7 @@ def test_an_answer_ends_at_its_stop(answerer: Answerer, asked: list[Any], monkey
     """With stop tokens that occur: some answers end early, and the others go on as before."""
     monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, tokenizer, family: ids)
     whole: Any = answerer.answer(asked, GenerationSettings(NEW_TOKENS))
-    stops = {whole[0][3], whole[1][6]}
+    stops = {whole[0][3], whole[1][6]} | stop_tokens(answerer.processor.tokenizer, answerer.family)
     monkeypatch.setattr("vlm_core.generation.answerer.stop_tokens", lambda tokenizer, family: stops)
     ends = [next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids)) for ids in whole]
     assert answerer.answer(asked, GenerationSettings(NEW_TOKENS)) == [

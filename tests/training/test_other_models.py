@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.conftest import small_config, tiny_directory
+from tests.conftest import noise, small_config, tiny_directory
 from tests.other_models import WRITERS, directory_of
 from vlm_core.config import Config
 from vlm_core.data.collate import collate, require_keys
@@ -147,7 +146,7 @@ def test_examples_with_no_one_and_two_images_are_a_batch(name: str) -> None:
     answer = {"role": "assistant", "content": [{"type": "text", "text": "In the left part."}]}
     examples = []
     for images in sizes:
-        parts: list[Any] = [{"type": "image", "image": Image.effect_noise(size, 90).convert("RGB")} for size in images]
+        parts: list[Any] = [{"type": "image", "image": noise(size)} for size in images]
         question = {"role": "user", "content": [*parts, {"type": "text", "text": "Where is the lesion?"}]}
         examples.append({"conversation": [question, answer]})
     with torch.no_grad():
