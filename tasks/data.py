@@ -23,6 +23,7 @@ from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_json
 from vlm_core.hub import HubBusyError
 from vlm_core.models.fetch import fetch_model
+from vlm_core.models.locate import find_model
 from vlm_core.progress import progress_sent_to
 from vlm_core.run_directory import DATA, REPORT
 
@@ -68,8 +69,6 @@ def _find_compared(config: Config, base_model: Path) -> None:
     compared = config.evaluation.comparisons | ({CHAMPION: version_uri(name, champion)} if champion else {})
     for model in compared.values():
         if model != BASE:
-            from vlm_core.models.locate import find_model  # with torch, which a flow without comparisons needs not
-
             find_model(model)
 
 

@@ -25,7 +25,7 @@ from vlm_core.files import write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.log import configure_logging
-from vlm_core.models.load import is_adapter
+from vlm_core.models.layout import is_adapter
 from vlm_core.models.locate import ModelFiles, find_model
 
 logger = logging.getLogger(__name__)

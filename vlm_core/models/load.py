@@ -12,10 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedM
 
 from vlm_core.config import ModelConfig
 from vlm_core.hub import is_repository_id
+from vlm_core.models.layout import is_adapter, is_distributed_checkpoint, weights_directory
 from vlm_core.run_directory import CONSOLIDATED
-
-ADAPTER_CONFIG = "adapter_config.json"
-DCP_METADATA = ".metadata"  # of torch.distributed.checkpoint
 
 
 def load_processor(directory: Path) -> ProcessorMixin:
@@ -103,21 +101,6 @@ def load_adapter_weights(model: PeftModel, adapter: Path) -> None:
     set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
 
 
-def weights_directory(checkpoint: Path) -> Path:
-    """Returns the directory below `checkpoint` that transformers or peft can load; raises ValueError for none."""
-    for directory in (checkpoint / "model", checkpoint):
-        if is_adapter(directory) or is_distributed_checkpoint(directory) or (directory / "config.json").is_file():
-            return directory
-    raise ValueError(
-        f"{checkpoint} is no checkpoint: neither it nor its model/ has {ADAPTER_CONFIG}, config.json or {DCP_METADATA}"
-    )
-
-
-def is_distributed_checkpoint(weights: Path) -> bool:
-    """Returns whether a directory holds full weights in shards of torch.distributed.checkpoint."""
-    return (weights / DCP_METADATA).is_file()
-
-
 def load_distributed_checkpoint(model: PreTrainedModel, weights: Path) -> None:
     """Sets the weights of `model` to those of a DCP checkpoint, whatever number of processes wrote it.
 
@@ -136,11 +119,6 @@ def load_distributed_checkpoint(model: PreTrainedModel, weights: Path) -> None:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # even where that was asked for
         dcp.load(wanted, checkpoint_id=weights, no_dist=True)  # in place
     model.tie_weights()
-
-
-def is_adapter(weights: Path) -> bool:
-    """Returns whether a directory holds a peft adapter, and no full weights."""
-    return (weights / ADAPTER_CONFIG).is_file()
 
 
 def device_of(local_rank: int) -> torch.device:

@@ -21,7 +21,7 @@ from vlm_core.config import ModelConfig
 from vlm_core.files import read_json
 from vlm_core.hub import download, is_repository_id
 from vlm_core.models.fetch import PATTERNS, PROCESSOR_FILES, TINY_MODELS, fetch_model
-from vlm_core.models.load import ADAPTER_CONFIG, is_adapter, is_distributed_checkpoint, weights_directory
+from vlm_core.models.layout import ADAPTER_CONFIG, is_adapter, is_distributed_checkpoint, weights_directory
 from vlm_core.run_directory import CONFIG
 
 logger = logging.getLogger(__name__)

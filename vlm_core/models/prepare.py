@@ -9,13 +9,8 @@ from transformers import AutoConfig
 from vlm_core.config import Config, ModelConfig
 from vlm_core.families import Family
 from vlm_core.models.freeze import freeze, frozen_parts, require_trainable
-from vlm_core.models.load import (
-    is_distributed_checkpoint,
-    load_adapter_weights,
-    load_distributed_checkpoint,
-    load_model,
-    weights_directory,
-)
+from vlm_core.models.layout import is_distributed_checkpoint, weights_directory
+from vlm_core.models.load import load_adapter_weights, load_distributed_checkpoint, load_model
 from vlm_core.models.lora import apply_lora
 
 
