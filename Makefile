@@ -30,7 +30,8 @@ down: setup  ## stop them
 
 test: setup  ## every test: servers, torchrun and whole flows among them
 	# In order: by default the files with one test, whole demos among them, come last and leave a core without work.
-	$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
+	# Three workers on two cores: a worker waits for servers and processes for a third of its time.
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
 check: setup  ## the developer's loop: lint, contracts, types, fast tests
 	$(BIN)/ruff check .

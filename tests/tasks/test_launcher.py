@@ -19,7 +19,8 @@ pytestmark = pytest.mark.slow
 PROGRAM = """
 import os, sys, time
 rank = os.environ["RANK"]
-print("rank", rank, "pid", os.getpid(), "arguments", sys.argv[1:], flush=True)
+# In one write: two ranks share the pipe.
+sys.stdout.write(f"rank {rank} pid {os.getpid()} arguments {sys.argv[1:]}\\n")
 if sys.argv[1] == "odd":
     pieces = (b"a line that comes ", b"in two pieces: caf\\xc3", b"\\xa9\\n", b"not UTF-8: \\xff\\n", b"no newline")
     for piece in pieces:
