@@ -80,6 +80,22 @@ def test_branches_end_one_by_one(answerer: Answerer, asked: list[Any]) -> None:
     assert together(answerer, asked, stops) == expected
 
 
+def test_the_tower_sees_few_images_at_once(answerer: Answerer, conversations: Path) -> None:
+    """Whose activations would be the peak of a batch about many images; patches of images with grids stay together."""
+    dataset = ConversationDataset(conversations, "train")
+    asked = [without_answer(dataset[i]["conversation"]) for i in range(0, 100, 10)]
+    tower, seen = answerer.model.get_submodule(answerer.family.vision_tower), list[int]()
+    inner = next(module for module in tower.modules() if not list(module.children()))
+    handle = inner.register_forward_hook(lambda module, arguments, output: seen.append(len(arguments[0])))
+    try:
+        answers = together(answerer, asked, stops={1})
+    finally:
+        handle.remove()
+    assert answers == one_by_one(answerer, asked, stops={1})
+    assert answerer.family.patches_a_token or seen == [4, 4, 2]
+    assert "forward" not in vars(tower)
+
+
 def test_an_answer_is_cut_at_its_end_or_marked(family: Family, processor: Any) -> None:
     tokenizer = processor.tokenizer
     end = tokenizer.convert_tokens_to_ids(family.end_of_turn)

@@ -21,6 +21,7 @@ from vlm_core.generation.sampling import Choose, most_likely
 from vlm_core.models.attention import Places, packed_masks
 from vlm_core.models.forward import head_logits, positions
 from vlm_core.models.load import unwrapped
+from vlm_core.models.vision import few_images_at_once
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ class _Decoder:
     def prefill(self, batch: Batch, pixel_values: torch.Tensor | None, branches: list[Branch]) -> torch.Tensor:
         """Returns the logits behind each prompt, (branches, vocabulary)."""
         pixels = {} if pixel_values is None else {"pixel_values": pixel_values.to(self.model.device, self.model.dtype)}
-        hidden = self._forward(batch["input_ids"], self.keys, **positions(batch, self.family), **pixels)
+        with few_images_at_once(self.model, self.family):
+            hidden = self._forward(batch["input_ids"], self.keys, **positions(batch, self.family), **pixels)
         return self._logits(hidden, [(branch.row, branch.end) for branch in branches])
 
     def step(self, branches: list[Branch]) -> torch.Tensor:
