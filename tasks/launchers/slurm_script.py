@@ -10,6 +10,9 @@ from tasks.launchers.job import CLUSTER_ENVIRONMENT, SECONDS_TO_SAVE, Job
 from vlm_core.home import medpix_home
 
 SECONDS_BEHIND_THE_FIRST = 60  # for the other nodes, once one has ended
+SECONDS_TO_BEGIN = 60  # on the nodes that the job has: else srun asks for ever for one that Slurm has lost meanwhile
+MOST_STARTS = 10  # of a job that cannot begin on its nodes
+EXIT_UNWRITABLE = 73  # EX_CANTCREAT of sysexits.h
 
 SCRIPT = """\
 #!/bin/bash
@@ -17,19 +20,33 @@ SCRIPT = """\
 
 {environment}
 rm -f {exit_file}
-echo "Slurm job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $((${{SLURM_RESTART_COUNT:-0}} + 1))"
+starts=$((${{SLURM_RESTART_COUNT:-0}} + 1))
+echo "Slurm job $SLURM_JOB_ID on $SLURM_JOB_NODELIST, start $starts"
 rendezvous="$(hostname):$((15000 + SLURM_JOB_ID % 15000))"
-srun sh -c 'test -w "$0" || {{ echo "error: $0 cannot be written to on node $SLURMD_NODENAME: set MEDPIX_HOME (or" \\
-    "checkpoint.checkpoint_dir) to a directory that all nodes share"; exit 1; }}' {directory} || exit
-srun --wait={wait}{srun_arguments} {python} {agent} \\
+# Queues the job again; it goes on from its last checkpoint.
+requeue() {{
+    echo "Slurm job $SLURM_JOB_ID $1, and is queued again"
+    scontrol requeue "$SLURM_JOB_ID" && exit
+}}
+srun --immediate={begin} sh -c 'test -w "$0" || {{
+    echo "error: $0 cannot be written to on node $SLURMD_NODENAME: set MEDPIX_HOME (or checkpoint.checkpoint_dir)" \\
+        "to a directory that all nodes share"
+    exit {unwritable}
+}}' {directory}
+code=$?
+# A job that starts again in the moment in which its node comes back may be without it.
+if [ $code -ne 0 ]; then
+    [ $code -ne {unwritable} ] && [ $starts -gt 1 ] && [ $starts -lt {most} ] && requeue "could not begin on its nodes"
+    exit $code
+fi
+srun --immediate={begin} --wait={wait}{srun_arguments} {python} {agent} \\
     {python} -m torch.distributed.run --nnodes={nodes} --nproc-per-node={processes} --max-restarts={max_restarts} \\
-    --rdzv-backend=c10d --rdzv-endpoint="$rendezvous" --rdzv-id={name}-"$SLURM_JOB_ID-${{SLURM_RESTART_COUNT:-0}}" \\
+    --rdzv-backend=c10d --rdzv-endpoint="$rendezvous" --rdzv-id={name}-"$SLURM_JOB_ID-$starts" \\
     -m {module} {arguments}
 code=$?
 # Told to end, and not cancelled: out of its time, or another job goes first.
 if [ $code -eq {told} ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-    echo "Slurm job $SLURM_JOB_ID was told to end, and is queued again"
-    scontrol requeue "$SLURM_JOB_ID" && exit
+    requeue "was told to end"
 fi
 echo $code > {exit_file}
 exit $code
@@ -49,6 +66,9 @@ def slurm_script(job: Job, exit_file: Path) -> str:
         header="\n".join(f"#SBATCH {option}" for option in _options(job)),
         environment="\n".join(_environment(job)),
         exit_file=shlex.quote(str(exit_file)),
+        begin=SECONDS_TO_BEGIN,
+        unwritable=EXIT_UNWRITABLE,
+        most=MOST_STARTS,
         wait=SECONDS_BEHIND_THE_FIRST,
         srun_arguments=f" --cpus-per-task={cpus}" if cpus else "",
         python=shlex.quote(sys.executable),

@@ -170,17 +170,20 @@ def test_a_node_that_dies(cluster: Cluster, conversations: Path, expected: list[
 
 
 @dear
+@pytest.mark.timeout(1800)
 def test_a_job_that_runs_out_of_its_time(
     cluster: Cluster, conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.launchers.slurm_script.SECONDS_TO_SAVE", 20)
     limited = SLURM | {"cluster": {"time_limit": "2"}}
-    job = training(tmp_path / "run", conversations, limited, **{"step_scheduler.max_steps": 1500})
+    steps = 8000  # more than the fastest machine does in two minutes
+    many = {"step_scheduler.max_steps": steps, "step_scheduler.num_epochs": steps}
+    job = training(tmp_path / "run", conversations, limited, **many)
     run(job, Interrupted(cluster, tmp_path / "run", lambda: None))
     log = job.log_file.read_text()
     for said in ("stopped by SIGTERM behind step", "was told to end, and is queued again", ", start 2\n"):
         assert said in log
-    assert [record[0] for record in curve(tmp_path / "run")] == list(range(1, 1501))
+    assert [record[0] for record in curve(tmp_path / "run")] == list(range(1, steps + 1))
 
 
 @pytest.mark.parametrize(
