@@ -3,6 +3,9 @@
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -46,11 +49,11 @@ PartitionName=short Nodes=n1 MaxTime=5
 """
 
 
-def why_not() -> str | None:
+def why_not(programs: Sequence[str] = PROGRAMS, packages: str = "slurm-wlm munge") -> str | None:
     """Returns why there can be no cluster here; None where there can."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
+    missing = [name for name in programs if shutil.which(name, path=_search_path()) is None]
     if missing:
-        return f"no {', '.join(missing)}: apt-get install slurm-wlm munge"
+        return f"no {', '.join(missing)}: apt-get install {packages}"
     return None if os.geteuid() == 0 else "Slurm's daemons take root here"
 
 
@@ -63,6 +66,7 @@ class Cluster:
 
     def __init__(self, home: Path) -> None:
         self.home, self.processes = home, dict[str, "subprocess.Popen[bytes]"]()
+        self.hastened: dict[str, float] = {}  # when which job was told to start soon
         self.hidden, self.on_n1_alone = home / "hidden", home / "on-n1-alone"
         for directory in (home / "state", self.hidden, self.on_n1_alone, *(home / node for node in NODES)):
             directory.mkdir()
@@ -81,10 +85,14 @@ class Cluster:
             "munged", "munged", "--foreground", "--force", *(f"--{k}={self.home / v}" for k, v in files.items())
         )
         wait_until((self.home / "munge.sock").exists, "munged", 30)
-        self._start("slurmctld", "slurmctld", "-D")
+        self.start_controller()
         for node in NODES:
             self.start_node(node)
         wait_until(lambda: self.asked("sinfo", "--noheader", "--format=%T").split() == ["idle"], "both nodes", 60)
+
+    def start_controller(self) -> None:
+        """Starts the daemon that knows the queue."""
+        self._start("slurmctld", "slurmctld", "-D")
 
     def start_node(self, node: str) -> None:
         """Starts a node in a view of its own on the filesystem."""
@@ -103,11 +111,15 @@ class Cluster:
             process.kill()
 
     def start_what_waits(self) -> None:
-        """Has jobs that were queued again start now: Slurm has them wait for two minutes."""
+        """Has jobs that were queued again start in a few seconds: Slurm has them wait for two minutes.
+
+        In the second of its end a node takes a job for the one that was ended, and does not start it.
+        """
         for line in self.asked("squeue", "--noheader", "--states=PENDING", "--format=%A %r").splitlines():
             job, reason = line.split(maxsplit=1)
-            if reason == "BeginTime":
-                self.asked("scontrol", "update", f"JobId={job}", "StartTime=now")
+            if reason == "BeginTime" and time.monotonic() > self.hastened.get(job, 0.0) + 30:
+                self.hastened[job] = time.monotonic()
+                self.asked("scontrol", "update", f"JobId={job}", "StartTime=now+4")
 
     def processes_of_jobs(self) -> list[psutil.Process]:
         """Returns what jobs of this cluster run."""
@@ -153,11 +165,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):
     reason = why_not()
     if reason:
         pytest.skip(reason)
-    found = Cluster(tmp_path_factory.mktemp("slurm"))
+    with running(Cluster(tmp_path_factory.mktemp("slurm"))) as found:
+        yield found
+
+
+@contextmanager
+def running(cluster: Cluster) -> Iterator[Cluster]:
+    """Starts a cluster, whose commands are then those of this process, and ends it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SLURM_CONF", str(found.configuration))
+        patch.setenv("SLURM_CONF", str(cluster.configuration))
         try:
-            found.start()
-            yield found
+            cluster.start()
+            yield cluster
         finally:
-            found.stop()
+            cluster.stop()

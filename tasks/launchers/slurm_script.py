@@ -39,7 +39,7 @@ if [ $code -ne 0 ]; then
     [ $code -ne {unwritable} ] && [ $starts -gt 1 ] && [ $starts -lt {most} ] && requeue "could not begin on its nodes"
     exit $code
 fi
-srun --immediate={begin} --wait={wait}{srun_arguments} {python} {agent} \\
+srun --immediate={begin} --wait={wait}{srun_arguments} {inside}{python} {agent} \\
     {python} -m torch.distributed.run --nnodes={nodes} --nproc-per-node={processes} --max-restarts={max_restarts} \\
     --rdzv-backend=c10d --rdzv-endpoint="$rendezvous" --rdzv-id={name}-"$SLURM_JOB_ID-$starts" \\
     -m {module} {arguments}
@@ -71,8 +71,9 @@ def slurm_script(job: Job, exit_file: Path) -> str:
         most=MOST_STARTS,
         wait=SECONDS_BEHIND_THE_FIRST,
         srun_arguments=f" --cpus-per-task={cpus}" if cpus else "",
-        python=shlex.quote(sys.executable),
-        agent=shlex.quote(agent.__file__),
+        inside="".join(f"{shlex.quote(word)} " for word in shlex.split(cluster.container or "")),
+        python="python" if cluster.container else shlex.quote(sys.executable),
+        agent=f"-m {agent.__name__}" if cluster.container else shlex.quote(agent.__file__),
         directory=shlex.quote(str(directory)),
         nodes=job.compute.nodes,
         processes=job.compute.nproc_per_node,

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import shlex
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,10 +15,11 @@ from tasks.launchers.choice import launcher_of, require_launchable
 from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job, JobFailedError
 from tests.conftest import SMALL, fresh_home, small_config
-from tests.e2e.services import command, processes_of, started_process, wait_until
+from tests.e2e.services import ROOT, command, processes_of, started_process, wait_until
 from tests.slurm import Cluster, cluster
 from vlm_core.config import ComputeConfig
 from vlm_core.files import read_json, read_json_lines
+from vlm_core.home import medpix_home
 from vlm_core.recipe import load_config
 from vlm_core.run_directory import CONFIG, LATEST, METRICS, PROGRESS
 
@@ -119,6 +123,38 @@ def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
         assert (directory / f"{step}.slurm.sh").is_file()
         assert not (directory / f"{step}.slurm.json").exists()
     assert read_json(directory / "evaluation" / "result.json")["examples"] == 16
+
+
+def container(image: Path, shared: list[Path]) -> str:
+    """Returns the words of a container of Charliecloud: an image with nothing but a mark, and this machine's programs."""
+    (image / "etc").mkdir(parents=True)
+    for name in ("etc/hosts", "etc/resolv.conf", "etc/passwd", "etc/group", "mark"):
+        (image / name).touch()
+    for name in ("proc", "dev", "sys", "home", "tmp"):
+        (image / name).mkdir()
+    wanted = (Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), *shared)
+    bound = {Path("/", path.absolute().parts[1]) for path in wanted}
+    for path in (path for path in map(Path, ("/bin", "/lib", "/lib64")) if path.exists()):
+        if path.is_symlink():
+            (image / path.name).symlink_to(path.readlink())
+        else:
+            bound.add(path)
+    for path in bound:
+        (image / path.name).mkdir(exist_ok=True)
+    starts = f'test -e /mark && PATH={sys.prefix}/bin:/usr/bin exec "$@"'
+    binds = [f"--bind={path}:{path}" for path in sorted(bound)]
+    return shlex.join(["ch-run", *binds, str(image), "--", "sh", "-c", starts, "sh"])
+
+
+@pytest.mark.skipif(shutil.which("ch-run") is None, reason="no ch-run: apt-get install charliecloud")
+def test_a_job_in_a_container(
+    cluster: Cluster, conversations: Path, expected: list[list[float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("USER", "root")  # which Charliecloud wants to know
+    inside = container(tmp_path / "image", [ROOT, tmp_path, medpix_home()])
+    compute = SLURM | {"cluster": {"memory_per_node": "100M", "container": inside}}
+    run(training(tmp_path / "run", conversations, compute))
+    require_same_curve(tmp_path / "run", expected)
 
 
 def test_a_cancelled_job_saves_and_is_gone(cluster: Cluster, conversations: Path, tmp_path: Path) -> None:

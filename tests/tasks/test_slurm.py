@@ -43,6 +43,18 @@ def test_the_script_asks_for_what_the_config_says(tmp_path: Path) -> None:
     assert script == slurm_script(job(directory), directory / "finetune.slurm.exit")
 
 
+def test_a_container_has_a_python_and_the_project_of_its_own(tmp_path: Path) -> None:
+    """Its words come behind srun's own, so that options of srun that a plugin understands may be among them."""
+    for container in ("apptainer exec --nv 'my image.sif'", "--container-image=lab+medpix:1"):
+        compute = COMPUTE.model_copy(update={"cluster": CLUSTER.model_copy(update={"container": container})})
+        inside = Job("vlm_core.finetune", (), compute, tmp_path / "finetune.log")
+        words = f" {container} python -m tasks.launchers.agent \\\n    python -m torch.distributed.run "
+        assert words in slurm_script(inside, tmp_path / "exit")
+    for bad in ("a\nb", "it's"):
+        with pytest.raises(ValidationError):
+            ClusterConfig(container=bad)
+
+
 def test_no_value_becomes_a_line_of_the_script(tmp_path: Path) -> None:
     for field in ("partition", "account", "modules", "extra_arguments", "memory_per_node", "time_limit"):
         with pytest.raises(ValidationError, match="should match pattern"):

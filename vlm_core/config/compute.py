@@ -1,8 +1,9 @@
 """The section about what runs a job: processes, memory, and the cluster where there is one."""
 
+import shlex
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vlm_core.config.base import PositiveInt, Section, listed
 
@@ -36,9 +37,20 @@ class ClusterConfig(Section):
     extra_arguments: Annotated[list[LongOption], BeforeValidator(listed)] = Field(
         [], description="Any other options of sbatch: `--qos=high`."
     )
+    container: str | None = Field(
+        None,
+        pattern=r"^[ -~]+$",
+        description="What Slurm's jobs run in, and as `python` there: `apptainer exec --nv --bind /shared medpix.sif`.",
+    )
     max_restarts: PositiveInt = Field(
         1, description="How often torchrun starts the processes anew when one has failed."
     )
+
+    @field_validator("container")
+    @classmethod
+    def _container_is_words(cls, container: str | None) -> str | None:
+        shlex.split(container or "")  # raises ValueError for a quotation without end
+        return container
 
 
 class KubernetesConfig(Section):
