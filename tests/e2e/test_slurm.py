@@ -126,7 +126,7 @@ def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
 
 
 def container(image: Path, shared: list[Path]) -> str:
-    """Returns the words of a container of Charliecloud: an image with nothing but a mark, and this machine's programs."""
+    """Returns the words of Charliecloud's container: an image with nothing but a mark, and this machine's programs."""
     (image / "etc").mkdir(parents=True)
     for name in ("etc/hosts", "etc/resolv.conf", "etc/passwd", "etc/group", "mark"):
         (image / name).touch()
@@ -188,15 +188,19 @@ def test_a_preempted_job_saves_waits_and_goes_on(
 
 
 @dear
-def test_a_node_that_dies(cluster: Cluster, conversations: Path, expected: list[list[float]], tmp_path: Path) -> None:
+@pytest.mark.parametrize("node", ["n2", "n1"])
+def test_a_node_that_dies(
+    cluster: Cluster, conversations: Path, expected: list[list[float]], tmp_path: Path, node: str
+) -> None:
+    """The first node has the job's script, and keeps the rendezvous."""
     job = training(tmp_path / "run", conversations, SLURM)
-    dies = Interrupted(cluster, tmp_path / "run", lambda: cluster.kill_node("n2"))
+    dies = Interrupted(cluster, tmp_path / "run", lambda: cluster.kill_node(node))
     returned: list[bool] = []
 
     def look() -> None:
         dies()
         if dies.happened and not returned and "down" in cluster.asked("sinfo", "--noheader", "--format=%T"):
-            cluster.start_node("n2")
+            cluster.start_node(node)
             returned.append(True)
 
     run(job, look)
@@ -212,7 +216,7 @@ def test_a_job_that_runs_out_of_its_time(
 ) -> None:
     monkeypatch.setattr("tasks.launchers.slurm_script.SECONDS_TO_SAVE", 20)
     limited = SLURM | {"cluster": {"time_limit": "2"}}
-    steps = 8000  # more than the fastest machine does in two minutes
+    steps = 5500  # more than the fastest machine does in two minutes
     many = {"step_scheduler.max_steps": steps, "step_scheduler.num_epochs": steps}
     job = training(tmp_path / "run", conversations, limited, **many)
     run(job, Interrupted(cluster, tmp_path / "run", lambda: None))
