@@ -132,7 +132,8 @@ def container(image: Path, shared: list[Path]) -> str:
         (image / name).touch()
     for name in ("proc", "dev", "sys", "home", "tmp"):
         (image / name).mkdir()
-    wanted = (Path("/usr"), Path(sys.prefix), Path(sys.base_prefix), *shared)
+    prefix = Path(sys.prefix).resolve()
+    wanted = (Path("/usr"), prefix, Path(sys.base_prefix), *shared)
     bound = {Path("/", path.absolute().parts[1]) for path in wanted}
     for path in (path for path in map(Path, ("/bin", "/lib", "/lib64")) if path.exists()):
         if path.is_symlink():
@@ -141,7 +142,7 @@ def container(image: Path, shared: list[Path]) -> str:
             bound.add(path)
     for path in bound:
         (image / path.name).mkdir(exist_ok=True)
-    starts = f'test -e /mark && PATH={sys.prefix}/bin:/usr/bin exec "$@"'
+    starts = f'test -e /mark && PATH={prefix}/bin:/usr/bin exec "$@"'
     binds = [f"--bind={path}:{path}" for path in sorted(bound)]
     return shlex.join(["ch-run", *binds, str(image), "--", "sh", "-c", starts, "sh"])
 

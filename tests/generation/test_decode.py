@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.conftest import small_config, tiny_directory
+from tests.conftest import noise, small_config, tiny_directory
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.labels import image_token_id
@@ -80,20 +80,25 @@ def test_branches_end_one_by_one(answerer: Answerer, asked: list[Any]) -> None:
     assert together(answerer, asked, stops) == expected
 
 
-def test_the_tower_sees_few_images_at_once(answerer: Answerer, conversations: Path) -> None:
-    """Whose activations would be the peak of a batch about many images; patches of images with grids stay together."""
-    dataset = ConversationDataset(conversations, "train")
-    asked = [without_answer(dataset[i]["conversation"]) for i in range(0, 100, 10)]
-    tower, seen = answerer.model.get_submodule(answerer.family.vision_tower), list[int]()
-    inner = next(module for module in tower.modules() if not list(module.children()))
-    handle = inner.register_forward_hook(lambda module, arguments, output: seen.append(len(arguments[0])))
+def test_a_batch_in_parts_has_the_same_answers(
+    answerer: Answerer, asked: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows about one image, about two of other sizes, and about none: a part has the pixels of its own."""
+    text = {"type": "text", "text": "Which organ is shown?"}
+    for sizes in ([(90, 56), (56, 150)], [], [(130, 40)]):
+        images = [{"type": "image", "image": noise(size)} for size in sizes]
+        asked = [*asked, [{"role": "user", "content": [*images, text]}]]
+    expected = one_by_one(answerer, asked, stops={1})
+    tower, seen = answerer.model.get_submodule(answerer.family.vision_tower), list[object]()
+    handle = tower.register_forward_hook(lambda *_: seen.append(None))
     try:
-        answers = together(answerer, asked, stops={1})
+        for tokens, parts in ((1, 5), (2048, 1)):  # one row at once, or all
+            monkeypatch.setattr("vlm_core.generation.parts.TOKENS_AT_ONCE", tokens)
+            seen.clear()
+            assert together(answerer, asked, stops={1}) == expected
+            assert len(seen) == parts
     finally:
         handle.remove()
-    assert answers == one_by_one(answerer, asked, stops={1})
-    assert answerer.family.patches_a_token or seen == [4, 4, 2]
-    assert "forward" not in vars(tower)
 
 
 def test_an_answer_is_cut_at_its_end_or_marked(family: Family, processor: Any) -> None:

@@ -27,11 +27,17 @@ def plain_logprob(model: Any, example: dict[str, Any], processor: Any, family: F
     return float(logprobs.double().sum()), int(chosen.sum())
 
 
-@pytest.mark.parametrize("at_once", [16, 3])
+@pytest.mark.parametrize(("at_once", "tokens_at_once"), [(16, 2048), (16, 1), (3, 2048)])
 def test_likelihoods_are_those_of_plain_logits(
-    conversations: Path, processor: Any, family: Family, monkeypatch: pytest.MonkeyPatch, at_once: int
+    conversations: Path,
+    processor: Any,
+    family: Family,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: int,
+    tokens_at_once: int,
 ) -> None:
     monkeypatch.setattr("vlm_core.generation.likelihood.tokens_at_once", lambda model: 7)  # several chunks
+    monkeypatch.setattr("vlm_core.generation.parts.TOKENS_AT_ONCE", tokens_at_once)
     model = load_model(tiny_directory(family.model_type), small_config().model).eval()
     tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
     dataset = ConversationDataset(conversations, "validation")

@@ -17,11 +17,11 @@ from vlm_core.data.collate import Batch
 from vlm_core.data.packing import pack
 from vlm_core.data.tokens import TokenizedExample
 from vlm_core.families import Family
+from vlm_core.generation.parts import few_rows_at_once, joined
 from vlm_core.generation.sampling import Choose, most_likely
 from vlm_core.models.attention import Places, packed_masks
 from vlm_core.models.forward import head_logits, positions
 from vlm_core.models.load import unwrapped
-from vlm_core.models.vision import few_images_at_once
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,10 @@ def generate_ids(
     core = unwrapped(model)
     batch = {name: tensor.to(core.device) for name, tensor in pack([[row] for row in rows], image_token).items()}
     prompts = branches = _branches(batch)
+    if pixel_values is not None:
+        batch["pixel_values"] = pixel_values.to(core.device, core.dtype)
     decoder = _Decoder(core, family, Places.of(batch))
-    logits = decoder.prefill(batch, pixel_values, branches)
+    logits = decoder.prefill(batch, branches)
     for length in range(1, max_new_tokens + 1):
         for branch, token in zip(branches, choose(logits, [branch.number for branch in branches]), strict=True):
             branch.generated.append(token)
@@ -116,15 +118,18 @@ class _Decoder:
 
     def __init__(self, model: Any, family: Family, prompt: Places) -> None:
         self.model, self.family, self.keys = model, family, prompt
-        # Without a config every layer keeps all keys: a sliding one would drop those that other branches still see.
-        self.cache = DynamicCache()
 
-    def prefill(self, batch: Batch, pixel_values: torch.Tensor | None, branches: list[Branch]) -> torch.Tensor:
+    def prefill(self, batch: Batch, branches: list[Branch]) -> torch.Tensor:
         """Returns the logits behind each prompt, (branches, vocabulary)."""
-        pixels = {} if pixel_values is None else {"pixel_values": pixel_values.to(self.model.device, self.model.dtype)}
-        with few_images_at_once(self.model, self.family):
-            hidden = self._forward(batch["input_ids"], self.keys, **positions(batch, self.family), **pixels)
-        return self._logits(hidden, [(branch.row, branch.end) for branch in branches])
+        hidden, caches = [], []
+        for part in few_rows_at_once(batch, self.family):
+            # Without a config every layer keeps all keys: a sliding one would drop those that other branches still see.
+            caches.append(DynamicCache())
+            places, pixels = Places.of(part), {key: part[key] for key in ("pixel_values",) if key in part}
+            inputs = positions(part, self.family) | pixels
+            hidden.append(self._forward(part["input_ids"], places, places, caches[-1], **inputs))
+        self.cache = joined(caches)
+        return self._logits(torch.cat(hidden), [(branch.row, branch.end) for branch in branches])
 
     def step(self, branches: list[Branch]) -> torch.Tensor:
         """Feeds the last token of each of `branches`; returns the logits behind it, (branches, vocabulary)."""
@@ -146,13 +151,16 @@ class _Decoder:
         if self.family.patches_a_token:
             position_ids = position_ids.expand(3, -1, -1)  # Of text, all three are equal.
         self.keys = self.keys.followed_by(Places(*new))
-        return self._logits(self._forward(input_ids, Places(*new), position_ids=position_ids), places)
+        hidden = self._forward(input_ids, Places(*new), self.keys, self.cache, position_ids=position_ids)
+        return self._logits(hidden, places)
 
-    def _forward(self, input_ids: torch.Tensor, queries: Places, **inputs: torch.Tensor) -> torch.Tensor:
+    def _forward(
+        self, input_ids: torch.Tensor, queries: Places, keys: Places, cache: DynamicCache, **inputs: torch.Tensor
+    ) -> torch.Tensor:
         return self.model.model(
             input_ids=input_ids,
-            attention_mask=packed_masks(queries, self.keys, self.model, self.family),
-            past_key_values=self.cache,
+            attention_mask=packed_masks(queries, keys, self.model, self.family),
+            past_key_values=cache,
             use_cache=True,
             **inputs,
         ).last_hidden_state

@@ -10,9 +10,9 @@ from vlm_core.data.collate import IGNORE_INDEX
 from vlm_core.data.packing import pack
 from vlm_core.data.tokens import TokenizedExample
 from vlm_core.families import Family
+from vlm_core.generation.parts import few_rows_at_once
 from vlm_core.models.forward import head_logits, hidden_states, tokens_at_once
 from vlm_core.models.load import unwrapped
-from vlm_core.models.vision import few_images_at_once
 
 
 class Likelihood(NamedTuple):
@@ -40,9 +40,8 @@ def likelihoods(
         batch["pixel_values"] = pixel_values.to(core.device, core.dtype)
     targets = batch["targets"]
     at, column = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
-    with few_images_at_once(core, family):
-        hidden = hidden_states(core, batch, family)[at, column]
-    logprobs = _logprobs(core, hidden, targets[at, column], family)
+    hidden = torch.cat([hidden_states(core, part, family) for part in few_rows_at_once(batch, family)])
+    logprobs = _logprobs(core, hidden[at, column], targets[at, column], family)
     # Examples number the branches of their row from 1, in its order.
     starts = torch.tensor([0, *(len(row) for row in rows)], device=core.device).cumsum(0)
     example = starts[at] + batch["branch_ids"][at, column] - 1

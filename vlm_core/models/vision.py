@@ -19,7 +19,6 @@ from vlm_core.data.grids import Grid, patch_grids
 from vlm_core.families import Family
 from vlm_core.models.load import unwrapped
 
-IMAGES_AT_ONCE = 4
 VISION_VERSION = 2  # raise it whenever the same tower and images must give other features
 
 
@@ -41,29 +40,6 @@ def tower_fingerprint(model: Any, processor: Any, family: Family) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:32]
-
-
-@contextmanager
-def few_images_at_once(model: Any, family: Family) -> Iterator[None]:
-    """For the block, has the tower take a few images at a time, whatever the batch: what it computes is the same.
-
-    Without gradients its activations are the peak of a forward pass over many images. Patches of images that have
-    grids lie in one row, and stay together.
-    """
-    tower = unwrapped(model).get_submodule(family.vision_tower)
-    whole = tower.forward
-
-    def forward(pixel_values: torch.Tensor, **inputs: Any) -> Any:
-        parts = [whole(part, **inputs) for part in pixel_values.split(IMAGES_AT_ONCE)]
-        return type(parts[0])(**{name: torch.cat([part[name] for part in parts]) for name in parts[0]})
-
-    assert "forward" not in vars(tower)
-    if not family.patches_a_token:
-        tower.forward = forward
-    try:
-        yield
-    finally:
-        vars(tower).pop("forward", None)
 
 
 class _Captured(Exception):

@@ -19,13 +19,14 @@ from vlm_core.families import Family
 from vlm_core.home import medpix_home
 from vlm_core.models.feature_store import FeatureStore
 from vlm_core.models.load import unwrapped
-from vlm_core.models.vision import IMAGES_AT_ONCE, join_features, tower_fingerprint, vision_features
+from vlm_core.models.vision import join_features, tower_fingerprint, vision_features
 from vlm_core.progress import ProgressBar
 from vlm_core.training.distributed import Ranks, barrier
 
 logger = logging.getLogger(__name__)
 
 IMAGES_A_SHARD = 64  # what a killed job loses at most, a rank
+IMAGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
