@@ -55,6 +55,29 @@ def test_a_container_has_a_python_and_the_project_of_its_own(tmp_path: Path) -> 
             ClusterConfig(container=bad)
 
 
+@pytest.mark.parametrize(
+    ("code_of_srun", "restarts", "queued_again"), [(1, 1, True), (1, 0, False), (1, 9, False), (73, 1, False)]
+)
+def test_a_restart_that_cannot_begin_on_its_nodes_is_queued_again(
+    tmp_path: Path, code_of_srun: int, restarts: int, queued_again: bool
+) -> None:
+    """Not a first start, which would not begin later either, nor one whose directory is missing, nor the tenth."""
+    for name, does in {
+        "srun": f"exit {code_of_srun}",
+        "scontrol": f'echo "$@" > {tmp_path}/told',
+        "module": "",
+    }.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    script = slurm_script(job(tmp_path / "run"), tmp_path / "exit")
+    done = subprocess.run(["bash"], input=script, env=variables, capture_output=True, text=True)
+    assert (tmp_path / "told").exists() == queued_again
+    assert done.returncode == (0 if queued_again else code_of_srun)
+    assert ("Slurm job 7 could not begin on its nodes, and is queued again" in done.stdout) == queued_again
+    assert not (tmp_path / "exit").exists()
+
+
 def test_no_value_becomes_a_line_of_the_script(tmp_path: Path) -> None:
     for field in ("partition", "account", "modules", "extra_arguments", "memory_per_node", "time_limit"):
         with pytest.raises(ValidationError, match="should match pattern"):
