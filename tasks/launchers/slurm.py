@@ -114,9 +114,11 @@ class SlurmLauncher:
         return submitted
 
     def _left(self, job: Job) -> SlurmJob | None:
-        if not record_file(job).exists():
-            return None
-        return SlurmJob(job, **read_json(record_file(job)), logger=self.logger)
+        if record_file(job).exists():
+            return SlurmJob(job, **read_json(record_file(job)), logger=self.logger)
+        # A flow that was killed between sbatch and its answer has written no id.
+        job_id = slurm_commands.job_of(script_file(job)) if script_file(job).exists() else None
+        return None if job_id is None else SlurmJob(job, job_id, log_start=0, logger=self.logger)
 
 
 def _goes_on(left: SlurmJob) -> bool:

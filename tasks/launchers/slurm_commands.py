@@ -55,6 +55,18 @@ def submit(script: Path) -> int:
     return int(done.stdout.split(";")[0])
 
 
+def job_of(script: Path) -> int | None:
+    """Returns the id of your job that waits or runs with `script`, None where there is none.
+
+    Raises SlurmUnreachableError: there may be one.
+    """
+    done = _run("squeue", "--noheader", "--me", "--format=%A|%o")
+    if done.returncode:
+        raise SlurmUnreachableError(_reason(done))
+    found = dict(line.split("|", 1)[::-1] for line in done.stdout.splitlines())
+    return int(found[str(script)]) if str(script) in found else None
+
+
 def status_of(job_id: int) -> Status:
     """Returns the status of a job: the queue's, or after minutes the accounting's, where a cluster has one.
 

@@ -14,6 +14,7 @@ import pytest
 from tasks.launchers.choice import launcher_of, require_launchable
 from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job, JobFailedError
+from tasks.launchers.slurm import SlurmLauncher, record_file
 from tests.conftest import SMALL, fresh_home, small_config
 from tests.e2e.services import ROOT, command, processes_of, started_process, wait_until
 from tests.slurm import Cluster, cluster
@@ -156,6 +157,22 @@ def test_a_job_in_a_container(
     compute = SLURM | {"cluster": {"memory_per_node": "100M", "container": inside}}
     run(training(tmp_path / "run", conversations, compute))
     require_same_curve(tmp_path / "run", expected)
+
+
+def test_a_job_whose_id_was_lost_is_found_by_its_script(cluster: Cluster, tmp_path: Path) -> None:
+    """A flow that was killed between sbatch and its answer: a second job would write into the same directory."""
+    job = Job("job_under_test", (), ComputeConfig.model_validate(SLURM), tmp_path / "job.log")
+    job.log_file.touch()
+    launcher = SlurmLauncher(logging.getLogger("test"))
+    first = launcher.submit(job)
+    try:
+        record_file(job).unlink()
+        assert launcher.submit(job).job_id == first.job_id
+        assert len(cluster.asked("squeue", "--noheader").splitlines()) == 1
+    finally:
+        first.cancel()
+    assert launcher.submit(job).job_id > first.job_id
+    launcher.submit(job).cancel()
 
 
 def test_a_cancelled_job_saves_and_is_gone(cluster: Cluster, conversations: Path, tmp_path: Path) -> None:
