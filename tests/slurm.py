@@ -19,6 +19,8 @@ NODES = ("n1", "n2")
 
 CONFIGURATION = """
 ClusterName=test
+# Two clusters on one machine: the port of a rendezvous follows from the job.
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
@@ -73,7 +75,7 @@ class Cluster:
         ports = {name: free_port() for name in ("port", *NODES)}
         host = os.uname().nodename.partition(".")[0]
         self.configuration = home / "slurm.conf"
-        self.configuration.write_text(CONFIGURATION.format(home=home, host=host, **ports))
+        self.configuration.write_text(CONFIGURATION.format(home=home, host=host, first_job=free_port(), **ports))
         key = home / "munge.key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
