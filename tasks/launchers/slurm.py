@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tasks.launchers import slurm_commands
 from tasks.launchers.follow import Logger
-from tasks.launchers.job import Job
+from tasks.launchers.job import SECONDS_TO_SAVE, Job
 from tasks.launchers.slurm_commands import SUCCESS, UNKNOWN, SlurmUnreachableError, Status
 from tasks.launchers.slurm_script import slurm_script
 from vlm_core.config import ComputeConfig
@@ -144,6 +144,12 @@ def exit_file(job: Job) -> Path:
 
 def require_slurm(compute: ComputeConfig) -> None:
     """Raises ValueError where no job of `compute` could be submitted from here."""
+    limit = compute.cluster.time_limit
+    if limit and _seconds(limit) < 2 * SECONDS_TO_SAVE:
+        raise ValueError(
+            f"compute.cluster.time_limit={limit} is too short: a job is told to end {SECONDS_TO_SAVE} s before it and "
+            f"queued again, and would never come far; give it {2 * SECONDS_TO_SAVE // 60} minutes or more"
+        )
     known = slurm_commands.partitions()
     partition = compute.cluster.partition or ""
     names = sorted(name for name in known if name)
@@ -153,3 +159,13 @@ def require_slurm(compute: ComputeConfig) -> None:
     nodes = max(known[name] for name in partition.split(","))
     if compute.nodes > nodes:
         raise ValueError(f"compute.nodes={compute.nodes} is more than the {nodes} of the partition: ask for fewer")
+
+
+def _seconds(time_limit: str) -> int:
+    """Returns what a limit of Slurm's says: `minutes[:seconds]`, `hours:minutes:seconds`, `days-hours[:minutes...]`."""
+    days, _, clock = time_limit.rpartition("-")
+    numbers = [int(number) for number in clock.split(":")]
+    if not days and len(numbers) < 3:
+        numbers = [0, *numbers]
+    hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    return (int(days or 0) * 24 + hours) * 3600 + minutes * 60 + seconds

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.launchers.job import Job
+from tasks.launchers.slurm import _seconds
 from tasks.launchers.slurm_commands import Status
 from tasks.launchers.slurm_script import slurm_script
 from tests.conftest import small_config
@@ -109,6 +110,19 @@ def test_a_machine_without_slurm_is_told_before_anything_starts(monkeypatch: pyt
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match=r"there is no sbatch here: .* or set compute\.launcher=local"):
         require_launchable(COMPUTE)
+
+
+def test_a_limit_that_leaves_no_time_is_refused() -> None:
+    """Slurm's documentation of `--time` has the formats."""
+    limits = {"4": 240, "03:59": 239, "0:04:00": 240, "1-2": 93600, "1-0:30": 88200, "1-00:00:10": 86410}
+    assert {limit: _seconds(limit) for limit in limits} == limits
+    for limit in ("3", "03:59", "0-00:02"):
+        compute = ComputeConfig(launcher="slurm", cluster=ClusterConfig(time_limit=limit))
+        with pytest.raises(ValueError, match=rf"time_limit={limit} is too short: a job .* give it 4 minutes or more"):
+            require_launchable(compute)
+    for bad in ("-3", "3-", "1:2:3:4", "::"):
+        with pytest.raises(ValidationError):
+            ClusterConfig(time_limit=bad)
 
 
 def test_states_that_end_and_reasons_that_never_do() -> None:

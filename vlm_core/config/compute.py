@@ -26,7 +26,7 @@ class ClusterConfig(Section):
     )
     time_limit: str | None = Field(
         None,
-        pattern=r"^[\d:-]+$",
+        pattern=r"^(\d+-)?\d+(:\d+){0,2}$",
         description="Slurm's, `12:00:00` or `2-00`; null = the partition's. A run outlives it.",
     )
     partition: SlurmName | None = Field(None, description="Slurm's partition; null = the cluster's default.")
