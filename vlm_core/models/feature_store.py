@@ -110,9 +110,9 @@ class FeatureStore:
             raise ValueError(f"{place.shard} is damaged (row {place.row}); delete it, and its images are encoded again")
         return buffer
 
-    def require_space(self, images: int, bytes_each: int) -> None:
-        """Raises ValueError where the disk cannot take the features of `images` more images."""
-        wanted, free = images * bytes_each, shutil.disk_usage(self.directory).free
+    def require_space(self, images: int, wanted: int) -> None:
+        """Raises ValueError where the disk cannot take the features of `images` more images, `wanted` bytes in all."""
+        free = shutil.disk_usage(self.directory).free
         if wanted > free:
             raise ValueError(
                 f"the vision cache needs {wanted / 1e9:.1f} GB for {images} images and {self.directory} has "

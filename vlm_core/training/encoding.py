@@ -101,10 +101,6 @@ class _Encoder:
         """Encodes this rank's share of `missing`."""
         started = time.monotonic()
         self.tower.to(self.device).eval()
-        # The largest of them, as far as their sizes say.
-        largest = max((index_of[digest] for digest in missing), key=lambda index: math.prod(self._grid(index)))
-        sample = self._encode([largest])[0]
-        store.require_space(len(missing), sample.numel() * sample.element_size())
         mine = missing[ranks.rank :: ranks.world_size]
         with ProgressBar(len(mine), "encode images", "image", enabled=ranks.is_main) as progress:
             for start in range(0, len(mine), IMAGES_A_SHARD):
@@ -114,13 +110,18 @@ class _Encoder:
                 features: list[torch.Tensor] = []
                 for part in parts:
                     features += self._encode(part)
+                    if part[0] == index_of[mine[0]]:  # before any is written
+                        room = self._bytes(features[0], part[0], [index_of[digest] for digest in missing])
+                        store.require_space(len(missing), room)
                     progress.update(len(part))
                 store.add(shard, features)
         self.tower.to("cpu")
         logger.info("vision cache: encoded in %.1f s", time.monotonic() - started)
 
-    def _grid(self, index: int) -> Grid:
-        return self.grids[index] if self.grids else (1, 1)
+    def _bytes(self, features: torch.Tensor, index: int, indices: list[int]) -> int:
+        """Returns what the features of `indices` take, going by those of the image `index`."""
+        sizes = {i: math.prod(self.grids[i]) if self.grids else 1 for i in (index, *indices)}
+        return features.numel() * features.element_size() * sum(sizes[i] for i in indices) // sizes[index]
 
     def _encode(self, indices: list[int]) -> list[torch.Tensor]:
         pixels = self.pixels(indices).to(self.device, self.dtype)
