@@ -10,7 +10,7 @@ from tasks.launchers.job import CLUSTER_ENVIRONMENT, SECONDS_TO_SAVE, Job
 from vlm_core.home import medpix_home
 
 SECONDS_BEHIND_THE_FIRST = 60  # for the other nodes, once one has ended
-SECONDS_TO_BEGIN = 60  # on the nodes that the job has: else srun asks for ever for one that Slurm has lost meanwhile
+SECONDS_TO_BEGIN = 300  # on the nodes that the job has: else srun asks for ever for one that Slurm has lost meanwhile
 MOST_STARTS = 10  # of a job that cannot begin on its nodes
 EXIT_UNWRITABLE = 73  # EX_CANTCREAT of sysexits.h
 

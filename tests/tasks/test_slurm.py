@@ -37,7 +37,7 @@ def test_the_script_asks_for_what_the_config_says(tmp_path: Path) -> None:
         "'--constraint=a100&ib'",
     }  # fmt: skip
     assert "\nmodule load cuda/12.4\n" in script
-    assert "srun --immediate=60 --wait=60 --cpus-per-task=8 " in script
+    assert "srun --immediate=300 --wait=60 --cpus-per-task=8 " in script
     assert "--nnodes=2 --nproc-per-node=4 --max-restarts=2" in script
     assert "-m vlm_core.finetune --config 'a b; $(c)'\n" in script
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=True)
