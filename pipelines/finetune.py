@@ -18,7 +18,7 @@ from pipelines.forms import (
     StepSchedulerForm,
 )
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
-from tasks.jobs import encode_images, evaluate, finetune
+from tasks.jobs import evaluate, finetune
 from tasks.ownership import reap_after_crash
 from tasks.promotion import promote_model
 from tasks.registration import register_model
@@ -76,8 +76,6 @@ def medpix_finetune(
     conversations = preprocess_conversations(config, splits)
     with tracked_run(config, base_model, splits, conversations) as run:
         report_data(run, conversations)
-        if config.encodes_ahead:
-            encode_images(run, conversations)
         training = finetune(run, conversations)
         scores = evaluate(run, base_model, training["checkpoint"], conversations)
         registered = register_model(run, base_model, training["checkpoint"], scores)

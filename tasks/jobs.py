@@ -19,15 +19,12 @@ from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RESULT, SAMPLES
 
 
-@task(tags=["data"], persist_result=False)
-def encode_images(run: Run, conversations: Path) -> None:
-    """Fills the vision cache, where the vision tower is frozen: each image goes through it once."""
-    _run("encode", run, ["--conversations", str(conversations)])
-
-
 @task(tags=["training"], persist_result=False)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
-    """Returns `{steps, first_loss, last_loss, seconds, checkpoint}` of the training of `run`."""
+    """Trains, and returns `{steps, first_loss, last_loss, seconds, checkpoint}`.
+
+    The job fills the vision cache first: a job of its own for that would load torch and the model once more.
+    """
     in_mlflow = MetricsFollower(run.mlflow_run_id, run.directory)
     with (
         system_metrics(run.mlflow_run_id),

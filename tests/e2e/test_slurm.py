@@ -119,7 +119,7 @@ def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"goes on with Slurm job {job}, which was submitted before" in done.stderr
     require_same_curve(directory, expected)
-    for step in ("encode", "finetune", "evaluate"):
+    for step in ("finetune", "evaluate"):
         assert " on n[1-2], start 1\n" in (directory / f"{step}.log").read_text()
         assert (directory / f"{step}.slurm.sh").is_file()
         assert not (directory / f"{step}.slurm.json").exists()

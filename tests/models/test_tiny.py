@@ -18,7 +18,8 @@ from transformers import (
     GemmaTokenizer,
 )
 
-from vlm_core.models.tiny import write_tiny_gemma3, write_tiny_gemma3n
+from vlm_core.models.tiny import write_tiny_gemma3
+from vlm_core.models.tiny_gemma3n import write_tiny_gemma3n
 
 TEXTS = ["Is there a lesion in this image?", "Yes", "No", "The axial CT slice shows one large lesion."] * 5
 WRITERS: dict[str, Callable[..., None]] = {"gemma3": write_tiny_gemma3, "gemma3n": write_tiny_gemma3n}

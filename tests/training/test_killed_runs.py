@@ -32,7 +32,7 @@ RUN = {
 # Imports take longer than the training: they are made once, and each run is a fork, a process of its own.
 STARTER = """
 import json, os, sys
-import timm, transformers.models.gemma3.modeling_gemma3, vlm_core.models.tiny
+import transformers.models.gemma3.modeling_gemma3, vlm_core.models.tiny
 from vlm_core.finetune import main
 
 for line in sys.stdin:

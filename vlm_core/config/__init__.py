@@ -119,12 +119,6 @@ class Config(Section):
         return self
 
     @property
-    def encodes_ahead(self) -> bool:
-        """Whether it is worth asking for the vision cache before training: the tower may be frozen."""
-        frozen = self.freeze_config.freeze_vision_tower or self.peft is not None
-        return self.vision_cache.enabled and frozen and self.dataloader.collate_fn.target is None
-
-    @property
     def validation_source(self) -> DatasetConfig | None:
         """The validation split's dataset, with what is unset taken from `dataset`; None where there is none."""
         own = self.validation_dataset

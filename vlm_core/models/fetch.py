@@ -1,5 +1,6 @@
 """The base model's directory: from the hub, from disk, or one of the tiny ones made locally; checked before use."""
 
+import importlib
 import logging
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,12 @@ logger = logging.getLogger(__name__)
 
 # Part of the name of anything made from a tiny model: raised when equal arguments make other weights.
 TINY_VERSION: Final = 1
-TINY_MODELS = ("builtin:tiny-gemma3", "builtin:tiny-gemma3n", "builtin:tiny-qwen2_5_vl")
+TINY_WRITERS = {  # module and function
+    "tiny-gemma3": ("vlm_core.models.tiny", "write_tiny_gemma3"),
+    "tiny-gemma3n": ("vlm_core.models.tiny_gemma3n", "write_tiny_gemma3n"),
+    "tiny-qwen2_5_vl": ("vlm_core.models.tiny_qwen", "write_tiny_qwen2_5_vl"),
+}
+TINY_MODELS = tuple(f"builtin:{name}" for name in TINY_WRITERS)
 PATTERNS = ["README.md", "*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
@@ -51,16 +57,9 @@ def _locate(name: str, revision: str | None) -> Path:
 
 def _tiny(name: str) -> Path:
     def build(directory: Path) -> dict[str, Any]:
-        # Imported here: torch, with its seconds, is needed to make a model and not to find one.
-        from vlm_core.models.tiny import write_tiny_gemma3, write_tiny_gemma3n
-        from vlm_core.models.tiny_qwen import write_tiny_qwen2_5_vl
-
-        write = {
-            "tiny-gemma3": write_tiny_gemma3,
-            "tiny-gemma3n": write_tiny_gemma3n,
-            "tiny-qwen2_5_vl": write_tiny_qwen2_5_vl,
-        }[name]
-        write(directory, _phantom_texts())
+        module, write = TINY_WRITERS[name]
+        # Imported here: a module imports torch and the classes of its model, which takes seconds.
+        getattr(importlib.import_module(module), write)(directory, _phantom_texts())
         return {"name": name, "version": TINY_VERSION}
 
     directory, reused = cached_directory(medpix_home() / "cache" / "models", f"{name}-v{TINY_VERSION}", build)

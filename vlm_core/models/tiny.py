@@ -1,6 +1,6 @@
-"""Tiny checkpoints of the real Gemma 3 and Gemma 3n classes, made in seconds with no download.
+"""A tiny checkpoint of the real Gemma 3 classes, made in seconds with no download.
 
-They load through the Auto classes, and differ from the published checkpoints in size and weights only.
+It loads through the Auto classes, and differs from the published checkpoints in size and weights only.
 """
 
 import itertools
@@ -16,32 +16,22 @@ from transformers import (
     Gemma3Config,
     Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
-    Gemma3nAudioFeatureExtractor,
-    Gemma3nConfig,
-    Gemma3nForConditionalGeneration,
-    Gemma3nProcessor,
     Gemma3Processor,
     GemmaTokenizer,
     GenerationConfig,
     PreTrainedModel,
     ProcessorMixin,
-    SiglipImageProcessor,
 )
 
 _IMAGE_SIZE: Final = 56
 _VOCABULARY: Final = 1024  # at most; bytes that the texts never use are still there to fall back on
 _SPECIAL: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
-_IMAGE_TOKENS: Final = {
+IMAGE_TOKENS: Final = {
     "boi_token": "<start_of_image>",
     "eoi_token": "<end_of_image>",
     "image_token": "<image_soft_token>",
 }
-_AUDIO_TOKENS: Final = {
-    "boa_token": "<start_of_audio>",
-    "eoa_token": "<end_of_audio>",
-    "audio_token": "<audio_soft_token>",
-}
-_CHAT_TEMPLATE: Final = """\
+CHAT_TEMPLATE: Final = """\
 {{ bos_token }}
 {%- set prefix = '' -%}
 {%- if messages[0]['role'] == 'system' -%}
@@ -81,15 +71,15 @@ def write_tiny_gemma3(directory: Path, texts: Iterable[str], seed: int = 0) -> N
     their frequent words are one token each. Equal arguments write byte-identical files; torch's own random
     state is left as it was.
     """
-    tokenizer = _tokenizer(texts, _IMAGE_TOKENS)
+    tokenizer = tiny_tokenizer(texts, IMAGE_TOKENS)
     processor = Gemma3Processor(
         image_processor=Gemma3ImageProcessor(size={"height": _IMAGE_SIZE, "width": _IMAGE_SIZE}),
         tokenizer=tokenizer,
-        chat_template=_CHAT_TEMPLATE.replace("IMAGE", _IMAGE_TOKENS["boi_token"]),
+        chat_template=CHAT_TEMPLATE.replace("IMAGE", IMAGE_TOKENS["boi_token"]),
         image_seq_length=16,
     )
     config = Gemma3Config(
-        text_config=_text_config(tokenizer) | {"query_pre_attn_scalar": 24},
+        text_config=tiny_text_config(tokenizer) | {"query_pre_attn_scalar": 24},
         vision_config=_siglip_config(),
         mm_tokens_per_image=16,
         boi_token_index=tokenizer.boi_token_id,
@@ -103,36 +93,10 @@ def write_tiny_gemma3(directory: Path, texts: Iterable[str], seed: int = 0) -> N
         torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
         # At its default of 0.1, where a patch lies is drowned out by what it shows, and is learnt last.
         torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
-    _save(directory, model, processor)
+    save_tiny(directory, model, processor)
 
 
-def write_tiny_gemma3n(directory: Path, texts: Iterable[str], seed: int = 0) -> None:
-    """Write a Gemma 3n of about 0.4 M parameters, its processor and generation settings into `directory`.
-
-    An image is 64 x 64 pixels and 4 soft tokens; its vision tower is a small EfficientNet of timm, and
-    there is an audio tower. Tokenizer and determinism are as for `write_tiny_gemma3`.
-    """
-    tokenizer = _tokenizer(texts, _IMAGE_TOKENS | _AUDIO_TOKENS)
-    processor = Gemma3nProcessor(
-        feature_extractor=Gemma3nAudioFeatureExtractor(feature_size=32),
-        image_processor=SiglipImageProcessor(
-            size={"height": 64, "width": 64}, image_mean=[0.0] * 3, image_std=[1.0] * 3, do_normalize=False
-        ),
-        tokenizer=tokenizer,
-        chat_template=_CHAT_TEMPLATE.replace("IMAGE", _IMAGE_TOKENS["image_token"]),
-        audio_seq_length=8,
-        image_seq_length=4,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Gemma3nForConditionalGeneration(_gemma3n_config(tokenizer))
-        for layer in model.model.language_model.layers:
-            # Zero here cuts the per-layer embeddings off from the output, and so from any gradient.
-            torch.nn.init.ones_(layer.altup.correct_output_scale)
-    _save(directory, model, processor)
-
-
-def _tokenizer(texts: Iterable[str], named: dict[str, str]) -> GemmaTokenizer:
+def tiny_tokenizer(texts: Iterable[str], named: dict[str, str]) -> GemmaTokenizer:
     """Return a GemmaTokenizer with merges trained on `texts`, and the `named` tokens as its attributes.
 
     As published, `<start_of_...>` lies within the trained vocabulary and the other named tokens after it.
@@ -168,8 +132,8 @@ def _siglip_config() -> dict[str, Any]:
     }
 
 
-def _text_config(tokenizer: GemmaTokenizer) -> dict[str, Any]:
-    """Return the text settings both families share: 3 layers, 2 of them seeing the whole image."""
+def tiny_text_config(tokenizer: GemmaTokenizer) -> dict[str, Any]:
+    """Return the text settings that both Gemmas share: 3 layers, 2 of them seeing the whole image."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 96,
@@ -188,48 +152,7 @@ def _text_config(tokenizer: GemmaTokenizer) -> dict[str, Any]:
     }
 
 
-def _gemma3n_config(tokenizer: GemmaTokenizer) -> Gemma3nConfig:
-    """Return the whole Gemma 3n configuration; image and audio tokens follow the text's own vocabulary."""
-    vision_offset = tokenizer.eoi_token_id
-    audio_offset = tokenizer.eoa_token_id
-    return Gemma3nConfig(
-        text_config=_text_config(tokenizer)
-        | {
-            "hidden_size": 64,
-            "vocab_size_per_layer_input": vision_offset,
-            "hidden_size_per_layer_input": 8,
-            "num_kv_shared_layers": 1,
-            "laurel_rank": 8,
-            "altup_num_inputs": 2,
-        },
-        # Not a small MobileNetV5: timm writes classes into its `block_args`, which then cannot be saved.
-        vision_config={
-            "architecture": "test_efficientnet_ln",
-            "hidden_size": 256,
-            "vocab_size": 2,
-            "vocab_offset": vision_offset,
-        },
-        audio_config={
-            "input_feat_size": 32,
-            "hidden_size": 32,
-            "vocab_size": 2,
-            "vocab_offset": audio_offset,
-            "conf_num_attention_heads": 2,
-            "conf_num_hidden_layers": 1,
-            "sscp_conv_channel_size": [8, 4],
-        },
-        audio_soft_tokens_per_image=8,
-        vision_soft_tokens_per_image=4,
-        boi_token_id=tokenizer.boi_token_id,
-        eoi_token_id=tokenizer.eoi_token_id,
-        image_token_id=tokenizer.image_token_id,
-        boa_token_id=tokenizer.boa_token_id,
-        eoa_token_id=tokenizer.eoa_token_id,
-        audio_token_id=tokenizer.audio_token_id,
-    )
-
-
-def _save(directory: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
+def save_tiny(directory: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
     """Write weights (safetensors), settings and processor; generation stops at the end of a turn too."""
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(
