@@ -14,6 +14,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import PixelInputs
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.labels import image_token_id
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.tokens import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
@@ -29,13 +30,14 @@ def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, An
     """Shared-prefix generation as `vlm_core.evaluate` does it, from pixels."""
     answerer, prompts, pixels = _questions(config, conversations)
     stops, longest = stop_tokens(answerer.processor.tokenizer, GEMMA3), config.evaluation.max_new_tokens
+    image_token = image_token_id(answerer.processor, GEMMA3)
     answers: dict[int, list[int]] = {}
     with PeakMemory() as memory:
         started = time.monotonic()
         for groups in prompts.batches(config.evaluation.batch_size):
             rows = [[prompts.prompts[i] for i in group.members] for group in groups]
             shown = pixels([image for row in rows for image in row[0].images])
-            ids = generate_ids(answerer.model, GEMMA3, rows, shown, answerer.image_token, stops, longest)
+            ids = generate_ids(answerer.model, GEMMA3, rows, shown, image_token, stops, longest)
             answers |= dict(zip((i for group in groups for i in group.members), ids, strict=True))
         seconds = time.monotonic() - started
     return _result([answers[i] for i in range(len(prompts))], seconds, memory)

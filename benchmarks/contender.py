@@ -43,10 +43,8 @@ CONTENDERS: dict[str, Callable[[Config, Path, int], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
-    """Runs the measurement that the argument describes."""
-    logging.basicConfig(level=logging.WARNING)
-    wanted = json.loads(sys.argv[1])
+def measure(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Returns the record of the measurement that `wanted` describes: its settings, seconds, memory and speeds."""
     torch.set_num_threads(wanted["threads"])
     root = Path(wanted["directory"])
     model, data = root / f"model-{wanted['size']}", root / f"data-{wanted['images']}x{wanted['questions']}"
@@ -60,7 +58,7 @@ def main() -> None:
     config = config_of(model, data, run, wanted["tuning"], **overrides, **wanted.get("overrides", {}))
     conversations, _ = prepare_conversations(config)
     result = CONTENDERS[wanted["contender"]](config, conversations, wanted["steps"])
-    print(json.dumps(wanted | result | _speeds(wanted, result) | {"machine": machine()}))
+    return wanted | result | _speeds(wanted, result) | {"machine": machine()}
 
 
 def _speeds(wanted: dict[str, Any], result: dict[str, Any]) -> dict[str, float]:
@@ -80,6 +78,12 @@ def machine() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16"
     return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"
+
+
+def main() -> None:
+    """Runs the measurement that the argument describes, and prints its record."""
+    logging.basicConfig(level=logging.WARNING)
+    print(json.dumps(measure(json.loads(sys.argv[1]))))
 
 
 if __name__ == "__main__":

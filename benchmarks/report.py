@@ -95,3 +95,4 @@ def _plot(grouped: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> No
     )
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+    pyplot.close(figure)

@@ -10,7 +10,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ class Comparison:
     threads: int = 2
     rows: int = 10  # of a plain forward pass
     overrides: dict[str, Any] = field(default_factory=dict)
+
+    def tiny(self) -> "Comparison":
+        """Returns the same comparison once, on two images an optimizer step and a model of one layer: for tests."""
+        return replace(self, size="tiny", batch=2 * self.questions, rows=2, repeats=1)
 
     def job(self, contender: str, directory: Path) -> dict[str, Any]:
         """Returns the argument of `benchmarks.contender`; a contender `name/saving` is ours without that saving."""
@@ -91,12 +96,15 @@ GPU = [
 SUITES = {"quick": QUICK, "full": FULL, "gpu": GPU}
 
 
-def measure(comparison: Comparison, directory: Path) -> list[dict[str, Any]]:
-    """Returns the records of all repeats, in the order in which they were taken."""
+Job = dict[str, Any]
+
+
+def measure(comparison: Comparison, directory: Path, run: Callable[[Job], Job]) -> list[dict[str, Any]]:
+    """Returns the records of all repeats, in the order in which `run` took them."""
     records: list[dict[str, Any]] = []
     for repeat in range(comparison.repeats):
         for contender in comparison.contenders:
-            record = _run(comparison.job(contender, directory))
+            record = run(comparison.job(contender, directory))
             if records and "/packing" not in contender:  # without packing the examples come in another order
                 _require_same_work(records[0], record)
             records.append({**record, "title": comparison.title, "contender": contender, "repeat": repeat})
@@ -112,7 +120,8 @@ def _require_same_work(one: dict[str, Any], other: dict[str, Any]) -> None:
         raise SystemExit(f"not the same work: {one} and {other}")
 
 
-def _run(job: dict[str, Any]) -> dict[str, Any]:
+def in_a_process_of_its_own(job: Job) -> Job:
+    """Returns the record of `job`."""
     environment = os.environ | {
         "MEDPIX_HOME": f"{job['directory']}/home",
         "HF_HUB_OFFLINE": "1",
@@ -133,22 +142,32 @@ def ratio(records: list[dict[str, Any]], title: str, other: str, value: str = "e
     return statistics.median(a[value] / b[value] for a, b in zip(ours, theirs, strict=True))
 
 
-def main() -> None:
-    """Runs a suite, writes its records and the report, and ends with the line of ratios."""
-    suite = sys.argv[1] if len(sys.argv) > 1 else "quick"
+def run_suite(suite: str, comparisons: Sequence[Comparison], results: Path, run: Callable[[Job], Job]) -> list[Job]:
+    """Returns the records of all comparisons; `results` has them, the tables and the plot after each one."""
     records: list[dict[str, Any]] = []
+    results.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="medpix-bench-") as directory:
-        for comparison in SUITES[suite]:
-            records += measure(comparison, Path(directory))
-            RESULTS.mkdir(exist_ok=True)
-            (RESULTS / f"{suite}.json").write_text(json.dumps(records, indent=1) + "\n")
-    write_report(records, RESULTS, suite)
+        for comparison in comparisons:
+            records += measure(comparison, Path(directory), run)
+            (results / f"{suite}.json").write_text(json.dumps(records, indent=1) + "\n")
+            write_report(records, results, suite)
+    return records
+
+
+def headline(records: list[Job]) -> str:
+    """Returns the line of ratios that a suite ends with."""
     training, answers = "LoRA, 10 questions an image", "Answers, 10 questions an image"
-    print(
+    return (
         f"train_vs_trl={ratio(records, training, 'trl'):.2f} train_vs_plain={ratio(records, training, 'plain'):.2f} "
         f"eval_vs_generate={ratio(records, answers, 'answer-batched'):.2f} "
         f"peak_memory_vs_plain={ratio(records, training, 'plain', 'peak_mb'):.2f}"
     )
+
+
+def main() -> None:
+    """Runs a suite, writes its records and the report, and ends with the line of ratios."""
+    suite = sys.argv[1] if len(sys.argv) > 1 else "quick"
+    print(headline(run_suite(suite, SUITES[suite], RESULTS, in_a_process_of_its_own)))
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
     tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
     images = encode_images(model, processor, GEMMA3, conversations, Ranks(), device_of(0))
     DetachedTower(model, GEMMA3)
-    batches = PackedBatches(tokens, images, processor.tokenizer, config.packing.max_tokens)
+    batches = PackedBatches(tokens, images, processor, GEMMA3, config.packing.max_tokens)
     samples = config.step_scheduler.global_batch_size
     planned = batches.micro_batches(range(samples), 0, 1)
     made = [batches.batch(micro_batch) for micro_batch in planned]

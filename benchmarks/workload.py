@@ -55,8 +55,9 @@ SIZES = {
         image_size=896,
     ),
     "vocabulary": Size(hidden=256, layers=4, heads=4, vocabulary=65_536, vision_hidden=128, vision_layers=8),
+    "tiny": Size(hidden=64, layers=1, heads=2, vocabulary=None, vision_hidden=64, vision_layers=1, image_size=224),
 }
-"""Where attention and MLP dominate, the published shapes for a GPU, and where the head dominates."""
+"""Where attention and MLP dominate, the published shapes for a GPU, where the head dominates, and one for tests."""
 
 
 def write_model(directory: Path, size: Size) -> None:
@@ -152,6 +153,7 @@ def config_of(model: Path, data: Path, run: Path, tuning: str, **overrides: Any)
     tree: dict[str, Any] = {
         "model": {"pretrained_model_name_or_path": str(model), "torch_dtype": "bfloat16" if BFLOAT16 else "float32"},
         "dataset.path_or_dataset": str(data),
+        "packing.max_tokens": 2048,  # the default, which the demo's recipe changes
         "checkpoint": {"enabled": False, "checkpoint_dir": str(run)},
         "step_scheduler": {"num_epochs": 100, "val_every_steps": None},
         "optimizer.lr": 1e-4,
