@@ -3,6 +3,11 @@
 Runs against the configured Prefect API, or an ephemeral one where none is configured.
 """
 
+from vlm_core.arguments import check_arguments, flow_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    check_arguments(flow_parser(__doc__), "Prefect and MLflow")
+
 from typing import Any
 
 from prefect import flow
@@ -24,7 +29,6 @@ from tasks.promotion import promote_model
 from tasks.registration import register_model
 from tasks.run import checked_config, flow_run_name, tracked_run
 from tasks.summary import next_steps, render, summarize
-from vlm_core.cli import ConfigParser
 from vlm_core.form import Tuning, form_overrides
 from vlm_core.hub import HubBusyError
 
@@ -85,8 +89,7 @@ def medpix_finetune(
 
 def main() -> None:
     """Runs the flow by hand; wrong input is said before anything starts."""
-    parser = ConfigParser(prog="python -m pipelines.finetune", config_flag="--recipe", description=__doc__)
-    options, overrides = parser.parse_with_overrides()
+    options, overrides = flow_parser(__doc__).parse_with_overrides()
     try:
         checked_config(options.recipe, overrides)
         summary = medpix_finetune(options.recipe, overrides=overrides)

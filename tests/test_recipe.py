@@ -141,7 +141,7 @@ def facts(schema: dict[str, Any]) -> Iterator[str]:
 
 def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        ConfigParser(prog="test").parse_args(["--help"])
+        ConfigParser(prog="test").parse_args(["--help-all"])
     lines = capsys.readouterr().out.splitlines()
     schema = Config.model_json_schema()
     keys = dict(keys_of_schema(schema, schema["$defs"]))
@@ -161,7 +161,7 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_bounds_are_told_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        ConfigParser(prog="test").parse_args(["--help"])
+        ConfigParser(prog="test").parse_args(["--help-all"])
     text = capsys.readouterr().out
     for line in (
         "--step_scheduler.max_steps  int >= 1 | null, default null",

@@ -1,12 +1,13 @@
-"""The command line that all commands share: `--config RECIPE` and a dotted override for every config key.
+"""The command line that all commands share: `--config` or `--recipe`, and a dotted override for every config key.
 
 python -m vlm_core.finetune --config demo --optimizer.lr 2e-5 --peft.exclude_modules '*vision*' '*lm_head*'
 """
 
 import argparse
+import difflib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -21,18 +22,28 @@ from vlm_core.run_directory import CONFIG
 
 
 class ConfigParser(argparse.ArgumentParser):
-    """An ArgumentParser whose remaining arguments are config overrides; `--help` documents every key."""
+    """An ArgumentParser whose remaining arguments are config overrides.
 
-    def __init__(self, *, config_flag: str = "--config", config_of: str | None = None, **options: Any) -> None:
-        """`config_of` is the option that names a checkpoint, whose own config is taken where no recipe is given."""
-        self.config_of = config_of
+    `--help` shows the command's options and the keys in `common`; `--help-all` documents every key.
+    """
+
+    def __init__(self, *, common: Sequence[str] = (), config_of: str | None = None, **options: Any) -> None:
+        """`config_of` is the option that names a checkpoint; its own config is used if no recipe is given."""
+        self.common, self.config_of = common, config_of
+        recipe = "[--config RECIPE]" if config_of else "--config RECIPE"
         super().__init__(
-            formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, epilog=_keys_help(), **options
+            usage=f"%(prog)s {recipe} [options] [--section.key VALUE ...]",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            epilog=_keys_help(common, " most used; --help-all shows all of them"),
+            **options,
         )
         known = f"a YAML file or one of: {', '.join(recipe_names())}"
         default = f"; default: the {CONFIG} in --{config_of.replace('_', '-')}" if config_of else ""
-        self.add_argument(config_flag, dest="recipe", required=config_of is None, help=known + default)
+        self.add_argument("--config", "--recipe", dest="recipe", metavar="RECIPE", required=config_of is None,
+                          help=known + default)  # fmt: skip
         self.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+        self.add_argument("--help-all", action=_HelpAll, help="show this message with every config key, and exit")
 
     def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
         """Returns the command's own options and the checked config; exits with status 2 and a reason otherwise."""
@@ -48,6 +59,7 @@ class ConfigParser(argparse.ArgumentParser):
         options.recipe = options.recipe or self._recipe_of_checkpoint(options)
         try:
             overrides = parse_overrides(rest)
+            self._require_no_misspelt_option(overrides)
             if options.print_config:
                 sys.stdout.write(load_config(options.recipe, overrides).to_yaml())
                 self.exit()
@@ -61,6 +73,24 @@ class ConfigParser(argparse.ArgumentParser):
         if not config.is_file():
             self.error(f"--config is missing, and there is no {config} that could take its place")
         return str(config)
+
+    def _require_no_misspelt_option(self, overrides: Mapping[str, Any]) -> None:
+        """Raises ValueError for a key that is no section of the config and nearly one of the command's own options."""
+        own = [name for action in self._actions for name in action.option_strings]
+        for key in overrides.keys() - Config.model_fields.keys():
+            near = difflib.get_close_matches(f"--{key}", own, n=1, cutoff=0.7)
+            if near:
+                raise ValueError(f"unknown option --{key}; nearest: {near[0]}")
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.epilog = _keys_help([key for key, _ in config_keys()])
+        parser.print_help()
+        parser.exit()
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
@@ -97,9 +127,11 @@ def _scalar(word: str) -> Any:
         return word
 
 
-def _keys_help() -> str:
-    lines = ["config keys, each an option --section.key VALUE:"]
-    for key, field in config_keys():
+def _keys_help(shown: Sequence[str], which: str = "") -> str:
+    lines = [f"config keys{which}:"]
+    fields = dict(config_keys())
+    for key in shown:
+        field = fields[key]
         default = "required" if field.is_required() else f"default {_written(field.default)}"
         lines.append(f"  --{key}  {_kind(field.annotation, field.metadata)}, {default}")
         lines.append(f"        {field.description or ''}")

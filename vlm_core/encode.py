@@ -4,10 +4,14 @@ The features of a frozen vision tower lie in the vision cache then, for training
 there already are not encoded again; a job that was killed goes on where it was.
 """
 
+from vlm_core.arguments import check_arguments, encode_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    check_arguments(encode_parser(__doc__), "torch and transformers")
+
 import logging
 from pathlib import Path
 
-from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.models.family import family_of
@@ -42,9 +46,7 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
 
 def main() -> None:
     """Runs the command."""
-    parser = ConfigParser(prog="python -m vlm_core.encode", description=__doc__)
-    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
-    options, config = parser.parse_config()
+    options, config = encode_parser(__doc__).parse_config()
     with command() as ranks:
         encode(config, ranks, options.conversations)
 

@@ -10,6 +10,11 @@ asked them too: what the scores lose there is what the model owes to looking, an
 and no model is asked the same twice.
 """
 
+from vlm_core.arguments import check_arguments, evaluate_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    check_arguments(evaluate_parser(__doc__), "torch and transformers")
+
 import logging
 import time
 from collections.abc import Sequence
@@ -19,7 +24,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_core.cli import ConfigParser
 from vlm_core.config import BASE, Config
 from vlm_core.data.conversations import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
@@ -183,14 +187,7 @@ def _say(result: dict[str, Any], output: Path) -> None:
 
 def main() -> None:
     """Runs the command."""
-    parser = ConfigParser(prog="python -m vlm_core.evaluate", description=__doc__, config_of="checkpoint_path")
-    parser.add_argument(
-        "--checkpoint-path",
-        help="epoch_E_step_S, a model or adapter directory, a hub id or models:/name@alias; without it the base model",
-    )
-    parser.add_argument("--output-dir", type=Path, help="default: evaluation/ beside the checkpoint")
-    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
-    options, config = parser.parse_config()
+    options, config = evaluate_parser(__doc__).parse_config()
     checkpoint = options.checkpoint_path
     is_directory = checkpoint is not None and Path(checkpoint).is_dir()
     beside = Path(checkpoint).resolve().parent if is_directory else Path.cwd()

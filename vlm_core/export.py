@@ -6,7 +6,11 @@
 base model, that loads in `AutoModelForImageTextToText` and in servers such as vLLM.
 """
 
-import argparse
+from vlm_core.arguments import check_arguments, export_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    check_arguments(export_parser(__doc__), "torch and transformers")
+
 import logging
 from pathlib import Path
 from typing import Any
@@ -45,22 +49,9 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
     return dtype
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vlm_core.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("merge", help="base model + adapter as one plain transformers directory")
-    add = command.add_argument
-    add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
-    add("--output-dir", type=Path, required=True, help="a directory that is new or empty")
-    add("--base-model", help="hub id or directory; default: what the checkpoint names")
-    return parser
-
-
 def main() -> None:
     """Runs the command."""
-    options = _parser().parse_args()
+    options = export_parser(__doc__).parse_args()
     configure_logging()
     try:
         base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model)

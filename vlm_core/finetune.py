@@ -3,6 +3,11 @@
 Goes on from LATEST where the run directory has one; a finished run ends at once and says so.
 """
 
+from vlm_core.arguments import check_arguments, finetune_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    check_arguments(finetune_parser(__doc__), "torch and transformers")
+
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,7 +20,6 @@ import torch
 from filelock import Timeout
 
 from vlm_core.cache import locked, read_manifest
-from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, ImageInputs, build_batches, image_inputs_of
 from vlm_core.data.conversations import ConversationDataset
@@ -278,10 +282,7 @@ def _write_result(directory: Path, checkpoint: Path | None, steps: int, ranks: R
 
 def main() -> None:
     """Runs the command."""
-    parser = ConfigParser(prog="python -m vlm_core.finetune", description=__doc__)
-    parser.add_argument("--plan", action="store_true", help="say what the run takes, whether it fits, and stop")
-    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
-    options, config = parser.parse_config()
+    options, config = finetune_parser(__doc__).parse_config()
     with command() as ranks:
         try:
             finetune(config, ranks, options.conversations, plan_only=options.plan)

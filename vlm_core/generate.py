@@ -7,6 +7,11 @@ The answer goes to standard output, alone; messages go to standard error. An inp
 {"prompt": "...", "images": ["file or https address", ...]}, and gives a line of JSON an answer.
 """
 
+from vlm_core.arguments import check_arguments, generate_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    check_arguments(generate_parser(__doc__), "torch and transformers")
+
 import argparse
 import json
 import logging
@@ -126,29 +131,6 @@ def _request(number: int, line: str) -> Request:
         raise ValueError(f"line {number} of the input is no question: {line[:80]!r}; write {wanted}") from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m vlm_core.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--checkpoint-path", help="epoch_E_step_S, a model or adapter directory, a hub id, or models:/name@alias")
-    add("--base-model", help="hub id or directory; default: what the checkpoint names")
-    add("--prompt", help="the question; - reads it from standard input")
-    add("--image", nargs="*", default=[], help="image files, in the order of the prompt")
-    add("--image-url", nargs="*", default=[], help="https addresses of images, or paths")
-    add("--allow-any-url", action="store_true", help="also read images by http and from private addresses")
-    add("--input-file", help="questions, a line of JSON each; - reads standard input")
-    add("--max-new-tokens", type=int, default=128, help="longest answer")
-    add("--temperature", type=float, default=0.0, help="0 = greedy; else answers are drawn")
-    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that have this probability")
-    add("--seed", type=int, default=42, help="of the draws")
-    add("--output-format", choices=("text", "json"), help="default: text")
-    add("--output-file", type=Path, help="write the answer there and not to standard output")
-    add("--is-peft", action="store_true", help="not needed: what a checkpoint is gets detected")
-    add("--peft-exclude-modules", nargs="*", help="not needed: an adapter knows its modules")
-    return parser
-
-
 def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     """Returns the output: an answer as text or JSON, or a line of JSON an answer."""
     if options.input_file is not None:
@@ -161,7 +143,7 @@ def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
 
 def main() -> None:
     """Runs the command."""
-    options = _parser().parse_args()
+    options = generate_parser(__doc__).parse_args()
     configure_logging()
     try:
         text = render(generate(options), options)

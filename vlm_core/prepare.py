@@ -7,10 +7,13 @@ Later commands find the cache. The report says what is wrong with the data, and 
 about cases that training has seen.
 """
 
-import logging
-from pathlib import Path
+from vlm_core.arguments import check_arguments, prepare_parser
 
-from vlm_core.cli import ConfigParser
+if __name__ == "__main__":  # before the imports below, which take seconds
+    check_arguments(prepare_parser(__doc__), "pyarrow and datasets")
+
+import logging
+
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json
@@ -25,9 +28,7 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """Runs the command."""
-    parser = ConfigParser(prog="python -m vlm_core.prepare", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("data-report"), help="directory of the report")
-    options, config = parser.parse_config()
+    options, config = prepare_parser(__doc__).parse_config()
     configure_logging()
     try:
         require_writable(options.output)

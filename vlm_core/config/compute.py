@@ -71,7 +71,7 @@ class ComputeConfig(Section):
         "local", description="What the flow has its jobs run by: this machine, Slurm or Kubernetes."
     )
     nodes: PositiveInt = Field(1, description="Machines that share a job; more than one takes a cluster's launcher.")
-    nproc_per_node: PositiveInt = Field(1, description="Processes that torchrun starts on each node, one a GPU.")
+    nproc_per_node: PositiveInt = Field(1, description="Processes on each node, one for each GPU.")
     strategy: Literal["ddp", "fsdp2"] = Field(
         "ddp", description="ddp = each process has the whole model; fsdp2 = weights and optimizer are divided."
     )

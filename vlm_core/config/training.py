@@ -40,7 +40,7 @@ class ModelConfig(Section):
 
 
 class StepSchedulerConfig(Section):
-    global_batch_size: PositiveInt = Field(8, description="Examples an optimizer step, over all ranks.")
+    global_batch_size: PositiveInt = Field(8, description="Examples per optimizer step, over all processes.")
     local_batch_size: PositiveInt = Field(1, description="Examples a forward pass on one rank, without packing.")
     num_epochs: PositiveInt = Field(1, description="Passes over the training split.")
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")

@@ -1,0 +1,98 @@
+"""Arguments are read before anything slow is imported, and help and errors say what one needs."""
+
+import subprocess
+import sys
+
+import pytest
+
+from vlm_core import arguments
+from vlm_core.cli import ConfigParser
+from vlm_core.recipe import config_keys
+
+SLOW = ("torch", "peft", "transformers", "datasets", "mlflow", "prefect", "matplotlib", "pyarrow")
+# Runs a command as `python -m` does, and says on standard error which slow packages it had imported at its end.
+RUN = f"""
+import runpy, sys
+sys.argv = sys.argv[1:]
+try:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+finally:
+    print("imported:", [name for name in {SLOW} if name in sys.modules], file=sys.stderr)
+"""
+FROM_RECIPES = ["pipelines.finetune", *(f"vlm_core.{name}" for name in ("prepare", "encode", "finetune", "evaluate"))]
+PARSERS = {
+    "pipelines.finetune": arguments.flow_parser,
+    "vlm_core.prepare": arguments.prepare_parser,
+    "vlm_core.encode": arguments.encode_parser,
+    "vlm_core.finetune": arguments.finetune_parser,
+    "vlm_core.evaluate": arguments.evaluate_parser,
+}
+WRONG = [
+    (["--recipe", "dem"], "did you mean 'demo'?"),
+    (["--config", "demo", "--optimizer.lrr", "1"], "nearest: 'optimizer.lr'"),
+    (["--recipe", "demo", "--optimizer.lr", "-1"], "should be greater than 0"),
+    (["--config", "demo", "--print-confg"], "unknown option --print-confg; nearest: --print-config"),
+]
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("module", [*FROM_RECIPES, "vlm_core.generate", "vlm_core.export", "vlm_core.caches"])
+def test_help_comes_before_slow_imports(module: str) -> None:
+    done = run(module, "--help")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "imported: []")
+    assert f"usage: python -m {module}" in done.stdout
+
+
+@pytest.mark.parametrize("module", FROM_RECIPES)
+@pytest.mark.parametrize(("words", "message"), WRONG)
+def test_a_wrong_argument_is_answered_before_slow_imports(module: str, words: list[str], message: str) -> None:
+    done = run(module, *words)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "imported: []")
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [("vlm_core.generate", "--promt", "x"), ("vlm_core.export", "merg"), ("vlm_core.caches", "lst")]
+)
+def test_so_is_one_of_a_command_without_a_recipe(words: tuple[str, ...]) -> None:
+    done = run(*words)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "imported: []")
+    assert words[1] in done.stderr
+
+
+def test_a_right_command_says_what_it_loads() -> None:
+    done = run("vlm_core.generate", "--checkpoint-path", "nowhere")
+    assert done.stderr.splitlines()[0].endswith("loading torch and transformers")
+    assert "give --prompt for one question" in done.stderr
+
+
+@pytest.mark.parametrize("module", FROM_RECIPES)
+def test_help_is_short_and_all_of_it_is_at_hand(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for option in ("--help", "--help-all"):
+        with pytest.raises(SystemExit) as stop:
+            PARSERS[module]("What it does.").parse_args([option])
+        assert stop.value.code == 0
+        texts.append(capsys.readouterr().out)
+    short, complete = texts
+    keys = [key for key, _ in config_keys()]
+    assert 4 <= sum(f"  --{key}  " in short for key in keys) <= 10
+    assert sum(f"  --{key}  " in complete for key in keys) == len(keys)
+    for text in texts:
+        assert "usage: python -m" in text
+        assert "--print-config" in text
+
+
+@pytest.mark.parametrize("option", ["--recipe", "--config"])
+def test_a_recipe_is_given_by_either_name(option: str) -> None:
+    for parser in PARSERS.values():
+        assert parser(None).parse_config([option, "demo"])[1].name == "demo"
+
+
+def test_an_option_of_the_command_is_suggested_but_no_key_is_taken_for_one() -> None:
+    parser = ConfigParser(prog="test")
+    parser.add_argument("--compute-all", action="store_true")
+    assert parser.parse_config(["--config", "demo", "--compute", "{}"])[1].name == "demo"

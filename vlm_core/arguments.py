@@ -1,0 +1,152 @@
+"""The arguments of the commands, by themselves.
+
+A command reads its arguments before it imports torch and the like, which takes ten seconds and more: `--help` and a
+misspelt option are answered at once. So nothing here may import more than the config does.
+"""
+
+import argparse
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from vlm_core.cli import ConfigParser
+from vlm_core.log import configure_logging
+
+logger = logging.getLogger(__name__)
+
+DATA_KEYS = ("dataset.path_or_dataset", "dataset.split")
+TRAINING_KEYS = (
+    "dataset.path_or_dataset",
+    "model.pretrained_model_name_or_path",
+    "optimizer.lr",
+    "step_scheduler.num_epochs",
+    "step_scheduler.max_steps",
+    "step_scheduler.global_batch_size",
+    "peft.dim",
+    "rng.seed",
+    "checkpoint.checkpoint_dir",
+    "compute.nproc_per_node",
+)
+PREPARE_KEYS = (
+    *DATA_KEYS,
+    "dataset.image_column",
+    "dataset.question_column",
+    "dataset.answer_column",
+    "dataset.case_column",
+    "dataset.mode_column",
+    "dataset.split_by",
+    "dataset.max_reject_share",
+    "report.images",
+)
+ENCODE_KEYS = (*DATA_KEYS, "model.pretrained_model_name_or_path", "model.torch_dtype")
+EVALUATION_KEYS = (
+    "dataset.path_or_dataset",
+    "validation_dataset.split",
+    "model.pretrained_model_name_or_path",
+    "evaluation.limit",
+    "evaluation.batch_size",
+    "evaluation.max_new_tokens",
+    "evaluation.controls",
+    "evaluation.compare_with",
+    "report.images",
+    "rng.seed",
+)
+
+
+def check_arguments(parser: argparse.ArgumentParser, loaded: str) -> None:
+    """Ends the command if its arguments are wrong; otherwise says which slow imports (`loaded`) follow."""
+    if isinstance(parser, ConfigParser):
+        parser.parse_config()
+    else:
+        parser.parse_args()
+    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
+        configure_logging()
+        logger.info("loading %s", loaded)
+
+
+def flow_parser(description: str | None) -> ConfigParser:
+    """Returns the parser of `python -m pipelines.finetune`."""
+    return ConfigParser(prog="python -m pipelines.finetune", description=description, common=TRAINING_KEYS)
+
+
+def prepare_parser(description: str | None) -> ConfigParser:
+    """Returns the parser of `python -m vlm_core.prepare`."""
+    parser = ConfigParser(prog="python -m vlm_core.prepare", description=description, common=PREPARE_KEYS)
+    parser.add_argument("--output", type=Path, default=Path("data-report"), help="directory of the report")
+    return parser
+
+
+def encode_parser(description: str | None) -> ConfigParser:
+    """Returns the parser of `python -m vlm_core.encode`."""
+    parser = ConfigParser(prog="python -m vlm_core.encode", description=description, common=ENCODE_KEYS)
+    _add_conversations(parser)
+    return parser
+
+
+def finetune_parser(description: str | None) -> ConfigParser:
+    """Returns the parser of `python -m vlm_core.finetune`."""
+    parser = ConfigParser(prog="python -m vlm_core.finetune", description=description, common=TRAINING_KEYS)
+    parser.add_argument("--plan", action="store_true", help="say what the run takes, whether it fits, and stop")
+    _add_conversations(parser)
+    return parser
+
+
+def evaluate_parser(description: str | None) -> ConfigParser:
+    """Returns the parser of `python -m vlm_core.evaluate`."""
+    parser = ConfigParser(
+        prog="python -m vlm_core.evaluate",
+        description=description,
+        common=EVALUATION_KEYS,
+        config_of="checkpoint_path",
+    )
+    parser.add_argument(
+        "--checkpoint-path",
+        help="epoch_E_step_S, a model or adapter directory, a hub id or models:/name@alias; without it the base model",
+    )
+    parser.add_argument("--output-dir", type=Path, help="default: evaluation/ beside the checkpoint")
+    _add_conversations(parser)
+    return parser
+
+
+def generate_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of `python -m vlm_core.generate`."""
+    parser = _plain_parser("python -m vlm_core.generate", description)
+    add = parser.add_argument
+    add("--checkpoint-path", help="epoch_E_step_S, a model or adapter directory, a hub id, or models:/name@alias")
+    add("--base-model", help="hub id or directory; default: what the checkpoint names")
+    add("--prompt", help="the question; - reads it from standard input")
+    add("--image", nargs="*", default=[], help="image files, in the order of the prompt")
+    add("--image-url", nargs="*", default=[], help="https addresses of images, or paths")
+    add("--allow-any-url", action="store_true", help="also read images by http and from private addresses")
+    add("--input-file", help="questions, a line of JSON each; - reads standard input")
+    add("--max-new-tokens", type=int, default=128, help="longest answer")
+    add("--temperature", type=float, default=0.0, help="0 = greedy; else answers are drawn")
+    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that have this probability")
+    add("--seed", type=int, default=42, help="of the draws")
+    add("--output-format", choices=("text", "json"), help="default: text")
+    add("--output-file", type=Path, help="write the answer there and not to standard output")
+    add("--is-peft", action="store_true", help="not needed: what a checkpoint is gets detected")
+    add("--peft-exclude-modules", nargs="*", help="not needed: an adapter knows its modules")
+    return parser
+
+
+def export_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of `python -m vlm_core.export`."""
+    parser = _plain_parser("python -m vlm_core.export", description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("merge", help="base model + adapter as one plain transformers directory")
+    add = command.add_argument
+    add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
+    add("--output-dir", type=Path, required=True, help="a directory that is new or empty")
+    add("--base-model", help="hub id or directory; default: what the checkpoint names")
+    return parser
+
+
+def _plain_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    formatter: Any = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
+
+
+def _add_conversations(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
