@@ -10,7 +10,7 @@ from tasks.jobs import evaluate
 from tasks.ownership import reap_after_crash
 from tasks.run import checked_config, tracked_run
 from tasks.summary import show_scores
-from vlm_core.form import form_overrides
+from vlm_core.form import Recipe, form_overrides
 
 
 @flow(
@@ -22,7 +22,7 @@ from vlm_core.form import form_overrides
 )
 def medpix_evaluate(
     checkpoint: str,
-    recipe: str = "demo",
+    recipe: Recipe = "demo",
     dataset: DatasetForm = DatasetForm(),
     compute: ComputeForm = ComputeForm(),
     evaluation: EvaluationForm = EvaluationForm(),

@@ -29,7 +29,7 @@ from tasks.promotion import promote_model
 from tasks.registration import register_model
 from tasks.run import checked_config, flow_run_name, tracked_run
 from tasks.summary import next_steps, render, summarize
-from vlm_core.form import Tuning, form_overrides
+from vlm_core.form import Recipe, Tuning, form_overrides
 from vlm_core.hub import HubBusyError
 
 
@@ -41,12 +41,12 @@ from vlm_core.hub import HubBusyError
     result_serializer="json",
 )
 def medpix_finetune(
-    recipe: str = "demo",
+    recipe: Recipe = "demo",
     tuning: Tuning = "as in the recipe",
-    model: ModelForm = ModelForm(),
     dataset: DatasetForm = DatasetForm(),
     step_scheduler: StepSchedulerForm = StepSchedulerForm(),
     optimizer: OptimizerForm = OptimizerForm(),
+    model: ModelForm = ModelForm(),
     peft: PeftForm = PeftForm(),
     compute: ComputeForm = ComputeForm(),
     evaluation: EvaluationForm = EvaluationForm(),
@@ -60,10 +60,10 @@ def medpix_finetune(
     Args:
         recipe: Name of a shipped recipe, or the path of a YAML file.
         tuning: lora trains an adapter, full the weights themselves.
-        model: The base model.
         dataset: The training split; the validation split is of the same dataset.
-        step_scheduler: Batches, steps, checkpoints.
-        optimizer: AdamW.
+        step_scheduler: How long to train: epochs, steps, batches; checkpoints.
+        optimizer: The learning rate, and the optimizer's other settings.
+        model: The base model.
         peft: LoRA's settings.
         compute: What runs it: this machine or a cluster, and its processes and memory.
         evaluation: Questions, controls, models to compare with.

@@ -1,4 +1,7 @@
-"""The groups of the parameter forms in Prefect's UI: sections of the config whose empty fields come from the recipe."""
+"""The groups of the parameter forms in Prefect's UI: sections of the config whose empty fields come from the recipe.
+
+`first` names what people change most; the page shows the other fields in a second tab.
+"""
 
 from vlm_core.config import (
     ComputeConfig,
@@ -12,11 +15,11 @@ from vlm_core.config import (
 )
 from vlm_core.form import form_of
 
-ModelForm = form_of(ModelConfig)
-DatasetForm = form_of(DatasetConfig)
-StepSchedulerForm = form_of(StepSchedulerConfig)
-OptimizerForm = form_of(OptimizerConfig)
-PeftForm = form_of(PeftConfig)
-ComputeForm = form_of(ComputeConfig)
-EvaluationForm = form_of(EvaluationConfig)
-RegistryForm = form_of(RegistryConfig)
+DatasetForm = form_of(DatasetConfig, first=("path_or_dataset", "split"))
+StepSchedulerForm = form_of(StepSchedulerConfig, first=("num_epochs", "max_steps", "global_batch_size"))
+OptimizerForm = form_of(OptimizerConfig, first=("lr",))
+ModelForm = form_of(ModelConfig, first=())
+PeftForm = form_of(PeftConfig, first=())
+ComputeForm = form_of(ComputeConfig, first=())
+EvaluationForm = form_of(EvaluationConfig, first=())
+RegistryForm = form_of(RegistryConfig, first=())

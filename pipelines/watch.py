@@ -6,10 +6,11 @@ from prefect import flow
 
 from tasks.run import checked_config
 from tasks.watch import announce, find_changes
+from vlm_core.form import Recipe
 
 
 @flow(name="medpix-retrain-watch", flow_run_name="watch {recipe}", persist_result=True, result_serializer="json")
-def medpix_retrain_watch(recipe: str = "gemma3_4b_lora", overrides: dict[str, Any] | None = None) -> dict[str, str]:
+def medpix_retrain_watch(recipe: Recipe = "gemma3_4b_lora", overrides: dict[str, Any] | None = None) -> dict[str, str]:
     """Compares what the recipe's models were trained on with the hub; a new revision starts medpix-finetune on it.
 
     Returns the new revisions; nothing is started where there are none.

@@ -13,7 +13,7 @@ from prefect.runtime import flow_run
 from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
 from tasks.tracking import end_mlflow_run, log_files, start_mlflow_run
-from vlm_core.config import Config
+from vlm_core.config import Config, DatasetConfig
 from vlm_core.data.splits import TRAIN, VALIDATION, Splits, revisions
 from vlm_core.files import write_text
 from vlm_core.form import form_overrides
@@ -52,7 +52,7 @@ def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
 
 
 def flow_run_name() -> str:
-    """Returns what to call the flow run at hand: `gemma3_4b_lora-lora-r8-MedPix-VQA`, after recipe, tuning and data.
+    """Returns what tells the flow run at hand from others: `demo lora-r8 lr=0.004 phantom?images=40 retry 1`.
 
     Wrong parameters give the recipe's name: what is wrong is said by the run itself.
     """
@@ -63,7 +63,15 @@ def flow_run_name() -> str:
     except ValueError:
         return str(recipe)
     tuning = f"lora-r{config.peft.dim}" if config.peft else "full"
-    return f"{config.name}-{tuning}-{Path(config.dataset.path_or_dataset).name.partition('?')[0]}"
+    name = f"{config.name} {tuning} lr={config.optimizer.lr:g} {_data_name(config.dataset)}"
+    earlier = flow_run.run_count  # attempts before this one
+    return f"{name} retry {earlier}" if earlier else name
+
+
+def _data_name(dataset: DatasetConfig) -> str:
+    """Returns the dataset's own name, and its split where that takes a part of the rows."""
+    name = Path(dataset.path_or_dataset.removeprefix("builtin:")).name
+    return f"{name} {dataset.split}" if "[" in dataset.split else name
 
 
 @contextmanager

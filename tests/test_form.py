@@ -1,10 +1,16 @@
 """The form: every field of a section, empty by default; what is filled changes the recipe, and nothing else does."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.utilities.schema_tools.validation import preprocess_schema, validate
 from pydantic import ValidationError
 
+from pipelines.evaluate import medpix_evaluate
+from pipelines.finetune import medpix_finetune
+from pipelines.watch import medpix_retrain_watch
 from vlm_core.config import (
     ClusterConfig,
     ComputeConfig,
@@ -15,7 +21,7 @@ from vlm_core.config import (
     StepSchedulerConfig,
 )
 from vlm_core.form import form_of, form_overrides
-from vlm_core.recipe import load_config
+from vlm_core.recipe import load_config, recipe_names
 
 Optimizer, Peft, Steps, Registry = map(form_of, (OptimizerConfig, PeftConfig, StepSchedulerConfig, RegistryConfig))
 
@@ -87,3 +93,94 @@ def test_bounds_hold_and_unknown_fields_are_refused() -> None:
         Optimizer(lr=-1)
     with pytest.raises(ValidationError, match="Extra inputs"):
         Optimizer(lrr=1)
+
+
+FLOWS = {flow.name: flow for flow in (medpix_finetune, medpix_evaluate, medpix_retrain_watch)}
+LEARNING_RATE = {"optimizer": {"lr": 2e-5}}
+
+
+def described(schema: Any) -> Iterator[str]:
+    """Yields every title and description of a JSON schema."""
+    for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        if isinstance(value, dict | list):
+            yield from described(value)
+        elif key in ("title", "description") and isinstance(value, str):
+            yield value
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_no_text_of_a_form_is_taken_for_html(name: str) -> None:
+    """Prefect's page renders descriptions as Markdown, in which `<model family>` is a tag: nothing is shown of it."""
+    texts = list(described(FLOWS[name].parameters.model_dump()))
+    assert len(texts) > 4
+    assert [text for text in texts if "<" in text] == []
+
+
+def test_a_form_shows_first_what_people_change() -> None:
+    schema = medpix_finetune.parameters
+    order = sorted(schema.properties, key=lambda name: schema.properties[name]["position"])
+    assert order[:5] == ["recipe", "tuning", "dataset", "step_scheduler", "optimizer"]
+    assert order[-1] == "overrides"
+    fields = {}
+    for name in order[2:-1]:
+        definition = schema.definitions[schema.properties[name]["$ref"].rpartition("/")[2]]
+        first, complete = definition["anyOf"]
+        assert set(first["properties"]) < set(complete["properties"])
+        assert {first["title"], complete["title"]} <= {"most used", "all settings", "as in the recipe", "change"}
+        assert schema.properties[name]["default"] == {}  # which opens the first tab
+        fields[name] = list(first["properties"])
+    assert {name: found for name, found in fields.items() if found} == {
+        "dataset": ["path_or_dataset", "split"],
+        "step_scheduler": ["num_epochs", "max_steps", "global_batch_size"],
+        "optimizer": ["lr"],
+    }
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_recipes_are_a_choice_that_leaves_others_possible(name: str, tmp_path: Path) -> None:
+    shipped, own = FLOWS[name].parameters.properties["recipe"]["anyOf"]
+    assert shipped["enum"] == recipe_names()
+    assert (own["type"], "enum" in own) == ("string", False)
+    for recipe in ("demo", str(tmp_path / "own.yaml")):
+        assert errors(name, recipe=recipe, checkpoint="m") == []
+
+
+def errors(name: str, **parameters: Any) -> list[tuple[list[str], str]]:
+    """Returns what Prefect's server says of parameters, as (place, message)."""
+    known = FLOWS[name].parameters.model_dump()
+    given = {key: value for key, value in parameters.items() if key in known["properties"]}
+    found = validate(given, preprocess_schema(known), raise_on_error=False)
+    return [([str(part) for part in error.absolute_path], error.message) for error in found]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        LEARNING_RATE,
+        {"recipe": "gemma3_4b_lora", "compute": {"launcher": "slurm", "nodes": 2, "cluster": {"partition": "gpu"}}},
+        {"dataset": {"path_or_dataset": "/data", "image_column": "scan"}, "overrides": {"rng.seed": 7}},
+        {"peft": {"dim": 4, "exclude_modules": ["*vision*"]}, "tuning": "lora", "registry": {"promote": "no"}},
+        {"step_scheduler": {"max_steps": 3}, "model": {}, "evaluation": {"limit": 10}, "overrides": None},
+    ],
+)
+def test_parameters_are_accepted_by_the_server_as_by_the_flow(parameters: dict[str, Any]) -> None:
+    assert errors("medpix-finetune", **parameters) == []
+    checked = medpix_finetune.validate_parameters(parameters)
+    for section in parameters.keys() & {"compute", "dataset", "peft", "step_scheduler", "evaluation", "registry"}:
+        assert checked[section].model_dump() == parameters[section]
+
+
+@pytest.mark.parametrize(
+    ("parameters", "place", "message"),
+    [
+        ({"optimizer": {"lr": -1}}, ["optimizer", "lr"], "-1 is less than or equal to the minimum of 0"),
+        ({"optimizer": {"lrr": 1}}, ["optimizer"], "'lrr' was unexpected"),
+        ({"peft": {"dim": 0}}, ["peft", "dim"], "0 is less than the minimum of 1"),
+        ({"registry": {"promote": "maybe"}}, ["registry", "promote"], "'maybe' is not one of"),
+        ({"compute": {"cluster": {"partition": "a b"}}}, ["compute", "cluster", "partition"], "does not match"),
+    ],
+)
+def test_the_server_names_the_field_that_is_wrong(parameters: dict[str, Any], place: list[str], message: str) -> None:
+    ((found, said),) = errors("medpix-finetune", **parameters)
+    assert found == place
+    assert message in said

@@ -64,7 +64,9 @@ class ReportConfig(Section):
 
 
 class RegistryConfig(Section):
-    model_name: str | None = Field(None, description="Name in MLflow's registry; null = medpix-<model family>.")
+    model_name: str | None = Field(
+        None, description="Name in MLflow's registry; null = by the model family, as medpix-gemma3."
+    )
     alias: str = Field("challenger", min_length=1, description="Alias that the new version gets.")
     promote: bool = Field(True, description="Make the new version the champion where it beats the present one.")
     metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob"] = Field(
