@@ -3,10 +3,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import mlflow
 from prefect import get_run_logger, task
 
-from tasks.registry import CHAMPION, PROMOTION, find_champion, make_champion, only_promoter, version_uri
+from tasks.registry import CHAMPION, find_champion, keep_champion, make_champion, only_promoter, version_uri
 from tasks.run import Run
 from vlm_core.config import RegistryConfig
 from vlm_core.evaluation.names import UNSEEN
@@ -32,7 +31,7 @@ def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) 
         if decision.promoted:
             make_champion(name, version, decision.reason)
         else:
-            mlflow.MlflowClient().set_model_version_tag(name, version, PROMOTION, f"not promoted: {decision.reason}")
+            keep_champion(name, version, decision.reason)
     get_run_logger().info("version %s of %s %s: %s", version, name,
                           "is the champion" if decision.promoted else "is not promoted", decision.reason)  # fmt: skip
     return asdict(decision)

@@ -2,11 +2,12 @@
 
 python -m tasks.registry list
 python -m tasks.registry promote medpix-gemma3 4 --reason "reviewed by hand"
-python -m tasks.registry rollback medpix-gemma3
+python -m tasks.registry rollback medpix-gemma3 --reason "misses small lesions"
+python -m tasks.registry history medpix-gemma3
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -15,13 +16,28 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
 
+from tasks.champion_history import (
+    BY_HAND,
+    GATE,
+    KEPT,
+    ROLLED_BACK,
+    Change,
+    append,
+    champions,
+    new_change,
+    plain,
+    read_history,
+    unrecorded,
+)
 from vlm_core.cache import locked
 from vlm_core.home import medpix_home
 
 CHAMPION = "champion"
-PREVIOUS = "previous_champion"  # tag of a version: the one whose place it took
+PREVIOUS = "previous_champion"  # tag of a version, of registries older than the history: the champion before it
 PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
 SHOWN = ("token_f1", "rouge_l", "closed_accuracy", "perplexity", "visual_reliance", "examples")  # tags
+HEADLINES = ("token_f1", "closed_accuracy", "visual_reliance")  # those of them in the history
+NOT_THERE = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))  # MLflow's error codes
 
 
 def look_up(name: str, alias: str) -> dict[str, Any]:
@@ -40,7 +56,7 @@ def find_champion(name: str) -> str | None:
     try:
         return look_up(name, CHAMPION)["version"]
     except MlflowException as error:
-        if error.error_code not in (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE)):
+        if error.error_code not in NOT_THERE:
             raise
         return None
 
@@ -54,44 +70,102 @@ def only_promoter(name: str) -> Iterator[None]:
         yield
 
 
-def make_champion(name: str, version: str, reason: str) -> None:
-    """Makes a version the champion; call it under `only_promoter`.
+def make_champion(name: str, version: str, reason: str, kind: str = GATE) -> None:
+    """Makes a version the champion and adds that to the history; call it under `only_promoter`.
 
-    The alias moves last: whoever follows it finds everything said.
+    The reason is there before the alias moves: whoever follows the alias finds it.
     """
     client, before = mlflow.MlflowClient(), find_champion(name)
+    _record_unseen(name, before)
     client.set_model_version_tag(name, version, PROMOTION, reason)
-    if before not in (None, version):
-        client.set_model_version_tag(name, version, PREVIOUS, before)
     client.set_registered_model_alias(name, CHAMPION, version)
+    append(name, new_change(kind, before, version, reason, _scores(name, version)))
+
+
+def keep_champion(name: str, version: str, reason: str) -> None:
+    """Notes in the history and on `version` that the gate did not promote it; call it under `only_promoter`."""
+    champion = find_champion(name)
+    _record_unseen(name, champion)
+    mlflow.MlflowClient().set_model_version_tag(name, version, PROMOTION, f"not promoted: {reason}")
+    append(name, new_change(KEPT, champion, champion, f"version {version} is not promoted: {reason}", {}))
 
 
 def promote(name: str, version: str, reason: str) -> None:
     """Makes a version the champion by hand; raises ValueError for a version that is not there."""
-    try:
-        mlflow.MlflowClient().get_model_version(name, version)
-    except MlflowException as error:
-        raise ValueError(f"no version {version} of {name!r} at {mlflow.get_tracking_uri()}: {error}") from None
+    if not _exists(name, version):
+        raise ValueError(f"no version {version} of {name!r} at {mlflow.get_tracking_uri()}")
     with only_promoter(name):
-        make_champion(name, version, reason)
+        make_champion(name, version, reason, BY_HAND)
 
 
-def roll_back(name: str) -> str:
-    """Makes the version before the present champion the champion again, and returns it.
+def roll_back(name: str, reason: str = "") -> str:
+    """Makes the champion before the present one the champion again, and returns it; each call goes one further back.
 
-    Raises ValueError where there is no champion, or where none was before it.
+    Versions that were deleted are skipped. Raises ValueError where no earlier champion is left.
     """
     with only_promoter(name):
         present = find_champion(name)
-        if present is None:
-            raise ValueError(f"{name!r} has no champion at {mlflow.get_tracking_uri()}; nothing to roll back")
+        target, deleted = _earlier_champion(name, present)
+        skipped = f"; skipped, since deleted: version {', '.join(deleted)}" if deleted else ""
+        if target is None:
+            now = f"is version {present}" if present else "is not set"
+            raise ValueError(
+                f"{name!r}: the champion {now}, and no earlier one is left to go back to{skipped}; "
+                f"`python -m tasks.registry history {name}` shows them, `promote` takes any version by its number"
+            )
         client = mlflow.MlflowClient()
-        previous = client.get_model_version(name, present).tags.get(PREVIOUS)
-        if previous is None:
-            raise ValueError(f"version {present} of {name!r} is the first champion; promote another version by number")
-        client.set_registered_model_alias(name, CHAMPION, previous)
-        client.set_model_version_tag(name, present, PROMOTION, f"rolled back to version {previous}")
-        return previous
+        client.set_registered_model_alias(name, CHAMPION, target)
+        if present is not None:
+            client.set_model_version_tag(name, present, PROMOTION, f"rolled back to version {target}")
+        why = (reason or "no reason given")[:500] + skipped
+        append(name, new_change(ROLLED_BACK, present, target, why, _scores(name, target)))
+        return target
+
+
+def _earlier_champion(name: str, present: str | None) -> tuple[str | None, list[str]]:
+    """Returns the champion to go back to, None where none is left, and the versions on the way that were deleted."""
+    deleted: list[str] = []
+    for version in reversed(champions([*read_history(name), *_record_unseen(name, present)])):
+        if version != present and _exists(name, version):
+            return version, deleted
+        if version != present:
+            deleted.append(version)
+    return None, deleted
+
+
+def changes(name: str) -> list[Change]:
+    """Returns the history of `name`, oldest first; a champion that it does not explain is its last entry."""
+    with only_promoter(name):
+        history, champion = read_history(name), find_champion(name)
+        return [*history, *unrecorded(history, champion, _predecessor(name, champion))]
+
+
+def _record_unseen(name: str, champion: str | None) -> list[Change]:
+    """Adds to the history how `champion` became the champion where that is not in it; returns what was added."""
+    missing = unrecorded(read_history(name), champion, _predecessor(name, champion))
+    for change in missing:
+        append(name, change)
+    return missing
+
+
+def _predecessor(name: str, champion: str | None) -> str | None:
+    """Returns the champion before, as registries that are older than the history know it."""
+    return mlflow.MlflowClient().get_model_version(name, champion).tags.get(PREVIOUS) if champion else None
+
+
+def _exists(name: str, version: str) -> bool:
+    try:
+        mlflow.MlflowClient().get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return False
+    return True
+
+
+def _scores(name: str, version: str) -> dict[str, str]:
+    tags = mlflow.MlflowClient().get_model_version(name, version).tags
+    return {key: tags[key] for key in HEADLINES if key in tags}
 
 
 def versions(name: str | None = None) -> list[dict[str, Any]]:
@@ -118,7 +192,21 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
 def render(rows: list[dict[str, Any]]) -> str:
     """Returns `versions` as a table for people."""
     columns = ("name", "version", "aliases", "created", *SHOWN, PROMOTION)
-    table = [columns, *([", ".join(row[c]) if c == "aliases" else str(row[c]) for c in columns] for row in rows)]
+    return _table(columns, [[", ".join(row[c]) if c == "aliases" else str(row[c]) for c in columns] for row in rows])
+
+
+def render_history(history: list[Change]) -> str:
+    """Returns the entries as a table for people, the newest last."""
+    rows = [
+        [c.time, c.user, c.kind, c.before or "-", c.after or "-", *(c.scores.get(k, "-") for k in HEADLINES), c.reason]
+        for c in history
+    ]
+    return _table(("time", "user", "kind", "from", "to", *HEADLINES, "reason"), rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows in columns, each on one line: a cell's control characters never reach a terminal."""
+    table = [list(columns), *([plain(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
 
@@ -133,7 +221,11 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("version")
     command.add_argument("--reason", default="promoted by hand")
-    commands.add_parser("rollback", help="make the champion before this one the champion again").add_argument("name")
+    command = commands.add_parser("rollback", help="make the champion before this one the champion again")
+    command.add_argument("name")
+    command.add_argument("--reason", default="")
+    command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")
+    command.add_argument("name")
     return parser
 
 
@@ -144,8 +236,11 @@ def main() -> None:
         if options.command == "promote":
             promote(options.name, options.version, options.reason)
         elif options.command == "rollback":
-            roll_back(options.name)
-        print(render(versions(options.name)))
+            roll_back(options.name, options.reason)
+        if options.command == "list":
+            print(render(versions(options.name)))
+        else:
+            print(render_history(changes(options.name)))
     except (ValueError, MlflowException) as error:
         raise SystemExit(f"error: {error}") from error
 
