@@ -14,7 +14,7 @@ from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
 from tasks.tracking import end_mlflow_run, log_files, start_mlflow_run
 from vlm_core.config import Config, DatasetConfig
-from vlm_core.data.splits import TRAIN, VALIDATION, Splits, revisions
+from vlm_core.data.splits import TRAIN, VALIDATION, Splits, resolved_config, revisions
 from vlm_core.files import write_text
 from vlm_core.form import form_overrides
 from vlm_core.home import medpix_home, require_writable
@@ -106,8 +106,8 @@ def tracked_run(config: Config, base_model: Path, splits: Splits, conversations:
 
 
 def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits) -> Config:
-    """Returns `config` with its directory and the hub's commits found for it: no later step asks again."""
-    tree = config.model_dump(mode="json")
+    """Returns `config` with its directory, the hub's commits and what the data told: no later step asks again."""
+    tree = resolved_config(config, splits).model_dump(mode="json")
     tree["checkpoint"]["checkpoint_dir"] = str(directory)
     if is_repository_id(config.model.pretrained_model_name_or_path):
         tree["model"]["revision"] = base_model.name

@@ -20,7 +20,7 @@ def test_the_command_says_where_the_report_is(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlm_core.prepare", "--config", "demo"]
     command += ["--dataset.path_or_dataset", "builtin:phantom?images=40", "--output", str(tmp_path / "report")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert f"open {tmp_path / 'report' / 'report.html'} in a browser" in done.stderr
+    assert f"open {tmp_path / 'report' / 'report.html'} in a browser" in done.stdout
     assert "of the validation cases, with 100% of the validation questions, also have rows in training" in done.stderr
     assert (tmp_path / "report" / "report.html").is_file()
     wrong = subprocess.run([*command, "--dataset.case_column", "patient"], capture_output=True, text=True)

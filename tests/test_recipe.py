@@ -87,7 +87,7 @@ def test_unknown_recipe_names_the_nearest() -> None:
 
 def test_validation_follows_the_dataset_unless_it_is_set(recipe: Path) -> None:
     following = load_config(recipe).validation_source
-    assert (following.path_or_dataset, following.revision, following.split) == ("owner/data", "abc", "validation")
+    assert (following.path_or_dataset, following.revision, following.split) == ("owner/data", "abc", "auto")
     own = load_config(recipe, {"validation_dataset.path_or_dataset": "other/data"}).validation_source
     assert (own.path_or_dataset, own.revision) == ("other/data", None)
 
@@ -168,7 +168,7 @@ def test_bounds_are_told_in_the_help(capsys: pytest.CaptureFixture[str]) -> None
         "--peft.dropout  0 <= float < 1, default 0.0",
         "--optimizer.lr  float > 0, default 1e-05",
         "--optimizer.betas  [0 <= float < 1, 0 <= float < 1], default [0.9, 0.95]",
-        "--dataset.split_by  published | case | image, default published",
+        "--dataset.split_by  auto | published | case | image, default auto",
         "--evaluation.controls  list of shuffled | blank | question_only, default ",
         "--packing.enabled  bool, default true",
         "--peft  section | null, default null",

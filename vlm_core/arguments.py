@@ -7,6 +7,9 @@ misspelt option are answered at once. So nothing here may import more than the c
 import argparse
 import logging
 import os
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ from vlm_core.cli import ConfigParser
 from vlm_core.log import configure_logging
 
 logger = logging.getLogger(__name__)
+
+DATA_RECIPE = "demo"  # of `prepare PATH`, which needs no model
 
 DATA_KEYS = ("dataset.path_or_dataset", "dataset.split")
 TRAINING_KEYS = (
@@ -70,9 +75,37 @@ def flow_parser(description: str | None) -> ConfigParser:
     return ConfigParser(prog="python -m pipelines.finetune", description=description, common=TRAINING_KEYS)
 
 
+def data_path_of(arguments: Sequence[str]) -> str | None:
+    """Returns the path that `python -m vlm_core.prepare PATH` begins with, None if it begins with an option."""
+    return arguments[0] if arguments and not arguments[0].startswith("-") else None
+
+
+def name_of(path: str) -> str:
+    """Returns what a run on the data at `path` is called."""
+    return re.sub(r"[^\w.-]+", "-", Path(path.partition("?")[0]).absolute().stem).strip("-") or "data"
+
+
+class _DataParser(ConfigParser):
+    """Takes a path in front of all options for dataset.path_or_dataset; no recipe is needed then."""
+
+    def parse_with_overrides(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
+        given = sys.argv[1:] if arguments is None else [*arguments]
+        path = data_path_of(given)
+        if path is None:
+            return super().parse_with_overrides(given)
+        default = ["--config", DATA_RECIPE, f"--name={name_of(path)}"]
+        return super().parse_with_overrides([*default, "--dataset.path_or_dataset", path, *given[1:]])
+
+
 def prepare_parser(description: str | None) -> ConfigParser:
     """Returns the parser of `python -m vlm_core.prepare`."""
-    parser = ConfigParser(prog="python -m vlm_core.prepare", description=description, common=PREPARE_KEYS)
+    parser = _DataParser(
+        prog="python -m vlm_core.prepare",
+        usage="%(prog)s [PATH] [--config RECIPE] [--init FILE] [options] [--section.key VALUE ...]",
+        description=description,
+        common=PREPARE_KEYS,
+    )
+    parser.add_argument("--init", type=Path, metavar="FILE", help="write a recipe for this data into a new file")
     parser.add_argument("--output", type=Path, default=Path("data-report"), help="directory of the report")
     return parser
 

@@ -31,8 +31,8 @@ class ConfigParser(argparse.ArgumentParser):
         """`config_of` is the option that names a checkpoint; its own config is used if no recipe is given."""
         self.common, self.config_of = common, config_of
         recipe = "[--config RECIPE]" if config_of else "--config RECIPE"
+        options.setdefault("usage", f"%(prog)s {recipe} [options] [--section.key VALUE ...]")
         super().__init__(
-            usage=f"%(prog)s {recipe} [options] [--section.key VALUE ...]",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
             epilog=_keys_help(common, " most used; --help-all shows all of them"),

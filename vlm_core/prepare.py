@@ -1,22 +1,30 @@
-"""Checks and caches the data of a recipe, and writes a report about it; neither a model nor a GPU is needed.
+"""Looks at data, caches it, and writes a report about it; neither a model nor a GPU is needed.
 
-    python -m vlm_core.prepare --config demo
+    python -m vlm_core.prepare FOLDER                     # images and a table: csv, tsv, jsonl, json, parquet
+    python -m vlm_core.prepare FOLDER --init my.yaml      # and writes a recipe that trains on it
     python -m vlm_core.prepare --config gemma3_4b_lora --dataset.split_by case
 
 Later commands find the cache. The report says what is wrong with the data, and how many of the validation questions are
 about cases that training has seen.
 """
 
-from vlm_core.arguments import check_arguments, prepare_parser
+from vlm_core.arguments import check_arguments, data_path_of, name_of, prepare_parser
 
 if __name__ == "__main__":  # before the imports below, which take seconds
     check_arguments(prepare_parser(__doc__), "pyarrow and datasets")
 
 import logging
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import fetch_splits, resolved_config
 from vlm_core.data.statistics import STATISTICS
-from vlm_core.files import read_json
+from vlm_core.files import read_json, write_text
 from vlm_core.home import require_writable
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
@@ -30,17 +38,94 @@ def main() -> None:
     """Runs the command."""
     options, config = prepare_parser(__doc__).parse_config()
     configure_logging()
+    prepare(config, options.output, options.init, next_command(options.init, sys.argv[1:]))
+
+
+def prepare(config: Config, output: Path, recipe: Path | None, then: str) -> None:
+    """Builds the cache and the report of the data of `config`, writes a `recipe` for it, and prints what was found.
+
+    `then` is the command to give next.
+    """
     try:
-        require_writable(options.output)
-        conversations, reused = prepare_conversations(config)
+        require_writable(output)
+        if recipe is not None:
+            require_new(recipe)
+        splits = fetch_splits(config)
+        config = resolved_config(config, splits)
+        conversations, reused = prepare_conversations(config, splits)
     except (ValueError, HubBusyError) as error:
         raise SystemExit(f"error: {error}") from error
-    write_data_report(config, conversations, options.output / REPORT)
+    write_data_report(config, conversations, output / REPORT)
     found = read_json(conversations / STATISTICS)
-    rows = {split: described["rows"] for split, described in found["splits"].items()}
-    logger.info("%s %s: %s rows, %d images", "reused" if reused else "built", conversations, rows,
-                found["images"]["count"])  # fmt: skip
-    logger.info("open %s in a browser", (options.output / REPORT).absolute())
+    logger.info("%s %s", "reused" if reused else "built", conversations)
+    if recipe is not None:
+        write_recipe(recipe, config, found)
+    print("\n".join(summary(config, found)))
+    print(f"report      open {(output / REPORT).absolute()} in a browser")
+    print(f"next        {then}")
+
+
+def require_new(recipe: Path) -> None:
+    """Raises ValueError for a recipe that is there already, or that cannot be written."""
+    if recipe.exists():
+        raise ValueError(f"{recipe} exists and is not overwritten: give another name to --init, or delete it")
+    require_writable(recipe.absolute().parent)
+
+
+def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
+    """Writes a recipe for the data of `config` whose model fits this machine."""
+    import torch
+
+    from vlm_core.data.new_recipe import recipe_text
+
+    train, validation = (found["splits"][split] for split in ("train", "validation"))
+    held = (
+        f"{train['rows']:,} questions train and {validation['rows']:,} validate, on "
+        f"{found['images']['count']:,} images of {train['cases']:,} + {validation['cases']:,} cases."
+    )
+    write_text(path, recipe_text(config, held, gpu=torch.cuda.is_available()))
+    logger.info("wrote %s", path)
+
+
+def summary(config: Config, found: dict[str, Any]) -> list[str]:
+    """Returns lines about what was found in the data: its size, splits, columns and rejects."""
+    splits, data = found["splits"], config.dataset
+    sizes = {
+        split: f"{s['rows']:,} questions on {s['images']:,} images of {s['cases']:,} cases"
+        for split, s in splits.items()
+    }
+    columns = {
+        key.removesuffix("_column"): value for key, value in data.model_dump().items() if key.endswith("_column")
+    }
+    rejected = "; ".join(f"{reason}: {r['rows']} rows" for reason, r in found["rejects"].items())
+    return [
+        f"data        {data.path_or_dataset}",
+        *(f"{split:<11} {size}" for split, size in sizes.items()),
+        f"images      {found['images']['count']:,} different ones",
+        f"divided     {'as published' if data.split_by == 'published' else f'by {data.split_by}'}",
+        "columns     " + ", ".join(f"{key}={value}" for key, value in columns.items() if value),
+        f"rejected    {rejected or 'none'}",
+    ]
+
+
+def next_command(recipe: Path | None, arguments: Sequence[str]) -> str:
+    """Returns the command that makes sense now: training with a recipe, or writing one if there is none yet."""
+    if recipe is not None:
+        return shlex.join(["python", "-m", "pipelines.finetune", "--recipe", str(recipe)])
+    data = data_path_of(arguments)
+    if data is not None:
+        return shlex.join(["python", "-m", "vlm_core.prepare", *arguments, "--init", f"{name_of(data)}.yaml"])
+    return shlex.join(["python", "-m", "pipelines.finetune", *_without_output(arguments)])
+
+
+def _without_output(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments without `--output DIRECTORY`, which training does not take."""
+    after = [None, *arguments]
+    return [
+        word
+        for word, before in zip(arguments, after, strict=False)
+        if not word.startswith("--output") and before != "--output"
+    ]
 
 
 if __name__ == "__main__":

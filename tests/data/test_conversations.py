@@ -76,7 +76,12 @@ def test_rejects_are_counted_by_reason_with_examples(directory: Path) -> None:
     assert manifest["rejects"] == {
         "empty answer": {"rows": 2, "examples": ["train-3", "train-4"]},
         "empty question": {"rows": 1, "examples": ["train-5"]},
-        "image file is missing": {"rows": 1, "examples": ["train-6"]},
+        "image file is missing": {
+            "rows": 1,
+            "examples": ["train-6"],
+            "about": f"dataset.image_column=image_id: 'gone.png' was looked for as {directory / 'gone.png'}; "
+            "no file there has a similar name",
+        },
         "image of no known format": {"rows": 2, "examples": ["train-7", "train-8"]},
     }
     assert manifest["rows"]["train"] == 94

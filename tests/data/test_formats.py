@@ -127,7 +127,7 @@ def test_a_table_that_cannot_be_read_says_so(home: Path) -> None:
     with pytest.raises(ValueError, match=r"train.jsonl' cannot be read as json"):
         fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "train.jsonl")}))
     (home / "notes.txt").write_text("nothing")
-    with pytest.raises(ValueError, match=r"is no file of .parquet, .jsonl"):
+    with pytest.raises(ValueError, match=r"is not a file of .parquet, .jsonl"):
         fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "notes.txt")}))
 
 

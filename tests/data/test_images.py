@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_core.data.images import ImageFacts, ImageFolder, decode_image, inspect_image
+from vlm_core.data.image_folder import ImageFolder
+from vlm_core.data.images import ImageFacts, decode_image, inspect_image
 
 
 def encode(image: Image.Image, kind: str = "png", **options: object) -> bytes:

@@ -9,7 +9,7 @@ from tests.conftest import small_config
 from tests.data.rows import conversations_of, shape, turns
 from vlm_core.cache import read_manifest
 from vlm_core.data.examples import Columns, RejectedRow, example_of
-from vlm_core.data.images import ImageFolder
+from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.prepare import prepare_conversations
 
 

@@ -61,10 +61,12 @@ def test_the_fingerprint_is_that_of_the_content(phantom: Path, copy: Path) -> No
 
 def test_a_missing_column_is_named(copy: Path) -> None:
     rewrite(copy, lambda table: table.drop_columns(["case_id"]))
-    with pytest.raises(
-        ValueError, match="lacks the column case_id: it has image_id, mode, question, answer; set dataset.case_column"
-    ):
-        fetch(copy)
+    assert fetch(copy).columns.case is None  # nobody named it
+    named = "lacks the column case_id: it has image_id, mode, question, answer; set dataset.case_column"
+    with pytest.raises(ValueError, match=named):
+        fetch_split(DatasetConfig(path_or_dataset=str(copy), case_column="case_id"))
+    with pytest.raises(ValueError, match="lacks the column questions: .*did you mean 'question'"):
+        fetch_split(DatasetConfig(path_or_dataset=str(copy), question_column="questions"))
 
 
 def test_a_missing_split_is_named(phantom: Path) -> None:

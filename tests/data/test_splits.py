@@ -153,7 +153,7 @@ def test_one_published_split_is_enough_to_divide() -> None:
     cache, _ = prepare_conversations(config)
     assert sum(read_manifest(cache)["rows"].values()) == 340
     with pytest.raises(ValueError, match=r"leaves nothing to validate on.*dataset.split_by=case"):
-        small_config(**{"validation_dataset.split": None})
+        small_config(**{"validation_dataset.split": None, "dataset.split_by": "published"})
     with pytest.raises(ValueError, match="no row is left for validation .*none was drawn"):
         prepared(split_by="case", validation_share=0.0)
 

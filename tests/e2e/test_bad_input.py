@@ -57,8 +57,8 @@ def drop_processor(data: Path) -> None:
     ("spoil", "overrides", "message"),
     [
         (None, {"optimizer.lrr": 1}, "unknown config key 'optimizer.lrr'; nearest: 'optimizer.lr'"),
-        (drop_column, {}, "lacks the column answer"),
-        (drop_validation, {}, "has no split 'validation'; it has train"),
+        (drop_column, {}, "lacks the column of the answer"),
+        (drop_validation, {"validation_dataset.split": "validation"}, "has no split 'validation'; it has train"),
         (empty, {}, "is empty: split 'train' has no rows"),
         (drop_processor, {"model.pretrained_model_name_or_path": "model"}, "has no processor"),
         (None, {"dataset.path_or_dataset": "mmoukouba/MedPix-VQA"}, "cannot download the dataset"),

@@ -7,8 +7,7 @@ import mlflow
 import pytest
 
 from tasks import registry
-from tasks.champion_history import (
-    BEFORE, BY_HAND, GATE, KEPT, OUTSIDE, ROLLED_BACK, UNREADABLE, append, new_change)
+from tasks.champion_history import BEFORE, BY_HAND, GATE, KEPT, OUTSIDE, ROLLED_BACK, UNREADABLE, append, new_change
 from tasks.provenance import responsible_user
 from tasks.registry import changes, find_champion, keep_champion, make_champion, promote, roll_back
 

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from vlm_core.config.base import Section
 from vlm_core.config.compute import ClusterConfig, ComputeConfig, KubernetesConfig
-from vlm_core.config.data import DataloaderConfig, DatasetConfig, ValidationDatasetConfig
+from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ValidationDatasetConfig
 from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
 from vlm_core.config.training import (
     CheckpointConfig,
@@ -30,6 +30,7 @@ from vlm_core.config.training import (
 )
 
 __all__ = [
+    "AUTO",
     "BASE",
     "CheckpointConfig",
     "ClipGradNormConfig",
@@ -143,7 +144,10 @@ class Config(Section):
         """Returns (dataset, split) that the evaluation is about, in words."""
         source, rule = self.validation_source, self.dataset.split_by
         split = source.split if source else self.dataset.split
-        return (source or self.dataset).path_or_dataset, split if rule == "published" else f"{split}, divided by {rule}"
+        if split == AUTO:
+            split = "its validation split, or a part of its training split"
+        rule = "" if rule in (AUTO, "published") else f", divided by {rule}"
+        return (source or self.dataset).path_or_dataset, f"{split}{rule}"
 
     def require_divisible_batch(self, world_size: int) -> None:
         """Raises ValueError where `world_size` ranks cannot share the global batch evenly; packed ones always can."""

@@ -6,6 +6,9 @@ from pydantic import Field, model_validator
 
 from vlm_core.config.base import PositiveInt, Section, Share, Target
 
+AUTO = "auto"  # looked up in the data; `Splits` says what was found
+_COMMON = "auto = MedPix-VQA's name or another common one, said in the log"
+
 
 class DatasetConfig(Section):
     target: Target = Field(
@@ -13,24 +16,29 @@ class DatasetConfig(Section):
         description="Function (path_or_dataset, split) that returns rows with `conversation`; null = read columns.",
     )
     path_or_dataset: str = Field(
-        description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV or images; or "
+        description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV, TSV or images; or "
         "`builtin:phantom?images=N&seed=N`."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
     image_column: str | None = Field(
-        "image_id", description="Column of an image, its path, or a list of either; null = text alone."
+        AUTO, description=f"Column of an image, its path, or a list of either; null = text alone; {_COMMON}."
     )
-    question_column: str = Field("question", description="Column of the question.")
-    answer_column: str = Field("answer", description="Column of the answer.")
-    case_column: str | None = Field("case_id", description="Column of the case (patient); null = an image is a case.")
-    mode_column: str | None = Field("mode", description="Column to report scores by, such as a modality; null = none.")
+    question_column: str = Field(AUTO, description=f"Column of the question; {_COMMON}.")
+    answer_column: str = Field(AUTO, description=f"Column of the answer; {_COMMON}.")
+    case_column: str | None = Field(
+        AUTO, description=f"Column of the case (patient); null = an image is a case; {_COMMON}, else null."
+    )
+    mode_column: str | None = Field(
+        AUTO, description=f"Column to report scores by, such as a modality; null = none; {_COMMON}, else null."
+    )
     conversation_column: str | None = Field(
         None, description="Column of turns {role, content} or {from, value}, in place of question and answer."
     )
-    split_by: Literal["published", "case", "image"] = Field(
-        "published",
-        description="What never stands on both sides; published = the splits as they are.",
+    split_by: Literal["auto", "published", "case", "image"] = Field(
+        AUTO,
+        description="Keep each case (or image) in one split; published = use the dataset's own splits; "
+        "auto = published if it has a validation split, else case (image without a case column).",
     )
     split_seed: int = Field(0, ge=0, description="Another seed, another division by split_by.")
     validation_share: Share = Field(0.15, description="Share of the cases or images that validate, with split_by.")
@@ -45,7 +53,8 @@ class DatasetConfig(Section):
 
     @model_validator(mode="after")
     def _columns_differ(self) -> "DatasetConfig":
-        named = [self.image_column, self.question_column, self.answer_column]
+        columns = (self.image_column, self.question_column, self.answer_column)
+        named = [column for column in columns if column != AUTO]
         if self.conversation_column is None and len(set(named)) < len(named):
             raise ValueError(f"image, question and answer must be three columns, not {named}")
         return self
@@ -55,8 +64,9 @@ class ValidationDatasetConfig(Section):
     path_or_dataset: str | None = Field(None, description="null = the same as `dataset.path_or_dataset`.")
     revision: str | None = Field(None, description="null = the same as `dataset.revision`.")
     split: str | None = Field(
-        "validation",
-        description="Split expression, for example `validation[:500]`; null = none, `dataset.split_by` divides.",
+        AUTO,
+        description="Split expression, for example `validation[:500]`; null = none, `dataset.split_by` divides; "
+        "auto = validation, val, valid, dev or test if there is one, else null.",
     )
 
 

@@ -8,7 +8,7 @@ A directory holds `images.arrow` (each distinct image once, with what it is), `t
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -23,8 +23,9 @@ from vlm_core.data.closed import ClosedQuestionCounter
 from vlm_core.data.examples import Conversation, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.images import decode_image
+from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.data.source import SplitSource
-from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, ConnectedImages, Splits
+from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, VALIDATION, ConnectedImages, Splits
 from vlm_core.data.statistics import STATISTICS, describe, read_batches
 from vlm_core.files import write_json
 from vlm_core.home import medpix_home
@@ -60,22 +61,35 @@ def build_conversations(splits: Splits) -> tuple[Path, bool]:
     """
     key = hashlib.sha256(json.dumps([CONVERSATIONS_VERSION, splits.fingerprint]).encode()).hexdigest()[:32]
     root = medpix_home() / "cache" / "conversations"
-    return cached_directory(root, key, lambda directory: _Builder(directory, key, splits).build())
+    return cached_directory(root, key, lambda directory: _build(directory, key, splits))
+
+
+def _build(directory: Path, key: str, splits: Splits) -> dict[str, Any]:
+    """Builds a cache; if a side of a division of few cases (or images) gets none, it is built with one moved."""
+    builder = _Builder(directory, key, splits)
+    builder.read()
+    if moved := builder.to_move():
+        builder = _Builder(directory, key, splits, moved)
+        builder.read()
+    return builder.finish()
 
 
 class _Builder:
     """One build: what both splits share is the table of images, so that an image in both is stored once."""
 
-    def __init__(self, directory: Path, key: str, splits: Splits) -> None:
+    def __init__(self, directory: Path, key: str, splits: Splits, moved: Mapping[str, str] | None = None) -> None:
         self.directory, self.key, self.splits = directory, key, splits
+        self.moved = moved or {}  # name of what must not be divided -> side, in place of the side that it drew
+        self.drawn: dict[str, str] = {}
         self.images = ImageTable()
         self.connected = ConnectedImages()
         self.cases: set[str] = set()
         self.rows = dict.fromkeys(SPLITS, 0)
-        self.rejects: dict[str, dict[str, Any]] = {}
+        self.rejects = Rejects()
         self.closed = ClosedQuestionCounter()
 
-    def build(self) -> dict[str, Any]:
+    def read(self) -> None:
+        """Writes the images and rows of all sources."""
         with ExitStack() as stack:
             images = stack.enter_context(_stream(self.directory / "images.arrow", IMAGE_SCHEMA))
             writers = {
@@ -87,16 +101,30 @@ class _Builder:
             else:
                 for records in self._read(images):
                     self._write(records, writers)
+
+    def to_move(self) -> dict[str, str]:
+        """Returns what has to go to a side that got nothing, if any: the name whose draw is the nearest to it."""
+        empty = [side for side in SPLITS if not self.rows[side]]
+        if len(empty) != 1 or len(self.drawn) < 2 or not 0 < self.splits.validation_share < 1:
+            return {}
+        nearest = (min if empty[0] == VALIDATION else max)(self.drawn, key=self.splits.drawn)
+        logger.info(
+            "no case or image was drawn for %s: there are only %d; one is moved there", empty[0], len(self.drawn)
+        )
+        return {nearest: empty[0]}
+
+    def finish(self) -> dict[str, Any]:
+        """Returns the manifest, after the statistics are written; raises ValueError if a side has no row."""
         self._require_rows()
         manifest = {
             "fingerprint": self.key,
             "rows": self.rows,
             "images": len(self.images.index_of),
             "cases": len(self.cases),
-            "rejects": self.rejects,
+            "rejects": self.rejects.by_reason,
             "closed_questions": self.closed.closed_questions(),
         }
-        write_json(self.directory / STATISTICS, describe(self.directory, manifest))
+        write_json(self.directory / STATISTICS, describe(self.directory, manifest | {"rejects": self.rejects.counts}))
         return manifest
 
     def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
@@ -124,7 +152,10 @@ class _Builder:
         if self.splits.split_by == PUBLISHED:
             return record["published"]
         by_image = self.splits.split_by == IMAGE
-        return self.splits.side_of(self.connected.name(record["image"]) if by_image else record["case_id"])
+        name = self.connected.name(record["image"]) if by_image else record["case_id"]
+        if name not in self.drawn:
+            self.drawn[name] = self.moved.get(name) or self.splits.side_of(name)
+        return self.drawn[name]
 
     def _read(self, images: Any) -> Iterator[list[dict[str, Any]]]:
         """Yields the rows of all sources, a batch at a time, when their images are written."""
@@ -144,9 +175,7 @@ class _Builder:
             example = example_of(row, source.columns, source.folder)
             indices = [self.images.index(encoded) for encoded in example.images]
         except RejectedRow as reason:
-            reject = self.rejects.setdefault(str(reason), {"rows": 0, "examples": []})
-            reject["rows"] += 1
-            reject["examples"] = [*reject["examples"], example_id][:3]
+            self.rejects.add(example_id, reason)
             return None
         # Where no column tells the case, questions about an image belong together; a text stands for itself.
         shown = [self.images.digests[index] for index in indices] or [example_id]
@@ -169,14 +198,15 @@ class _Builder:
             self.closed.add(*texts)
 
     def _require_rows(self) -> None:
+        rejects = self.rejects.by_reason
         wanted = self.splits.sources if self.splits.split_by == PUBLISHED else SPLITS
         for split in wanted:
             if not self.rows[split]:
                 names = ", ".join(repr(source.name) for source in self.splits.sources.values())
-                why = f"rejected were {self.rejects}" if self.rejects else "none was drawn"
+                why = f"rejected were {describe_rejects(rejects)}" if rejects else "none was drawn"
                 raise ValueError(
                     f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
-                    "mend the rows, or set another dataset.validation_share or split_seed"
+                    "correct the rows, or set another dataset.validation_share or split_seed"
                 )
 
 

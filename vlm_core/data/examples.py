@@ -8,11 +8,11 @@ ShareGPT's and LLaVA's form, `{"from": "human" | "gpt" | ..., "value"}`, each `<
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_core.config import DatasetConfig
-from vlm_core.data.images import ImageFolder
+from vlm_core.data.image_folder import ImageError, ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
 
 ROLES = ("system", "user", "assistant")
@@ -23,7 +23,11 @@ Conversation = list[dict[str, Any]]
 
 
 class RejectedRow(ValueError):
-    """A row that cannot be trained on; the message is the reason it is counted under."""
+    """A row that cannot be trained on; the message is the reason it is counted under, `about` tells of this row."""
+
+    def __init__(self, reason: str, about: Callable[[], str] = str) -> None:
+        super().__init__(reason)
+        self.about = about
 
 
 @dataclass(frozen=True)
@@ -36,19 +40,6 @@ class Columns:
     case: str | None
     mode: str | None
     conversation: str | None
-
-    @classmethod
-    def of(cls, config: DatasetConfig) -> "Columns":
-        """Returns the columns that `config` names."""
-        whole = config.conversation_column
-        return cls(
-            image=config.image_column,
-            question=None if whole else config.question_column,
-            answer=None if whole else config.answer_column,
-            case=config.case_column,
-            mode=config.mode_column,
-            conversation=whole,
-        )
 
     @property
     def settings(self) -> dict[str, str]:
@@ -85,10 +76,17 @@ def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Ex
         images = [folder.encoded(cell) for cell in shown]
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError):  # of turns and parts that are none
         raise RejectedRow("malformed conversation") from None
+    except ImageError as error:
+        raise RejectedRow(str(error), _about_image(error, columns)) from None
     except ValueError as reason:
         raise RejectedRow(str(reason)) from None
     case, mode = (None if name is None else row[name] for name in (columns.case, columns.mode))
     return Example(conversation, images, None if case is None else str(case), None if mode is None else str(mode))
+
+
+def _about_image(error: ImageError, columns: Columns) -> Callable[[], str]:
+    where = f"dataset.image_column={columns.image}: " if columns.image else ""
+    return lambda: f"{where}{error.detail}" if error.detail else ""
 
 
 def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:

@@ -3,8 +3,6 @@
 import io
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -48,46 +46,6 @@ def inspect_image(encoded: bytes) -> ImageFacts:
         if "decompression bomb" in str(error):
             raise ValueError(f"image of more than {Image.MAX_IMAGE_PIXELS} pixels") from None
         raise ValueError(f"image does not decode ({type(error).__name__})") from None
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """Finds images that a dataset refers to by path, relative to its own directory."""
-
-    root: Path | None
-    anywhere: bool  # whether a path may lead out of it: a dataset of somebody else's may not read this machine's files
-
-    def encoded(self, cell: Any) -> bytes:
-        """Returns the encoded image of a cell: bytes, a path, both as `datasets` stores them, or a Pillow image.
-
-        Raises ValueError that says why there is none.
-        """
-        if isinstance(cell, dict):  # {"bytes", "path"}; bytes that are there are the image, whatever the path says
-            cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, Image.Image):
-            stream = io.BytesIO()
-            cell.save(stream, "png")
-            return stream.getvalue()
-        if isinstance(cell, str) and cell:
-            try:
-                return self.locate(cell).read_bytes()
-            except OSError as error:  # no permission; or no path at all, but an image as text
-                raise ValueError(f"image file cannot be read ({type(error).__name__})") from None
-        if not cell:
-            raise ValueError("no image")
-        return cell
-
-    def locate(self, path: str) -> Path:
-        """Returns the file that `path` means; raises ValueError for one that is not there or lies outside."""
-        if "://" in path:
-            raise ValueError("image by URL: download it, and give its path")
-        root = self.root or Path()
-        found = Path(path) if Path(path).is_absolute() else root / path
-        if not self.anywhere and (Path(path).is_absolute() or ".." in Path(path).parts):
-            raise ValueError("image path that leads out of the dataset")
-        if not found.is_file():
-            raise ValueError("image file is missing")
-        return found
 
 
 def _open(encoded: bytes) -> Image.Image:

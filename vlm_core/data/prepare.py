@@ -6,6 +6,7 @@ from pathlib import Path
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.conversations import build_conversations
+from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json
@@ -22,6 +23,8 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     require_few_rejects(directory, config)
     for finding in read_json(directory / STATISTICS)["findings"]:
         logger.warning("%s", finding)
+    if rejects := read_manifest(directory)["rejects"]:
+        logger.warning("rejected: %s", describe_rejects(rejects))
     return directory, reused
 
 
@@ -31,11 +34,8 @@ def require_few_rejects(conversations: Path, config: Config) -> None:
     rejected = sum(reject["rows"] for reject in manifest["rejects"].values())
     share = rejected / (rejected + sum(manifest["rows"].values()))
     if share > allowed:
-        reasons = "; ".join(
-            f"{reason}: {reject['rows']} rows, {', '.join(reject['examples'])}"
-            for reason, reject in manifest["rejects"].items()
-        )
         raise ValueError(
             f"dataset {config.dataset.path_or_dataset!r}: {rejected} rows ({share:.2%}) were rejected, and "
-            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {reasons}. Mend them, or allow more"
+            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {describe_rejects(manifest['rejects'])}. "
+            "Correct them, or allow more"
         )

@@ -3,6 +3,8 @@
 import hashlib
 import inspect
 import logging
+import os
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -13,11 +15,13 @@ from datasets import ReadInstruction
 
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
+from vlm_core.data.columns import resolve_columns
+from vlm_core.data.csv_rows import CsvRows
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
-from vlm_core.data.images import ImageFolder
+from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.rows import FunctionRows, Rows
-from vlm_core.data.tables import Table, data_files, read_table
+from vlm_core.data.tables import Table, Tables, data_files, read_table
 from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
@@ -25,6 +29,7 @@ from vlm_core.targets import is_built_in, load_target
 
 logger = logging.getLogger(__name__)
 
+TRAIN = "train"
 PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
 HUB_FILES = (["*.parquet", "*.md"], ["*.arrow", "*.json", "*.jsonl", "*.csv", "*.md", "*.png", "*.jpg", "*.jpeg"])
@@ -43,38 +48,77 @@ class SplitSource:
     folder: ImageFolder
     fingerprint: str  # of the content, the row range and the columns
     revision: str | None  # the commit, for a dataset of the hub
+    notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    """A dataset that is at hand: its tables by split, and where its images are."""
+
+    config: DatasetConfig
+    directory: Path
+    revision: str | None
+    tables: Tables
+
+    def take(self, expression: str) -> SplitSource:
+        """Returns the checked source of the rows that a split expression means.
+
+        Raises ValueError for a missing split or column, and an empty split.
+        """
+        name, is_remote = self.config.path_or_dataset, is_repository_id(self.config.path_or_dataset)
+        expression, only = self._only_table(expression)
+        split, start, stop = _resolve_split(name, expression, self.tables.by_split)
+        rows, files = self.tables.by_split[split]
+        root = self.directory if self.directory.is_dir() else self.directory.parent
+        folder = ImageFolder(root, anywhere=not is_remote, beside=tuple(sorted({file.parent for file in files})))
+        columns, notes = resolve_columns(self.config, rows, folder)
+        if start >= stop:
+            raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows")
+        # A commit names its content; without one the content is read, and that of the images it refers to.
+        found, how = _image_digests(rows, columns, folder)
+        content = [self.revision] if self.revision else [*_digests(files), *found]
+        return SplitSource(
+            name=name,
+            split=split,
+            rows=rows,
+            start=start,
+            stop=stop,
+            columns=columns,
+            folder=folder,
+            fingerprint=_hash([split, start, stop, sorted(columns.settings.items()), *content]),
+            revision=self.revision if is_remote else None,
+            notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *how),
+        )
+
+    def _only_table(self, expression: str) -> tuple[str, list[str]]:
+        """Returns the expression for the rows to train on: of a local dataset of one table, whatever its name says."""
+        split, *others = self.tables.by_split
+        name, bracket, part = expression.partition("[")
+        if others or name != TRAIN or name == split or is_repository_id(self.config.path_or_dataset):
+            return expression, []
+        taken = f"{self.config.path_or_dataset} has one table, named as {split}: it is taken to train on"
+        return f"{split}{bracket}{part}", [taken]
+
+
+def open_dataset(config: DatasetConfig) -> OpenDataset:
+    """Returns a dataset of tables, downloaded or generated if it is missing.
+
+    Raises ValueError for a repository that cannot be had, and for tables that cannot be read.
+    """
+    directory, revision = _fetch(config)
+    anywhere = not is_repository_id(config.path_or_dataset)
+    tables = read_table(directory, config.path_or_dataset, anywhere=anywhere, image_column=config.image_column)
+    return OpenDataset(config, directory, revision, tables)
 
 
 def fetch_split(config: DatasetConfig) -> SplitSource:
-    """Returns the checked source of one split, downloaded or generated where it is missing.
+    """Returns the checked source of one split, downloaded or generated if it is missing.
 
-    Raises ValueError for a repository that cannot be had, a missing split or column, and an empty split.
+    Raises ValueError as `open_dataset` and `OpenDataset.take` do.
     """
     if not is_built_in("dataset", config.target):
         return _of_function(config)
-    directory, revision = _fetch(config)
-    is_remote = is_repository_id(config.path_or_dataset)
-    tables = read_table(directory, config.path_or_dataset, anywhere=not is_remote)
-    split, start, stop = _resolve_split(config, tables)
-    rows, files = tables[split]
-    columns = Columns.of(config)
-    _require_columns(rows, columns, config.path_or_dataset)
-    if start >= stop:
-        raise ValueError(f"dataset {config.path_or_dataset!r} is empty: split {config.split!r} has no rows")
-    folder = ImageFolder(directory if directory.is_dir() else directory.parent, anywhere=not is_remote)
-    # A commit names its content; without one the content is read, and that of the images it refers to.
-    content = [revision] if revision else [*_digests(files), *_image_digests(rows, columns, folder)]
-    return SplitSource(
-        name=config.path_or_dataset,
-        split=split,
-        rows=rows,
-        start=start,
-        stop=stop,
-        columns=columns,
-        folder=folder,
-        fingerprint=_hash([split, start, stop, sorted(columns.settings.items()), *content]),
-        revision=revision if is_remote else None,
-    )
+    return open_dataset(config).take(config.split)
 
 
 def _of_function(config: DatasetConfig) -> SplitSource:
@@ -136,40 +180,41 @@ def _phantom(name: str) -> Path:
     return directory
 
 
-def _resolve_split(config: DatasetConfig, tables: dict[str, Table]) -> tuple[str, int, int]:
+def _resolve_split(dataset: str, expression: str, tables: dict[str, Table]) -> tuple[str, int, int]:
     count = {split: len(table.rows) for split, table in tables.items()}
-    name = config.split.partition("[")[0]
+    name = expression.partition("[")[0]
     if name not in count:
+        near = f"; set dataset.split={next(iter(count))} to train on it" if len(count) == 1 else ""
         raise ValueError(
-            f"dataset {config.path_or_dataset!r} has no split {name!r}; it has {', '.join(count)}. "
+            f"dataset {dataset!r} has no split {name!r}; it has {', '.join(count)}{near}. "
             "validation_dataset.split=null with dataset.split_by=case divides the rows of dataset.split"
         )
-    parts = ReadInstruction.from_spec(config.split).to_absolute(count)
+    parts = ReadInstruction.from_spec(expression).to_absolute(count)
     if len(parts) != 1:
-        raise ValueError(f"split {config.split!r} must name one range of one split, for example {name}[:1000]")
+        raise ValueError(f"split {expression!r} must name one range of one split, for example {name}[:1000]")
     return name, parts[0].from_ or 0, count[name] if parts[0].to is None else parts[0].to
 
 
-def _require_columns(rows: Rows, columns: Columns, name: str) -> None:
-    missing = {key: column for key, column in columns.settings.items() if column not in rows.columns}
-    if missing:
-        keys = ", ".join(f"dataset.{key}" for key in missing)
-        raise ValueError(
-            f"dataset {name!r} lacks the column {', '.join(missing.values())}: it has {', '.join(rows.columns)}; "
-            f"set {keys} to the name that it has there (image, case and mode may be null)"
-        )
+def _notes_of(rows: Rows) -> tuple[str, ...]:
+    return rows.notes if isinstance(rows, CsvRows) else ()
 
 
-def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> list[str]:
-    """Returns what identifies the images that rows refer to by path; a missing one is rejected later, row by row."""
+def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[list[str], list[str]]:
+    """Returns what identifies the images that rows refer to by path, and what to say about how they were found.
+
+    A missing image is rejected later, row by row.
+    """
     paths = {p for column in (columns.image, columns.conversation) if column for p in rows.image_paths(column)}
-    found = []
+    found, by = [], defaultdict(list)
     for path in sorted(paths):
         try:
-            found += [path, *_digests([folder.locate(path)])]
+            image = folder.find(path)
+            found += [path, *_digests([image.path])]
+            by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
         except ValueError as reason:
             found += [path, str(reason)]
-    return found
+    by.pop("", None)
+    return found, [f"{len(which)} images were found {how}: {which[0]}" for how, which in by.items()]
 
 
 def _digests(files: Iterable[Path]) -> list[str]:

@@ -2,15 +2,22 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_core.config import Config
-from vlm_core.data.source import SplitSource, fetch_split
+from vlm_core.config import AUTO, Config
+from vlm_core.data.source import TRAIN, SplitSource, fetch_split, open_dataset
+from vlm_core.targets import is_built_in
 
-TRAIN, VALIDATION = SPLITS = ("train", "validation")
-PUBLISHED, IMAGE = "published", "image"
+logger = logging.getLogger(__name__)
+
+VALIDATION = "validation"
+SPLITS = (TRAIN, VALIDATION)
+PUBLISHED, CASE, IMAGE = "published", "case", "image"
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")  # the first that is there
+TEST_NAMES = ("test", "testing", "eval", "evaluation")  # if no other split validates
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,7 @@ class Splits:
     split_by: str = PUBLISHED
     seed: int = 0
     validation_share: float = 0.0
+    notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
 
     @property
     def fingerprint(self) -> str:
@@ -36,8 +44,11 @@ class Splits:
 
         It is drawn by its own name: which side it is on depends on no other, so that a dataset that grows moves none.
         """
-        drawn = hashlib.sha256(f"{self.seed}|{name}".encode()).digest()
-        return VALIDATION if int.from_bytes(drawn[:8]) / 2**64 < self.validation_share else TRAIN
+        return VALIDATION if self.drawn(name) < self.validation_share else TRAIN
+
+    def drawn(self, name: str) -> float:
+        """Returns the number in [0, 1) that is drawn for a name."""
+        return int.from_bytes(hashlib.sha256(f"{self.seed}|{name}".encode()).digest()[:8]) / 2**64
 
 
 class ConnectedImages:
@@ -61,12 +72,111 @@ class ConnectedImages:
 
 
 def fetch_splits(config: Config) -> Splits:
-    """Returns the checked sources of both splits; raises ValueError as `fetch_split` does."""
-    sources = {TRAIN: fetch_split(config.dataset)}
-    if config.validation_source is not None:
-        sources[VALIDATION] = fetch_split(config.validation_source)
+    """Returns the checked sources of both splits, with each `auto` of the config looked up in the data and logged.
+
+    Raises ValueError as `fetch_split` does.
+    """
     rule = config.dataset
-    return Splits(sources, rule.split_by, rule.split_seed, rule.validation_share)
+    if not is_built_in("dataset", rule.target):
+        return _of_function(config)
+    opened = open_dataset(rule)
+    sources = {TRAIN: opened.take(rule.split)}
+    held, notes = None, []
+    if config.validation_source is not None:
+        same = config.validation_dataset.path_or_dataset is None and config.validation_dataset.revision is None
+        other = opened if same else open_dataset(config.validation_source)
+        held, notes = _validation_split(config, other.tables.by_split, sources[TRAIN] if same else None)
+        if held is not None:
+            sources[VALIDATION] = other.take(held)
+    split_by = rule.split_by
+    if split_by == AUTO:
+        split_by = PUBLISHED if held else CASE if sources[TRAIN].columns.case else IMAGE
+        notes += [] if held else [_divided(config, sources[TRAIN], split_by)]
+    elif held is None and split_by == PUBLISHED:
+        raise ValueError(
+            f"dataset {rule.path_or_dataset!r} has no validation split; it has {', '.join(opened.tables.by_split)}. "
+            "Leave dataset.split_by out, or set it to case or image, to divide the rows of dataset.split"
+        )
+    said = dict.fromkeys([*(note for source in sources.values() for note in source.notes), *notes])
+    for note in said:
+        logger.info("%s", note)
+    return Splits(sources, split_by, rule.split_seed, rule.validation_share, tuple(said))
+
+
+def _of_function(config: Config) -> Splits:
+    """Returns the sources of a user's function, which names no splits: those of the config, or train and validation."""
+    rule, other = config.dataset, config.validation_source
+    sources = {TRAIN: fetch_split(rule)}
+    if other is not None:
+        split = VALIDATION if other.split == AUTO else other.split
+        sources[VALIDATION] = fetch_split(other.model_copy(update={"split": split}))
+    split_by = (PUBLISHED if other else CASE) if rule.split_by == AUTO else rule.split_by
+    return Splits(sources, split_by, rule.split_seed, rule.validation_share)
+
+
+def _validation_split(
+    config: Config, names: Collection[str], train: SplitSource | None
+) -> tuple[str | None, list[str]]:
+    """Returns (the split that validates, None if there is none, what to say about it); `train` if it is of one dataset.
+
+    With `dataset.split_by` a test split is left alone: what validates is drawn from the others.
+    """
+    wanted = config.validation_dataset.split
+    if wanted != AUTO:
+        return wanted, []
+    free = {name.lower(): name for name in names if train is None or name != train.split}
+    for name in VALIDATION_NAMES:
+        if name in free:
+            return free[name], [] if name == VALIDATION else [f"validates on the split {free[name]}"]
+    if train is None and len(names) == 1:
+        return next(iter(names)), []
+    for name in TEST_NAMES if config.dataset.split_by in (AUTO, PUBLISHED) else ():
+        if name in free:
+            return free[name], [
+                f"no validation split: validates on the split {free[name]}, which is then not a test of its own"
+            ]
+    if train is None:
+        raise ValueError(
+            f"validation_dataset {config.validation_dataset.path_or_dataset!r} has the splits {', '.join(names)}: name "
+            "one with validation_dataset.split"
+        )
+    return None, []
+
+
+def _divided(config: Config, train: SplitSource, split_by: str) -> str:
+    of = f"cases (column {train.columns.case})" if split_by == CASE else "images (no column tells the case)"
+    return (
+        f"no validation split: {config.dataset.validation_share:.0%} of the {of} validate, and do not train "
+        f"(dataset.split_by={split_by})"
+    )
+
+
+def resolved_config(config: Config, splits: Splits) -> Config:
+    """Returns `config` with what was found in the data in place of each `auto`: it reads the same rows by itself."""
+    tree = config.model_dump(mode="json")
+    rule, other = tree["dataset"], tree["validation_dataset"]
+    rule["split_by"] = splits.split_by
+    if other["split"] == AUTO:
+        other["split"] = splits.sources[VALIDATION].split if VALIDATION in splits.sources else None
+    if is_built_in("dataset", config.dataset.target):
+        _, bracket, part = rule["split"].partition("[")
+        rule["split"] = splits.sources[TRAIN].split + bracket + part
+        rule |= _found_columns(rule, splits)
+    return Config.model_validate(tree)
+
+
+def _found_columns(rule: Mapping[str, Any], splits: Splits) -> dict[str, str | None]:
+    """Returns `{config key: column}` of the columns that were looked up, if they are the same in all sources."""
+    found = {}
+    for key in ("image", "question", "answer", "case", "mode"):
+        columns = {getattr(source.columns, key) for source in splits.sources.values()}
+        if (
+            rule[f"{key}_column"] == AUTO
+            and len(columns) == 1
+            and not (key in ("question", "answer") and None in columns)
+        ):
+            found[f"{key}_column"] = columns.pop()
+    return found
 
 
 def revisions(splits: Splits) -> dict[str, Any]:

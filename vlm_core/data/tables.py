@@ -1,82 +1,122 @@
-"""The tables of a directory or file, by split: parquet as it lies there, all else through the `datasets` library."""
+"""The tables of a directory or file, by split: parquet and CSV as they lie there, all else through `datasets`."""
 
-import csv
+import glob
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import Dataset, DatasetDict, Features, Value, load_dataset_builder, load_from_disk
+from datasets import Dataset, DatasetDict, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from vlm_core.data.csv_rows import CsvRows
 from vlm_core.data.rows import ParquetRows, TableRows
+from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, spreadsheets
 from vlm_core.home import medpix_home
 
 SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
-FORMATS = {".parquet": "parquet", ".jsonl": "json", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+HEAD = 2**20  # bytes of a metadata file that its columns are looked for in
 BUILDERS = ("parquet", "json", "csv", "arrow", "imagefolder")
 
 
 class Table(NamedTuple):
     """The rows of a split, and the files that its content lies in."""
 
-    rows: ParquetRows | TableRows
+    rows: ParquetRows | TableRows | CsvRows
     files: list[Path]
+
+
+class Tables(NamedTuple):
+    """The tables of a dataset by split, and what to say about how they were chosen and read."""
+
+    by_split: dict[str, Table]
+    notes: list[str]
 
 
 def data_files(directory: Path) -> list[Path]:
     """Returns the files below a directory whose rows can be read."""
-    return [path for path in directory.rglob("*") if path.suffix in FORMATS and path.is_file()]
+    return [path for path in directory.rglob("*") if format_of(path) and path.is_file()]
 
 
-def read_table(path: Path, name: str, *, anywhere: bool) -> dict[str, Table]:
-    """Returns `{split: table}` of a directory or file; nothing is read but what tells the columns and their number.
+def read_table(path: Path, name: str, *, anywhere: bool, image_column: str | None = None) -> Tables:
+    """Returns the tables of a directory or file; of parquet, only names of columns and numbers of rows are read.
 
-    Raises ValueError, in which the dataset is called `name`, where there is nothing to read, or, unless a table may lie
-    `anywhere`, where the dataset's own card names files outside of it.
+    A local directory (`anywhere`) gives the tables below it, and without a table its images. The `image_column` image
+    asks for the images of an image folder, whose metadata is then not a table of its own.
+    Raises ValueError, in which the dataset is called `name`, for a dataset without a table that can be read, and,
+    unless a table may lie `anywhere`, for a card that names files outside of the dataset.
     """
     if any((path / file).is_file() for file in SAVED):
-        return _saved(path)
-    builder: Any = _builder(path, name)
+        return Tables(_saved(path), [])
+    if path.is_file():
+        kind = format_of(path)
+        if kind is None:
+            raise ValueError(f"dataset {name!r} is not a file of {', '.join(FORMATS)}")
+        return Tables(_read(kind, {"train": [path]}, name), [])
+    if anywhere and not _names_its_files(path) and not _is_image_folder(path, image_column):
+        splits, notes = find_tables(path, name)
+        if splits:
+            kinds = {split: format_of(files[0]) or "" for split, files in splits.items()}
+            tables = {split: _read(kinds[split], {split: files}, name)[split] for split, files in splits.items()}
+            return Tables(tables, notes)
+        if sheets := spreadsheets(path):
+            raise ValueError(f"dataset {name!r} has no table but {sheets[0]}: save it as CSV (UTF-8)")
+    return Tables(_described(path, name, anywhere), [])
+
+
+def _described(path: Path, name: str, anywhere: bool) -> dict[str, Table]:
+    """Returns the tables that a dataset's own card names, or an image folder's rows."""
+    try:
+        builder: Any = load_dataset_builder(str(path), cache_dir=_cache())
+    except (DatasetNotFoundError, FileNotFoundError) as error:
+        raise ValueError(f"dataset {name!r} holds no data files: {error}") from None
     if builder.name not in BUILDERS or not builder.config.data_files:
         raise ValueError(f"dataset {name!r} must hold parquet, Arrow, JSONL, CSV or images, found {builder.name}")
-    files = {str(s): sorted(Path(p) for p in paths) for s, paths in builder.config.data_files.items()}
     outside = [str(p) for paths in builder.config.data_files.values() for p in paths if not _lies_in(path, str(p))]
     if outside and not anywhere:
         raise ValueError(f"dataset {name!r} names files outside of itself: {outside[0]}")
-    if builder.name == "parquet":
+    files = {str(s): sorted(Path(p) for p in paths) for s, paths in builder.config.data_files.items()}
+    return _read(builder.name, files, name, builder)
+
+
+def _read(kind: str, files: Splits, name: str, builder: Any = None) -> dict[str, Table]:
+    if kind == "parquet":
         return {split: Table(ParquetRows(tuple(paths)), paths) for split, paths in files.items()}
+    if kind == "csv":
+        return {split: Table(CsvRows.of(paths), paths) for split, paths in files.items()}
     try:
+        if builder is None:
+            texts = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
+            builder = load_dataset_builder(kind, data_files=texts, cache_dir=_cache())
         builder.download_and_prepare()
     except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"dataset {name!r} cannot be read as {builder.name}: {error.__cause__ or error}") from error
+        raise ValueError(f"dataset {name!r} cannot be read as {kind}: {error.__cause__ or error}") from error
     return {split: Table(TableRows(builder.as_dataset(split)), paths) for split, paths in files.items()}
 
 
-def _builder(path: Path, name: str) -> Any:
-    cache = str(medpix_home() / "cache" / "datasets")
-    if path.is_file():
-        if path.suffix not in FORMATS:
-            raise ValueError(f"dataset {name!r} is no file of {', '.join(FORMATS)}")
-        if path.suffix == ".csv":
-            return _csv({"train": [str(path)]}, cache)
-        return load_dataset_builder(FORMATS[path.suffix], data_files={"train": str(path)}, cache_dir=cache)
-    try:
-        found: Any = load_dataset_builder(str(path), cache_dir=cache)
-    except (DatasetNotFoundError, FileNotFoundError) as error:
-        raise ValueError(f"dataset {name!r} holds no data files: {error}") from None
-    if found.name != "csv":
-        return found
-    return _csv({str(split): [*map(str, paths)] for split, paths in found.config.data_files.items()}, cache)
+def _names_its_files(directory: Path) -> bool:
+    """Returns whether the dataset's card says which files are which split."""
+    card = directory / "README.md"
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    return header is not None and re.search(r"^(configs|data_files):", header[1], re.MULTILINE) is not None
 
 
-def _csv(files: dict[str, list[str]], cache: str) -> Any:
-    """Returns a builder that takes every cell as text.
+def _is_image_folder(directory: Path, image_column: str | None) -> bool:
+    """Returns whether the images of a folder with `datasets`' own metadata (a column `file_name`) are asked for."""
+    if image_column != "image":
+        return False
+    found = [path for path in sorted(directory.rglob("metadata.*")) if format_of(path)]
+    return any(b"file_name" in _head(path) for path in found)
 
-    pandas would take "None" and "N/A" for no answer at all, and the case 001 for the number 1.
-    """
-    with Path(next(iter(files.values()))[0]).open(newline="", encoding="utf-8") as stream:
-        texts = Features({name: Value("string") for name in next(csv.reader(stream))})
-    return load_dataset_builder("csv", data_files=files, cache_dir=cache, keep_default_na=False, features=texts)
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(HEAD)
+
+
+def _cache() -> str:
+    return str(medpix_home() / "cache" / "datasets")
 
 
 def _lies_in(directory: Path, path: str) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.splits import SPLITS
@@ -44,8 +45,15 @@ def write_data_report(config: Config, conversations: Path, path: Path) -> None:
         spreads=SPREADS,
         plots={title: plot for title, plot in plots.items() if plot},
         samples=samples(conversations) if config.report.images else [],
+        rejects=_rejects(config, conversations),
     )
     write_text(path, page)
+
+
+def _rejects(config: Config, conversations: Path) -> dict[str, Any]:
+    """Returns the rejects by reason; without what is said about the first, if no image may be shown: it has paths."""
+    found = read_manifest(conversations)["rejects"]
+    return found if config.report.images else {reason: reject | {"about": ""} for reason, reject in found.items()}
 
 
 def _plot(splits: Mapping[str, Any], name: str) -> str:

@@ -1,0 +1,140 @@
+"""Which column of a table holds what: as the config names it, or by the names that are common for it."""
+
+import difflib
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from vlm_core.config import AUTO, DatasetConfig
+from vlm_core.data.examples import Columns
+from vlm_core.data.image_folder import ImageFolder
+from vlm_core.data.rows import Rows
+
+# MedPix-VQA's own name first. Then names that mean the same, in order of preference: of several in one group, none is
+# preferred to another. Written without the signs and capital letters that people put into them.
+MEDPIX_NAMES = {"image": "image_id", "question": "question", "answer": "answer", "case": "case_id", "mode": "mode"}
+COMMON_NAMES = {
+    "image": (
+        "image images imageid imagepath imagefile imagename imagefilename img imgs imgid imgpath imgname imgfile",
+        "filename filepath file path",
+    ),
+    "question": ("question questions questiontext", "prompt query instruction"),
+    "answer": ("answer answers answertext", "response reply", "label target output caption groundtruth reference"),
+    "case": (
+        "patient patientid patientnumber pid mrn subject subjectid person personid",
+        "case caseid casenumber",
+        "study studyid studyuid studyinstanceuid exam examid",
+    ),
+    "mode": ("mode", "modality imagemodality imagingmodality"),
+}
+CONVERSATIONS = ("messages", "conversations", "conversation")
+TRIED_ROWS = 8  # of several columns that may hold the image, those whose first rows lead to one
+
+
+def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> tuple[Columns, list[str]]:
+    """Returns (the columns of `rows`, what to say of those that the config does not name).
+
+    A name in the config is taken as it is written. Raises ValueError that lists the columns and the settings, for names
+    that are not there or twice, and for a column that cannot be told.
+    """
+    name = config.path_or_dataset
+    _refuse_twins(rows.columns, name)
+    wanted = {key: getattr(config, f"{key}_column") for key in (*MEDPIX_NAMES, "conversation")}
+    if config.conversation_column:
+        wanted |= {"question": None, "answer": None}
+    _require_named(wanted, rows.columns, name)
+    found = {key: column for key, column in wanted.items() if column != AUTO}
+    for key in (key for key, column in wanted.items() if column == AUTO):
+        free = [column for column in rows.columns if column not in found.values()]
+        optional = key in ("case", "mode") or (key == "image" and config.conversation_column is not None)
+        found[key] = _common(key, free, name, rows, folder, optional=optional)
+    told = {key: found[key] for key, column in wanted.items() if column == AUTO}
+    if all(column == MEDPIX_NAMES[key] for key, column in told.items()):
+        return Columns(**found), []
+    said = ", ".join(f"{key}={column or 'null'}" for key, column in told.items())
+    others = [column for column in rows.columns if column not in found.values()]
+    return Columns(**found), [f"columns of {name}: {said}" + (f"; not used: {', '.join(others)}" if others else "")]
+
+
+def _common(
+    key: str, columns: Sequence[str], name: str, rows: Rows, folder: ImageFolder, *, optional: bool
+) -> str | None:
+    """Returns the column that is plainly meant; None if there is none and it is optional."""
+    if MEDPIX_NAMES[key] in columns and (key != "image" or _shows_image(MEDPIX_NAMES[key], rows, folder)):
+        return MEDPIX_NAMES[key]
+    groups = [group.split() for group in COMMON_NAMES[key]]
+    found = [[column for column in columns if _plain(column) in group] for group in groups]
+    if key == "image":
+        found = _with_images(found, rows, folder)
+    for candidates in (group for group in found if group):
+        if len(candidates) > 1:
+            raise ValueError(
+                f"dataset {name!r}: the {key} may be in the column {' or '.join(candidates)}; set "
+                f"dataset.{key}_column to one of them{' or to null' if optional or key == 'image' else ''}"
+            )
+        return candidates[0]
+    if optional:
+        return None
+    raise ValueError(_missing(key, name, rows.columns, groups))
+
+
+def _with_images(found: list[list[str]], rows: Rows, folder: ImageFolder) -> list[list[str]]:
+    """Returns, of several columns that may hold images, those whose first rows lead to one, or MedPix-VQA's."""
+    if sum(map(len, found)) < 2:
+        return found
+    shown = [[column for column in group if _shows_image(column, rows, folder)] for group in found]
+    own = [[column for column in group if column == MEDPIX_NAMES["image"]] for group in found]
+    return shown if any(shown) else own if any(own) else found
+
+
+def _shows_image(column: str, rows: Rows, folder: ImageFolder) -> bool:
+    """Returns whether one of the first rows leads to an image."""
+    batch = next((batch for _, batch in rows.batches([column], 0, TRIED_ROWS)), [])
+    return not batch or any(map(_leads_to_image(folder), (row[column] for row in islice(batch, TRIED_ROWS))))
+
+
+def _leads_to_image(folder: ImageFolder) -> Callable[[object], bool]:
+    def leads(cell: object) -> bool:
+        cells = cell if isinstance(cell, list) else [cell]
+        try:
+            return bool(cells) and all(folder.encoded(one) for one in cells)
+        except ValueError:
+            return False
+
+    return leads
+
+
+def _refuse_twins(columns: Sequence[str], name: str) -> None:
+    twice = [column for column, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise ValueError(f"dataset {name!r} has two columns named {twice[0]!r}; rename or delete one of them")
+
+
+def _require_named(wanted: dict[str, str | None], columns: Sequence[str], name: str) -> None:
+    missing = {key: column for key, column in wanted.items() if column not in (None, AUTO, *columns)}
+    if not missing:
+        return
+    near = {column: difflib.get_close_matches(column or "", columns, n=1, cutoff=0.7) for column in missing.values()}
+    meant = "".join(f"; did you mean {close[0]!r}?" for close in near.values() if close)
+    keys = ", ".join(f"dataset.{key}_column" for key in missing)
+    raise ValueError(
+        f"dataset {name!r} lacks the column {', '.join(map(str, missing.values()))}: it has {', '.join(columns)}{meant}"
+        f"; set {keys} to the name that it has there (image, case and mode may be null)"
+    )
+
+
+def _missing(key: str, name: str, columns: Sequence[str], groups: list[list[str]]) -> str:
+    whole = [column for column in columns if _plain(column) in CONVERSATIONS]
+    if key in ("question", "answer") and whole:
+        remedy = f"set dataset.conversation_column={whole[0]} if it holds whole conversations"
+    else:
+        remedy = f"set dataset.{key}_column to the name that it has there" + (
+            ", or to null to train on text alone" if key == "image" else ""
+        )
+    names = ", ".join(name for group in groups for name in group[:3])
+    return f"dataset {name!r} lacks the column of the {key} (such as {names}): it has {', '.join(columns)}; {remedy}"
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[\W_]+", "", column).casefold()

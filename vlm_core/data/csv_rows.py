@@ -1,0 +1,238 @@
+"""CSV files as people export them: separator, byte-order mark and encoding are detected, and every cell is a text.
+
+A file is read from start to end once to check it, so that a row that does not fit the header is refused with its line
+before anything is built. No more than a batch of rows is ever in memory.
+"""
+
+import codecs
+import csv
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+CSV_SUFFIXES = (".csv", ".tsv")
+SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
+MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+    (codecs.BOM_UTF8, "utf-8-sig"),
+)
+TITLES = {"utf-8-sig": "UTF-8 with a byte-order mark"}
+SAMPLE = 1000  # records that the separator is chosen by
+CHUNK = 2**20  # bytes
+LARGEST_CELL = (
+    2**26
+)  # characters: an image as base64 fits; text after a quote that is never closed does not fill memory
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class CsvFile:
+    """A checked file: how to read it, the names of its columns, its number of rows."""
+
+    path: Path
+    encoding: str
+    separator: str
+    names: tuple[str, ...]
+    length: int
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def checked(cls, path: Path) -> "CsvFile":
+        """Reads the whole file once; raises ValueError with file, line and remedy for what is not a table."""
+        encoding, decoded = _encoding_of(path)
+        separator = _separator_of(path, encoding)
+        records = _records(path, encoding, separator)
+        line, header = next(records, (1, []))
+        if not any(name.strip() for name in header):
+            raise ValueError(f"{path} is empty: its first line must have the names of the columns")
+        names = _names(path, line, header)
+        length = sum(1 for _ in _checked_rows(path, records, names, separator))
+        unusual = separator != "," and path.suffix.lower() != ".tsv"
+        read = [*decoded, *([f"separated by {SEPARATORS[separator]}s"] if unusual else [])]
+        return cls(path, encoding, separator, names, length, (f"{path}: {', '.join(read)}",) if read else ())
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """Yields the rows, each cell as text."""
+        records = _records(self.path, self.encoding, self.separator)
+        next(records)
+        for fields in _checked_rows(self.path, records, self.names, self.separator):
+            yield dict(zip(self.names, fields, strict=True))
+
+
+@dataclass(frozen=True)
+class CsvRows:
+    """Rows of CSV files with the same columns, one file after the other."""
+
+    files: tuple[CsvFile, ...]
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> "CsvRows":
+        """Checks all files; raises ValueError as `CsvFile.checked` does, and for files whose columns differ."""
+        files = tuple(CsvFile.checked(path) for path in paths)
+        for file in files[1:]:
+            if set(file.names) != set(files[0].names):
+                raise ValueError(
+                    f"{file.path} has the columns {', '.join(file.names)}, and {files[0].path} has "
+                    f"{', '.join(files[0].names)}: files of one split must have the same columns"
+                )
+        return cls(files, tuple(note for file in files for note in file.notes))
+
+    @property
+    def columns(self) -> list[str]:
+        return list(self.files[0].names)
+
+    def __len__(self) -> int:
+        return sum(file.length for file in self.files)
+
+    def batches(
+        self, columns: Sequence[str], start: int, stop: int | None
+    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        with closing(_chained(self.files)) as every:
+            rows = islice(every, start, stop)
+            while batch := [{name: row[name] for name in columns} for row in islice(rows, ROWS_AT_ONCE)]:
+                yield start, batch
+                start += len(batch)
+
+    def image_paths(self, column: str) -> set[str]:
+        with closing(_chained(self.files)) as every:
+            return {row[column] for row in every} - {""}
+
+
+def _chained(files: Iterable[CsvFile]) -> Generator[dict[str, str], None, None]:
+    yield from chain.from_iterable(file.rows() for file in files)
+
+
+def _records(path: Path, encoding: str, separator: str) -> Generator[tuple[int, list[str]], None, None]:
+    """Yields (number of its first line, fields) of each record; raises ValueError for broken quotes or encoding."""
+    csv.field_size_limit(LARGEST_CELL)
+    with path.open(newline="", encoding=encoding) as stream:
+        hint = stream.readline()
+        skipped = hint[:4].lower() == "sep=" and len(hint.strip()) == 5  # Excel's own hint
+        if not skipped:
+            stream.seek(0)
+        reader = csv.reader(stream, delimiter=separator, strict=True)
+        line = 1 + skipped
+        while True:
+            try:
+                fields = next(reader, None)
+            except csv.Error as error:
+                raise ValueError(
+                    f"{path}, line {line}: the quotes do not fit ({error}); a text with quotes in it is written in "
+                    'quotes, with each quote inside it twice: "a ""quoted"" word"'
+                ) from None
+            except UnicodeError as error:
+                raise ValueError(f"{path}, line {line}: not {encoding} ({error}); save the file as UTF-8") from None
+            if fields is None:
+                return
+            if fields and (len(fields) > 1 or fields[0].strip()):
+                yield line, fields
+            line = reader.line_num + 1 + skipped
+
+
+def _checked_rows(
+    path: Path, records: Iterator[tuple[int, list[str]]], names: Sequence[str], separator: str
+) -> Iterator[list[str]]:
+    """Yields the fields of each row; raises ValueError for a row with more or fewer fields than there are names."""
+    for line, fields in records:
+        surplus = fields[len(names) :]
+        if len(fields) < len(names) or any(surplus):
+            raise ValueError(
+                f"{path}, line {line}: the row has {len(fields)} fields, and the header has {len(names)} names "
+                f"({', '.join(names)}). A text that holds a {SEPARATORS[separator]} must be in quotes, and an empty "
+                f"cell keeps its {SEPARATORS[separator]}: correct the line, or export the table again with quotes"
+            )
+        yield fields[: len(names)]
+
+
+def _names(path: Path, line: int, header: list[str]) -> tuple[str, ...]:
+    """Returns the names of the columns; columns at the end without a name are none, others are named by their place."""
+    names = [name.strip() for name in header]
+    while not names[-1]:
+        names.pop()
+    names = [name or f"column {place}" for place, name in enumerate(names, start=1)]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path}, line {line}: two columns are named {twice[0]!r}; rename or delete one of them")
+    return tuple(names)
+
+
+def _separator_of(path: Path, encoding: str) -> str:
+    """Returns the separator that divides the header, and if several do, the one that divides all rows alike."""
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    counts = {separator: _field_counts(path, encoding, separator) for separator in SEPARATORS}
+    dividing = {separator: found for separator, found in counts.items() if found and found[0] > 1}
+    alike = {separator: found for separator, found in dividing.items() if len(set(found)) == 1}
+    choice = alike or dividing
+    if not choice:
+        return ","  # a table of one column
+    most = max(found[0] for found in choice.values())
+    best = [separator for separator, found in choice.items() if found[0] == most]
+    if len(best) > 1:
+        names = " or ".join(SEPARATORS[separator] for separator in best)
+        raise ValueError(f"{path}: the separator may be {names}; export the table again with commas and quotes")
+    return best[0]
+
+
+def _field_counts(path: Path, encoding: str, separator: str) -> list[int]:
+    """Returns the number of fields of the first records, nothing if the quotes do not fit the separator."""
+    with closing(_records(path, encoding, separator)) as records:
+        try:
+            return [len(fields) for _, fields in islice(records, SAMPLE)]
+        except ValueError:
+            return []
+
+
+def _encoding_of(path: Path) -> tuple[str, list[str]]:
+    """Returns the encoding that the whole file decodes in, and what to say about it if it is not plain UTF-8."""
+    with path.open("rb") as stream:
+        head = stream.read(4096)
+    marked = next((encoding for mark, encoding in MARKS if head.startswith(mark)), None)
+    if marked:
+        return marked, [f"read as {TITLES.get(marked, marked.upper())}"]
+    if b"\0" in head:
+        raise ValueError(
+            f"{path} holds NUL bytes (UTF-16 without its mark, or no text): export the table as CSV in UTF-8"
+        )
+    wrong = _undecodable(path, "utf-8")
+    if wrong is None:
+        return "utf-8", []
+    if _undecodable(path, "cp1252") is not None:
+        raise ValueError(f"{path}, line {wrong[0]}: neither UTF-8 nor Windows-1252; export the table as CSV in UTF-8")
+    return "cp1252", [
+        f"UTF-8 decoding error: byte 0x{wrong[1]:02x} in line {wrong[0]}, so it was read as Windows-1252, for example "
+        f"{wrong[2]!r} (if that is wrong, save the file as UTF-8)"
+    ]
+
+
+def _undecodable(path: Path, encoding: str) -> tuple[int, int, str] | None:
+    """Returns (line, byte, the word around it as Windows-1252 has it) of the first byte that is not in the encoding."""
+    decoder = codecs.getincrementaldecoder(encoding)()
+    lines = 1
+    with path.open("rb") as stream:
+        while chunk := stream.read(CHUNK):
+            try:
+                decoder.decode(chunk)
+            except UnicodeDecodeError as error:
+                return _place(bytes(error.object), error.start, lines)
+            lines += chunk.count(b"\n")
+    try:
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError as error:
+        return _place(bytes(error.object), error.start, lines)
+    return None
+
+
+def _place(content: bytes, start: int, lines: int) -> tuple[int, int, str]:
+    before, after = content[max(0, start - 40) : start], content[start : start + 40]
+    word = (before.split() or [b""])[-1] if not before[-1:].isspace() else b""
+    rest = after.split()[0] if after.split() else after
+    return lines + content[:start].count(b"\n"), content[start], (word + rest).decode("cp1252", "replace")
