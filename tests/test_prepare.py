@@ -1,19 +1,26 @@
 """The command that looks at data before anything is paid for, and its page in a browser."""
 
 import logging
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
+from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.new_recipe import recipe_text
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.pages.data_report import overview, write_data_report
 from vlm_core.pages.plots import histogram
+from vlm_core.prepare import with_data_path
+from vlm_core.recipe import load_config
 
 
 def test_the_command_says_where_the_report_is(tmp_path: Path) -> None:
@@ -28,6 +35,67 @@ def test_the_command_says_where_the_report_is(tmp_path: Path) -> None:
     assert wrong.stderr.splitlines()[-1].startswith(
         "error: dataset 'builtin:phantom?images=40' lacks the column patient"
     )
+
+
+def test_the_first_hour(tmp_path: Path) -> None:
+    """A folder of JPEGs and a CSV as a spreadsheet saves it: the data, a recipe for it, and the recipe's data."""
+    (tmp_path / "our scans" / "images").mkdir(parents=True)
+    lines = ["File;Question;Answer;Patient ID"]
+    for i in range(24):
+        Image.new("L", (40, 30), 10 * i).save(tmp_path / "our scans" / "images" / f"IMG_{i:02}.JPG", "JPEG")
+        lines.append(
+            f"IMG_{i:02}.JPG;Is it bright; or dark?;{'bright' if i > 12 else 'dark'};{i // 2:03}".replace("; or", ",")
+        )
+    (tmp_path / "our scans" / "list.csv").write_text("\r\n".join(lines), encoding="utf-8-sig", newline="")
+
+    def run(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "vlm_core.prepare", *arguments]
+        environment = os.environ | {"MEDPIX_HOME": str(tmp_path / "home"), "PYTHONPATH": str(Path(__file__).parents[1])}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        return done
+
+    first = run("our scans", "--init", "my.yaml")
+    assert "image=File, question=Question, answer=Answer, case=Patient ID, mode=null" in first.stderr
+    assert "rejected    none" in first.stdout
+    assert first.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --recipe my.yaml"
+    recipe = (tmp_path / "my.yaml").read_text()
+    assert len([line for line in recipe.splitlines() if not line.startswith("#")]) <= 20
+    config = load_config(tmp_path / "my.yaml")
+    assert (config.name, config.dataset.case_column, config.dataset.split_by) == ("my", "Patient ID", "case")
+    assert Path(config.dataset.path_or_dataset) == tmp_path / "our scans"
+    again = run("--config", "my.yaml")
+    assert "reused" in again.stderr
+    assert again.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --recipe my.yaml"
+    assert "my.yaml exists and is not overwritten" in run("our scans", "--init", "my.yaml", code=1).stderr
+    assert (tmp_path / "my.yaml").read_text() == recipe
+    bare = run("our scans")
+    assert bare.stdout.splitlines()[-1] == "next        python -m vlm_core.prepare 'our scans' --init our-scans.yaml"
+
+
+def test_a_recipe_for_a_gpu() -> None:
+    config = small_config(
+        **{"dataset.split_by": "case", "validation_dataset.split": None, "dataset.image_column": "0123"}
+    )
+    tree = yaml.safe_load(recipe_text(config, "Found.", gpu=True))
+    assert tree["model"]["pretrained_model_name_or_path"] == "google/medgemma-4b-it"
+    assert (tree["peft"]["dim"], tree["dataset"]["split_by"]) == (8, "case")
+    assert Config.model_validate(tree).dataset == config.dataset
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["scans"], ["--config", "demo", "--name=scans", "--dataset.path_or_dataset", "scans"]),
+        (["--init", "a.yaml", "my scans/"], ["--config", "demo", "--name=my-scans", "--dataset.path_or_dataset",
+                                             "my scans/", "--init", "a.yaml"]),
+        (["scans", "--config=demo"], ["--dataset.path_or_dataset", "scans", "--config=demo"]),
+        (["--config", "demo", "--peft.exclude_modules", "a", "b"], None),
+        (["--help"], None),
+    ],
+)  # fmt: skip
+def test_a_path_needs_no_option(arguments: list[str], expected: list[str] | None) -> None:
+    assert with_data_path(arguments) == (expected or arguments)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ before anything is built. No more than a batch of rows is ever in memory.
 
 import codecs
 import csv
+import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -232,7 +233,8 @@ def _undecodable(path: Path, encoding: str) -> tuple[int, int, str] | None:
 
 
 def _place(content: bytes, start: int, lines: int) -> tuple[int, int, str]:
-    before, after = content[max(0, start - 40) : start], content[start : start + 40]
-    word = (before.split() or [b""])[-1] if not before[-1:].isspace() else b""
-    rest = after.split()[0] if after.split() else after
-    return lines + content[:start].count(b"\n"), content[start], (word + rest).decode("cp1252", "replace")
+    from_byte = max(0, start - 40)
+    around = content[from_byte : start + 40].decode("cp1252", "replace")
+    words = (word for word in re.finditer(r"\w+", around) if word.start() <= start - from_byte < word.end())
+    word = next(words, None)
+    return lines + content[:start].count(b"\n"), content[start], word[0] if word else around

@@ -140,7 +140,12 @@ def _holds_all_images(row_group: Any, column: str) -> bool:
 
 
 def _paths(column: Any) -> list[str]:
-    """Returns the distinct paths in a column of images, of lists of them, or of conversations with images in them."""
+    """Returns the distinct paths in a column of images, of lists of them, or of conversations with images in them.
+
+    Whole numbers name image files too.
+    """
+    if pa.types.is_integer(column.type):
+        column = column.cast(pa.string())
     while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = pc.call_function("list_flatten", [column])
     if pa.types.is_struct(column.type):

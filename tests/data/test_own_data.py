@@ -1,0 +1,363 @@
+"""Folders as people have them: images, one table, and names that nobody wrote for this project."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.conftest import small_config
+from vlm_core.cache import read_manifest
+from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import fetch_splits, resolved_config
+from vlm_core.recipe import load_config
+
+NAMES = [f"scan_{i}.png" for i in range(8)]
+ANSWERS = ["läsion, left", "None", "N/A", "007", 'a "large" mass', "two\nlines", "0", "No."]
+HEADER = ["image_path", "question", "answer", "patient"]
+ROWS = [[NAMES[i], f"What is {i}; and why?", ANSWERS[i], f"00{i // 2}"] for i in range(8)]
+
+
+def write_images(directory: Path, names: Sequence[str] = NAMES) -> None:
+    """Writes images that are told apart by the grey of their first pixel, 20 times their number."""
+    for number, name in enumerate(names):
+        (directory / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * number).save(directory / name)
+
+
+def csv_text(rows: Sequence[Sequence[str]], separator: str = ",", header: Sequence[str] = HEADER) -> str:
+    def quoted(cell: str) -> str:
+        return '"' + cell.replace('"', '""') + '"' if any(s in cell for s in (*',;|\t"\n',)) else cell
+
+    return "\r\n".join(separator.join(map(quoted, row)) for row in [header, *rows]) + "\r\n"
+
+
+def as_dicts(header: Sequence[str] = HEADER) -> list[dict[str, Any]]:
+    return [dict(zip(header, row, strict=True)) for row in ROWS]
+
+
+def stored(folder: Path, **settings: Any) -> list[tuple[Any, ...]]:
+    """Returns (question, answer, case, number of the image) of every stored row, in the order of the table."""
+    config = load_config("demo", {"dataset.path_or_dataset": str(folder)} | settings)
+    cache, _ = prepare_conversations(config)
+    rows = [row for split in ("train", "validation") for row in ConversationDataset(cache, split)]
+    found = []
+    for row in sorted(rows, key=lambda row: int(row["example_id"].rpartition("-")[2])):
+        (picture, question), (answer,) = (turn["content"] for turn in row["conversation"])
+        found.append((question["text"], answer["text"], row["case_id"], picture["image"].getpixel((0, 0))[0] // 20))
+    return found
+
+
+EXPECTED = [(row[1], row[2], row[3], i) for i, row in enumerate(ROWS)]
+
+
+def semicolons_and_mark(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "Befunde 2026.csv").write_text(csv_text(ROWS, ";"), encoding="utf-8-sig", newline="")
+
+
+def beside_in_tabs(folder: Path) -> None:
+    write_images(folder)
+    (folder / "TABLE.TSV").write_text(csv_text(ROWS, "\t"), encoding="utf-8", newline="")
+
+
+def unicode_text_of_excel(folder: Path) -> None:
+    write_images(folder / "deep" / "er")
+    (folder / "export.csv").write_text(csv_text(ROWS, "\t"), encoding="utf-16", newline="")
+
+
+def big_endian(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "x.csv").write_bytes(b"\xfe\xff" + csv_text(ROWS).encode("utf-16-be"))
+
+
+def windows_1252(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "x.csv").write_text(csv_text(ROWS, ";"), encoding="cp1252", newline="")
+
+
+def bars(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "x.csv").write_text(csv_text(ROWS, "|"), encoding="utf-8", newline="")
+
+
+def hint_of_excel(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "x.csv").write_text("sep=;\r\n" + csv_text(ROWS, ";"), encoding="utf-8", newline="")
+
+
+def index_of_pandas(folder: Path) -> None:
+    write_images(folder / "images")
+    rows = [[str(i), *row, ""] for i, row in enumerate(ROWS)]
+    (folder / "x.csv").write_text(csv_text(rows, header=["", *HEADER, ""]), encoding="utf-8", newline="")
+
+
+def backslashes(folder: Path) -> None:
+    write_images(folder / "images")
+    rows = [[f"images\\{row[0]}", *row[1:]] for row in ROWS]
+    (folder / "x.csv").write_text(csv_text(rows), encoding="utf-8", newline="")
+
+
+def no_suffix(folder: Path) -> None:
+    write_images(folder / "images")
+    rows = [[row[0].removesuffix(".png"), *row[1:]] for row in ROWS]
+    (folder / "x.csv").write_text(csv_text(rows), encoding="utf-8", newline="")
+
+
+def another_case(folder: Path) -> None:
+    write_images(folder / "images", [name.upper() for name in NAMES])
+    (folder / "x.csv").write_text(csv_text(ROWS, header=["Image Path", "QUESTION", "Answer", "Patient ID"]), newline="")
+
+
+def table_in_a_folder(folder: Path) -> None:
+    write_images(folder / "pictures")
+    (folder / "tables").mkdir()
+    (folder / "tables" / "x.csv").write_text(csv_text(ROWS), encoding="utf-8", newline="")
+
+
+def metadata_table(folder: Path) -> None:
+    write_images(folder)
+    (folder / "metadata.csv").write_text(
+        csv_text(ROWS, ";", ["file_name", "prompt", "response", "subject"]), encoding="utf-8-sig", newline=""
+    )
+
+
+def json_lines(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "DATA.JSONL").write_text("".join(json.dumps(row) + "\n" for row in as_dicts()))
+    (folder / "settings.json").write_text("{}")
+
+
+def json_list(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "data.json").write_text(json.dumps(as_dicts(["img_name", "question", "answer", "patient_id"])))
+
+
+def parquet(folder: Path) -> None:
+    write_images(folder / "images")
+    pq.write_table(pa.Table.from_pylist(as_dicts()), folder / "data.PARQUET")
+
+
+def folders_of_patients(folder: Path) -> None:
+    names = [f"p{i // 2}/{i % 2}.png" for i in range(8)]
+    write_images(folder / "images", names)
+    rows = [[name, *row[1:]] for name, row in zip(names, ROWS, strict=True)]
+    (folder / "x.csv").write_text(csv_text(rows), encoding="utf-8", newline="")
+
+
+def ids_beside_paths(folder: Path) -> None:
+    write_images(folder / "images")
+    rows = [{"image_id": 9000 + i} | row for i, row in enumerate(as_dicts())]
+    (folder / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def named_as_a_test(folder: Path) -> None:
+    write_images(folder / "images")
+    (folder / "chest-test.csv").write_text(csv_text(ROWS), encoding="utf-8", newline="")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        semicolons_and_mark, beside_in_tabs, unicode_text_of_excel, big_endian, windows_1252, bars, hint_of_excel,
+        index_of_pandas, backslashes, no_suffix, another_case, table_in_a_folder, metadata_table, json_lines, json_list,
+        parquet, folders_of_patients, ids_beside_paths, named_as_a_test,
+    ],
+)  # fmt: skip
+def test_a_folder_loads_at_the_first_try(write: Callable[[Path], None], home: Path) -> None:
+    write(home / "scans")
+    assert stored(home / "scans") == EXPECTED
+
+
+def test_numbers_name_files(home: Path) -> None:
+    write_images(home / "scans" / "images", [f"{700 + i}.png" for i in range(8)])
+    rows = [row | {"image_path": 700 + i} for i, row in enumerate(as_dicts())]
+    (home / "scans" / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert stored(home / "scans") == EXPECTED
+    config = small_config(**{"dataset.path_or_dataset": str(home / "scans")})
+    before = fetch_splits(config).fingerprint
+    Image.new("L", (8, 8), 1).save(home / "scans" / "images" / "703.png")
+    assert fetch_splits(config).fingerprint != before
+
+
+def test_what_was_looked_up_is_said(home: Path) -> None:
+    semicolons_and_mark(home / "scans")
+    config = small_config(**{"dataset.path_or_dataset": str(home / "scans")})
+    splits = fetch_splits(config)
+    said = "\n".join(splits.notes)
+    assert "Befunde 2026.csv: read as UTF-8 with a byte-order mark, separated by semicolons" in said
+    assert "image=image_path, question=question, answer=answer, case=patient, mode=null" in said
+    assert "8 images were found by name, not at the path in the table: scan_0.png is images/scan_0.png" in said
+    assert "15% of the cases (column patient) validate" in said
+    resolved = resolved_config(config, splits)
+    assert (resolved.dataset.case_column, resolved.dataset.mode_column, resolved.dataset.split_by) == (
+        "patient", None, "case",
+    )  # fmt: skip
+    assert resolved.validation_dataset.split is None
+    again = fetch_splits(resolved)
+    assert again.fingerprint == splits.fingerprint
+    windows_1252(home / "old")
+    said = "\n".join(fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "old")})).notes)
+    assert "byte 0xe4 in line 2, so it was read as Windows-1252, for example 'läsion'" in said
+
+
+@pytest.mark.parametrize(
+    ("tables", "settings", "train", "validation", "split_by"),
+    [
+        (["train.csv", "validation.csv"], {}, "train", "validation", "published"),
+        (["train.csv", "val.csv", "test.csv"], {}, "train", "validation", "published"),
+        (["TRAIN.CSV", "Dev.csv"], {}, "train", "validation", "published"),
+        (["train/x.csv", "valid/x.csv"], {}, "train", "validation", "published"),
+        (["train.csv", "test.csv"], {}, "train", "test", "published"),
+        (["train.csv", "test.csv"], {"dataset.split_by": "case"}, "train", None, "case"),
+        (["train.csv", "validation.csv"], {"dataset.split_by": "case"}, "train", "validation", "case"),
+        (["train.csv", "val.csv"], {"validation_dataset.split": None}, "train", None, "case"),
+        (["all.csv"], {}, "train", None, "case"),
+        (["all.csv"], {"dataset.case_column": None}, "train", None, "image"),
+        (["all.csv"], {"dataset.split_by": "image"}, "train", None, "image"),
+        (["part-0001.csv", "part-0002.csv"], {}, "train", None, "case"),
+        (["train.csv", "test.csv"], {"validation_dataset.split": "train[50%:]"}, "train", "train", "published"),
+    ],
+)
+def test_which_rows_validate(
+    tables: list[str], settings: dict[str, Any], train: str, validation: str | None, split_by: str, home: Path
+) -> None:
+    write_images(home / "scans" / "images")
+    for table in tables:
+        (home / "scans" / table).parent.mkdir(exist_ok=True)
+        (home / "scans" / table).write_text(csv_text(ROWS), encoding="utf-8", newline="")
+    splits = fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "scans")} | settings))
+    found = {name: source.split for name, source in splits.sources.items()}
+    assert (found["train"], found.get("validation"), splits.split_by) == (train, validation, split_by)
+    if "part-0001.csv" in tables:
+        assert splits.sources["train"].stop == 16
+
+
+@pytest.mark.parametrize(
+    ("header", "settings", "message"),
+    [
+        (
+            ["image", "img", "question", "answer"],
+            {},
+            "the image may be in the column image or img; set dataset.image_column",
+        ),
+        (
+            ["image", "text", "answer", "x"],
+            {},
+            "lacks the column of the question .*it has image, text, answer, x; set ",
+        ),
+        (
+            ["image", "question", "answer", "x"],
+            {"dataset.answer_column": "answers"},
+            "answers: .*did you mean 'answer'",
+        ),
+        (["image", "question", "answer", "x"], {"dataset.mode_column": "modality"}, "lacks the column modality"),
+        (["image", "messages", "x", "y"], {}, "set dataset.conversation_column=messages"),
+        (["image", "question", "answer", "answer"], {}, "line 1: two columns are named 'answer'"),
+        (
+            ["patient", "subject", "question", "answer"],
+            {"dataset.image_column": None},
+            "patient or subject.*or to null",
+        ),
+    ],
+)
+def test_columns_that_cannot_be_told(header: list[str], settings: dict[str, Any], message: str, home: Path) -> None:
+    write_images(home / "scans")
+    rows = [[NAMES[i], NAMES[i], f"{i}?", "Yes."] for i in range(8)]
+    (home / "scans" / "x.csv").write_text(csv_text(rows, header=header), newline="")
+    with pytest.raises(ValueError, match=message):
+        fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "scans")} | settings))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"question,answer,image\nWhere?,left, upper,0.png\n", "line 2: the row has 4 fields, and the header has 3"),
+        (b"question,answer,image\nWhere?,left,0.png\n\nWhy?,right\n", "x.csv, line 4: the row has 2 fields"),
+        (b'question,answer,image\n"two\nlines",left,0.png\nWhy?,right\n', "x.csv, line 4: the row has 2 fields"),
+        (b'question,answer,image\n"Where",left,"0.png\n', "x.csv, line 2: the quotes do not fit"),
+        (b'question,answer,image\n"Where" is it,left,0.png\n', "x.csv, line 2: the quotes do not fit"),
+        (b"question,answer,image\nWhere?,l\x81ft,0.png\n", "x.csv, line 2: neither UTF-8 nor Windows-1252"),
+        (b"\x00\x01question,answer,image\n", "x.csv holds NUL bytes"),
+        (b"question,answer,question\n1,2,3\n", "line 1: two columns are named 'question'"),
+        (b"", "x.csv is empty"),
+        (b"a,b|c,d\n1,2|3,4\n", "lacks the column of the image"),
+        (b"a,b;c\n1,2;3\n", "the separator may be comma or semicolon"),
+    ],
+)  # fmt: skip
+def test_tables_that_are_refused(content: bytes, message: str, home: Path) -> None:
+    (home / "scans").mkdir()
+    (home / "scans" / "x.csv").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "scans")}))
+
+
+def test_several_tables_that_are_no_splits_are_listed(home: Path) -> None:
+    write_images(home / "scans")
+    for name in ("chest.csv", "brain.csv"):
+        (home / "scans" / name).write_text(csv_text(ROWS), newline="")
+    with pytest.raises(
+        ValueError, match=r"2 tables whose names say no split: brain.csv, chest.csv. Name one .*brain.csv"
+    ):
+        fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "scans")}))
+    assert len(stored(home / "scans" / "chest.csv")) == 8
+    (home / "sheet").mkdir()
+    (home / "sheet" / "data.xlsx").write_bytes(b"PK")
+    with pytest.raises(ValueError, match="no table but data.xlsx: save it as CSV"):
+        fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "sheet")}))
+
+
+def test_images_that_are_not_there_are_rejected_by_name(home: Path) -> None:
+    folder = home / "scans"
+    write_images(folder, ["a/one.png", "b/one.png", "p1/two.png", "scan_3.png", "four.jpg.png", "five.png", "six.png"])
+    cells = ["one.png", "p2/two.png", "scan_33.png", "five.png", "/elsewhere/six.png", "one", "../scans/five.png"]
+    rows = [[cell, "What?", "This.", "1"] for cell in cells]
+    (folder / "x.csv").write_text(csv_text(rows), newline="")
+    settings = {
+        "dataset.path_or_dataset": str(folder),
+        "dataset.split": "train[:6]",
+        "validation_dataset.split": "train[3:4]",
+    }
+    cache, _ = prepare_conversations(small_config(**settings, **{"dataset.max_reject_share": 1.0}))
+    rejects = read_manifest(cache)["rejects"]
+    assert rejects["image name that several files have"]["rows"] == 2
+    about = rejects["image name that several files have"]["about"]
+    assert (
+        about == "dataset.image_column=image_path: 'one.png' may be a/one.png or b/one.png; write the path in the table"
+    )
+    missing = rejects["image file is missing"]
+    assert (missing["rows"], missing["examples"]) == (3, ["train-1", "train-2", "train-4"])
+    assert f"'p2/two.png' was looked for as {folder / 'p2/two.png'}; did you mean p1/two.png?" in missing["about"]
+    with pytest.raises(ValueError, match=r"5 rows .*image file is missing: 3 rows, .*did you mean p1/two.png"):
+        prepare_conversations(small_config(**settings))
+
+
+def test_nothing_outside_the_folder_is_searched(home: Path) -> None:
+    write_images(home / "elsewhere")
+    (home / "scans").mkdir()
+    (home / "scans" / "link").symlink_to(home / "elsewhere", target_is_directory=True)
+    (home / "scans" / "x.csv").write_text(csv_text(ROWS), newline="")
+    with pytest.raises(ValueError, match="no row is left for train.*image file is missing: 8 rows"):
+        stored(home / "scans")
+
+
+def test_each_side_of_few_cases_gets_one(home: Path) -> None:
+    write_images(home / "scans")
+    rows = [[row[0], row[1], row[2], f"p{i % 2}"] for i, row in enumerate(ROWS)]
+    (home / "scans" / "x.csv").write_text(csv_text(rows), newline="")
+    for seed in range(6):
+        for share in (0.001, 0.999):
+            config = small_config(
+                **{
+                    "dataset.path_or_dataset": str(home / "scans"),
+                    "dataset.split_seed": seed,
+                    "dataset.validation_share": share,
+                }
+            )
+            cache, _ = prepare_conversations(config)
+            assert read_manifest(cache)["rows"] == {"train": 4, "validation": 4}
