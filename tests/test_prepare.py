@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +13,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from tests.conftest import small_config
+from vlm_core.arguments import prepare_parser
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset
@@ -19,7 +21,7 @@ from vlm_core.data.new_recipe import recipe_text
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.pages.data_report import overview, write_data_report
 from vlm_core.pages.plots import histogram
-from vlm_core.prepare import with_data_path
+from vlm_core.prepare import next_command
 from vlm_core.recipe import load_config
 
 
@@ -84,18 +86,30 @@ def test_a_recipe_for_a_gpu() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "expected"),
+    ("arguments", "recipe", "overrides"),
     [
-        (["scans"], ["--config", "demo", "--name=scans", "--dataset.path_or_dataset", "scans"]),
-        (["--init", "a.yaml", "my scans/"], ["--config", "demo", "--name=my-scans", "--dataset.path_or_dataset",
-                                             "my scans/", "--init", "a.yaml"]),
-        (["scans", "--config=demo"], ["--dataset.path_or_dataset", "scans", "--config=demo"]),
-        (["--config", "demo", "--peft.exclude_modules", "a", "b"], None),
-        (["--help"], None),
+        (["scans"], "demo", {"name": "scans", "dataset.path_or_dataset": "scans"}),
+        (["our scans/", "--name", "x"], "demo", {"name": "x", "dataset.path_or_dataset": "our scans/"}),
+        (["scans", "--config", "medgemma_4b_lora"], "medgemma_4b_lora", {"name": "scans", "dataset.path_or_dataset": "scans"}),
+        (["--recipe", "demo", "--rng.seed", "7"], "demo", {"rng.seed": 7}),
     ],
 )  # fmt: skip
-def test_a_path_needs_no_option(arguments: list[str], expected: list[str] | None) -> None:
-    assert with_data_path(arguments) == (expected or arguments)
+def test_a_path_comes_first_and_needs_no_recipe(arguments: list[str], recipe: str, overrides: dict[str, Any]) -> None:
+    options, found = prepare_parser(None).parse_with_overrides(arguments)
+    assert (options.recipe, found) == (recipe, overrides)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "words"),
+    [
+        (Path("my.yaml"), ["scans"], "-m pipelines.finetune --recipe my.yaml"),
+        (None, ["our scans", "--output", "o"], "-m vlm_core.prepare 'our scans' --output o --init our-scans.yaml"),
+        (None, ["--config", "demo", "--output", "o", "--rng.seed", "7"], "-m pipelines.finetune --config demo --rng.seed 7"),
+        (None, ["--output=o", "--config", "demo"], "-m pipelines.finetune --config demo"),
+    ],
+)  # fmt: skip
+def test_the_next_command(recipe: Path | None, arguments: list[str], words: str) -> None:
+    assert next_command(recipe, arguments) == f"python {words}"
 
 
 @pytest.mark.slow
