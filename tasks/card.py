@@ -57,7 +57,9 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
         for group, entry in result["groups"]["case"].items()
     ]
     return [
-        f"{result['examples']} questions on {result['cases']} cases, with 95 % intervals over cases; data "
+        f"**Verdict**: this model {result['verdict']['text']}.",
+        "",
+        f"{result['examples']} questions on {result['cases']} cases, {_intervals(result)}; data "
         f"`{result['dataset_fingerprint']}`.{limit}",
         "",
         f"| | {' | '.join(names)} |",
@@ -68,6 +70,12 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
         *by_case,
         f"- questions about images that are in the training split too: {result['examples_with_images_of_training']}",
     ]
+
+
+def _intervals(result: dict[str, Any]) -> str:
+    """Returns whether the scores have intervals: fewer than 10 cases give none."""
+    has_intervals = result["scores"][MODEL]["token_f1"]["low"] is not None
+    return "with 95 % intervals over cases" if has_intervals else "too few cases for intervals"
 
 
 def _tuning(config: Config) -> str:

@@ -1,4 +1,4 @@
-"""The gate: a new version becomes the champion where it beats the present one on the same questions."""
+"""The gate: a new version becomes the champion if it has learnt and beats the present one on the same questions."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -11,6 +11,10 @@ from vlm_core.config import RegistryConfig
 from vlm_core.evaluation.names import UNSEEN
 
 ENOUGH_CASES = 20  # that training has not seen: a few of them must not overrule all others
+REMEDY = (
+    "Train for more steps or with another learning rate, look at the report, or promote the version by hand: "
+    "python -m tasks.registry promote NAME VERSION"
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,8 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
         return Decision(False, "registry.promote is false")
     if not result["complete"]:
         return Decision(False, f"the evaluation was limited to {result['examples']} questions of the split")
+    if not result["verdict"]["learnt"]:
+        return Decision(False, f"{result['verdict']['text']}. {REMEDY}")
     if champion is None:
         return Decision(True, "the first model of its name")
     if result["identical"].get(CHAMPION) == champion:

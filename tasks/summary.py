@@ -88,16 +88,17 @@ def next_steps(summary: dict[str, Any]) -> str:
 
 
 def _evaluation_lines(result: dict[str, Any]) -> list[str]:
-    """Returns a line a variant, model and controls, and a line a closed question."""
+    """Returns the verdict, a line a variant (model, controls, baseline), and a line a closed question."""
     limit = f", limited to {result['limit']}: no basis for a promotion" if result["limit"] else ""
     lines = [
+        f"verdict     {result['verdict']['text']}",
         f"evaluation  {result['examples']:,} questions on {result['cases']:,} cases{limit}",
         f"            {'':<20}{'token F1':>24}{'closed accuracy':>24}{'perplexity':>12}",
     ]
     for name, scores in result["scores"].items():
         cells = f"{with_interval(scores['token_f1']):>24}{with_interval(scores['closed_accuracy']):>24}"
         lines.append(f"            {name:<20}{cells}{_score(scores['perplexity']['value']):>12}")
-    shown = [name for name in result["scores"] if name in ("model", "shuffled", "base")]
+    shown = [name for name in result["scores"] if name in ("model", "shuffled", "commonest", "base")]
     if result["closed_questions"]:
         lines.append(f"            {'closed questions':<68}{'n':>6}" + "".join(f"{name:>10}" for name in shown))
     for kind, row in result["closed_questions"].items():

@@ -5,7 +5,8 @@
     python -m vlm_core.evaluate --config gemma3_4b_lora          the base model itself
 
 The same questions are also asked about another case's image, about a black one, and about none, and other models are
-asked them too: what the scores lose there is what the model owes to looking, and to training. Writes `report.html`,
+asked them too: what the scores lose there is what the model owes to looking, and to training. The commonest answer of
+training stands beside them, and a verdict says whether the model has learnt. Writes `report.html`,
 `predictions.parquet`, `examples.png` and `result.json`. Answers are kept: an evaluation that was interrupted goes on,
 and no model is asked the same twice.
 """
@@ -25,16 +26,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.config import BASE, Config
+from vlm_core.data.commonest import CommonestAnswers, last_question
 from vlm_core.data.conversations import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import TRAIN
+from vlm_core.data.statistics import read_batches
 from vlm_core.evaluation.answering import Questions, answer_questions
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import Reply, metric_versions
-from vlm_core.evaluation.names import MODEL, RIGHT, SHUFFLED, with_interval
+from vlm_core.evaluation.names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.sheet import IMAGES, draw_examples
+from vlm_core.evaluation.verdict import verdict
 from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
 from vlm_core.models.locate import ModelFiles, find_model, is_uri
@@ -66,6 +71,7 @@ def evaluate(
     questions, conditions = _questions(config, conversations)
     replies = answer_questions(files, questions, conditions, config, ranks, MODEL)
     variants = {MODEL if condition == RIGHT else condition: found for condition, found in replies.items()}
+    variants[COMMONEST] = _commonest_replies(questions) if ranks.is_main else []
     for label, other in others.items():
         variants[label] = answer_questions(other, questions, [RIGHT], config, ranks, label)[RIGHT]
     if ranks.is_main:
@@ -111,6 +117,15 @@ def _chosen(rows: int, limit: int | None) -> list[int]:
     return [i * rows // count for i in range(count)]
 
 
+def _commonest_replies(questions: Questions) -> list[Reply]:
+    """Returns the answer to each question that training gives most often to its like."""
+    commonest = CommonestAnswers()
+    for batch in read_batches(questions.conversations / f"{TRAIN}.arrow"):
+        for row in batch.to_pylist():
+            commonest.add(*last_question(row))
+    return [Reply(commonest.answer(*last_question(row)), generated=False) for row in questions.rows]
+
+
 def _publish(
     config: Config,
     asked: Questions,
@@ -130,7 +145,14 @@ def _publish(
         for row in asked.rows
     ]
     columns = columns_by_variant(questions, variants)
-    result = score(questions, columns, list(about["compared"]), config.rng.seed) | about
+    result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
+    result["verdict"] = verdict(
+        result,
+        config.registry.metric,
+        [reply.text for reply in variants[MODEL]],
+        has_images=any(question.image_sha256 for question in questions),
+        quote=config.report.images,
+    )
     result["dataset_fingerprint"] = dataset.manifest["fingerprint"]
     result["examples_with_images_of_training"] = sum(question.seen_image for question in questions)
     if not config.report.images:
@@ -177,12 +199,14 @@ def _say(result: dict[str, Any], output: Path) -> None:
     logger.info("%d questions on %d cases%s: token F1 %s, closed accuracy %s -> %s",
                 result["examples"], result["cases"], limit, with_interval(model["token_f1"]),
                 with_interval(model["closed_accuracy"]), output / REPORT)  # fmt: skip
+    logger.log(logging.INFO if result["verdict"]["learnt"] else logging.WARNING, "the verdict on %s: %s",
+               result["checkpoint"], result["verdict"]["text"])  # fmt: skip
     if reliance:
         logger.info("looking at the right image adds %s to token F1", with_interval(reliance["token_f1"]))
     for name, change in result["differences"].items():
-        logger.info(
-            "against %s: token F1 %s, p %s", name, with_interval(change["token_f1"], sign="+"), change["token_f1"]["p"]
-        )
+        found = ", ".join(filter(None, [with_interval(change["token_f1"], sign="+"), p_value(change["token_f1"])]))
+        doubt = "" if result["verdict"]["learnt"] else " (but see the verdict)"
+        logger.info("against %s: token F1 %s%s", name, found, doubt)
 
 
 def main() -> None:

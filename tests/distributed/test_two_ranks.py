@@ -205,5 +205,5 @@ def test_two_ranks_evaluate_as_one(conversations: Path, tmp_path: Path) -> None:
         rows.append(pq.read_table(output / PREDICTIONS).to_pylist())
     assert scores[0] == scores[1]
     assert json.dumps(rows[0]) == json.dumps(rows[1])
-    assert set(scores[0]["scores"]) == {"model", "shuffled", "blank", "question_only", "base"}
+    assert set(scores[0]["scores"]) == {"model", "shuffled", "blank", "question_only", "commonest", "base"}
     assert (scores[0]["examples"], scores[0]["limit"]) == (31, 31)

@@ -135,5 +135,6 @@ def test_a_limit_is_said(data: Path, tmp_path: Path, conversations: Path) -> Non
     result = write(data, tmp_path, conversations, **{"evaluation.limit": 7, "evaluation.controls": []})
     assert (result["examples"], result["limit"], result["complete"]) == (7, 7, False)
     assert "Limited to 7 questions" in (tmp_path / "evaluation" / REPORT).read_text()
-    assert list(result["scores"]) == ["model"]
+    assert list(result["scores"]) == ["model", "commonest"]
+    assert result["verdict"]["learnt"] is not True  # without a control nothing shows that it looks
     assert result["visual_reliance"] is None

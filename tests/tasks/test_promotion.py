@@ -36,6 +36,7 @@ def result(unseen: dict[str, Any] | None, overall: dict[str, Any], cases: int = 
         "examples": 100,
         "complete": True,
         "limit": None,
+        "verdict": {"learnt": True, "metric": "token_f1", "text": "has learnt"},
         "compared": {"base": "base", "champion": PRESENT},
         "identical": {},
         "differences": {"champion": {"token_f1": overall}},
@@ -44,6 +45,8 @@ def result(unseen: dict[str, Any] | None, overall: dict[str, Any], cases: int = 
 
 
 BETTER, WORSE, TIE, UNKNOWN = change(0.02, 0.01), change(-0.02), change(0.0), change(None)
+UNLEARNT = {"learnt": False, "text": "has not learnt: its token F1 0.004 is not above 0.310, the commonest answer's"}
+UNTOLD = {"learnt": None, "text": "may have learnt: nothing shows whether it looks"}
 NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
 
 
@@ -79,6 +82,9 @@ NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
         (result(BETTER, BETTER, complete=False, limit=7), {}, PRESENT, False, "limited to 100 questions"),
         (result(BETTER, BETTER, compared={"base": "base"}), {}, None, True, "the first model of its name"),
         (result(BETTER, BETTER, complete=False, limit=7), {}, None, False, "limited to 100 questions"),
+        (result(BETTER, BETTER, verdict=UNLEARNT), {}, PRESENT, False, "not above 0.310.*promote the version by hand"),
+        (result(BETTER, BETTER, compared={}, verdict=UNLEARNT), {}, None, False, "has not learnt: .*for more steps"),
+        (result(BETTER, BETTER, compared={}, verdict=UNTOLD), {}, None, False, "may have learnt: nothing shows"),
         (
             result(BETTER, BETTER),
             {},

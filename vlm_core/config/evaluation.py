@@ -8,7 +8,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from vlm_core.config.base import Names, PositiveInt, Section, listed
 
 BASE = "base"  # in compare_with: the base model
-RESERVED_NAMES = ("model", "shuffled", "blank", "question_only")  # of an evaluation's own variants
+RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest")  # of an evaluation's own variants
 Control = Literal["shuffled", "blank", "question_only"]
 
 

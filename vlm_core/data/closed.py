@@ -7,12 +7,13 @@ no list and no column. A yes/no answer makes any question closed.
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 MAX_ANSWERS = 6  # distinct answers
 MAX_WORDS = 3  # in each of them
 MIN_ASKED = 20  # times in the training split
 YES_NO = "yes/no"
+YES_NO_ANSWERS = ("no", "yes")
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -22,6 +23,22 @@ def normalize(text: str) -> str:
     plain = text.lower().translate(_PUNCTUATION)
     # An answer that is nothing but an article ("A") stays: empty, it would equal no answer at all.
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split()) or plain.strip()
+
+
+def choice(prediction: str, answers: Sequence[str]) -> str | None:
+    """Returns which of a closed question's normalised `answers` a prediction gives, None where that is not clear.
+
+    A prediction that begins with an answer gives it; else one that holds exactly one of them as words. So a sentence
+    ("Yes, there is no fracture.") counts as well as a word, which a base model seldom answers with. Of two answers of
+    which one holds the other ("lung", "left lung") the longer is meant.
+    """
+    text = f" {normalize(prediction)} "
+    for answer in sorted(answers, key=len, reverse=True):
+        if text.startswith(f" {answer} "):
+            return answer
+    held = [answer for answer in answers if f" {answer} " in text]
+    held = [answer for answer in held if not any(f" {answer} " in f" {other} " for other in held if other != answer)]
+    return held[0] if len(held) == 1 else None
 
 
 class ClosedQuestionCounter:
@@ -51,4 +68,4 @@ def closed_kind(question: str, reference: str, closed_questions: Mapping[str, li
     """Returns the kind of a closed question (its own text, or `yes/no`), None for an open one."""
     if question in closed_questions:
         return question
-    return YES_NO if normalize(reference) in ("yes", "no") else None
+    return YES_NO if normalize(reference) in YES_NO_ANSWERS else None

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-from vlm_core.data.closed import normalize
+from vlm_core.data.closed import choice, normalize
 
 BLEU_ORDERS = (1, 4)
 DECIMALS = 4  # of a published score
@@ -56,30 +56,18 @@ def _rouge() -> Any:
     return RougeScorer(["rougeL"], use_stemmer=False)
 
 
-def choice(prediction: str, answers: Sequence[str]) -> str | None:
-    """Returns which of a closed question's normalised `answers` a prediction gives, None where that is not clear.
-
-    A prediction that begins with an answer gives it; else one that holds exactly one of them as words. So a sentence
-    ("Yes, there is no fracture.") counts as well as a word, which a base model seldom answers with. Of two answers of
-    which one holds the other ("lung", "left lung") the longer is meant.
-    """
-    text = f" {normalize(prediction)} "
-    for answer in sorted(answers, key=len, reverse=True):
-        if text.startswith(f" {answer} "):
-            return answer
-    held = [answer for answer in answers if f" {answer} " in text]
-    held = [answer for answer in held if not any(f" {answer} " in f" {other} " for other in held if other != answer)]
-    return held[0] if len(held) == 1 else None
-
-
 class Reply(NamedTuple):
-    """A model's answer to a question, with how likely it finds the reference (natural logarithm, tokens)."""
+    """A model's answer to a question, with how likely it finds the reference (natural logarithm, tokens).
+
+    Where `generated` is false, no model wrote the text: its tokens and its likelihood say nothing.
+    """
 
     text: str
-    tokens: int
-    truncated: bool
-    logprob: float
-    reference_tokens: int
+    tokens: int = 0
+    truncated: bool = False
+    logprob: float = 0.0
+    reference_tokens: int = 0
+    generated: bool = True
 
 
 Columns = dict[str, np.ndarray]  # float64, an entry an answer, or a sum over some of them
@@ -100,6 +88,7 @@ def _row(reply: Reply, reference: str, answers: Sequence[str] | None) -> dict[st
         **_text_scores(reply.text, reference),
         "closed": float(answers is not None),
         "right": float(is_right),
+        "generated": float(reply.generated),
         "tokens": reply.tokens,
         "truncated": float(reply.truncated),
         "logprob": reply.logprob,
@@ -157,8 +146,8 @@ METRICS: dict[str, Callable[[Columns], np.ndarray]] = {
     "closed_accuracy": lambda sums: _ratio(sums["right"], sums["closed"]),
     "logprob": lambda sums: _ratio(sums["logprob"], sums["reference_tokens"]),  # natural logarithm, a token
     "perplexity": lambda sums: np.exp(-_ratio(sums["logprob"], sums["reference_tokens"])),
-    "mean_tokens": _mean("tokens"),
-    "truncated_share": _mean("truncated"),
+    "mean_tokens": lambda sums: _ratio(sums["tokens"], sums["generated"]),
+    "truncated_share": lambda sums: _ratio(sums["truncated"], sums["generated"]),
 }
 """Name -> function of summed columns, of any shape."""
 
@@ -170,5 +159,5 @@ def metric_versions() -> dict[str, str]:
 
 
 def rounded(value: float) -> float | None:
-    """Returns a score as it is published, None where there was nothing to score."""
-    return None if math.isnan(value) else round(float(value), DECIMALS)
+    """Returns a score as it is published, None where there was nothing to score or the score is not finite."""
+    return round(float(value), DECIMALS) if math.isfinite(value) else None

@@ -5,11 +5,45 @@ from collections.abc import Mapping
 RIGHT, SHUFFLED, BLANK, QUESTION_ONLY = "right", "shuffled", "blank", "question_only"
 """Conditions that the questions are asked under: their own images, and the controls."""
 
+COMMONEST = "commonest"
+"""The baseline without a model: each question gets the answer that training gives most often to its like."""
+
 MODEL = "model"
 """The variant in question: the evaluated model, with the right images."""
 
 UNSEEN = "not seen in training"
 """The group of questions about cases that are not in the training split."""
+
+
+TITLES = {
+    "token_f1": "Token F1",
+    "token_precision": "Token precision",
+    "token_recall": "Token recall",
+    "exact_match": "Exact match",
+    "rouge_l": "ROUGE-L",
+    "bleu_1": "BLEU-1",
+    "bleu_4": "BLEU-4",
+    "closed_accuracy": "Closed accuracy",
+    "logprob": "Log-probability a token",
+    "perplexity": "Perplexity",
+    "mean_tokens": "Tokens an answer",
+    "truncated_share": "Cut off",
+}
+"""Metric -> what people call it, in the order of the report."""
+
+SMALLEST_P = 0.001  # the least that 2,000 draws can show, after rounding
+
+
+def p_value(change: Mapping[str, float | None]) -> str:
+    """Returns the p-value of a difference in words, nothing where the difference has none.
+
+    >>> p_value({"p": 0.001}), p_value({"p": 0.0345})
+    ('p < 0.001', 'p = 0.035')
+    """
+    p = change["p"]
+    if p is None:
+        return ""
+    return f"p < {SMALLEST_P}" if p <= SMALLEST_P else f"p = {p:.2g}"
 
 
 def with_interval(value: Mapping[str, float | None], sign: str = "") -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from vlm_core.config import Config
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
-from vlm_core.evaluation.names import with_interval
+from vlm_core.evaluation.names import COMMONEST, TITLES, p_value, with_interval
 from vlm_core.evaluation.scores import COMPARED, MODEL
 from vlm_core.files import write_text
 from vlm_core.pages.plots import bars, losses
@@ -22,21 +22,8 @@ NAMES = {
     SHUFFLED: "shuffled images",
     BLANK: "black image",
     QUESTION_ONLY: "no image",
+    COMMONEST: "commonest answer",
     "base": "base model",
-}
-METRICS = {
-    "token_f1": "Token F1",
-    "token_precision": "Token precision",
-    "token_recall": "Token recall",
-    "exact_match": "Exact match",
-    "rouge_l": "ROUGE-L",
-    "bleu_1": "BLEU-1",
-    "bleu_4": "BLEU-4",
-    "closed_accuracy": "Closed accuracy",
-    "logprob": "Log-probability a token",
-    "perplexity": "Perplexity",
-    "mean_tokens": "Tokens an answer",
-    "truncated_share": "Cut off",
 }
 
 
@@ -54,11 +41,11 @@ def write_report(
     """
     page = render(
         Path(__file__).parent / "page" / "report.html",
-        {"interval": with_interval, "change": partial(with_interval, sign="+")},
+        {"interval": with_interval, "change": partial(with_interval, sign="+"), "p_value": p_value},
         config=config,
         result=result,
         names={name: NAMES.get(name, name) for name in result["scores"]},
-        metrics=METRICS,
+        metrics=TITLES,
         headline_rows=HEADLINE_ROWS,
         changes=_changes(result),
         compared=COMPARED,
@@ -70,9 +57,8 @@ def write_report(
 
 
 def _changes(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the model is better by than the others, and than itself with shuffled images."""
-    reliance = result["visual_reliance"]
-    return result["differences"] | ({SHUFFLED: reliance} if reliance else {})
+    """Returns what the model is better by than the others, and than itself with shuffled images and without images."""
+    return result["differences"] | result["control_differences"]
 
 
 def _plots(result: dict[str, Any], history: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, str]:
@@ -119,6 +105,7 @@ def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset:
 
 
 def _answer(record: dict[str, Any], suffix: str) -> list[Any]:
-    """Returns `[text, token F1, right or None, log-probability a token]`."""
-    logprob = record[f"logprob{suffix}"] / max(1, record[f"reference_tokens{suffix}"])
-    return [record[f"prediction{suffix}"], record[f"token_f1{suffix}"], record[f"right{suffix}"], round(logprob, 3)]
+    """Returns `[text, token F1, right or None, log-probability a token or None]`."""
+    total = record[f"logprob{suffix}"]
+    logprob = None if total is None else round(total / max(1, record[f"reference_tokens{suffix}"]), 3)
+    return [record[f"prediction{suffix}"], record[f"token_f1{suffix}"], record[f"right{suffix}"], logprob]

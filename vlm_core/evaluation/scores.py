@@ -6,16 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from vlm_core.data.closed import YES_NO, closed_kind
+from vlm_core.data.closed import YES_NO, YES_NO_ANSWERS, closed_kind
+from vlm_core.data.commonest import last_question
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.metrics import Columns, Reply, columns_of
-from vlm_core.evaluation.names import MODEL, SHUFFLED, UNSEEN
+from vlm_core.evaluation.names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN
 
 COMPARED = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "logprob")
 IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob", "perplexity", "truncated_share")
 COMPARED_IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob")
 RELIANCE = ("token_f1", "logprob", "closed_accuracy")
-YES_NO_ANSWERS = ("no", "yes")
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
 LENGTHS = ("1 to 5 words", "6 to 15 words", "16 to 30 words", "over 30 words")
 
@@ -54,9 +54,7 @@ def question_of(
     trained_images: set[str],
 ) -> Question:
     """Returns the question of a row of the conversation cache."""
-    *_, asked, answered = row["conversation"]
-    text = "\n".join(part["text"] for part in asked["content"] if part["type"] == "text")
-    reference = answered["content"][0]["text"]
+    text, reference = last_question(row)
     kind = closed_kind(text, reference, closed_questions)
     answers = None if kind is None else YES_NO_ANSWERS if kind == YES_NO else tuple(closed_questions[kind])
     return Question(
@@ -84,7 +82,7 @@ def score(
 ) -> dict[str, Any]:
     """Returns scores as `{value, low, high}` and differences as `{value, low, high, p}`, None where nothing is scored.
 
-    `columns` has the variant "model", its controls, and the other models named in `compared`.
+    `columns` has the variant "model", its controls, and the others named in `compared`: the baseline and other models.
     """
     bootstrap = CaseBootstrap([q.case_id for q in questions], seed)
     scored = {name: bootstrap.scores(variant) for name, variant in columns.items()}
@@ -93,6 +91,11 @@ def score(
         "cases": bootstrap.cases,
         "scores": {name: _intervals(found) for name, found in scored.items()},
         "differences": {name: _differences(scored[MODEL], scored[name], COMPARED) for name in compared},
+        "control_differences": {
+            name: _differences(scored[MODEL], scored[name], COMPARED)
+            for name in (QUESTION_ONLY, SHUFFLED)
+            if name in scored
+        },
         "visual_reliance": _reliance(scored, int(columns[MODEL]["closed"].sum())),
         "groups": _groups(questions, columns, compared, seed),
         "closed_questions": _closed_questions(questions, columns),
@@ -179,9 +182,9 @@ def _answer(reply: Reply, columns: Columns, index: int) -> dict[str, Any]:
     scores = ("exact_match", "token_precision", "token_recall", "token_f1", "rouge_l")
     return {
         "prediction": reply.text,
-        "generated_tokens": reply.tokens,
-        "finish_reason": "length" if reply.truncated else "stop",
-        "logprob": round(reply.logprob, 4),
+        "generated_tokens": reply.tokens if reply.generated else None,
+        "finish_reason": ("length" if reply.truncated else "stop") if reply.generated else None,
+        "logprob": round(reply.logprob, 4) if reply.generated else None,
         "reference_tokens": reply.reference_tokens,
         **{name: round(float(columns[name][index]), 4) for name in scores},
         "right": bool(columns["right"][index]) if columns["closed"][index] else None,

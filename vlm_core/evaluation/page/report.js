@@ -34,8 +34,8 @@ function sorted(questions) {
 function addAnswer(list, name, answer) {
   const mark = answer[RIGHT] === null ? "" : answer[RIGHT] ? "right" : "wrong";
   list.append(element("dt", "", name), element("dd", mark, answer[TEXT] || "(empty)"));
-  const logprob = answer[LOGPROB].toFixed(2).replace("-0.00", "0.00");
-  list.append(element("dd", "score", `F1 ${answer[F1].toFixed(2)} · log p ${logprob}`));
+  const logprob = answer[LOGPROB] === null ? "" : ` · log p ${answer[LOGPROB].toFixed(2).replace("-0.00", "0.00")}`;
+  list.append(element("dd", "score", `F1 ${answer[F1].toFixed(2)}${logprob}`));
 }
 
 function card(question) {

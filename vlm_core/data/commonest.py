@@ -1,0 +1,56 @@
+"""The commonest answer: what a question gets that is answered without looking and without learning.
+
+A model that scores no more than this has learnt nothing that a table of counts does not know.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+from vlm_core.data.closed import YES_NO, closed_kind, normalize
+
+
+class CommonestAnswers:
+    """Counts the answers of the training split, and answers a question with the commonest answer to its like.
+
+    Alike are first questions of the same words; if training never asks these, questions of the same kind (yes/no or
+    open); if there are none of that kind either, all questions. The kind follows from the reference.
+    """
+
+    def __init__(self) -> None:
+        self._answers: dict[tuple[str, ...], Counter[str]] = defaultdict(Counter)
+        self._written: dict[str, str] = {}  # normalised answer -> the first text with that meaning
+        self._commonest: dict[tuple[str, ...], str] = {}
+
+    def add(self, question: str, answer: str) -> None:
+        """Counts one question of the training split."""
+        counted = normalize(answer)
+        self._written.setdefault(counted, answer)
+        for like in _likes(question, answer):
+            self._answers[like][counted] += 1
+        self._commonest.clear()
+
+    def answer(self, question: str, reference: str) -> str:
+        """Returns the commonest answer, of equally common ones the first by alphabet; "" if nothing was counted."""
+        for like in _likes(question, reference):
+            if like in self._answers:
+                if like not in self._commonest:
+                    counts = self._answers[like]
+                    self._commonest[like] = min(counts, key=lambda answer: (-counts[answer], answer))
+                return self._written[self._commonest[like]]
+        return ""
+
+
+def _likes(question: str, answer: str) -> Iterator[tuple[str, ...]]:
+    yield "question", normalize(question)
+    yield "kind", YES_NO if closed_kind(question, answer, {}) else "open"
+    yield ("all",)
+
+
+def last_question(row: dict[str, Any]) -> tuple[str, str]:
+    """Returns the last question of a row of the conversation cache, and the answer to it."""
+    *_, asked, answered = row["conversation"]
+    text, reference = (
+        "\n".join(part["text"] for part in turn["content"] if part["type"] == "text") for turn in (asked, answered)
+    )
+    return text, reference
