@@ -84,7 +84,7 @@ def _arguments(config: Config, steps: int) -> SFTConfig:
         dataloader_pin_memory=False,
         train_sampling_strategy="sequential",
         per_device_train_batch_size=schedule.local_batch_size,
-        gradient_accumulation_steps=schedule.global_batch_size // schedule.local_batch_size,
+        gradient_accumulation_steps=schedule.batch_size // schedule.local_batch_size,
         max_steps=steps,
         learning_rate=config.optimizer.lr,
         lr_scheduler_type="constant",

@@ -95,7 +95,7 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
     images = encode_images(model, processor, GEMMA3, conversations, Ranks(), device_of(0))
     DetachedTower(model, GEMMA3)
     batches = PackedBatches(tokens, images, processor, GEMMA3, config.packing.max_tokens)
-    samples = config.step_scheduler.global_batch_size
+    samples = config.step_scheduler.batch_size
     planned = batches.micro_batches(range(samples), 0, 1)
     made = [batches.batch(micro_batch) for micro_batch in planned]
     objective = TokenLoss(model.to(device_of(0)).train(), GEMMA3)
@@ -119,7 +119,7 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
 
 
 def order_of(config: Config, tokens: TokenDataset) -> list[list[int]]:
-    return plan_epoch(len(tokens), config.step_scheduler.global_batch_size, config.rng.seed, 0, tokens.groups)
+    return plan_epoch(len(tokens), config.step_scheduler.batch_size, config.rng.seed, 0, tokens.groups)
 
 
 def repeated(order: list[list[int]], steps: int) -> list[list[int]]:

@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
 from tasks.tracking import end_mlflow_run, log_files, start_mlflow_run
+from vlm_core.cache import read_manifest
 from vlm_core.config import Config, DatasetConfig
 from vlm_core.data.splits import TRAIN, VALIDATION, Splits, resolved_config, revisions
 from vlm_core.files import write_text
@@ -20,7 +21,8 @@ from vlm_core.form import form_overrides
 from vlm_core.home import medpix_home, require_writable
 from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
-from vlm_core.run_directory import CONFIG, checkpoint_to_resume, require_compatible, run_root
+from vlm_core.run_directory import CONFIG, as_it_began, checkpoint_to_resume, require_compatible, run_root
+from vlm_core.training.run_length import with_run_length
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,9 @@ def tracked_run(config: Config, base_model: Path, splits: Splits, conversations:
     directory = _directory(config)
     config = _resolved(config, directory, base_model, splits)
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
+    if checkpoint is not None:
+        config = as_it_began(config, checkpoint)
+    config = with_run_length(config, read_manifest(conversations)["rows"][TRAIN], config.compute.processes)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
     # First what can fail for reasons outside: a tracker that cannot be reached leaves no half-made run directory.

@@ -60,7 +60,7 @@ def test_the_first_hour(tmp_path: Path) -> None:
     first = run("our scans", "--init", "my.yaml")
     assert "image=File, question=Question, answer=Answer, case=Patient ID, mode=null" in first.stderr
     assert "rejected    none" in first.stdout
-    assert first.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --recipe my.yaml"
+    assert first.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --config my.yaml"
     recipe = (tmp_path / "my.yaml").read_text()
     assert len([line for line in recipe.splitlines() if not line.startswith("#")]) <= 20
     config = load_config(tmp_path / "my.yaml")
@@ -68,7 +68,7 @@ def test_the_first_hour(tmp_path: Path) -> None:
     assert Path(config.dataset.path_or_dataset) == tmp_path / "our scans"
     again = run("--config", "my.yaml")
     assert "reused" in again.stderr
-    assert again.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --recipe my.yaml"
+    assert again.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --config my.yaml"
     assert "my.yaml exists and is not overwritten" in run("our scans", "--init", "my.yaml", code=1).stderr
     assert (tmp_path / "my.yaml").read_text() == recipe
     bare = run("our scans")
@@ -90,7 +90,7 @@ def test_a_recipe_for_a_gpu() -> None:
     [
         (["scans"], "demo", {"name": "scans", "dataset.path_or_dataset": "scans"}),
         (["our scans/", "--name", "x"], "demo", {"name": "x", "dataset.path_or_dataset": "our scans/"}),
-        (["scans", "--config", "medgemma_4b_lora"], "medgemma_4b_lora", {"name": "scans", "dataset.path_or_dataset": "scans"}),
+        (["a", "--config", "medgemma_4b_lora"], "medgemma_4b_lora", {"name": "a", "dataset.path_or_dataset": "a"}),
         (["--recipe", "demo", "--rng.seed", "7"], "demo", {"rng.seed": 7}),
     ],
 )  # fmt: skip
@@ -104,7 +104,7 @@ def test_a_path_comes_first_and_needs_no_recipe(arguments: list[str], recipe: st
     [
         (Path("my.yaml"), ["scans"], "-m pipelines.finetune --recipe my.yaml"),
         (None, ["our scans", "--output", "o"], "-m vlm_core.prepare 'our scans' --output o --init our-scans.yaml"),
-        (None, ["--config", "demo", "--output", "o", "--rng.seed", "7"], "-m pipelines.finetune --config demo --rng.seed 7"),
+        (None, ["--config", "demo", "--output", "o", "--a.b", "7"], "-m pipelines.finetune --config demo --a.b 7"),
         (None, ["--output=o", "--config", "demo"], "-m pipelines.finetune --config demo"),
     ],
 )  # fmt: skip

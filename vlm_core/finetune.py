@@ -49,6 +49,7 @@ from vlm_core.run_directory import (
     RESULT,
     SAMPLES,
     VALIDATION,
+    as_it_began,
     checkpoint_to_resume,
     require_compatible,
     run_root,
@@ -57,9 +58,10 @@ from vlm_core.targets import is_built_in, load_target
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, command, main_rank_first, same_as_main
 from vlm_core.training.encoding import encode_images
-from vlm_core.training.loop import Preempted, Trainer, total_steps
+from vlm_core.training.loop import Preempted, Trainer
 from vlm_core.training.optim import optimizer_class
 from vlm_core.training.plan import plan_run, require_fit
+from vlm_core.training.run_length import length_warnings, total_steps, with_run_length
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +100,9 @@ def finetune(
     # The main rank's: on a shared file system, another host may still see where a pointer led a minute ago.
     checkpoint = same_as_main(checkpoint_to_resume(directory, config.checkpoint.restore_from))
     if checkpoint is not None:
+        config = as_it_began(config, checkpoint)
+    config = with_run_length(config, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
+    if checkpoint is not None:
         require_compatible(checkpoint, config)
         progress, patience = load_progress(checkpoint), config.step_scheduler.early_stop_patience
         if progress.step >= total_steps(config, len(tokens[TRAIN])) or progress.is_exhausted(patience):
@@ -109,6 +114,8 @@ def finetune(
         require_fit(plan, config, device_of(ranks.local_rank))
     else:
         logger.info("no plan: what %s makes of the data is not known", config.dataloader.collate_fn.target)
+    for warning in length_warnings(config, len(tokens[TRAIN])):
+        logger.warning("%s", warning)
     if plan_only:
         return {}
     trainer = _trainer(config, directory, base, processor, checkpoint, conversations, tokens, collate, ranks)

@@ -15,6 +15,8 @@ from pydantic import BaseModel, ValidationError
 from vlm_core.config import Config
 
 RECIPES = Path(__file__).parent / "recipes"
+# Two keys for one setting: an override of one replaces the other as well.
+ALTERNATIVES = {"lr_warmup_steps": "lr_warmup_share", "lr_warmup_share": "lr_warmup_steps"}
 
 
 def recipe_names() -> list[str]:
@@ -70,7 +72,7 @@ def _nest(dotted: str, value: Any) -> dict[str, Any]:
 
 
 def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
+    merged = {key: value for key, value in below.items() if ALTERNATIVES.get(key) not in above}
     for key, value in above.items():
         old = merged.get(key)
         merged[key] = _merge(old if isinstance(old, dict) else {}, value) if isinstance(value, Mapping) else value

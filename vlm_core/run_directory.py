@@ -20,6 +20,7 @@ evaluation/         report.html, predictions.parquet, examples.png, and a result
 """
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -78,13 +79,38 @@ def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path 
     )
 
 
-def require_compatible(checkpoint: Path, config: Config) -> None:
-    """Raises ValueError that names what differs, where going on from `checkpoint` would not be the same run."""
+def as_it_began(config: Config, checkpoint: Path) -> Config:
+    """Returns `config` with the batch size, epochs and warm-up that its run began with, unless it gives them itself.
+
+    A share of warm-up became steps when the run began; these steps stay.
+    """
+    began = Config.model_validate(_stored(checkpoint))
+    schedule, lr = config.step_scheduler, config.lr_scheduler
+    length = {
+        name: getattr(began.step_scheduler, name)
+        for name in ("global_batch_size", "num_epochs")
+        if getattr(schedule, name) is None
+    }
+    update: dict[str, Any] = {"step_scheduler": schedule.model_copy(update=length)}
+    if lr.lr_warmup_steps is None:
+        warmup = {"lr_warmup_steps": began.lr_scheduler.lr_warmup_steps, "lr_warmup_share": None}
+        update["lr_scheduler"] = lr.model_copy(update=warmup)
+    return config.model_copy(update=update)
+
+
+def _stored(checkpoint: Path) -> dict[str, Any]:
+    """Returns the config of a checkpoint, with the values that older ones had for keys that they lack."""
     stored = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
     for key, in_older_ones in FIXED_KEYS.items():
         section, _, name = key.partition(".")
         stored.setdefault(section, {}).setdefault(name, in_older_ones)
-    before = Config.model_validate(stored).model_dump(mode="json")  # with the defaults of keys that it is older than
+    return stored
+
+
+def require_compatible(checkpoint: Path, config: Config) -> None:
+    """Raises ValueError that names what differs, where going on from `checkpoint` would not be the same run."""
+    began = Config.model_validate(_stored(checkpoint))  # with the defaults of keys that the checkpoint is older than
+    before = began.model_dump(mode="json")
     now = config.model_dump(mode="json")
     pairs = {section: (before[section], now[section]) for section in FIXED_SECTIONS}
     for key in FIXED_KEYS:

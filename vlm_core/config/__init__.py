@@ -150,9 +150,12 @@ class Config(Section):
         return (source or self.dataset).path_or_dataset, f"{split}{rule}"
 
     def require_divisible_batch(self, world_size: int) -> None:
-        """Raises ValueError where `world_size` ranks cannot share the global batch evenly; packed ones always can."""
+        """Raises ValueError if `world_size` ranks cannot share the global batch evenly; packed ones always can.
+
+        A batch size that is not decided yet will be one that they can share.
+        """
         schedule = self.step_scheduler
-        if self.packing.enabled:
+        if self.packing.enabled or schedule.global_batch_size is None:
             return
         at_once = schedule.local_batch_size * world_size
         if schedule.global_batch_size % at_once:

@@ -40,15 +40,32 @@ class ModelConfig(Section):
 
 
 class StepSchedulerConfig(Section):
-    global_batch_size: PositiveInt = Field(8, description="Examples per optimizer step, over all processes.")
+    global_batch_size: PositiveInt | None = Field(
+        None,
+        description="Examples per optimizer step, over all processes; null = 8 to 64, by the number of questions.",
+    )
     local_batch_size: PositiveInt = Field(1, description="Examples a forward pass on one rank, without packing.")
-    num_epochs: PositiveInt = Field(1, description="Passes over the training split.")
+    num_epochs: PositiveInt | None = Field(
+        None, description="Passes over the training split; null = as many as make 300 steps, 30 at most."
+    )
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
     ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
     val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
     early_stop_patience: PositiveInt | None = Field(
         None, description="Stop after this many validation losses without a new lowest one; null = never."
     )
+
+    @property
+    def batch_size(self) -> int:
+        """The global batch size of a run whose length is decided."""
+        assert self.global_batch_size is not None
+        return self.global_batch_size
+
+    @property
+    def epochs(self) -> int:
+        """The epochs of a run whose length is decided."""
+        assert self.num_epochs is not None
+        return self.num_epochs
 
 
 class PackingConfig(Section):
@@ -111,7 +128,12 @@ class LRSchedulerConfig(Section):
         None, description="null, or the class in torch.optim.lr_scheduler that goes by the name of an lr_decay_style."
     )
     lr_decay_style: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
-    lr_warmup_steps: int = Field(0, ge=0, description="Optimizer steps of linear warm-up.")
+    lr_warmup_steps: int | None = Field(
+        None, ge=0, description="Optimizer steps of linear warm-up; null = lr_warmup_share of the run's steps."
+    )
+    lr_warmup_share: float | None = Field(
+        None, ge=0, lt=1, description="Share of the run's steps that warms up; null = 0.05, or lr_warmup_steps."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -125,6 +147,21 @@ class LRSchedulerConfig(Section):
         if None not in (style, given) and style != given:
             raise ValueError(f"_target_={target} and lr_decay_style={given} differ; give one of them")
         return tree if style is None else tree | {"lr_decay_style": style}
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> "LRSchedulerConfig":
+        if None not in (self.lr_warmup_steps, self.lr_warmup_share):
+            raise ValueError(
+                f"lr_warmup_steps={self.lr_warmup_steps} and lr_warmup_share={self.lr_warmup_share} are one setting; "
+                "give one of them"
+            )
+        return self
+
+    @property
+    def warmup_steps(self) -> int:
+        """The steps of warm-up of a run whose length is decided."""
+        assert self.lr_warmup_steps is not None
+        return self.lr_warmup_steps
 
 
 class ClipGradNormConfig(Section):

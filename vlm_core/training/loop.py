@@ -35,15 +35,9 @@ from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_to
 from vlm_core.training.optim import build_optimizer, build_scheduler
 from vlm_core.training.parallel import compile_layers, load_whole, outside_forward, parallelize, whole, without_sync
 from vlm_core.training.reporter import Reporter
+from vlm_core.training.run_length import total_steps
 
 logger = logging.getLogger(__name__)
-
-
-def total_steps(config: Config, num_examples: int) -> int:
-    """Returns the optimizer steps of a whole run: all epochs, or `max_steps` where that is fewer."""
-    schedule = config.step_scheduler
-    steps = schedule.num_epochs * math.ceil(num_examples / schedule.global_batch_size)
-    return min(steps, schedule.max_steps or steps)
 
 
 class Preempted(Exception):
@@ -74,7 +68,7 @@ class Trainer:
         self.token_counts = [0, 0, 0]  # of this start of the run: see `TokenCounts`
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
-        self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.global_batch_size)
+        self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.batch_size)
         self.token_loss = TokenLoss(self.model, self.family, fused=self.config.loss_fn.is_fused)
         if self.config.compute.compile:
             compile_layers(self.model)
@@ -144,7 +138,7 @@ class Trainer:
         while self.progress.step < self.total_steps:
             epoch, done = divmod(self.progress.step, self.steps_per_epoch)
             seed, groups = self.config.rng.seed, self.train.groups
-            plan = plan_epoch(len(self.train), schedule.global_batch_size, seed, epoch, groups)
+            plan = plan_epoch(len(self.train), schedule.batch_size, seed, epoch, groups)
             left = plan[done:][: self.total_steps - self.progress.step]
             steps = [self.train.micro_batches(step, ranks.rank, ranks.world_size) for step in left]
             yield from iterate_steps(steps, self.train.batch, self.config.dataloader.num_workers)

@@ -48,4 +48,4 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 def build_scheduler(optimizer: torch.optim.Optimizer, config: LRSchedulerConfig, total_steps: int) -> LRScheduler:
     """Returns the schedule: linear warm-up, then the configured decay to zero at `total_steps` (or none)."""
     style = "constant_with_warmup" if config.lr_decay_style == "constant" else config.lr_decay_style
-    return get_scheduler(style, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=total_steps)
+    return get_scheduler(style, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps)

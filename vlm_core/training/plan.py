@@ -5,7 +5,6 @@ layers take where it trains. On a CPU, three models took 1.5, 1.1 and 0.7 times 
 """
 
 import logging
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze,
 from vlm_core.models.lora import select_modules
 from vlm_core.models.prepare import compute_dtype
 from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
+from vlm_core.training.run_length import total_steps
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +49,9 @@ class Plan:
     examples: int
     steps_per_epoch: int
     steps: int
+    epochs: int
+    batch_size: int
+    warmup_steps: int
     tokens_per_epoch: float  # that are computed, padding included
     plain_tokens_per_epoch: int  # of rows that share nothing
     largest_batch: int  # tokens of the largest forward pass
@@ -69,6 +72,8 @@ class Plan:
         return "\n".join(
             [
                 f"examples    {self.examples:,}: {self.steps_per_epoch:,} steps an epoch, {self.steps:,} in all",
+                f"schedule    {self.epochs:,} epochs in batches of {self.batch_size:,}, {self.warmup_steps:,} steps of "
+                "warm-up",
                 f"tokens      {self.tokens_per_epoch:,.0f} an epoch for {self.plain_tokens_per_epoch:,} of plain rows; "
                 f"at most {self.largest_batch:,} at once",
                 f"parameters  {self.trained:,} train, {self.frozen:,} are frozen",
@@ -83,7 +88,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     """Returns the plan of `config` on the training examples `tokens`; `base` is the model's directory."""
     batches = build_batches(config, tokens, lambda indices: torch.empty(0), None, family)
     schedule = config.step_scheduler
-    epoch = plan_epoch(len(tokens), schedule.global_batch_size, config.rng.seed, 0, batches.groups)
+    epoch = plan_epoch(len(tokens), schedule.batch_size, config.rng.seed, 0, batches.groups)
     looked_at = epoch[:STEPS_LOOKED_AT]
     sizes = [
         _shape(micro_batch, tokens)
@@ -93,7 +98,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     ]
     computed = sum(rows * longest for rows, longest in sizes)
     per_epoch = computed * len(tokens) / sum(map(len, looked_at))
-    steps = min(schedule.num_epochs * len(epoch), schedule.max_steps or math.inf)
+    steps = total_steps(config, len(tokens))
     parts = planned_parameters(config, base, family)
     trained, frozen = total(parts)
     text = AutoConfig.from_pretrained(base).get_text_config()
@@ -111,7 +116,10 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     return Plan(
         examples=len(tokens),
         steps_per_epoch=len(epoch),
-        steps=int(steps),
+        steps=steps,
+        epochs=schedule.epochs,
+        batch_size=schedule.batch_size,
+        warmup_steps=config.lr_scheduler.warmup_steps,
         tokens_per_epoch=per_epoch,
         plain_tokens_per_epoch=int(tokens.lengths.sum()),
         largest_batch=largest,

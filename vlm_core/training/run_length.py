@@ -1,0 +1,82 @@
+"""How long a run is: what a recipe leaves open of batch size, epochs and warm-up follows from the number of questions.
+
+The batch is about an eightieth of the questions, a power of two from 8 to 64. The epochs are as many as make 300 steps,
+30 at most. The warm-up is a share of the steps. All three are decided once, when a run begins.
+"""
+
+import logging
+import math
+
+from vlm_core.config import Config
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_BATCH, LARGEST_BATCH = 8, 64
+STEPS_AN_EPOCH = 80  # that the batch size aims at
+ENOUGH_STEPS = 300  # that the epochs aim at
+MOST_EPOCHS = 30
+FEW_STEPS = 30  # fewer teach a model hardly anything
+WARMUP_SHARE = 0.05  # of the steps, where neither a share nor steps are given
+
+
+def total_steps(config: Config, questions: int) -> int:
+    """Returns the optimizer steps of a whole run: all epochs, or `max_steps` if that is fewer."""
+    schedule = config.step_scheduler
+    steps = schedule.epochs * math.ceil(questions / schedule.batch_size)
+    return min(steps, schedule.max_steps or steps)
+
+
+def with_run_length(config: Config, questions: int, processes: int) -> Config:
+    """Returns `config` with batch size, epochs and warm-up steps decided for a number of training questions.
+
+    What is given stays. The batch can be shared by `processes`.
+    """
+    schedule = config.step_scheduler
+    batch = schedule.global_batch_size or _batch_size(config, questions, processes)
+    epochs = schedule.num_epochs or min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / math.ceil(questions / batch)))
+    length = {"global_batch_size": batch, "num_epochs": epochs}
+    decided = config.model_copy(update={"step_scheduler": schedule.model_copy(update=length)})
+    warmup = config.lr_scheduler.lr_warmup_steps
+    if warmup is None:
+        share = config.lr_scheduler.lr_warmup_share
+        # As transformers rounds its warmup_ratio.
+        warmup = math.ceil((WARMUP_SHARE if share is None else share) * total_steps(decided, questions))
+    steps = {"lr_warmup_steps": warmup, "lr_warmup_share": None}
+    decided = decided.model_copy(update={"lr_scheduler": config.lr_scheduler.model_copy(update=steps)})
+    if decided.step_scheduler != schedule:
+        logger.info("for %s training questions: batches of %d, %d epochs, %d steps of warm-up", f"{questions:,}", batch,
+                    epochs, warmup)  # fmt: skip
+    return decided
+
+
+def _batch_size(config: Config, questions: int, processes: int) -> int:
+    nearest = 2 ** round(math.log2(max(1, questions / STEPS_AN_EPOCH)))
+    batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, nearest))
+    at_once = 1 if config.packing.enabled else config.step_scheduler.local_batch_size * processes
+    return math.ceil(batch / at_once) * at_once
+
+
+def length_warnings(config: Config, questions: int) -> list[str]:
+    """Returns what is wrong with the length of a run whose length is decided, each with a setting that would work."""
+    steps, warmup = total_steps(config, questions), config.lr_scheduler.warmup_steps
+    found = []
+    if warmup >= steps:
+        found.append(
+            f"the warm-up of {warmup} steps is as long as the run of {steps} steps or longer, so the learning rate "
+            f"never reaches optimizer.lr: set lr_scheduler.lr_warmup_steps={int(WARMUP_SHARE * steps)}"
+        )
+    if steps < FEW_STEPS:
+        found.append(f"a run of {steps} steps teaches a model hardly anything: set {_longer(config, questions)}")
+    return found
+
+
+def _longer(config: Config, questions: int) -> str:
+    """Returns the settings that make a run of `ENOUGH_STEPS` steps."""
+    schedule = config.step_scheduler
+    an_epoch = math.ceil(questions / schedule.batch_size)
+    settings = []
+    if schedule.epochs * an_epoch < FEW_STEPS:
+        settings.append(f"step_scheduler.num_epochs={math.ceil(ENOUGH_STEPS / an_epoch)}")
+    if schedule.max_steps is not None and schedule.max_steps < FEW_STEPS:
+        settings.append("step_scheduler.max_steps=null")
+    return " and ".join(settings)
