@@ -2,8 +2,10 @@
 
 import logging
 import os
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from tests.conftest import small_config
 from vlm_core.arguments import prepare_parser
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
+from vlm_core.data.commonest import last_question
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.new_recipe import recipe_text
 from vlm_core.data.prepare import prepare_conversations
@@ -138,6 +141,42 @@ def test_texts_and_images_can_be_kept_out(conversations: Path, tmp_path: Path) -
     assert "data:image" not in page
     assert not any(row["conversation"][0]["content"][1]["text"] in page for row in rows)
     assert "kept out of this page" in page
+    assert "<th>closed question 1</th>" in page
+    table = page.partition("<h2>Closed questions</h2>")[2].partition("</table>")[0]
+    assert re.search(r"answer 1 [\d.]+%, answer 2 [\d.]+%", table)
+    assert not re.search("coronal|yes [0-9]", table)
+
+
+def test_closed_questions_are_listed_with_their_answers(conversations: Path, tmp_path: Path) -> None:
+    write_data_report(small_config(), conversations, tmp_path / "report.html")
+    table = (tmp_path / "report.html").read_text().partition("<h2>Closed questions</h2>")[2].partition("</table>")[0]
+    rows = {kind: [_cell(c) for c in cells] for kind, cells in _rows(table)}
+    question = "Is there a lesion in this image?"
+    counts = {
+        split: Counter(answer for asked, answer in _pairs(conversations, split) if asked == question)
+        for split in ("train", "validation")
+    }
+    for place, split in ((0, "train"), (2, "validation")):
+        total = counts[split].total()
+        assert rows[question][place] == str(total)
+        shares = {answer.lower(): f"{count / total:.1%}" for answer, count in counts[split].items()}
+        assert rows[question][place + 1] == ", ".join(f"{answer} {shares[answer]}" for answer in sorted(shares))
+    commonest = min(counts["train"], key=lambda answer: (-counts["train"][answer], answer))
+    right = counts["validation"][commonest] / counts["validation"].total()
+    assert rows[question][4] == f"{right:.1%}"
+
+
+def _rows(table: str) -> list[tuple[str, list[str]]]:
+    rows = re.findall(r"<tr><th>(.*?)</th>(<td.*?)</tr>", table)
+    return [(kind, re.findall(r"<td.*?>.*?</td>", cells)) for kind, cells in rows]
+
+
+def _cell(cell: str) -> str:
+    return re.sub("<.*?>", "", cell)
+
+
+def _pairs(conversations: Path, split: str) -> list[tuple[str, str]]:
+    return [last_question(row) for row in ConversationDataset(conversations, split).conversations]
 
 
 def test_the_table_has_a_row_a_split(conversations: Path) -> None:

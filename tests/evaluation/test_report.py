@@ -12,6 +12,7 @@ from playwright.sync_api import Error, Page, sync_playwright
 from tests.conftest import fresh_home, small_config
 from vlm_core.data.phantom import write_phantom
 from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.statistics import STATISTICS
 from vlm_core.evaluate import evaluate
 from vlm_core.files import read_json
 from vlm_core.run_directory import EXAMPLES, PREDICTIONS, REPORT, RESULT
@@ -83,6 +84,33 @@ def test_it_fits_and_shows_its_numbers(page: Page, report: Path) -> None:
     assert page.locator(".card .value").first.inner_text().startswith(f"{value:.3f}")
     assert page.locator("figure svg").count() == 2
     assert page.locator("article img").first.evaluate("image => image.naturalWidth") > 0
+
+
+def test_the_baseline_and_the_verdict_are_on_the_page(page: Page, report: Path) -> None:
+    result = read_json(report.parent / RESULT)
+    verdict = page.locator("header .warning").first.inner_text()
+    assert verdict == f"Verdict: this model {result['verdict']['text']}."
+    assert "has not learnt: its token F1" in verdict
+    commonest = result["scores"]["commonest"]
+    assert commonest["perplexity"]["value"] is commonest["mean_tokens"]["value"] is None
+    table = page.locator("section:has(> h2:text-is('Scores')) table").first
+    column = table.locator("thead th").all_inner_texts().index("commonest answer")
+    shown = {row.split("\t")[0]: row.split("\t")[column] for row in table.locator("tbody tr").all_inner_texts()}
+    assert shown["Perplexity"] == shown["Tokens an answer"] == shown["Cut off"] == "-"
+    assert shown["Token F1"] == f"{commonest['token_f1']['value']:.3f}"
+    assert ", but see the verdict above" in page.locator(".card", has_text="Against commonest answer").inner_text()
+    # A text that no model wrote has no likelihood.
+    answers = page.locator("article").first.locator("dd.score").all_inner_texts()
+    assert [("log p" in answer) for answer in answers[1:]] == [True, True, True, True, False]
+
+
+def test_the_baseline_is_that_of_the_data_report(data: Path, report: Path) -> None:
+    found = read_json(report.parent / RESULT)
+    statistics = read_json(
+        prepare_conversations(small_config(**{"dataset.path_or_dataset": str(data)}))[0] / STATISTICS
+    )
+    expected = statistics["closed_answers"]["commonest"]
+    assert found["scores"]["commonest"]["closed_accuracy"]["value"] == pytest.approx(expected, abs=1e-4)
 
 
 def test_text_of_the_data_is_text(page: Page) -> None:

@@ -14,11 +14,14 @@ import numpy as np
 import pyarrow as pa
 
 from vlm_core.data.closed import closed_kind
+from vlm_core.data.closed_statistics import ClosedStatistics
+from vlm_core.data.commonest import last_question
 
 STATISTICS = "statistics.json"
 BINS = 20
 COMMON = 12  # sizes, modes and formats that are listed
 FEW_CASES = 10  # below, an evaluation gives no intervals
+ONE_SIDED = 0.8  # share of closed questions that the commonest answer gets right, from which it is a finding
 
 
 @dataclass
@@ -78,18 +81,20 @@ class _Tally:
 
 def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what `statistics.json` of a conversation cache holds; `manifest` has its rejects and closed questions."""
-    tallies = {}
-    for split in manifest["rows"]:
+    tallies, closed = {}, ClosedStatistics(manifest["closed_questions"])
+    for split, add_closed in (("train", closed.add_train), ("validation", closed.add_validation)):
         tallies[split] = _Tally()
         for batch in read_batches(directory / f"{split}.arrow"):
             for row in batch.to_pylist():
                 tallies[split].add(row, manifest["closed_questions"])
+                add_closed(*last_question(row))
     rejected, kept = sum(r["rows"] for r in manifest["rejects"].values()), sum(manifest["rows"].values())
     found = {
         "splits": {split: tally.summary() for split, tally in tallies.items()},
         "overlap": _overlap(tallies["train"], tallies["validation"]),
         "images": _images(directory / "images.arrow"),
         "closed_questions": len(manifest["closed_questions"]),
+        "closed_answers": closed.summary(),
         "rejects": manifest["rejects"],
         "reject_share": rejected / (rejected + kept),
     }
@@ -161,6 +166,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
     cases, images, questions = (found["overlap"][kind] for kind in ("cases", "images", "questions"))
     train, validation = found["splits"]["train"], found["splits"]["validation"]
     repeated, contradicted = (train[kind] + validation[kind] for kind in ("duplicates", "contradictions"))
+    commonest = found["closed_answers"]["commonest"]
     said = [
         (
             images["shared"],
@@ -180,6 +186,11 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         (
             questions["shared"],
             f"{questions['shared']} validation questions stand in training word for word, about the same image.",
+        ),
+        (
+            (commonest or 0) >= ONE_SIDED,
+            f"Always giving the commonest answer would be right in {commonest or 0:.0%} of the closed validation "
+            "questions: compare an accuracy with that.",
         ),
         (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected; the reasons are below."),
         (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),

@@ -1,11 +1,12 @@
 """The report of a dataset: what is in it, what is wrong with it, and what both its splits share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
+from vlm_core.data.closed_statistics import closed_answers, closed_kinds
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
@@ -14,6 +15,7 @@ from vlm_core.pages.plots import histogram
 from vlm_core.pages.render import render
 from vlm_core.pages.thumbnails import thumbnails
 
+CLOSED_QUESTIONS = 30  # that the table shows, those that are asked most
 SAMPLES = 12  # examples that are shown, spread over a split
 ROWS = {
     "rows": "Questions",
@@ -43,6 +45,8 @@ def write_data_report(config: Config, conversations: Path, path: Path) -> None:
         fingerprint=conversations.name,
         rows=ROWS,
         spreads=SPREADS,
+        closed_shown=CLOSED_QUESTIONS,
+        closed=closed_table(conversations, with_texts=config.report.images),
         plots={title: plot for title, plot in plots.items() if plot},
         samples=samples(conversations) if config.report.images else [],
         rejects=_rejects(config, conversations),
@@ -59,6 +63,34 @@ def _rejects(config: Config, conversations: Path) -> dict[str, Any]:
 def _plot(splits: Mapping[str, Any], name: str) -> str:
     series = {split: described[name]["histogram"] for split, described in splits.items() if described[name]}
     return histogram(series, SPREADS[name].lower()) if series else ""
+
+
+def closed_table(conversations: Path, *, with_texts: bool) -> list[dict[str, Any]]:
+    """Returns a row for each closed question that is asked at all, those asked most first; numbered without texts.
+
+    A row is `{question, train, validation (each rows, and a list of answers with their shares), commonest}`.
+    """
+    closed_questions = read_manifest(conversations)["closed_questions"]
+    counted = read_json(conversations / STATISTICS)["closed_answers"]["questions"]
+    rows: list[dict[str, Any]] = []
+    for number, (kind, entry) in enumerate(zip(closed_kinds(closed_questions), counted, strict=True), start=1):
+        answers = closed_answers(kind, closed_questions)
+        named = [*answers, "another"] if with_texts else [*(f"answer {n + 1}" for n in range(len(answers))), "another"]
+        rows.append(
+            {
+                "question": kind if with_texts else f"closed question {number}",
+                **{split: _answer_shares(entry[split], named) for split in SPLITS},
+                "commonest": entry["commonest"],
+            }
+        )
+    asked = [row for row in rows if row["train"]["rows"] or row["validation"]["rows"]]
+    return sorted(asked, key=lambda row: -row["train"]["rows"] - row["validation"]["rows"])
+
+
+def _answer_shares(counts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Returns the rows of a split, and the share of each answer that is given there at all."""
+    given = zip(names, [*counts["answers"], counts["other"]], strict=True)
+    return {"rows": counts["rows"], "answers": [(name, count / counts["rows"]) for name, count in given if count]}
 
 
 def samples(conversations: Path) -> list[dict[str, Any]]:
