@@ -15,6 +15,8 @@ from PIL import Image
 from tests.conftest import small_config, tiny_directory
 from vlm_core import generate
 from vlm_core.families import GEMMA3
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.decode import Answer
 from vlm_core.models.load import load_model, load_processor, save_weights
 from vlm_core.models.prepare import prepare_model
 
@@ -164,3 +166,31 @@ def test_wrong_input_is_said_before_a_model_is_loaded(
     with pytest.raises(SystemExit) as stop:
         run(*arguments, stdin='{"prompt": "x"}\n{"question": "y"}\n')
     assert message in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        (Answer("", tokens=1, truncated=False), "is empty: the model ended it at once. "),
+        (Answer("", tokens=6, truncated=True), "is empty: its 6 tokens are special tokens or spaces. "),
+        (Answer("", tokens=1, truncated=True), "is empty: its 1 tokens are special tokens or spaces. "),
+        (Answer("no", tokens=2, truncated=False), None),
+    ],
+)
+def test_an_empty_answer_is_explained(
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: Answer,
+    why: str | None,
+) -> None:
+    monkeypatch.setattr(Answerer, "answer", lambda self, conversations, settings: [answer])
+    command = ["generate", "--checkpoint-path", str(models["full"]), "--prompt", QUESTION]
+    monkeypatch.setattr("sys.argv", command)
+    generate.main()
+    said = capsys.readouterr()
+    assert said.out == answer.text + "\n"
+    if why is None:
+        assert "is empty" not in said.err
+    else:
+        assert f"the answer to '{QUESTION}' {why}The model has probably not learnt to answer" in said.err

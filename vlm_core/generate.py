@@ -28,6 +28,7 @@ from vlm_core.data.images import decode_image
 from vlm_core.data.remote_images import read_image_url
 from vlm_core.files import write_text
 from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.decode import Answer
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.log import configure_logging
 from vlm_core.models.layout import is_adapter
@@ -80,6 +81,8 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
     for start in range(0, len(requests), BATCH_SIZE):
         answers = answerer.answer(conversations[start : start + BATCH_SIZE], settings)
         for request, answer in zip(requests[start : start + BATCH_SIZE], answers, strict=True):
+            if not answer.text:
+                logger.warning("the answer to %r is empty: %s", request.prompt[:80], _why_empty(answer))
             records.append(
                 vars(request)
                 | {
@@ -91,6 +94,15 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
                 }
             )
     return records
+
+
+def _why_empty(answer: Answer) -> str:
+    """Returns why an answer has no text, and what to look at."""
+    if answer.tokens <= 1 and not answer.truncated:
+        why = "the model ended it at once"
+    else:
+        why = f"its {answer.tokens} tokens are special tokens or spaces"
+    return f"{why}. The model has probably not learnt to answer: look at the verdict of its evaluation"
 
 
 def _model(options: argparse.Namespace) -> ModelFiles:
