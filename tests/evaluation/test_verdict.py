@@ -73,6 +73,24 @@ def test_a_model_has_to_be_above_every_floor(result: dict[str, Any], learnt: boo
     assert text in said[1]
 
 
+def test_a_floor_without_the_metric_is_compared_in_token_f1() -> None:
+    """The commonest answer has no likelihood; the controls have."""
+    result = found(**LOW)
+    for name, value in {"model": -1.0, "question_only": -2.0, "shuffled": -1.5}.items():
+        result["scores"][name]["logprob"] = {"value": value, "low": None, "high": None}
+    result["differences"]["commonest"]["logprob"] = {"value": None, "low": None, "high": None, "p": None}
+    for name, value in {"question_only": 1.0, "shuffled": 0.5}.items():
+        result["control_differences"][name]["logprob"] = change(value, 0.2)
+    learnt, text = judged(result, "logprob")
+    assert learnt is True
+    assert text == (
+        "has learnt: its token F1 0.600 is above 0.310 (what the commonest answer scores); its log-probability a token "
+        "-1.000 is above -2.000 (what it scores without its images), -1.500 (what it scores with another case's images)"
+    )
+    result["control_differences"]["shuffled"]["logprob"] = change(0.5, -0.2)
+    assert "its log-probability a token -1.000 is not clearly above -1.500" in judged(result, "logprob")[1]
+
+
 def test_questions_without_images_need_no_control() -> None:
     assert judged(found(**LOW | {"question_only": 0.6, "shuffled": 0.6}), has_images=False)[0] is True
 
@@ -84,8 +102,14 @@ def test_a_metric_without_a_value_falls_back_to_token_f1() -> None:
 @pytest.mark.parametrize(
     ("answers", "quote", "said"),
     [
-        (["should should should", "Should should, should should."] * 10, False, "100% of its answers repeat one word"),
-        (["should should should"] * 10, True, "100% of its answers repeat one word (“should should should”)"),
+        (
+            ["should should should", "Should should, should should."] * 10,
+            False,
+            "100% of its answers repeat a few words",
+        ),
+        (["should should should"] * 10, True, "100% of its answers repeat a few words (“should should should”)"),
+        (["The mass, the mass, the mass and mass and", "x " * 30] * 10, True, "100% of its answers repeat a few words"),
+        (["A mass in the left lung, no mass in the right."] * 5 + ["No", "Yes"] * 3, True, None),
         (["", " . "] * 6 + ["Yes"] * 8, True, "60% of its answers are empty"),
         (["No"] * 19 + ["Yes"], True, "95% of its answers are the same (“no”)"),
         (["[a link](https://x) <b>" + 50 * "x"] * 10, True, "are the same (“linkhttpsx b" + 28 * "x" + "…”)"),
@@ -101,7 +125,7 @@ def test_odd_answers_are_named(answers: list[str], quote: bool, said: str | None
 
 def test_odd_answers_stand_in_the_verdict() -> None:
     text = verdict(found(0.004, **LOW), "token_f1", ["should should should"] * 12, has_images=True, quote=True)["text"]
-    assert text.endswith("; 100% of its answers repeat one word (“should should should”)")
+    assert text.endswith("; 100% of its answers repeat a few words (“should should should”)")
 
 
 @pytest.mark.parametrize(

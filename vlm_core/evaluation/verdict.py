@@ -19,6 +19,7 @@ FLOORS = {
 }
 ENOUGH_ANSWERS = 10  # fewer may well be equal
 MOSTLY, NEARLY_ALL = 0.5, 0.9  # shares of the answers
+REPEATS = 3  # times that each word stands in an answer, on average, from which it is repetition
 QUOTED = 40  # characters of an answer
 
 
@@ -51,12 +52,19 @@ def _judge(result: Mapping[str, Any], metric: str, *, has_images: bool) -> tuple
             "may have learnt: nothing shows whether it looks, since evaluation.controls has neither question_only nor "
             "shuffled"
         )
-    floors = ", ".join(
-        f"{with_interval(scores[name][_comparable(difference, metric)])} ({FLOORS[name]})"
-        for name, difference in differences.items()
+    return True, f"has learnt: {_floors(scores, differences, metric)}"
+
+
+def _floors(scores: Mapping[str, Any], differences: Mapping[str, Any], metric: str) -> str:
+    """Returns what the model is above, by the metric that each floor is compared in."""
+    by_metric: dict[str, list[str]] = {}
+    for name, difference in differences.items():
+        compared = _comparable(difference, metric)
+        by_metric.setdefault(compared, []).append(f"{scores[name][compared]['value']:.3f} ({FLOORS[name]})")
+    return "; ".join(
+        f"its {_words(compared)} {with_interval(scores[MODEL][compared])} is above {', '.join(floors)}"
+        for compared, floors in by_metric.items()
     )
-    shown = _comparable(differences[COMMONEST], metric)
-    return True, f"has learnt: its {_words(shown)} {with_interval(scores[MODEL][shown])} is above {floors}"
 
 
 def _comparable(difference: Mapping[str, Any], metric: str) -> str:
@@ -84,14 +92,14 @@ def _words(metric: str) -> str:
 
 
 def odd_answers(answers: Sequence[str], *, quote: bool) -> str | None:
-    """Returns what is wrong with answers that are mostly empty, mostly one repeated word, or nearly all equal."""
+    """Returns what is wrong with answers that are mostly empty, mostly repetition, or nearly all equal."""
     if len(answers) < ENOUGH_ANSWERS:
         return None
     plain = [normalize(answer) for answer in answers]
     commonest = Counter(plain).most_common(1)[0][0]
     kinds = {
         "are empty": ([text for text in plain if not text], MOSTLY),
-        "repeat one word": ([text for text in plain if _repeats(text)], MOSTLY),
+        "repeat a few words": ([text for text in plain if _repeats(text)], MOSTLY),
         "are the same": ([text for text in plain if text == commonest], NEARLY_ALL),
     }
     for what, (found, enough) in kinds.items():
@@ -103,7 +111,7 @@ def odd_answers(answers: Sequence[str], *, quote: bool) -> str | None:
 
 def _repeats(text: str) -> bool:
     words = text.split()
-    return len(words) >= 3 and len(set(words)) == 1
+    return len(words) >= REPEATS and REPEATS * len(set(words)) <= len(words)
 
 
 def _quoted(text: str) -> str:
