@@ -20,8 +20,9 @@ from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.commonest import last_question
 from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.new_recipe import recipe_text
+from vlm_core.data.new_recipe import recipe_text, share_for_intervals
 from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import fetch_splits
 from vlm_core.pages.data_report import overview, write_data_report
 from vlm_core.pages.plots import histogram
 from vlm_core.prepare import next_command
@@ -67,6 +68,7 @@ def test_the_first_hour(tmp_path: Path) -> None:
     recipe = (tmp_path / "my.yaml").read_text()
     assert len([line for line in recipe.splitlines() if not line.startswith("#")]) <= 20
     config = load_config(tmp_path / "my.yaml")
+    assert "Columns: image <code>File</code>" in (tmp_path / "data-report" / "report.html").read_text()
     assert (config.name, config.dataset.case_column, config.dataset.split_by) == ("my", "Patient ID", "case")
     assert Path(config.dataset.path_or_dataset) == tmp_path / "our scans"
     again = run("--config", "my.yaml")
@@ -76,6 +78,25 @@ def test_the_first_hour(tmp_path: Path) -> None:
     assert (tmp_path / "my.yaml").read_text() == recipe
     bare = run("our scans")
     assert bare.stdout.splitlines()[-1] == "next        python -m vlm_core.prepare 'our scans' --init our-scans.yaml"
+
+
+def test_so_many_cases_validate_that_there_are_intervals(tmp_path: Path) -> None:
+    lines = ["question,answer,patient", *(f"{i}?,Yes.,p{i}" for i in range(30))]
+    (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
+    settings = {"dataset.path_or_dataset": str(tmp_path / "x.csv"), "dataset.image_column": None}
+
+    def share(**others: Any) -> float | None:
+        config = small_config(**settings | others)
+        splits = fetch_splits(config)
+        return share_for_intervals(config, splits, prepare_conversations(config, splits)[0])
+
+    found = share()
+    assert found is not None
+    cache, _ = prepare_conversations(small_config(**settings, **{"dataset.validation_share": found}))
+    assert read_manifest(cache)["rows"]["validation"] in (10, 11)
+    assert share(**{"dataset.validation_share": 0.1}) is None  # somebody's own wish
+    assert share(**{"dataset.split": "train[:12]"}) is None  # too few cases
+    assert share(**{"dataset.split_by": "image"}) is None
 
 
 def test_a_recipe_for_a_gpu() -> None:

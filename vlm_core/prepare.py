@@ -17,10 +17,12 @@ import logging
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlm_core.config import Config
+from vlm_core.data.new_recipe import share_for_intervals
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits, resolved_config
 from vlm_core.data.statistics import STATISTICS
@@ -53,6 +55,12 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str) -> Non
         splits = fetch_splits(config)
         config = resolved_config(config, splits)
         conversations, reused = prepare_conversations(config, splits)
+        if recipe is not None and (share := share_for_intervals(config, splits, conversations)):
+            logger.info("%.0f%% of the cases validate instead, so that an evaluation has intervals", 100 * share)
+            config = config.model_copy(
+                update={"dataset": config.dataset.model_copy(update={"validation_share": share})}
+            )
+            conversations, reused = prepare_conversations(config, replace(splits, validation_share=share))
     except (ValueError, HubBusyError) as error:
         raise SystemExit(f"error: {error}") from error
     write_data_report(config, conversations, output / REPORT)
@@ -61,7 +69,7 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str) -> Non
     if recipe is not None:
         write_recipe(recipe, config, found)
     print("\n".join(summary(config, found)))
-    print(f"report      open {(output / REPORT).absolute()} in a browser")
+    print(f"report      open {(output / REPORT).resolve()} in a browser")
     print(f"next        {then}")
 
 
@@ -89,13 +97,12 @@ def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
 
 def summary(config: Config, found: dict[str, Any]) -> list[str]:
     """Returns lines about what was found in the data: its size, splits, columns and rejects."""
+    from vlm_core.pages.data_report import named_columns
+
     splits, data = found["splits"], config.dataset
     sizes = {
         split: f"{s['rows']:,} questions on {s['images']:,} images of {s['cases']:,} cases"
         for split, s in splits.items()
-    }
-    columns = {
-        key.removesuffix("_column"): value for key, value in data.model_dump().items() if key.endswith("_column")
     }
     rejected = "; ".join(f"{reason}: {r['rows']} rows" for reason, r in found["rejects"].items())
     return [
@@ -103,7 +110,7 @@ def summary(config: Config, found: dict[str, Any]) -> list[str]:
         *(f"{split:<11} {size}" for split, size in sizes.items()),
         f"images      {found['images']['count']:,} different ones",
         f"divided     {'as published' if data.split_by == 'published' else f'by {data.split_by}'}",
-        "columns     " + ", ".join(f"{key}={value}" for key, value in columns.items() if value),
+        "columns     " + ", ".join(f"{key}={value}" for key, value in named_columns(config).items()),
         f"rejected    {rejected or 'none'}",
     ]
 

@@ -1,5 +1,6 @@
 """A recipe for somebody's own data: what was found in the data, and a model that fits this machine."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,9 +9,12 @@ from typing import Any
 import yaml
 
 from vlm_core.config import Config
+from vlm_core.data.splits import CASE, SPLITS, Splits
+from vlm_core.data.statistics import FEW_CASES, read_batches
 from vlm_core.recipe import RECIPES
 
 CPU_RECIPE, GPU_RECIPE = "demo", "medgemma_4b_lora"
+LARGEST_SHARE = 0.4  # of the cases that validate, so that an evaluation has intervals
 TAKEN = (
     "model",
     "optimizer",
@@ -35,6 +39,22 @@ CPU_ENDING = """\
 """
 
 
+def share_for_intervals(config: Config, splits: Splits, conversations: Path) -> float | None:
+    """Returns the share that makes so many cases validate that an evaluation has intervals, if the usual one does not.
+
+    None if it does, if somebody chose another one, and if there are too few cases.
+    """
+    usual = type(config.dataset).model_fields["validation_share"].default
+    if splits.split_by != CASE or config.dataset.validation_share != usual:
+        return None
+    batches = (batch for split in SPLITS for batch in read_batches(conversations / f"{split}.arrow"))
+    drawn = sorted(splits.drawn(case) for case in {case for batch in batches for case in batch["case_id"].to_pylist()})
+    if len(drawn) < FEW_CASES or drawn[FEW_CASES - 1] < usual:
+        return None
+    share = (math.floor(drawn[FEW_CASES - 1] * 100) + 1) / 100
+    return share if share <= LARGEST_SHARE else None
+
+
 def recipe_text(config: Config, found: str, *, gpu: bool) -> str:
     """Returns a commented recipe that trains on the data of `config`, whose columns and splits are resolved.
 
@@ -57,6 +77,7 @@ def _data_lines(config: Config) -> Iterator[str]:
         "case_column": "a patient, whose images stay in one split",
         "mode_column": "scores are reported by it",
         "split_by": DIVIDED.get(config.dataset.split_by, ""),
+        "validation_share": f"an evaluation needs {FEW_CASES} cases to give intervals",
     }
     yield from _section("dataset", _with_absolute_path(data), notes)
     held = config.validation_dataset
@@ -65,8 +86,8 @@ def _data_lines(config: Config) -> Iterator[str]:
 
 
 def _with_absolute_path(section: dict[str, Any]) -> dict[str, Any]:
-    path = Path(section.get("path_or_dataset", ""))
-    return section | ({"path_or_dataset": str(path.absolute())} if str(path) != "." and path.exists() else {})
+    path = section.get("path_or_dataset")
+    return section | ({"path_or_dataset": str(Path(path).resolve())} if path and Path(path).exists() else {})
 
 
 def _section(name: str, values: dict[str, Any], notes: dict[str, str] | None = None) -> Iterator[str]:

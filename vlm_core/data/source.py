@@ -32,7 +32,10 @@ logger = logging.getLogger(__name__)
 TRAIN = "train"
 PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
-HUB_FILES = (["*.parquet", "*.md"], ["*.arrow", "*.json", "*.jsonl", "*.csv", "*.md", "*.png", "*.jpg", "*.jpeg"])
+HUB_FILES = (
+    ["*.parquet", "*.md"],
+    ["*.arrow", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.md", "*.png", "*.jpg", "*.jpeg"],
+)
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,20 @@ def write_data_report(config: Config, conversations: Path, path: Path) -> None:
         closed=closed_table(conversations, with_texts=config.report.images),
         plots={title: plot for title, plot in plots.items() if plot},
         samples=samples(conversations) if config.report.images else [],
+        columns=named_columns(config),
         rejects=_rejects(config, conversations),
     )
     write_text(path, page)
+
+
+def named_columns(config: Config) -> dict[str, str]:
+    """Returns `{what it holds: column}` of the columns that are used."""
+    named = {
+        key.removesuffix("_column"): v for key, v in config.dataset.model_dump().items() if key.endswith("_column")
+    }
+    if config.dataset.conversation_column:
+        named |= {"question": None, "answer": None}
+    return {what: column for what, column in named.items() if column}
 
 
 def _rejects(config: Config, conversations: Path) -> dict[str, Any]:
