@@ -45,7 +45,7 @@ def medpix_evaluate(
     splits = download_dataset(config)
     base_model = download_model(config)
     conversations = preprocess_conversations(config, splits)
-    with tracked_run(config, base_model, splits, conversations) as run:
+    with tracked_run(config, base_model, splits, conversations, evaluated=checkpoint) as run:
         report_data(run, conversations)
         result = evaluate(run, base_model, checkpoint, conversations)
         show_scores(run, result)

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
+from tasks.registry import CHAMPION
 from tasks.run import Run
 from vlm_core.config import Config
 from vlm_core.evaluation.names import MODEL, with_interval
@@ -24,10 +25,11 @@ SCORES = {
 def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
     """Returns the card as Markdown; it has numbers and no text of the data."""
     config = run.config
-    base, tuning = config.model.pretrained_model_name_or_path, _tuning(config)
+    base = config.model.pretrained_model_name_or_path
     return "\n".join(
         [
-            f"{_link(base, 'models')} ({tuning}), trained on {_link(config.dataset.path_or_dataset, 'datasets')} "
+            f"{_link(base, 'models')} ({tuning(config)}), trained on "
+            f"{_link(config.dataset.path_or_dataset, 'datasets')} "
             f"(`{config.dataset.split}`{_at(config.dataset.revision)}) to answer questions about medical images. "
             f"Run `{run.run_id}`, seed {config.rng.seed}.",
             "",
@@ -43,6 +45,26 @@ def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
             f"{_link(config.dataset.path_or_dataset, 'datasets')}, and those of its images.",
         ]
     )
+
+
+def model_description(name: str, alias: str) -> str:
+    """Returns the description of a registered model: its versions, its aliases, how to load one."""
+    return f"""Answers questions about medical images. Each version is one training run of medpix-finetune; its \
+page has the model card: data, scores with intervals, intended use, licences.
+
+- Alias `{alias}`: the newest version.
+- Alias `{CHAMPION}`: the version that did best on the same questions, or that a person promoted. \
+`python -m tasks.registry history {name}` shows who changed it, when and why; the tags `champion.history...` hold that.
+
+Load it where medpix-finetune is installed and `MLFLOW_TRACKING_URI` is the address of this server:
+
+```python
+import mlflow
+model = mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")
+```
+
+Its input is a data frame with the columns `image` (a file in base64) and `question`.
+"""
 
 
 def _evaluation(result: dict[str, Any]) -> list[str]:
@@ -78,7 +100,8 @@ def _intervals(result: dict[str, Any]) -> str:
     return "with 95 % intervals over cases" if has_intervals else "too few cases for intervals"
 
 
-def _tuning(config: Config) -> str:
+def tuning(config: Config) -> str:
+    """Returns in words what of a model is trained."""
     return f"LoRA, rank {config.peft.dim}" if config.peft else "full fine-tuning"
 
 

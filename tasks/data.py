@@ -10,11 +10,12 @@ from typing import Any
 from prefect import get_run_logger, task
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
+from tasks.links import report_link
 from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
-from tasks.tracking import log_files, report_link
+from tasks.tracking import log_files
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
 from vlm_core.data.prepare import prepare_conversations

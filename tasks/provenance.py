@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mlflow.utils.git_utils import get_git_commit
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT
-from prefect.context import FlowRunContext
 
 PACKAGES = ("medpix-finetune", "torch", "transformers", "peft", "datasets", "prefect", "mlflow")
 
@@ -25,6 +24,8 @@ def provenance() -> dict[str, str]:
 
 def responsible_user() -> str:
     """Returns who acts: `user@host`, and before it what Prefect knows of who started the flow run at hand."""
+    from prefect.context import FlowRunContext  # half a second, which the registry's --help need not wait for
+
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

@@ -16,7 +16,7 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from prefect import task
 
 import vlm_core
-from tasks.card import model_card
+from tasks.card import model_card, model_description
 from tasks.registry import look_up
 from tasks.run import Run
 from vlm_core.cache import cached_directory, checksums
@@ -56,8 +56,11 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     client.update_run(run.mlflow_run_id, status="RUNNING")
     version = str(logged.registered_model_version)
     for key, value in (_tags(scores) | _revisions(run.config)).items():
-        client.set_model_version_tag(name, version, key, str(value))
+        if value is not None:
+            client.set_model_version_tag(name, version, key, str(value))
     client.update_model_version(name, version, description=card)
+    if not client.get_registered_model(name).description:  # people may have written their own
+        client.update_registered_model(name, model_description(name, alias))
     # Last: whoever follows the alias finds a version that is complete.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)

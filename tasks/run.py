@@ -12,7 +12,7 @@ from prefect.runtime import flow_run
 
 from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
-from tasks.tracking import end_mlflow_run, log_files, start_mlflow_run
+from tasks.tracking import end_mlflow_run, log_files, run_tags, start_mlflow_run
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config, DatasetConfig
 from vlm_core.data.splits import TRAIN, VALIDATION, Splits, resolved_config, revisions
@@ -77,8 +77,12 @@ def _data_name(dataset: DatasetConfig) -> str:
 
 
 @contextmanager
-def tracked_run(config: Config, base_model: Path, splits: Splits, conversations: Path) -> Iterator[Run]:
+def tracked_run(
+    config: Config, base_model: Path, splits: Splits, conversations: Path, evaluated: str | None = None
+) -> Iterator[Run]:
     """Yields a run with what was resolved for it; its MLflow run ends FINISHED, FAILED, or KILLED by a cancellation.
+
+    `evaluated` is the model that the run evaluates without training one.
 
     In a directory that a run was interrupted in, that run goes on, in MLflow too.
     Raises ValueError where the configured directory holds another run, or one that is at work.
@@ -95,7 +99,8 @@ def tracked_run(config: Config, base_model: Path, splits: Splits, conversations:
         require_compatible(checkpoint, config)
     # First what can fail for reasons outside: a tracker that cannot be reached leaves no half-made run directory.
     known = mlflow_run_of(directory)
-    run = Run(config, directory, start_mlflow_run(config, directory.name, conversations, owner_tags(directory), known))
+    tags = run_tags(config, evaluated) | owner_tags(directory)
+    run = Run(config, directory, start_mlflow_run(config, directory.name, conversations, tags, known))
     remember_mlflow_run(directory, run.mlflow_run_id)
     write_text(directory / CONFIG, config.to_yaml())
     status = "KILLED"

@@ -6,17 +6,17 @@ from typing import Any
 
 import mlflow
 from prefect import task
-from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
+from prefect.artifacts import create_markdown_artifact
 
+from tasks.result_page import closed_questions, evaluation_page, training_page
 from tasks.run import Run
-from tasks.tracking import report_link
+from tasks.tracking import describe_run
 from vlm_core.cache import read_manifest
 from vlm_core.evaluation.names import with_interval
 from vlm_core.files import point, write_json
 from vlm_core.run_directory import EVALUATION, REPORT, run_root
 
 SUMMARY = "summary.json"
-SHOWN = ("token_f1", "closed_accuracy", "rouge_l", "exact_match", "perplexity")
 
 
 @task(tags=["report"], persist_result=False)
@@ -40,22 +40,21 @@ def summarize(
         "checkpoint": training["checkpoint"],
     }
     write_json(run.directory / SUMMARY, summary)
-    create_markdown_artifact(f"```\n{render(summary)}\n```", key="medpix-summary", description=run.run_id)
-    show_scores(run, scores)
+    _publish(run, training_page(run, summary), scores, "medpix-summary")
     run_root().mkdir(parents=True, exist_ok=True)
     point(run_root() / "latest", run.directory)
     return summary
 
 
 def show_scores(run: Run, result: dict[str, Any]) -> None:
-    """Leaves the scores as a table, and a link to the evaluation's report, in Prefect's UI."""
-    table = [
-        {"answered by": name, **{score: with_interval(scores[score]) for score in SHOWN}}
-        for name, scores in result["scores"].items()
-    ]
-    create_table_artifact(table, key="medpix-scores", description=run.run_id)
-    link = report_link(run.mlflow_run_id, run.directory, EVALUATION)
-    create_link_artifact(link, link_text="evaluation report", key="medpix-report", description=run.run_id)
+    """Shows what an evaluation by itself found, in Prefect and in MLflow."""
+    _publish(run, evaluation_page(run, result), result, "medpix-evaluation")
+
+
+def _publish(run: Run, page: str, result: dict[str, Any], key: str) -> None:
+    """Makes `page` the description of the MLflow run and, with the closed questions, an artifact in Prefect."""
+    describe_run(run.mlflow_run_id, page)
+    create_markdown_artifact(f"{page}\n\n{closed_questions(result)}", key=key, description=run.run_id)
 
 
 def render(summary: dict[str, Any]) -> str:

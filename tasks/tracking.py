@@ -10,15 +10,19 @@ from typing import Any
 import mlflow
 from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from prefect.runtime import flow_run
 
 from tasks.environment import default_tracking_uri
+from tasks.links import flow_run_link
 from tasks.provenance import provenance
 from tasks.records import PREFIXES, RecordReader, measured
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
+from vlm_core.evaluation.names import MODEL
 from vlm_core.files import read_json
 from vlm_core.home import medpix_home
 from vlm_core.run_directory import EVALUATION, EXAMPLES, PARAMETERS, PREDICTIONS, REPORT, RESULT
@@ -26,6 +30,10 @@ from vlm_core.run_directory import EVALUATION, EXAMPLES, PARAMETERS, PREDICTIONS
 logger = logging.getLogger(__name__)
 
 EXPERIMENT = "medpix-finetune"
+CURVES = (
+    "loss", "lr", "grad_norm", "samples_per_second", "tokens_per_second", "peak_memory_mb", "model_flops_utilisation",
+)  # fmt: skip
+HEADLINES = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity")  # metrics of the evaluated model
 
 
 def start_mlflow_run(
@@ -36,7 +44,7 @@ def start_mlflow_run(
     It is a new one, or the `known` one that goes on: what that has already is not logged again.
     """
     experiment = None if known else _experiment_id()
-    tags = provenance() | tags
+    tags = tags | provenance()  # in this order on the page
     with mlflow.start_run(known, experiment, None if known else run_name, tags=tags, log_system_metrics=False) as run:
         _log_params(run.info.run_id, _flatten(config.model_dump(mode="json")), run.data.params)
         for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
@@ -51,9 +59,33 @@ def start_mlflow_run(
     return run.info.run_id
 
 
+def run_tags(config: Config, evaluated: str | None) -> dict[str, str]:
+    """Returns what people find a run by; `evaluated` is the model of an evaluation by itself, None for a training."""
+    link = flow_run_link()
+    trained = {"tuning": "lora" if config.peft else "full"} if evaluated is None else {}
+    prefect = {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": link or ""}
+    page = f"The page of its flow run in Prefect: [{link}]({link})" if link else ""
+    tags = {
+        "kind": "training" if evaluated is None else "evaluation",
+        "recipe": config.name,
+        "model": evaluated or config.model.pretrained_model_name_or_path,
+        "dataset": config.dataset.path_or_dataset,
+        **trained,
+        **prefect,
+        MLFLOW_RUN_NOTE: page,  # until there are results
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def describe_run(run_id: str, page: str) -> None:
+    """Makes `page`, in Markdown, the description of a run."""
+    mlflow.MlflowClient().set_tag(run_id, MLFLOW_RUN_NOTE, page)
+
+
 def _log_params(run_id: str, params: dict[str, Any], there: dict[str, str]) -> None:
     """Logs what is not `there`: MLflow changes no parameter. `config.yaml` among the artifacts has the last values."""
-    mlflow.log_params({key: value for key, value in params.items() if key not in there})
+    new = [Param(key, str(value)) for key, value in params.items() if key not in there]
+    mlflow.MlflowClient().log_batch(run_id, params=new)
     changed = [key for key, value in there.items() if key in params and str(params[key]) != value]
     if changed:
         logger.warning("MLflow keeps the first values of %s of run %s", ", ".join(sorted(changed)), run_id)
@@ -68,17 +100,17 @@ def end_mlflow_run(run_id: str, status: str) -> None:
 
 
 def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with_texts: bool) -> None:
-    """Logs scores as metrics `evaluation/...`, and the report; the answers too where texts may leave the machine."""
-    mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(_scores(result), EVALUATION, step=0))
+    """Logs headlines as metrics `evaluation/...`, and the report; the answers too where texts may leave the machine."""
+    mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(_headlines(result), EVALUATION, step=0))
     names = (REPORT, RESULT, *((EXAMPLES, PREDICTIONS) if with_texts else ()))
     log_files(run_id, [directory / name for name in names], EVALUATION)
 
 
 def log_parameters(run_id: str, directory: Path) -> None:
-    """Logs how many parameters train and how many are frozen as metrics, and the table by part as an artifact."""
-    mlflow.MlflowClient().log_batch(
-        run_id, metrics=_metrics(read_json(directory / PARAMETERS)["total"], "parameters", 0)
-    )
+    """Logs the numbers of trainable and frozen parameters as MLflow's parameters, and the table by part as a file."""
+    client, total = mlflow.MlflowClient(), read_json(directory / PARAMETERS)["total"]
+    counts = {f"parameters.{kind}": count for kind, count in total.items()}
+    _log_params(run_id, counts, client.get_run(run_id).data.params)
     log_files(run_id, [directory / PARAMETERS])
 
 
@@ -88,29 +120,12 @@ def log_files(run_id: str, files: Sequence[Path], artifact_directory: str | None
         mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_directory)
 
 
-def report_link(run_id: str, directory: Path, part: str) -> str:
-    """Returns where a browser finds a report of a run: in MLflow's pages, or as a file where MLflow has none.
-
-    `part` is the report's place below the run directory, and among the run's artifacts.
-    """
-    tracking = mlflow.get_tracking_uri()
-    if not tracking.startswith("http"):
-        return (directory / part / REPORT).as_uri()
-    experiment = mlflow.MlflowClient().get_run(run_id).info.experiment_id
-    return f"{tracking.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}/artifacts/{part}/{REPORT}"
-
-
-def _scores(result: dict[str, Any]) -> dict[str, float]:
-    """Returns the scores by the name that they are looked for: `token_f1`, `base/token_f1`, `token_f1.low`."""
-    named = result["scores"] | {f"minus_{other}": changes for other, changes in result["differences"].items()}
-    if result["visual_reliance"]:
-        named["visual_reliance"] = result["visual_reliance"]
-    flat = {
-        f"{'' if name == 'model' else f'{name}/'}{key}": value
-        for name, scores in named.items()
-        for key, value in _flatten(scores).items()
-    } | {"examples": result["examples"], "cases": result["cases"]}
-    return {key.removesuffix(".value"): value for key, value in flat.items() if value is not None}
+def _headlines(result: dict[str, Any]) -> dict[str, float]:
+    """Returns the few scores that runs are compared by; the report and the description have all, with intervals."""
+    model, reliance = result["scores"][MODEL], result["visual_reliance"]
+    found = {metric: model[metric]["value"] for metric in HEADLINES}
+    found["visual_reliance"] = reliance and reliance["token_f1"]["value"]
+    return {key: value for key, value in found.items() if value is not None}
 
 
 @contextmanager
@@ -139,7 +154,7 @@ class MetricsFollower:
         """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
         for name, prefix in PREFIXES.items():
             new, place = self.reader.new_records(name)
-            metrics = [m for record in new for m in _metrics(record, prefix, record["step"])]
+            metrics = [m for record in new for m in _metrics(_curves(record), prefix, record["step"])]
             try:
                 for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
                     mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
@@ -147,6 +162,11 @@ class MetricsFollower:
                 logger.warning("MLflow did not take %d records of %s: %s", len(new), name, error)
             else:
                 self.reader.places[name] = place
+
+
+def _curves(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a record MLflow draws; `metrics.jsonl` has the rest."""
+    return {key: value for key, value in record.items() if key in CURVES}
 
 
 def _last_step(run_id: str, prefix: str) -> int:

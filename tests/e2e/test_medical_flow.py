@@ -120,6 +120,16 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     assert [metric.step for metric in losses] == list(range(1, 13))
     assert losses[-1].value == summary["training"]["last_loss"]
     assert run.data.metrics["evaluation/token_f1"] == summary["evaluation"]["scores"]["model"]["token_f1"]["value"]
+    headlines = {"token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "visual_reliance"}
+    shown = {name.partition("/")[2] for name in run.data.metrics if name.startswith("evaluation/")}
+    assert shown <= headlines  # a metric is a chart; intervals and controls are in the description and the report
+    assert run.data.params["parameters.trainable"].isdecimal()
+    assert (run.data.tags["kind"], run.data.tags["recipe"]) == ("training", "demo")
+    assert run.data.tags["tuning"] == ("lora" if run.data.params.get("peft.dim") == "4" else "full")
+    assert "prefect.flow_run_url" not in run.data.tags  # the flow's own server has ended
+    page = run.data.tags["mlflow.note.content"]
+    assert page.startswith(f"**Version {summary['registered_model']['version']} of ")
+    assert (home / "runs" / summary["run_id"] / "evaluation" / "report.html").as_uri() in page
     artifacts = {artifact.path for artifact in client.list_artifacts(run.info.run_id, "evaluation")}
     assert {f"evaluation/{name}" for name in ("report.html", "result.json", "predictions.parquet")} <= artifacts
     assert [i.dataset.digest for i in run.inputs.dataset_inputs] == [summary["dataset"]["fingerprint"]] * 2
@@ -137,6 +147,10 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in version.description
     assert "- cases not seen in training: " in version.description
     assert "Base model: not stated" in version.description  # its directory has no card
+    assert "None" not in version.tags.values()
+    assert "limit" not in version.tags
+    model = client.get_registered_model(summary["registered_model"]["name"])
+    assert f'mlflow.pyfunc.load_model("models:/{model.name}@champion")' in model.description
     assert (str(version.version), version.run_id) == (summary["registered_model"]["version"], run.info.run_id)
 
 

@@ -100,12 +100,12 @@ def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
     promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions of the split"}
     assert summary["registered_model"]["promotion"] == promotion
     # What the data and the answers are like is in Prefect's UI.
-    data, scores = (json.loads(artifact(served, key)["data"]) for key in ("medpix-data", "medpix-scores"))
+    data = json.loads(artifact(served, "medpix-data")["data"])
     assert [(row["split"], row["Questions"]) for row in data] == [("train", 340), ("validation", 60)]
-    assert scores[0]["answered by"] == "model"
-    assert float(scores[0]["token_f1"].split()[0]) == round(
-        summary["evaluation"]["scores"]["model"]["token_f1"]["value"], 3
-    )
+    shown = artifact(served, "medpix-summary")["data"]
+    assert shown.startswith("**Version 1 of medpix-gemma3 is not promoted**: ")
+    assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in shown
+    assert f"({served['MLFLOW_TRACKING_URI']}/#/models/medpix-gemma3/versions/1), loaded as `models:/" in shown
 
 
 def test_progress_and_log_of_a_run_are_in_prefect(served: dict[str, str]) -> None:

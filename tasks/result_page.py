@@ -1,0 +1,124 @@
+"""The result of a run as Markdown, for Prefect's artifact and the description of MLflow's run."""
+
+from pathlib import Path
+from typing import Any
+
+from tasks.card import SCORES, tuning
+from tasks.links import flow_run_link, mlflow_run_link, report_link, version_link
+from tasks.markdown import code, escaped, link, table
+from tasks.registry import version_uri
+from tasks.run import Run
+from vlm_core.evaluation.names import with_interval
+from vlm_core.run_directory import EVALUATION
+
+CLOSED_ROWS = 20  # closed questions that a page shows
+
+
+def training_page(run: Run, summary: dict[str, Any]) -> str:
+    """Returns what a training came to: the gate's decision, links, the data, the training, the scores."""
+    registered = summary["registered_model"]
+    promotion = registered["promotion"]
+    decided = "is the champion" if promotion["promoted"] else "is not promoted"
+    return _page(
+        f"**Version {escaped(registered['version'])} of {escaped(registered['name'])} {decided}**: "
+        f"{escaped(promotion['reason'], longest=500)}.",
+        _verdict(summary["evaluation"]),
+        _links(run, registered),
+        table(["Run", code(run.run_id)], _facts(run, summary)),
+        *_found(summary["evaluation"]),
+    )
+
+
+def evaluation_page(run: Run, result: dict[str, Any]) -> str:
+    """Returns what an evaluation by itself found, with links."""
+    return _page(
+        f"**Evaluation** of {code(result['checkpoint'])} on {_asked(result)} of "
+        f"{escaped(run.config.dataset.path_or_dataset)}.",
+        _verdict(result),
+        _links(run),
+        *_found(result),
+    )
+
+
+def _links(run: Run, registered: dict[str, Any] | None = None) -> str:
+    """Returns where to look next, on one line: MLflow folds a description after a few.
+
+    `registered` is the version that the run made.
+    """
+    run_page, flow_page = mlflow_run_link(run.mlflow_run_id), flow_run_link()
+    rows = [link("Evaluation report", report_link(run.mlflow_run_id, run.directory, EVALUATION))]
+    if run_page:
+        rows.append(link("MLflow run", run_page))
+    else:
+        rows.append("MLflow has no server here: `mlflow ui` shows the run, as the flow's last lines say")
+    if registered:
+        name, version = registered["name"], registered["version"]
+        title, page = f"Version {version} of {name}", version_link(name, version)
+        rows.append(f"{link(title, page) if page else escaped(title)}, loaded as {code(version_uri(name, version))}")
+    if flow_page:
+        rows.append(link("Prefect flow run", flow_page))
+    return " · ".join(rows)
+
+
+def closed_questions(result: dict[str, Any]) -> str:
+    """Returns the closed questions that were asked most often, with how often each variant is right."""
+    rows = sorted(result["closed_questions"].items(), key=lambda item: -item[1]["examples"])
+    variants = list(result["scores"])
+    cells = [
+        [escaped(kind), str(row["examples"]), *(_share(row.get(name)) for name in variants)]
+        for kind, row in rows[:CLOSED_ROWS]
+    ]
+    if not cells:
+        return ""
+    more = f"\n\n{len(rows) - CLOSED_ROWS} more are in the report." if len(rows) > CLOSED_ROWS else ""
+    return "### Closed questions\n\n" + table(["question", "n", *map(escaped, variants)], cells) + more
+
+
+def _verdict(result: dict[str, Any]) -> str:
+    """Returns whether the model has learnt, nothing for a result that is older than the verdict."""
+    verdict = result.get("verdict")
+    return f"Verdict: this model {escaped(verdict['text'], longest=500)}." if verdict else ""
+
+
+def _page(*parts: str) -> str:
+    return "\n\n".join(part for part in parts if part)
+
+
+def _facts(run: Run, summary: dict[str, Any]) -> list[list[str]]:
+    data, training, result = summary["dataset"], summary["training"], summary["evaluation"]
+    config = run.config
+    return [
+        ["Data", f"{escaped(config.dataset.path_or_dataset)}: {data['rows']:,} rows, {data['images']:,} images, "
+                 f"{data['cases']:,} cases (fingerprint {data['fingerprint'][:12]})"],
+        ["Base model", f"{escaped(config.model.pretrained_model_name_or_path)}, {tuning(config)}"],
+        ["Training", f"{training['steps']} steps in {training['seconds']:.0f} s, "
+                     f"loss {training['first_loss']:.3f} → {training['last_loss']:.3f}"],
+        ["Evaluation", _asked(result)],
+        ["Checkpoint", code(Path(summary["checkpoint"]).name)],
+    ]  # fmt: skip
+
+
+def _asked(result: dict[str, Any]) -> str:
+    limit = f", limited to {result['limit']}: no basis for a promotion" if result["limit"] else ""
+    return f"{result['examples']:,} questions about {result['cases']:,} cases{limit}"
+
+
+def _found(result: dict[str, Any]) -> list[str]:
+    """Returns the scores of each variant as a table, and what the model is better by."""
+    variants = list(result["scores"])
+    rows = [
+        [title, *(with_interval(result["scores"][name][metric]) for name in variants)]
+        for metric, title in SCORES.items()
+    ]
+    better = [
+        f"- against {escaped(name)}: token F1 {with_interval(changes['token_f1'], sign='+')}"
+        for name, changes in result["differences"].items()
+    ]
+    if result["visual_reliance"]:
+        by_looking = with_interval(result["visual_reliance"]["token_f1"], sign="+")
+        better.append(f"- by looking at the right image: token F1 {by_looking}")
+    return ["### Scores\n\n" + table(["", *map(escaped, variants)], rows), "\n".join(better)]
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
