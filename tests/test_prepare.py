@@ -103,8 +103,9 @@ def test_a_recipe_for_a_gpu() -> None:
     config = small_config(
         **{"dataset.split_by": "case", "validation_dataset.split": None, "dataset.image_column": "0123"}
     )
-    tree = yaml.safe_load(recipe_text(config, "Found.", gpu=True))
+    tree = yaml.safe_load(recipe_text(config, "mine", "Found.", gpu=True))
     assert tree["model"]["pretrained_model_name_or_path"] == "google/medgemma-4b-it"
+    assert tree["registry"]["model_name"] == "medpix-mine"
     assert (tree["peft"]["dim"], tree["dataset"]["split_by"]) == (8, "case")
     assert Config.model_validate(tree).dataset == config.dataset
 

@@ -91,7 +91,7 @@ def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
         f"{train['rows']:,} questions train and {validation['rows']:,} validate, on "
         f"{found['images']['count']:,} images of {train['cases']:,} + {validation['cases']:,} cases."
     )
-    write_text(path, recipe_text(config, held, gpu=torch.cuda.is_available()))
+    write_text(path, recipe_text(config, name_of(str(path)), held, gpu=torch.cuda.is_available()))
     logger.info("wrote %s", path)
 
 

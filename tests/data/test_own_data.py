@@ -15,6 +15,7 @@ from tests.data.scans import HEADER, NAMES, ROWS, as_dicts, csv_text, stored, wr
 from vlm_core.cache import read_manifest
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits, resolved_config
+from vlm_core.data.tables import read_table
 
 EXPECTED = [(row[1], row[2], row[3], i) for i, row in enumerate(ROWS)]
 
@@ -135,6 +136,13 @@ def named_as_a_test(folder: Path) -> None:
 def test_a_folder_loads_at_the_first_try(write: Callable[[Path], None], home: Path) -> None:
     write(home / "scans")
     assert stored(home / "scans") == EXPECTED
+
+
+def test_a_snapshot_of_the_hub_with_images_and_a_table(home: Path) -> None:
+    """`datasets` alone would take it for an image folder, and leave the table out."""
+    semicolons_and_mark(home / "snapshot")
+    tables = read_table(home / "snapshot", "lab/data", anywhere=False)
+    assert tables.by_split["train"].rows.columns == HEADER
 
 
 def test_numbers_name_files(home: Path) -> None:

@@ -55,18 +55,19 @@ def share_for_intervals(config: Config, splits: Splits, conversations: Path) -> 
     return share if share <= LARGEST_SHARE else None
 
 
-def recipe_text(config: Config, found: str, *, gpu: bool) -> str:
-    """Returns a commented recipe that trains on the data of `config`, whose columns and splits are resolved.
+def recipe_text(config: Config, name: str, found: str, *, gpu: bool) -> str:
+    """Returns a commented recipe `name` that trains on the data of `config`, whose columns and splits are resolved.
 
     `found` says in a line what the data holds. Batch, warm-up and epochs are left out: they follow from
     the size of the data.
     """
     shipped = yaml.safe_load((RECIPES / f"{GPU_RECIPE if gpu else CPU_RECIPE}.yaml").read_text(encoding="utf-8"))
-    sections = {name: shipped[name] for name in TAKEN if name in shipped}
+    sections = {section: shipped[section] for section in TAKEN if section in shipped}
     model = sections.pop("model")
-    lines = [f"# {found}", *_data_lines(config), GPU_REASON if gpu else CPU_REASON, *_section("model", model)]
-    for name, values in sections.items():
-        lines += _section(name, values)
+    lines = [f"# {found}", f"name: {name}", *_data_lines(config), GPU_REASON if gpu else CPU_REASON, *_section("model", model)]
+    for section, values in sections.items():
+        lines += _section(section, values)
+    lines += _section("registry", {"model_name": f"medpix-{name}"})
     return "\n".join(lines) + "\n" + ("" if gpu else CPU_ENDING)
 
 

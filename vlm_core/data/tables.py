@@ -53,19 +53,28 @@ def read_table(path: Path, name: str, *, anywhere: bool, image_column: str | Non
         if kind is None:
             raise ValueError(f"dataset {name!r} is not a file of {', '.join(FORMATS)}")
         return Tables(_read(kind, {"train": [path]}, name), [])
-    if anywhere and not _names_its_files(path) and not _is_image_folder(path, image_column):
-        splits, notes = find_tables(path, name)
-        if splits:
-            kinds = {split: format_of(files[0]) or "" for split, files in splits.items()}
-            tables = {split: _read(kinds[split], {split: files}, name)[split] for split, files in splits.items()}
-            return Tables(tables, notes)
+    images = _is_image_folder(path, image_column)
+    if anywhere and not _names_its_files(path) and not images:
+        if found := _found(path, name):
+            return found
         if sheets := spreadsheets(path):
             raise ValueError(f"dataset {name!r} has no table but {sheets[0]}: save it as CSV (UTF-8)")
-    return Tables(_described(path, name, anywhere), [])
+    builder = _builder(path, name, anywhere)
+    if builder.name == "imagefolder" and not images and (found := _found(path, name)):
+        return found  # `datasets` looks at the images alone
+    files = {str(s): sorted(Path(p) for p in paths) for s, paths in builder.config.data_files.items()}
+    return Tables(_read(builder.name, files, name, builder), [])
 
 
-def _described(path: Path, name: str, anywhere: bool) -> dict[str, Table]:
-    """Returns the tables that a dataset's own card names, or an image folder's rows."""
+def _found(directory: Path, name: str) -> Tables | None:
+    """Returns the tables that lie below a directory, None if there is none."""
+    splits, notes = find_tables(directory, name)
+    tables = {split: _read(format_of(files[0]) or "", {split: files}, name)[split] for split, files in splits.items()}
+    return Tables(tables, notes) if tables else None
+
+
+def _builder(path: Path, name: str, anywhere: bool) -> Any:
+    """Returns `datasets`' builder of a directory: what its card says, or what it takes the files for."""
     try:
         builder: Any = load_dataset_builder(str(path), cache_dir=_cache())
     except (DatasetNotFoundError, FileNotFoundError) as error:
@@ -75,8 +84,7 @@ def _described(path: Path, name: str, anywhere: bool) -> dict[str, Table]:
     outside = [str(p) for paths in builder.config.data_files.values() for p in paths if not _lies_in(path, str(p))]
     if outside and not anywhere:
         raise ValueError(f"dataset {name!r} names files outside of itself: {outside[0]}")
-    files = {str(s): sorted(Path(p) for p in paths) for s, paths in builder.config.data_files.items()}
-    return _read(builder.name, files, name, builder)
+    return builder
 
 
 def _read(kind: str, files: Splits, name: str, builder: Any = None) -> dict[str, Table]:
