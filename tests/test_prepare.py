@@ -76,8 +76,6 @@ def test_the_first_hour(tmp_path: Path) -> None:
     assert again.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --config my.yaml"
     assert "my.yaml exists and is not overwritten" in run("our scans", "--init", "my.yaml", code=1).stderr
     assert (tmp_path / "my.yaml").read_text() == recipe
-    bare = run("our scans")
-    assert bare.stdout.splitlines()[-1] == "next        python -m vlm_core.prepare 'our scans' --init our-scans.yaml"
 
 
 def test_so_many_cases_validate_that_there_are_intervals(tmp_path: Path) -> None:

@@ -50,11 +50,12 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
         optional = key in ("case", "mode") or (key == "image" and config.conversation_column is not None)
         found[key] = _common(key, free, name, rows, folder, optional=optional)
     told = {key: found[key] for key, column in wanted.items() if column == AUTO}
-    if all(column == MEDPIX_NAMES[key] for key, column in told.items()):
+    unused = [column for column in rows.columns if column not in found.values()]
+    if not unused and all(column == MEDPIX_NAMES[key] for key, column in told.items()):
         return Columns(**found), []
     said = ", ".join(f"{key}={column or 'null'}" for key, column in told.items())
-    others = [column for column in rows.columns if column not in found.values()]
-    return Columns(**found), [f"columns of {name}: {said}" + (f"; not used: {', '.join(others)}" if others else "")]
+    others = f"; not used: {', '.join(unused)}" if unused else ""
+    return Columns(**found), [f"columns of {name}: {said}{others}"] if told else []
 
 
 def _common(

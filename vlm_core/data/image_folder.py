@@ -160,7 +160,9 @@ def files_below(root: Path) -> list[str]:
         folders[:] = [
             f for f in folders if not f.startswith(".") and f not in SKIPPED and Path(folder, f).absolute() != home
         ]
-        found += [Path(folder, file).relative_to(root).as_posix() for file in files if not file.startswith(".")]
+        inside = Path(folder).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
+        found += [prefix + file for file in files if not file.startswith(".")]
     return sorted(found)
 
 

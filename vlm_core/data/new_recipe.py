@@ -64,7 +64,13 @@ def recipe_text(config: Config, name: str, found: str, *, gpu: bool) -> str:
     shipped = yaml.safe_load((RECIPES / f"{GPU_RECIPE if gpu else CPU_RECIPE}.yaml").read_text(encoding="utf-8"))
     sections = {section: shipped[section] for section in TAKEN if section in shipped}
     model = sections.pop("model")
-    lines = [f"# {found}", f"name: {name}", *_data_lines(config), GPU_REASON if gpu else CPU_REASON, *_section("model", model)]
+    lines = [
+        f"# {found}",
+        f"name: {name}",
+        *_data_lines(config),
+        GPU_REASON if gpu else CPU_REASON,
+        *_section("model", model),
+    ]
     for section, values in sections.items():
         lines += _section(section, values)
     lines += _section("registry", {"model_name": f"medpix-{name}"})
