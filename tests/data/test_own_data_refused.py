@@ -10,6 +10,7 @@ from tests.data.scans import NAMES, ROWS, csv_text, stored, write_images
 from vlm_core.cache import read_manifest
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
+from vlm_core.pages.data_report import write_data_report
 
 
 @pytest.mark.parametrize(
@@ -107,6 +108,11 @@ def test_images_that_are_not_there_are_rejected_by_name(home: Path) -> None:
     missing = rejects["image file is missing"]
     assert (missing["rows"], missing["examples"]) == (3, ["train-1", "train-2", "train-4"])
     assert f"'p2/two.png' was looked for as {folder / 'p2/two.png'}; did you mean p1/two.png?" in missing["about"]
+    page = home / "report.html"
+    for images, named in ((True, True), (False, False)):
+        write_data_report(small_config(**settings, **{"report.images": images}), cache, page)
+        assert ("did you mean p1/two.png" in page.read_text()) is named
+        assert "image name that several files have" in page.read_text()
     with pytest.raises(ValueError, match=r"5 rows .*image file is missing: 3 rows, .*did you mean p1/two.png"):
         prepare_conversations(small_config(**settings))
 

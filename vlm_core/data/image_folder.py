@@ -120,7 +120,7 @@ class ImageFolder:
 
     def _nearest(self, path: str, spelled: str) -> str:
         """Returns the first path that was tried, and the file with the most similar name."""
-        tried = f"{path!r} was looked for as {(self.root or Path()) / path}"
+        tried = f"{path[:255]!r} was looked for as {(self.root or Path()) / path[:255]}"
         name, meant = spelled.rpartition("/")[2].casefold()[:255], None
         same = self._names.get(name) or self._stems.get(name) or self._stems.get(name.rpartition(".")[0])
         if same:
