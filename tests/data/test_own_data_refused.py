@@ -32,6 +32,12 @@ from vlm_core.pages.data_report import write_data_report
             "answers: .*did you mean 'answer'",
         ),
         (["image", "question", "answer", "x"], {"dataset.mode_column": "modality"}, "lacks the column modality"),
+        (
+            ["image", "question", "answer", "x"],
+            {"dataset.split_by": "published"},
+            "has no validation split; it has train",
+        ),
+        (["image", "question", "answer", "x"], {"validation_dataset.split": "val"}, "has no split 'val'; it has train"),
         (["image", "messages", "x", "y"], {}, "set dataset.conversation_column=messages"),
         (["image", "question", "answer", "answer"], {}, "line 1: two columns are named 'answer'"),
         (

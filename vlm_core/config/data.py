@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from vlm_core.config.base import PositiveInt, Section, Share, Target
 
-AUTO = "auto"  # looked up in the data; `Splits` says what was found
-_COMMON = "auto = MedPix-VQA's name or another common one, said in the log"
+AUTO = "auto"  # a setting that is looked up in the data
+_COMMON = "auto = MedPix-VQA's name or another common one (the log says which)"
 
 
 class DatasetConfig(Section):
