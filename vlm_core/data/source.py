@@ -77,9 +77,9 @@ class OpenDataset:
         columns, notes = resolve_columns(self.config, rows, folder)
         if start >= stop:
             raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows")
-        # A commit names its content; without one the content is read, and that of the images it refers to.
+        # A commit names its content, but not how images are found in it; without one, the tables and images are hashed.
         found, how = _image_digests(rows, columns, folder)
-        content = [self.revision] if self.revision else [*_digests(files), *found]
+        content = [self.revision, *how] if self.revision else [*_digests(files), *found]
         return SplitSource(
             name=name,
             split=split,
