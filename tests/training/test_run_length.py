@@ -85,6 +85,7 @@ def test_one_warmup_replaces_the_other(tmp_path: Path) -> None:
     [
         ({"max_steps": 8}, "a run of 8 steps teaches a model hardly anything", {"max_steps": None}),
         ({"num_epochs": 1}, "a run of 13 steps", {"num_epochs": 24}),
+        ({"num_epochs": 3, "global_batch_size": 64}, "a run of 6 steps", {"global_batch_size": 8, "num_epochs": 24}),
         ({"num_epochs": 1, "max_steps": 8}, "a run of 8 steps", {"num_epochs": 24, "max_steps": None}),
     ],
 )

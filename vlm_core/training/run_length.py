@@ -33,7 +33,7 @@ def with_run_length(config: Config, questions: int, processes: int) -> Config:
     """
     schedule = config.step_scheduler
     batch = schedule.global_batch_size or _batch_size(config, questions, processes)
-    epochs = schedule.num_epochs or min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / math.ceil(questions / batch)))
+    epochs = schedule.num_epochs or _epochs(questions, batch)
     length = {"global_batch_size": batch, "num_epochs": epochs}
     decided = config.model_copy(update={"step_scheduler": schedule.model_copy(update=length)})
     warmup = config.lr_scheduler.lr_warmup_steps
@@ -71,12 +71,18 @@ def length_warnings(config: Config, questions: int) -> list[str]:
 
 
 def _longer(config: Config, questions: int) -> str:
-    """Returns the settings that make a run of `ENOUGH_STEPS` steps."""
+    """Returns the settings that make the run long enough, of those that differ from what it has."""
     schedule = config.step_scheduler
-    an_epoch = math.ceil(questions / schedule.batch_size)
     settings = []
-    if schedule.epochs * an_epoch < FEW_STEPS:
-        settings.append(f"step_scheduler.num_epochs={math.ceil(ENOUGH_STEPS / an_epoch)}")
+    if schedule.epochs * math.ceil(questions / schedule.batch_size) < FEW_STEPS:
+        batch = min(schedule.batch_size, _batch_size(config, questions, config.compute.processes))
+        if batch != schedule.batch_size:
+            settings.append(f"step_scheduler.global_batch_size={batch}")
+        settings.append(f"step_scheduler.num_epochs={_epochs(questions, batch)}")
     if schedule.max_steps is not None and schedule.max_steps < FEW_STEPS:
         settings.append("step_scheduler.max_steps=null")
     return " and ".join(settings)
+
+
+def _epochs(questions: int, batch: int) -> int:
+    return min(MOST_EPOCHS, math.ceil(ENOUGH_STEPS / math.ceil(questions / batch)))
