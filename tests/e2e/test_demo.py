@@ -30,6 +30,8 @@ def test_the_demo_learns_to_look(tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "work" / ".medpix" / "runs" / "latest" / "summary.json").read_text())
     scores = summary["evaluation"]
     assert scores["limit"] is None
+    assert scores["verdict"]["learnt"] is True, scores["verdict"]["text"]
+    assert summary["registered_model"]["promotion"]["promoted"] is True
     assert scores["scores"]["model"]["closed_accuracy"]["value"] >= 0.9
     # A model that needs its images, and each control notices.
     assert scores["visual_reliance"]["closed_accuracy"]["low"] >= 0.4
