@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import LogFormatter, MaxNLocator, PercentFormatter
 
 from vlm_core.files import published_file
 
@@ -42,9 +42,9 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[Interval]], label:
             axes.errorbar(at, values, np.clip(errors, 0, None), fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
         axes.set_xticks(range(len(groups)), groups)
         axes.set_ylabel(label)
-        axes.set_ylim(0, 1.18)
+        axes.set_ylim(0, 1.05)
         axes.set_yticks(np.arange(0, 1.01, 0.2))
-        axes.legend(frameon=False, loc="upper center", ncols=len(series))
+        figure.legend(frameon=False, loc="outside upper center", ncols=min(3, len(series)))
         return _svg(figure)
 
 
@@ -91,6 +91,8 @@ def _loss_figure(training: Sequence[Mapping[str, Any]], validation: Sequence[Map
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats a token)")
     axes.set_yscale("log")
+    for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        set_formatter(LogFormatter())  # the default writes powers as TeX, which the style does not parse
     axes.legend(frameon=False)
     return figure
 
