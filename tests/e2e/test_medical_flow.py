@@ -146,6 +146,9 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     version = client.get_model_version_by_alias(summary["registered_model"]["name"], "challenger")
     assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in version.description
     assert "- cases not seen in training: " in version.description
+    # Three cases give no intervals, and the card promises none.
+    assert "on 3 cases, too few cases for intervals;" in version.description
+    assert f"**Verdict**: this model {summary['evaluation']['verdict']['text']}." in version.description
     assert "Base model: not stated" in version.description  # its directory has no card
     assert "None" not in version.tags.values()
     assert "limit" not in version.tags

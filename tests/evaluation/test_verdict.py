@@ -14,10 +14,14 @@ def change(value: float, low: float | None, p: float | None = 0.001) -> dict[str
     return {"value": value, "low": low, "high": None if low is None else 2 * value - low, "p": p}
 
 
+def score(value: float, cases: bool) -> dict[str, Any]:
+    return {"value": value, "low": value - 0.05 if cases else None, "high": value + 0.05 if cases else None}
+
+
 def found(own: float = 0.6, cases: bool = True, logprob: float | None = -1.0, **floors: float) -> dict[str, Any]:
     """Returns an evaluation's result: the model's token F1, and that of each floor with an interval of 0.1 around."""
-    scores = {name: {"token_f1": {"value": value, "low": None, "high": None}} for name, value in floors.items()}
-    scores["model"] = {"token_f1": {"value": own, "low": None, "high": None}, "logprob": {"value": logprob}}
+    scores = {name: {"token_f1": score(value, cases)} for name, value in floors.items()}
+    scores["model"] = {"token_f1": score(own, cases), "logprob": {"value": logprob}}
     unknown = {"value": None, "low": None, "high": None, "p": None}
     differences = {
         name: {"token_f1": change(own - value, own - value - 0.1 if cases else None), "closed_accuracy": unknown}
@@ -38,7 +42,11 @@ LOW = {"commonest": 0.31, "question_only": 0.3, "shuffled": 0.35}
 @pytest.mark.parametrize(
     ("result", "learnt", "text"),
     [
-        (found(**LOW), True, "has learnt: its token F1 0.600 is above 0.310 (what the commonest answer scores), 0.300"),
+        (
+            found(**LOW),
+            True,
+            "has learnt: its token F1 0.600 [0.550, 0.650] is above 0.310 (what the commonest answer scores), 0.300",
+        ),
         (
             found(0.004, **LOW),
             False,
@@ -51,7 +59,7 @@ LOW = {"commonest": 0.31, "question_only": 0.3, "shuffled": 0.35}
             "has not learnt: its token F1 0.400 is not clearly above 0.310, what the commonest answer scores "
             "(difference +0.090 [-0.010, +0.190])",
         ),
-        (found(0.4, cases=False, **LOW), True, "has learnt"),  # no intervals: the values decide
+        (found(0.4, cases=False, **LOW), True, "; so few cases have no intervals: it may be chance"),
         (
             found(**LOW | {"question_only": 0.608}),
             False,
@@ -84,8 +92,8 @@ def test_a_floor_without_the_metric_is_compared_in_token_f1() -> None:
     learnt, text = judged(result, "logprob")
     assert learnt is True
     assert text == (
-        "has learnt: its token F1 0.600 is above 0.310 (what the commonest answer scores); its log-probability a token "
-        "-1.000 is above -2.000 (what it scores without its images), -1.500 (what it scores with another case's images)"
+        "has learnt: its token F1 0.600 [0.550, 0.650] is above 0.310 (what the commonest answer scores); "
+        "its log-probability a token -1.000 is above -2.000 (what it scores without its images), -1.500 (what it scores with another case's images)"
     )
     result["control_differences"]["shuffled"]["logprob"] = change(0.5, -0.2)
     assert "its log-probability a token -1.000 is not clearly above -1.500" in judged(result, "logprob")[1]
@@ -96,7 +104,7 @@ def test_questions_without_images_need_no_control() -> None:
 
 
 def test_a_metric_without_a_value_falls_back_to_token_f1() -> None:
-    assert "its token F1 0.600 is above 0.310" in judged(found(**LOW), "closed_accuracy")[1]
+    assert "its token F1 0.600 [0.550, 0.650] is above 0.310" in judged(found(**LOW), "closed_accuracy")[1]
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,9 @@ def _judge(result: Mapping[str, Any], metric: str, *, has_images: bool) -> tuple
             "may have learnt: nothing shows whether it looks, since evaluation.controls has neither question_only nor "
             "shuffled"
         )
-    return True, f"has learnt: {_floors(scores, differences, metric)}"
+    has_intervals = scores[MODEL]["token_f1"]["low"] is not None
+    chance = "" if has_intervals else "; so few cases have no intervals: it may be chance"
+    return True, f"has learnt: {_floors(scores, differences, metric)}{chance}"
 
 
 def _floors(scores: Mapping[str, Any], differences: Mapping[str, Any], metric: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
+from vlm_core.data.closed import YES_NO
 from vlm_core.data.closed_statistics import closed_answers, closed_kinds
 from vlm_core.data.conversations import ConversationDataset
 from vlm_core.data.splits import SPLITS
@@ -16,6 +17,7 @@ from vlm_core.pages.render import render
 from vlm_core.pages.thumbnails import thumbnails
 
 CLOSED_QUESTIONS = 30  # that the table shows, those that are asked most
+OTHER_YES_NO = "other questions answered yes or no"
 SAMPLES = 12  # examples that are shown, spread over a split
 ROWS = {
     "rows": "Questions",
@@ -89,7 +91,7 @@ def closed_table(conversations: Path, *, with_texts: bool) -> list[dict[str, Any
         named = [*answers, "another"] if with_texts else [*(f"answer {n + 1}" for n in range(len(answers))), "another"]
         rows.append(
             {
-                "question": kind if with_texts else f"closed question {number}",
+                "question": OTHER_YES_NO if kind == YES_NO else kind if with_texts else f"closed question {number}",
                 **{split: _answer_shares(entry[split], named) for split in SPLITS},
                 "commonest": entry["commonest"],
             }
