@@ -1,9 +1,11 @@
 """The whole flow, as a user starts it, on real CT, MR and ultrasound images and from there to the registry."""
 
+import ast
 import base64
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from importlib.metadata import version as version_of
@@ -15,6 +17,7 @@ import pytest
 
 from tests.conftest import tiny_directory
 from tests.medical import write_medical_dataset
+from tests.readme import blocks, loading
 from tests.wandb_files import wandb_runs
 from vlm_core.files import read_json_lines
 from vlm_core.run_directory import METRICS
@@ -206,6 +209,17 @@ def test_the_checkpoint_answers_on_the_command_line(finished: tuple[Path, dict[s
 
 
 @pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+def test_the_readme_loads_the_model_without_servers(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    home, _ = finished
+    row = pq.read_table(next((home.parent / "data" / "data").glob("train-*"))).slice(0, 1).to_pylist()[0]
+    (tmp_path / "image.png").write_bytes(row["image_id"]["bytes"])
+    loaded = python("-c", loading(), home=home, cwd=tmp_path)
+    assert loaded.returncode == 0, loaded.stderr
+    (answer,) = ast.literal_eval(loaded.stdout.splitlines()[-1])
+    assert isinstance(answer, str)
+
+
+@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
 def test_the_champion_answers_the_same_questions(finished: tuple[Path, dict[str, Any]]) -> None:
     """The next run is compared with the base model and with the champion, and neither is asked again."""
     home, summary = finished
@@ -230,3 +244,23 @@ def test_the_champion_answers_the_same_questions(finished: tuple[Path, dict[str,
     promotion = second["registered_model"]["promotion"]
     assert (after["verdict"]["learnt"], promotion["promoted"]) == (False, False)
     assert promotion["reason"].startswith("has not learnt")
+
+
+@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+def test_the_readmes_commands_change_the_champion_and_show_its_history(finished: tuple[Path, dict[str, Any]]) -> None:
+    """The last test of its home: the champion is another one afterwards."""
+    import mlflow
+
+    home, summary = finished
+    client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow/mlflow.db")
+    name = summary["registered_model"]["name"]
+    first = python("-m", "tasks.registry", "promote", name, "1", home=home, cwd=home.parent)
+    assert first.returncode == 0, first.stderr
+    while client.create_model_version(name, source=home.as_uri()).version < 4:
+        pass
+    for line in blocks("bash", "The champion")[0].splitlines():
+        done = python(*shlex.split(line)[1:], home=home, cwd=home.parent)
+        assert done.returncode == 0, done.stderr
+    *_, promoted, rolled_back = done.stdout.splitlines()
+    assert re.search(r"\+00:00 +\S+@\S+ +promoted by hand +1 +4 .*reviewed by hand$", promoted)
+    assert re.search(r"rolled back +4 +1 +0\.\d+ .*misses small lesions$", rolled_back)  # with the scores of version 1

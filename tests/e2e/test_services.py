@@ -1,5 +1,6 @@
 """`make up`: real servers, a supervised worker, the deployments by command and by form, and nothing left behind."""
 
+import ast
 import base64
 import json
 import os
@@ -20,6 +21,7 @@ from playwright.sync_api import Error, sync_playwright
 
 from tests.conftest import noise
 from tests.e2e.services import answers, command, free_port, processes_of, started_process, wait_for, wait_until
+from tests.readme import loading
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -149,6 +151,12 @@ def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_p
         [sys.executable, "-c", PREDICT, CHAMPION, json.dumps(asked)], env=served, capture_output=True, text=True
     )
     assert loaded.stdout.splitlines()[-1] == json.dumps([answer]), loaded.stderr
+    by_readme = subprocess.run(
+        [sys.executable, "-c", loading().replace("@challenger", "@champion").replace("What is shown?", QUESTION)],
+        cwd=tmp_path, env=served, capture_output=True, text=True,
+    )  # fmt: skip
+    assert by_readme.returncode == 0, by_readme.stderr
+    assert ast.literal_eval(by_readme.stdout.splitlines()[-1])[0].startswith(answer.rstrip("\ufffd"))
     port, log = free_port(), tmp_path / "serve.log"
     words = ("--model-uri", CHAMPION, "--env-manager", "local", "--host", "127.0.0.1", "--port", port)
     # It starts uvicorn by name, as in an environment that is active.
