@@ -20,6 +20,7 @@ import pytest
 from playwright.sync_api import Error, sync_playwright
 
 from tests.conftest import noise
+from tests.e2e.pages import check_result_pages, check_that_text_stays_text, chromium
 from tests.e2e.services import answers, command, free_port, processes_of, started_process, wait_for, wait_until
 from tests.readme import loading
 
@@ -108,6 +109,12 @@ def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
     assert shown.startswith("**Version 1 of medpix-gemma3 is not promoted**: ")
     assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in shown
     assert f"({served['MLFLOW_TRACKING_URI']}/#/models/medpix-gemma3/versions/1), loaded as `models:/" in shown
+
+
+def test_the_pages_of_prefect_and_mlflow_show_the_result(served: dict[str, str]) -> None:
+    with chromium() as browser:
+        check_result_pages(served, browser, MODEL)
+        check_that_text_stays_text(served, browser)
 
 
 def test_progress_and_log_of_a_run_are_in_prefect(served: dict[str, str]) -> None:

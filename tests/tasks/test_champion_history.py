@@ -1,10 +1,15 @@
 """The history of champions: complete, append-only, and what a rollback goes by. In a real registry."""
 
+import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from uuid import uuid4
 
 import mlflow
 import pytest
+from prefect.client.schemas.objects import CreatedBy
+from prefect.context import FlowRunContext
 
 from tasks import registry
 from tasks.champion_history import BEFORE, BY_HAND, GATE, KEPT, OUTSIDE, ROLLED_BACK, UNREADABLE, append, new_change
@@ -112,6 +117,17 @@ def test_a_change_outside_is_said_and_can_be_rolled_back(client: mlflow.MlflowCl
     promote("m", "2", "")
     assert moves() == [(BY_HAND, None, "1"), (OUTSIDE, "1", moved_to), (BY_HAND, moved_to, "2")]
     assert roll_back("m") == (moved_to or "1")
+
+
+def test_who_started_the_flow_is_named_before_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+    creator = CreatedBy(id=uuid4(), type="USER", display_value="Ann")
+    context = SimpleNamespace(flow_run=SimpleNamespace(created_by=creator))
+    account = responsible_user()
+    assert re.fullmatch(r"[^@ ]+@[^@ ]+", account)
+    monkeypatch.setattr(FlowRunContext, "get", lambda: context)
+    assert responsible_user() == f"Ann (user), {account}"
+    context.flow_run.created_by = None  # a server of one's own, with a run that a person started
+    assert responsible_user() == account
 
 
 def test_no_entry_is_lost_where_homes_do_not_share_a_lock(client: mlflow.MlflowClient) -> None:

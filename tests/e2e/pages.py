@@ -1,0 +1,73 @@
+"""What people see in a browser of a run: the pages of Prefect and MLflow."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import httpx
+import mlflow
+import pytest
+from playwright.sync_api import Browser, Error, sync_playwright
+
+from tasks.result_page import closed_questions
+from tests.tasks.test_result_page import HOSTILE
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """Yields a headless Chromium; without one the test is skipped."""
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+        except Error as error:
+            pytest.skip(f"no Chromium (Debian: apt-get install chromium): {error.message.splitlines()[0]}")
+        yield browser
+        browser.close()
+
+
+def shown_artifact(served: dict[str, str], key: str) -> str:
+    """Returns the page of the latest artifact of a key."""
+    wanted = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
+    (latest,) = httpx.post(f"{served['PREFECT_API_URL']}/artifacts/filter", json=wanted).raise_for_status().json()
+    return f"{served['PREFECT_API_URL'].removesuffix('/api')}/artifacts/artifact/{latest['id']}"
+
+
+def check_result_pages(served: dict[str, str], browser: Browser, model: str) -> None:
+    """Checks that version 1 of `model` is shown in Prefect and MLflow, and that the pages lead to each other."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(shown_artifact(served, "medpix-summary"))
+    page.get_by_role("cell", name="Token F1").wait_for()
+    page.get_by_text(f"Version 1 of {model} is not promoted").wait_for()
+    in_mlflow, version = (page.get_by_role("link", name=name) for name in ("MLflow run", f"Version 1 of {model}"))
+    in_mlflow, version = (str(link.get_attribute("href")) for link in (in_mlflow, version))
+    page.goto(in_mlflow)
+    page.get_by_text(f"Version 1 of {model} is not promoted").wait_for()
+    shown = page.inner_text("body")
+    tags = re.findall(r"(kind|recipe|tuning|owner\.host|version\.torch)\b", shown.partition("\nTags\n")[2])
+    assert list(dict.fromkeys(tags)) == ["kind", "recipe", "tuning", "owner.host", "version.torch"]
+    to_prefect = page.get_by_role("link", name="Prefect flow run").get_attribute("href")
+    page.goto(version)
+    page.get_by_text("no medical device").wait_for()
+    page.goto(f"{served['MLFLOW_TRACKING_URI']}/#/models/{model}")
+    page.get_by_text("Answers questions about medical images").wait_for()
+    page.goto(str(to_prefect))
+    page.get_by_text("demo-full-builtin:phantom").first.wait_for()
+
+
+def check_that_text_stays_text(served: dict[str, str], browser: Browser) -> None:
+    """Checks that text from data is shown as it is in both pages: no script, no link, no image."""
+    asked = {text: {"examples": 4, "model": 0.5} for text in HOSTILE}
+    shown = closed_questions({"scores": {"model": {}}, "closed_questions": asked})
+    artifact = {"key": "hostile", "type": "markdown", "data": shown}
+    httpx.post(f"{served['PREFECT_API_URL']}/artifacts/", json=artifact).raise_for_status()
+    client = mlflow.MlflowClient(served["MLFLOW_TRACKING_URI"])
+    run = client.create_run(client.create_experiment("hostile"), tags={"mlflow.note.content": shown})
+    client.set_terminated(run.info.run_id)
+    in_mlflow = f"{served['MLFLOW_TRACKING_URI']}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
+    for address in (shown_artifact(served, "hostile"), in_mlflow):
+        page = browser.new_page()
+        page.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        page.goto(address)
+        page.get_by_role("cell", name="<script>alert(1)</script> &lt;i&gt;").wait_for()
+        links = page.eval_on_selector_all("a, img", "all => all.map(one => one.href || one.src)")
+        assert [link for link in links if "evil" in link or link.startswith(("javascript", "mailto"))] == []
