@@ -9,6 +9,7 @@ from tasks.data import download_dataset, download_model, preprocess_conversation
 from tasks.jobs import evaluate
 from tasks.ownership import reap_after_crash
 from tasks.run import checked_config, tracked_run
+from tasks.stages import Stages
 from tasks.summary import show_scores
 from vlm_core.form import Recipe, form_overrides
 
@@ -42,11 +43,12 @@ def medpix_evaluate(
     filled = form_overrides(recipe, "as in the recipe", sections)
     # A directory of its own: the recipe's is that of a training.
     config = checked_config(recipe, filled | (overrides or {}) | {"checkpoint.checkpoint_dir": None})
-    splits = download_dataset(config)
-    base_model = download_model(config)
-    conversations = preprocess_conversations(config, splits)
+    stage = Stages([download_dataset, download_model, preprocess_conversations, report_data, evaluate]).run
+    splits = stage(download_dataset, config)
+    base_model = stage(download_model, config)
+    conversations = stage(preprocess_conversations, config, splits)
     with tracked_run(config, base_model, splits, conversations, evaluated=checkpoint) as run:
-        report_data(run, conversations)
-        result = evaluate(run, base_model, checkpoint, conversations)
+        stage(report_data, run, conversations)
+        result = stage(evaluate, run, base_model, checkpoint, conversations)
         show_scores(run, result)
         return result

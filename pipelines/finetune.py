@@ -10,7 +10,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
 from typing import Any
 
-from prefect import flow
+from prefect import Task, flow
 
 from pipelines.forms import (
     ComputeForm,
@@ -23,14 +23,23 @@ from pipelines.forms import (
     StepSchedulerForm,
 )
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
+from tasks.ending import next_steps, render
+from tasks.example import write_example
 from tasks.jobs import evaluate, finetune
 from tasks.ownership import reap_after_crash
 from tasks.promotion import promote_model
 from tasks.registration import register_model
 from tasks.run import checked_config, flow_run_name, tracked_run
-from tasks.summary import next_steps, render, summarize
+from tasks.stages import Stages
+from tasks.summary import summarize
+from tasks.terminal import page_of, tidy_log
 from vlm_core.form import Recipe, Tuning, form_overrides
 from vlm_core.hub import HubBusyError
+
+STAGES: list[Task[..., Any]] = [
+    download_dataset, download_model, preprocess_conversations, report_data, finetune, evaluate, register_model,
+    promote_model, summarize,
+]  # fmt: skip
 
 
 @flow(
@@ -75,16 +84,18 @@ def medpix_finetune(
         "compute": compute, "evaluation": evaluation, "registry": registry,
     }  # fmt: skip
     config = checked_config(recipe, form_overrides(recipe, tuning, sections) | (overrides or {}))
-    splits = download_dataset(config)
-    base_model = download_model(config)
-    conversations = preprocess_conversations(config, splits)
+    stage = Stages(STAGES).run
+    splits = stage(download_dataset, config)
+    base_model = stage(download_model, config)
+    conversations = stage(preprocess_conversations, config, splits)
     with tracked_run(config, base_model, splits, conversations) as run:
-        report_data(run, conversations)
-        training = finetune(run, conversations)
-        scores = evaluate(run, base_model, training["checkpoint"], conversations)
-        registered = register_model(run, base_model, training["checkpoint"], scores)
-        registered["promotion"] = promote_model(run, registered, scores)
-        return summarize(run, conversations, training, scores, registered)
+        stage(report_data, run, conversations)
+        write_example(run, conversations)
+        training = stage(finetune, run, conversations)
+        scores = stage(evaluate, run, base_model, training["checkpoint"], conversations)
+        registered = stage(register_model, run, base_model, training["checkpoint"], scores)
+        registered["promotion"] = stage(promote_model, run, registered, scores)
+        return stage(summarize, run, conversations, training, scores, registered)
 
 
 def main() -> None:
@@ -92,10 +103,13 @@ def main() -> None:
     options, overrides = flow_parser(__doc__).parse_with_overrides()
     try:
         checked_config(options.recipe, overrides)
-        summary = medpix_finetune(options.recipe, overrides=overrides)
+        tidy_log()
+        flow_of_state: Any = medpix_finetune  # whose type knows no return_state
+        state = flow_of_state(options.recipe, overrides=overrides, return_state=True)
+        summary = state.result()
     except (ValueError, HubBusyError) as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"\n{render(summary)}\n\n{next_steps(summary)}")
+    print(f"\n{render(summary)}\n{next_steps(summary, page_of(state))}")
 
 
 if __name__ == "__main__":

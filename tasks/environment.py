@@ -35,6 +35,7 @@ def set_service_defaults() -> None:
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes for work on traces, which nobody gives it
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",  # Prefect's client would report, and say so in a terminal
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "vlm_core",
         "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",  # records of a library's own threads

@@ -1,6 +1,7 @@
 """The heavy steps: each starts the same command that runs by hand, follows it, and returns its `result.json`."""
 
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
+from tasks.terminal import LiveLine
 from tasks.tracking import MetricsFollower, log_evaluation, log_files, log_parameters, system_metrics
 from tasks.wandb_process import sent_to_wandb
 from vlm_core.files import read_json
@@ -59,10 +61,11 @@ def _run(step: str, run: Run, arguments: list[str], *on_look: Callable[[], None]
     configured = ("--config", str(run.directory / CONFIG), *arguments)
     job = Job(f"vlm_core.{step}", configured, run.config.compute, run.directory / f"{step}.log")
     progress = ProgressArtifact(step, run.run_id, job.progress_file)
-
-    def look() -> None:
-        for call in (*on_look, progress.look):
-            call()
-
     logger = get_run_logger()
-    run_job(job, launcher_of(job.compute, logger), logger=logger, on_look=look)
+    with closing(LiveLine(job.progress_file)) as line:
+
+        def look() -> None:
+            for call in (*on_look, progress.look, line.look):
+                call()
+
+        run_job(job, launcher_of(job.compute, logger), logger=logger, on_look=look)

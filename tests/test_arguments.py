@@ -46,6 +46,15 @@ def test_help_comes_before_slow_imports(module: str) -> None:
     assert f"usage: python -m {module}" in done.stdout
 
 
+@pytest.mark.parametrize("module", ["tasks.registry", "tasks.services"])
+def test_commands_about_servers_import_no_torch(module: str) -> None:
+    done = run(module, "--help")
+    assert done.returncode == 0
+    assert f"usage: python -m {module}" in done.stdout
+    assert "'torch'" not in done.stderr.splitlines()[-1]
+    assert "'transformers'" not in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.parametrize("module", FROM_RECIPES)
 @pytest.mark.parametrize(("words", "message"), WRONG)
 def test_a_wrong_argument_is_answered_before_slow_imports(module: str, words: list[str], message: str) -> None:

@@ -1,4 +1,4 @@
-"""ProgressBar of long work: a bar in a terminal, a plain line now and then elsewhere (a log, a flow run).
+"""ProgressBar of long work: a bar in a terminal; elsewhere (a log, a flow run) a line every 10 % or half minute.
 
 Whoever shows progress in another place takes it from `progress_sent_to`, or from the file that a job writes it to.
 """
@@ -15,10 +15,12 @@ from types import TracebackType
 from tqdm import tqdm
 
 from vlm_core.files import write_json
+from vlm_core.log import PROGRESS
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 5.0
+SECONDS_BETWEEN_LINES = 30.0
+LINES = 10  # of work whose end is known
 SECONDS_BETWEEN_REPORTS = 1.0
 PROGRESS_FILE = "MEDPIX_PROGRESS_FILE"  # environment variable: where a job writes its progress to
 
@@ -53,6 +55,20 @@ def progress_writer(path: Path) -> Callable[[Progress], None]:
     return lambda progress: write_json(path, asdict(progress))
 
 
+def duration(seconds: float) -> str:
+    """Returns a time as people say it.
+
+    >>> duration(42.4), duration(200), duration(7300)
+    ('42 s', '3 min 20 s', '2 h 1 min')
+    """
+    if seconds == float("inf"):
+        return "unknown time"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes >= 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
 class ProgressBar:
     """Counts `total` units of work (None: nobody knows how many); use it as a context manager.
 
@@ -72,6 +88,7 @@ class ProgressBar:
             disable=not enabled or self.lines,
         )
         self.started = self.said = time.monotonic()
+        self.tenths = self._tenths()
         self.reported = 0.0
 
     def update(self, amount: int = 1, note: str = "") -> None:
@@ -85,10 +102,14 @@ class ProgressBar:
             left = self.seconds_left() if self.total else None
             for sink in _sinks:
                 sink(Progress(self.title, self.unit, self.done, self.total, note, left))
-        if self.lines and (now - self.said >= SECONDS_BETWEEN_LINES or self.done == self.total):
-            self.said = now
-            of, left = (f"/{self.total}", f", {self.seconds_left():.0f} s left") if self.total else ("", "")
-            logger.info("%s %d%s %ss%s%s", self.title, self.done, of, self.unit, f", {note}" if note else "", left)
+        if self.lines and (now - self.said >= SECONDS_BETWEEN_LINES or self._tenths() > self.tenths):
+            self.said, self.tenths = now, self._tenths()
+            of, left = (f"/{self.total}", f", {duration(self.seconds_left())} left") if self.total else ("", "")
+            said = (f"{self.done}{of} {self.unit}s", note)
+            logger.log(PROGRESS, "%s %s%s", self.title, ", ".join(filter(None, said)), left)
+
+    def _tenths(self) -> int:
+        return self.done * LINES // self.total if self.total else 0
 
     def seconds_left(self) -> float:
         """Returns the expected time to the end, from the speed so far."""

@@ -16,6 +16,7 @@ JOB.slurm.sh        the script that Slurm got; while the job is there, JOB.slurm
 mlflow_run.json     the MLflow run
 registered/         full weights that a version in a registry on this machine refers to, as hard links
 data/               report.html and statistics.json of the data
+example.json        a question to try the model on, its answer in the data, and its images (example_0.png, ...)
 evaluation/         report.html, predictions.parquet, examples.png, and a result.json of its own
 """
 
@@ -43,6 +44,7 @@ EVALUATION = "evaluation"
 DATA = "data"
 PREDICTIONS = "predictions.parquet"
 EXAMPLES = "examples.png"
+EXAMPLE = "example.json"
 REPORT = "report.html"
 
 # What must not change between the run that wrote a checkpoint and the one that goes on from it.

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from tasks.launchers.job import Job, JobFailedError, Launcher
+from vlm_core.log import read_line
 
 SECONDS_BETWEEN_LOOKS = 0.5
 TAIL_LINES = 30
@@ -51,4 +52,5 @@ def _pass_on(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool 
         text = line.decode(errors="replace").rstrip()  # Drivers write into it too, in whatever encoding.
         if text:
             tail.append(text)
-            logger.info("%s", text)
+            level, message = read_line(text)  # whoever logs it has a time of its own
+            logger.log(level, "%s", message)

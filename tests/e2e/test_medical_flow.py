@@ -79,6 +79,9 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     assert result.returncode == 0, result.stdout + result.stderr
     assert list((directory / "work").iterdir()) == []  # everything was written under the home
     assert "finetune 12/12 steps" in result.stderr + result.stdout  # the job's lines reached the flow run's log
+    assert [line for line in result.stderr.splitlines() if len(re.findall(r"\d\d:\d\d:\d\d", line)) > 1] == []
+    assert re.findall(r"== (\d+/\d+) ", result.stderr) == [f"{number}/9" for number in range(1, 10)]
+    (directory / "stdout.txt").write_text(result.stdout)
     return directory / "home", json.loads((directory / "home" / "runs" / "latest" / "summary.json").read_text())
 
 
@@ -217,6 +220,24 @@ def test_the_readme_loads_the_model_without_servers(finished: tuple[Path, dict[s
     assert loaded.returncode == 0, loaded.stderr
     (answer,) = ast.literal_eval(loaded.stdout.splitlines()[-1])
     assert isinstance(answer, str)
+
+
+@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+def test_the_last_line_can_be_pasted(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """In a new shell, and in another directory."""
+    home, summary = finished
+    lines = (home.parent / "stdout.txt").read_text().splitlines()
+    row = pq.read_table(next((home.parent / "data" / "data").glob("validation-*"))).slice(0, 1).to_pylist()[0]
+    assert f"(its answer there: {row['answer']})" in lines[-2]
+    environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(lines[-1], shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    predictions = pq.read_table(home / "runs" / summary["run_id"] / "evaluation" / "predictions.parquet").to_pylist()
+    assert done.stdout.startswith(predictions[0]["prediction"].rstrip("\ufffd"))
+    box = [line for line in lines if line.startswith("| ")]
+    names = [line[2:16].strip() for line in box]  # none in the second line of a long value
+    assert [name for name in names if name] == ["verdict", "token F1", "looking adds", "training loss", "champion"]
+    assert len({len(line) for line in box}) == 1
 
 
 @pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)

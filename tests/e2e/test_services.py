@@ -263,7 +263,7 @@ def test_the_form_starts_a_run_with_what_was_filled_in_and_cancelling_ends_it(se
             pytest.skip(f"no Chromium (Debian: apt-get install chromium): {error.message.splitlines()[0]}")
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.goto(f"{pages}/v2/deployments/deployment/{deployment['id']}/run")
-        page.get_by_role("button", name="Submit").wait_for()
+        page.get_by_text("overrides (Optional)").wait_for()
         # Short: what is rarely changed is in tabs that are not open.
         assert page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))") < 3000
         assert page.get_by_label("weight_decay").count() == 0

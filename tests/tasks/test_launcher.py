@@ -21,6 +21,11 @@ import os, sys, time
 rank = os.environ["RANK"]
 # In one write: two ranks share the pipe.
 sys.stdout.write(f"rank {rank} pid {os.getpid()} arguments {sys.argv[1:]}\\n")
+if sys.argv[1] == "ok":
+    from vlm_core.log import configure_logging
+    import logging
+    configure_logging()
+    logging.warning("look out, rank %s", rank)
 if sys.argv[1] == "odd":
     pieces = (b"a line that comes ", b"in two pieces: caf\\xc3", b"\\xa9\\n", b"not UTF-8: \\xff\\n", b"no newline")
     for piece in pieces:
@@ -62,6 +67,10 @@ def test_lines_reach_the_logger_and_the_file(program: str, tmp_path: Path, caplo
     assert all("arguments ['ok', 'a b; $(c)']" in line for line in lines)  # no shell in between
     assert set(lines) <= set((tmp_path / "logs" / "job.log").read_text().splitlines())
     assert len(looks) >= 2
+    # Levels are kept, and times are left to the logger: one a line.
+    warned = [record for record in caplog.records if "look out" in record.getMessage()]
+    assert sorted(record.getMessage() for record in warned) == ["look out, rank 0", "look out, rank 1"]
+    assert {record.levelname for record in warned} == {"WARNING"}
 
 
 def test_odd_bytes_and_unfinished_lines_do_no_harm(

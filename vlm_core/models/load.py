@@ -1,5 +1,6 @@
 """Loading a base model, its processor, and what was trained on top of it."""
 
+import logging
 import warnings
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from vlm_core.hub import is_repository_id
 from vlm_core.models.layout import is_adapter, is_distributed_checkpoint, weights_directory
 from vlm_core.run_directory import CONSOLIDATED
 
+logger = logging.getLogger(__name__)
+
 
 def load_processor(directory: Path) -> ProcessorMixin:
     """Returns the processor in `directory`."""
@@ -26,6 +29,7 @@ def load_processor(directory: Path) -> ProcessorMixin:
 
 def load_model(directory: Path, config: ModelConfig) -> Any:
     """Returns the model in `directory` on the CPU, in the dtype and with the attention of `config`."""
+    logger.info("loading the weights in %s", directory)
     attention: Any = config.attn_implementation
     if attention == "flex_attention":  # a tower has no packed rows
         attention = {"text_config": attention}

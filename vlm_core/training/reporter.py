@@ -26,10 +26,7 @@ class Reporter:
         """Writes the record of an optimizer step and shows the progress."""
         if not self.enabled:
             return
-        self.progress.update(
-            note=f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, grad norm {record['grad_norm']:.3f}, "
-            f"{record['samples_per_second']:.1f} samples/s"
-        )
+        self.progress.update(note=f"loss {record['loss']:.4f}, {record['samples_per_second']:.1f} samples/s")
         times = {
             "elapsed_seconds": round(self.elapsed_before + time.monotonic() - self.started, 3),
             "seconds_left": round(self.progress.seconds_left(), 1),

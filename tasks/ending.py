@@ -1,0 +1,97 @@
+"""What a run by hand ends with: a box with the numbers that matter, links, and a command that asks the model."""
+
+import shlex
+import sys
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+import mlflow
+
+from tasks.links import mlflow_run_link, report_link
+from vlm_core.evaluation.names import with_interval
+from vlm_core.files import read_json
+from vlm_core.home import medpix_home
+from vlm_core.run_directory import EVALUATION, EXAMPLE
+
+WIDTH = 100  # of the box, in characters
+
+
+def render(summary: dict[str, Any]) -> str:
+    """Returns a box: the verdict, the headline score, what looking adds to it, the training loss, and the champion."""
+    training, scores, model = (summary[key] for key in ("training", "evaluation", "registered_model"))
+    score = with_interval(scores["scores"]["model"]["token_f1"])
+    limit = f", limited to {scores['limit']}" if scores["limit"] else ""
+    loss = f"{_number(training['first_loss'])} -> {_number(training['last_loss'])}"
+    rows = [
+        ("verdict", scores["verdict"]["text"]),
+        ("token F1", f"{score} on {scores['examples']:,} questions{limit}"),
+        ("looking adds", _looking(scores["visual_reliance"])),
+        ("training loss", f"{loss} in {training['steps']} steps, {training['seconds']:.0f} s"),
+        ("champion", f"{'yes' if model['promotion']['promoted'] else 'no'}: {model['promotion']['reason']}"),
+    ]
+    lines = [line for name, value in rows for line in wrap(f"{name:<14} {value}", WIDTH, subsequent_indent=" " * 15)]
+    width = max(map(len, lines))
+    edge = f"+{'-' * (width + 2)}+"
+    return "\n".join([summary["run_id"], edge, *(f"| {line:<{width}} |" for line in lines), edge])
+
+
+def _looking(reliance: dict[str, Any] | None) -> str:
+    """Returns what the score owes to the right image."""
+    if not reliance:
+        return "not measured: evaluation.controls has no shuffled images"
+    return f"{with_interval(reliance['token_f1'], sign='+')} token F1, against another case's image"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def next_steps(summary: dict[str, Any], flow_run_url: str | None = None) -> str:
+    """Returns where to look next, and a command that runs as it is wherever it is pasted."""
+    directory = Path(summary["checkpoint"]).parent
+    model, run_id = summary["registered_model"], summary["mlflow_run_id"]
+    links = [
+        ("report", report_link(run_id, directory, EVALUATION)),
+        ("MLflow", _mlflow_page(run_id)),
+        ("Prefect", flow_run_url),
+        ("model", f"{model['uri']} (version {model['version']})"),
+        ("checkpoint", summary["checkpoint"]),
+    ]
+    lines = [f"{name:<10}  {link}" for name, link in links if link]
+    return "\n".join([*lines, "", *_question(summary["checkpoint"], directory / EXAMPLE)])
+
+
+def _mlflow_page(run_id: str) -> str:
+    """Returns where MLflow shows a run, or the command that starts MLflow's pages."""
+    command = [str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", mlflow.get_tracking_uri()]
+    return mlflow_run_link(run_id) or shlex.join(command)
+
+
+def _question(checkpoint: str, example: Path) -> list[str]:
+    """Returns a command that asks the model about an image of the validation split."""
+    # With the home, which a relative one is another of in another directory, and in one line: to be pasted anywhere.
+    command = [
+        f"MEDPIX_HOME={medpix_home()}",
+        sys.executable,
+        "-m",
+        "vlm_core.generate",
+        "--checkpoint-path",
+        checkpoint,
+    ]
+    if not example.is_file():
+        say = "report.images=false: no image of the data was written; give a question and an image of your own:"
+        return [say, f"  {shlex.join(command)} --prompt QUESTION --image FILE"]
+    asked = read_json(example)
+    command.append(f"--prompt={_printable(asked['question'])}")
+    if asked["images"]:
+        command += ["--image", *asked["images"]]
+    return [
+        f"Ask the model a question of the validation split (its answer there: {_printable(asked['answer'])}):",
+        f"  {shlex.join(command)}",
+    ]
+
+
+def _printable(text: str) -> str:
+    """Returns a text of the data in one line, without characters that a terminal acts on."""
+    return "".join(character for character in " ".join(text.split()) if character.isprintable())
