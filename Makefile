@@ -4,10 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check stress bench bench-quick format clean up down
+.PHONY: help setup demo test check stress bench bench-quick format clean up down env
 
 help:  ## say what each target does
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/'
+	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY)  ## make the environment in .venv
 
@@ -24,6 +24,10 @@ demo:  ## fine-tune, evaluate and register the embedded default: minutes on two 
 
 up: setup  ## start a Prefect server, an MLflow server and a worker on loopback, and register the deployments
 	@$(BIN)/python -m tasks.services up
+
+env:  ## print what lets a shell use them: eval "$(make env)"
+	@$(MAKE) --no-print-directory setup >&2
+	@$(BIN)/python -m tasks.services env
 
 down: setup  ## stop them
 	@$(BIN)/python -m tasks.services down

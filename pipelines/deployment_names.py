@@ -1,10 +1,11 @@
 """A plugin of Prefect's command: `prefect deployment run medpix-finetune`, by the deployment's own name alone.
 
-Prefect asks for FLOW/DEPLOYMENT (3.8, client/orchestration/_deployments/client.py); this looks a bare name up and takes
-the one deployment that has it. Enabled in pyproject.toml, so that it acts where Prefect is called in the project's
-directory.
+Prefect 3.8 asks for FLOW/DEPLOYMENT in two places: when its client reads a deployment, and in subcommands that check
+the name first (inspect, schedule ls and others). This plugin looks a bare name up, and takes the deployment that has
+it. It is enabled in pyproject.toml, so that it acts where Prefect is called in the project's directory.
 """
 
+import sys
 from functools import wraps
 from typing import Any
 
@@ -23,6 +24,15 @@ def setup_environment(*, ctx: Any) -> None:
         return await by_full_name(client, name if "/" in name else await _full_name(client, name))
 
     setattr(PrefectClient, by_full_name.__name__, read_deployment_by_name)
+    if "deployment" in sys.argv[1:]:
+        _admit_bare_names()
+
+
+def _admit_bare_names() -> None:
+    """Takes the check of the format out of `prefect deployment`: the client finds what it would refuse."""
+    from prefect.cli import deployment  # seconds: of this command alone, which imports it anyway
+
+    setattr(deployment, "_assert_deployment_name_format", lambda name: None)  # noqa: B010
 
 
 async def _full_name(client: PrefectClient, name: str) -> str:

@@ -10,7 +10,9 @@ from tasks.jobs import evaluate
 from tasks.ownership import reap_after_crash
 from tasks.run import checked_config, tracked_run
 from tasks.stages import Stages
+from tasks.stops import ends_quietly
 from tasks.summary import show_scores
+from tasks.turns import turn
 from vlm_core.form import Recipe, form_overrides
 
 
@@ -21,6 +23,7 @@ from vlm_core.form import Recipe, form_overrides
     persist_result=True,
     result_serializer="json",
 )
+@ends_quietly
 def medpix_evaluate(
     checkpoint: str,
     recipe: Recipe = "demo",
@@ -47,7 +50,7 @@ def medpix_evaluate(
     splits = stage(download_dataset, config)
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
-    with tracked_run(config, base_model, splits, conversations, evaluated=checkpoint) as run:
+    with turn(config.compute), tracked_run(config, base_model, splits, conversations, evaluated=checkpoint) as run:
         stage(report_data, run, conversations)
         result = stage(evaluate, run, base_model, checkpoint, conversations)
         show_scores(run, result)

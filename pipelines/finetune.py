@@ -11,6 +11,7 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 from typing import Any
 
 from prefect import Task, flow
+from prefect.exceptions import CancelledRun
 
 from pipelines.forms import (
     ComputeForm,
@@ -31,8 +32,10 @@ from tasks.promotion import promote_model
 from tasks.registration import register_model
 from tasks.run import checked_config, flow_run_name, tracked_run
 from tasks.stages import Stages
+from tasks.stops import ends_quietly
 from tasks.summary import summarize
 from tasks.terminal import page_of, tidy_log
+from tasks.turns import turn
 from vlm_core.form import Recipe, Tuning, form_overrides
 from vlm_core.hub import HubBusyError
 
@@ -49,6 +52,7 @@ STAGES: list[Task[..., Any]] = [
     persist_result=True,
     result_serializer="json",
 )
+@ends_quietly
 def medpix_finetune(
     recipe: Recipe = "demo",
     tuning: Tuning = "as in the recipe",
@@ -88,7 +92,7 @@ def medpix_finetune(
     splits = stage(download_dataset, config)
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
-    with tracked_run(config, base_model, splits, conversations) as run:
+    with turn(config.compute), tracked_run(config, base_model, splits, conversations) as run:
         stage(report_data, run, conversations)
         write_example(run, conversations)
         training = stage(finetune, run, conversations)
@@ -109,6 +113,8 @@ def main() -> None:
         summary = state.result()
     except (ValueError, HubBusyError) as error:
         raise SystemExit(f"error: {error}") from error
+    except CancelledRun:  # the flow's log says what was saved
+        raise SystemExit(130) from None  # as a shell ends a command after Ctrl-C
     print(f"\n{render(summary)}\n{next_steps(summary, page_of(state))}")
 
 

@@ -7,7 +7,7 @@ used on top: it would go on returning a path after the files are gone, and would
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from tasks.links import report_link
@@ -15,6 +15,7 @@ from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
+from tasks.stops import stoppable_task
 from tasks.tracking import log_files
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
@@ -34,7 +35,7 @@ def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
     return isinstance(state.result(raise_on_failure=False), HubBusyError)
 
 
-@task(
+@stoppable_task(
     tags=["data"], persist_result=False, retries=3, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_hub_was_busy
 )
 def download_dataset(config: Config) -> Splits:
@@ -47,7 +48,7 @@ def download_dataset(config: Config) -> Splits:
     return splits
 
 
-@task(
+@stoppable_task(
     tags=["model"],
     persist_result=False,
     retries=3,
@@ -73,7 +74,7 @@ def _find_compared(config: Config, base_model: Path) -> None:
             find_model(model)
 
 
-@task(tags=["data"], persist_result=False)
+@stoppable_task(tags=["data"], persist_result=False)
 def preprocess_conversations(config: Config, splits: Splits) -> Path:
     """Returns the Arrow cache directory of the conversations of `splits`, built where it is missing."""
     with progress_sent_to(ProgressArtifact("preprocess").show):
@@ -87,7 +88,7 @@ def preprocess_conversations(config: Config, splits: Splits) -> Path:
     return directory
 
 
-@task(tags=["report"], persist_result=False)
+@stoppable_task(tags=["report"], persist_result=False)
 def report_data(run: Run, conversations: Path) -> None:
     """Writes the data report into the run directory, and shows it in MLflow and in Prefect's UI."""
     from vlm_core.pages.data_report import overview, write_data_report  # with matplotlib, which no other step needs

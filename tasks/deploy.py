@@ -3,10 +3,12 @@
 What people have changed stays: a work pool that is there, and which schedules are switched on.
 """
 
+import os
 import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfoNotFoundError
 
 from prefect.automations import Automation
 from prefect.client.orchestration import SyncPrefectClient, get_client
@@ -14,12 +16,14 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
+from tzlocal import get_localzone_name
 
 ROOT = Path(__file__).parents[1]
 WORK_POOL = "medpix"
 AUTOMATION = "medpix: runs that went silent are Crashed"
 SILENCE = timedelta(seconds=540)  # three heartbeats
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+TIMEZONE = "MEDPIX_TIMEZONE"  # of the schedules in prefect.yaml
 HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
@@ -65,8 +69,17 @@ def _active_schedules(client: SyncPrefectClient) -> set[tuple[str, str | None]]:
     return {(d.name, schedule.slug) for d in client.read_deployments() for schedule in d.schedules if schedule.active}
 
 
+def local_timezone() -> str:
+    """Returns the name of the machine's time zone, such as Europe/Paris; UTC where it has none."""
+    try:
+        return get_localzone_name() or "UTC"
+    except ZoneInfoNotFoundError:  # its files contradict each other, or TZ names no zone
+        return "UTC"
+
+
 def _prefect(*arguments: str) -> None:
-    subprocess.run([sys.executable, "-m", "prefect", *arguments], cwd=ROOT, check=True)
+    environment = {TIMEZONE: local_timezone()} | os.environ
+    subprocess.run([sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=environment, check=True)
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 
 from tasks.launchers.choice import launcher_of
 from tasks.launchers.follow import run_job
@@ -14,6 +14,7 @@ from tasks.progress import ProgressArtifact
 from tasks.registration import registered_name
 from tasks.registry import CHAMPION, find_champion, version_uri
 from tasks.run import Run
+from tasks.stops import stoppable_task
 from tasks.terminal import LiveLine
 from tasks.tracking import MetricsFollower, log_evaluation, log_files, log_parameters, system_metrics
 from tasks.wandb_process import sent_to_wandb
@@ -21,7 +22,7 @@ from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RESULT, SAMPLES
 
 
-@task(tags=["training"], persist_result=False)
+@stoppable_task(tags=["training"], persist_result=False)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Trains, and returns `{steps, first_loss, last_loss, seconds, checkpoint}`.
 
@@ -40,7 +41,7 @@ def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     return read_json(run.directory / RESULT)
 
 
-@task(tags=["evaluation"], persist_result=False)
+@stoppable_task(tags=["evaluation"], persist_result=False)
 def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -> dict[str, Any]:
     """Returns what `vlm_core.evaluate` found out about `checkpoint`, with the present champion beside it."""
     output = run.directory / EVALUATION

@@ -8,10 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 
 from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
+from tasks.stops import STOPS, say_how_it_resumes
 from tasks.tracking import end_mlflow_run, log_files, run_tags, start_mlflow_run
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config, DatasetConfig
@@ -108,6 +110,8 @@ def tracked_run(
         log_files(run.mlflow_run_id, [directory / CONFIG])
         yield run
         status = "FINISHED"
+    except (CancelledRun, *STOPS) as error:
+        say_how_it_resumes(directory, error)
     except Exception:
         status = "FAILED"
         raise

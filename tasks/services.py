@@ -1,6 +1,7 @@
 """The services that the pipeline's people live in: a Prefect server, an MLflow server and a worker, on loopback.
 
     python -m tasks.services up        (make up)
+    python -m tasks.services env       (make env)
     python -m tasks.services status
     python -m tasks.services down      (make down)
 
@@ -12,23 +13,29 @@ import argparse
 import configparser
 import hashlib
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 from prefect.settings import PREFECT_API_URL
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 from tasks.deploy import ROOT, WORK_POOL
 from tasks.environment import default_tracking_uri
+from vlm_core.files import read_json, write_json
 from vlm_core.home import medpix_home
 
 SECONDS_TO_START = 300  # a machine may be doing other things
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+ADDRESSES_FILE = "addresses.json"  # of the services that run: another shell may have other ports
 
 
 class Services:
@@ -69,15 +76,25 @@ class Services:
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.is_up:
+            self._start()
+        with _step(f"waiting for Prefect at {self.environment['PREFECT_API_URL']}"):
+            self._wait("prefect", f"{self.environment['PREFECT_API_URL']}/health")
+        with _step(f"waiting for MLflow at {self.environment['MLFLOW_TRACKING_URI']}"):
+            self._wait("mlflow", f"{self.environment['MLFLOW_TRACKING_URI']}/health")
+        with _step("registering the work pool and the deployments"):
+            self._run(_module("tasks.deploy", *(["--own-server"] if "prefect" in self.own else [])))
+        with _step("ending what stopped runs left"):
+            self._run(_module("tasks.ownership"))
+        with _step("starting the worker"):
+            self._control("start", "worker")
+        return self.instructions()
+
+    def _start(self) -> None:
+        with _step(f"starting {', '.join(self.own)} under supervisord"):
             with (self.directory / "supervisord.conf").open("w", encoding="utf-8") as stream:
                 self._config().write(stream)
+            write_json(self.directory / ADDRESSES_FILE, {name: self.environment[name] for name in ADDRESSES})
             self._run(_module("supervisor.supervisord", "-c", self.directory / "supervisord.conf"))
-        self._wait("prefect", f"{self.environment['PREFECT_API_URL']}/health")
-        self._wait("mlflow", f"{self.environment['MLFLOW_TRACKING_URI']}/health")
-        self._run(_module("tasks.deploy", *(["--own-server"] if "prefect" in self.own else [])))
-        self._run(_module("tasks.ownership"))  # runs that a stopped worker left, and their slots
-        self._control("start", "worker")
-        return self.instructions()
 
     def down(self) -> None:
         """Stops all services, and waits for their end."""
@@ -98,16 +115,25 @@ class Services:
             self._control("status").stdout.strip() if self.is_up else "no services are running; `make up` starts them"
         )
 
+    def exports(self) -> str:
+        """Returns lines for a shell's `eval`; raises RuntimeError when no services run."""
+        if not self.is_up:
+            raise RuntimeError(self.status())
+        found = read_json(self.directory / ADDRESSES_FILE)
+        if password := self.environment.get("PREFECT_API_AUTH_STRING"):
+            found["PREFECT_API_AUTH_STRING"] = password
+        return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in found.items())
+
     def instructions(self) -> str:
         """Returns the addresses, and what lets a shell find them."""
-        exports = [f"  export {name}={self.environment[name]}" for name in ADDRESSES]
+        exports = [f"  export {name}={shlex.quote(self.environment[name])}" for name in ADDRESSES]
         return "\n".join(
             [
                 f"Prefect  {self.environment['PREFECT_API_URL'].removesuffix('/api')}",
                 f"MLflow   {self.environment['MLFLOW_TRACKING_URI']}",
                 f"logs     {self.directory}",
                 "",
-                "In a shell that is to use them:",
+                'For a shell that uses them, `eval "$(make env)"` or:',
                 *exports,
                 "then, for example: prefect deployment run medpix-finetune -p recipe=demo",
             ]
@@ -164,6 +190,21 @@ class Services:
         raise RuntimeError(f"{name} does not answer at {url}; see {self.directory / name}.log")
 
 
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Shows on standard error that a step is at work and how long it took; on a terminal, the seconds as they pass."""
+    console, started = Console(stderr=True, highlight=False, soft_wrap=True), time.monotonic()
+    if console.is_terminal:
+        columns = (SpinnerColumn(), "{task.description}", TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(what, total=None)
+            yield
+    else:
+        console.print(f"{what} ...")
+        yield
+    console.print(f"{what}: done in {time.monotonic() - started:.0f} s")
+
+
 def _module(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", name, *map(str, arguments)]
 
@@ -178,12 +219,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m tasks.services", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("up", "down", "status"))
+    parser.add_argument("command", choices=("up", "down", "status", "env"))
     command = parser.parse_args().command
     api = PREFECT_API_URL.value()  # of the environment, or of the user's profile
     services = Services(dict(os.environ) | ({"PREFECT_API_URL": api} if api else {}))
+    commands = {"up": services.up, "down": services.down, "status": services.status, "env": services.exports}
     try:
-        print({"up": services.up, "down": services.down, "status": services.status}[command]() or "stopped")
+        print(commands[command]() or "stopped")
     except RuntimeError as error:
         raise SystemExit(f"error: {error}") from error
 

@@ -1,9 +1,13 @@
 """The files of deployments/ as far as they can be read without what they deploy to."""
 
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 import yaml
@@ -70,3 +74,15 @@ def test_the_dockerfile_is_one_and_copies_what_is_there() -> None:
 def test_what_was_never_run_says_so() -> None:
     for file in ("docker.yaml", "Dockerfile"):
         assert "UNTESTED" in (DEPLOYMENTS / file).read_text(encoding="utf-8").partition("\nFROM")[0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "zone"), [("Asia/Tokyo", "Asia/Tokyo"), (":America/New_York", "America/New_York"), ("No/Where", None)]
+)
+def test_schedules_are_in_the_time_zone_of_the_machine(setting: str, zone: str | None) -> None:
+    code = "from tasks.deploy import local_timezone; print(local_timezone())"
+    words, environment = [sys.executable, "-c", code], os.environ | {"TZ": setting}
+    found = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
+    assert found == zone if zone else ZoneInfo(found)
+    schedules = (DEPLOYMENTS / "prefect.yaml").read_text(encoding="utf-8")
+    assert re.findall(r"timezone: (.*)", schedules) == ['"{{ $MEDPIX_TIMEZONE }}"'] * 2

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import BinaryIO
 
+from prefect.exceptions import TerminationSignal
+
 from tasks.launchers.job import Job, JobFailedError, Launcher
 from vlm_core.log import read_line
 
@@ -36,6 +38,9 @@ def run_job(job: Job, launcher: Launcher, *, logger: Logger, on_look: Callable[[
                 time.sleep(SECONDS_BETWEEN_LOOKS)
             _pass_on(source, logger, tail, ended=True)
             on_look()
+    except (TerminationSignal, KeyboardInterrupt):
+        logger.info("stopping %s; a training saves its step first", job.module)
+        raise
     finally:
         submitted.cancel()
     if exit_code:

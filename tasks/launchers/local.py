@@ -41,9 +41,11 @@ class LocalLauncher:
     def submit(self, job: Job) -> LocalJob:
         """Starts torchrun; its pid is in a file beside the log, for whoever finds it left behind."""
         job.progress_file.unlink(missing_ok=True)
-        torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={job.compute.nproc_per_node}"]
-        # By its path: as a module it would import the package, and Prefect's defaults, first.
-        command = [sys.executable, str(Path(bound.__file__)), str(os.getpid()), sys.executable, *torchrun]
+        # By their paths: as modules they would import the package, and Prefect's defaults, first. -P: a script's
+        # directory is not searched for modules.
+        torchrun = [sys.executable, "-P", str(Path(__file__).with_name("torchrun.py")), "--standalone"]
+        command = [sys.executable, bound.__file__, str(os.getpid()), *torchrun]
+        command.append(f"--nproc-per-node={job.compute.nproc_per_node}")
         with job.log_file.open("ab") as sink:
             log_start = sink.tell()
             process = subprocess.Popen(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[2]
+SOON = timedelta(seconds=20)
+SCHEDULER = {"PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "3"}  # of 60: a test moves schedules to SOON
 
 
 def command(*arguments: str, environment: dict[str, str], seconds: float = 400) -> subprocess.CompletedProcess[str]:
@@ -74,9 +77,63 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 400) ->
         time.sleep(0.2)
 
 
-def wait_for(read: Any, state: str) -> dict[str, Any]:
+class Prefect:
+    """The API of the Prefect server that an environment names."""
+
+    def __init__(self, environment: dict[str, str]) -> None:
+        self.url = environment["PREFECT_API_URL"]
+        user, _, password = environment.get("PREFECT_API_AUTH_STRING", "").partition(":")
+        self.auth = (user, password) if user else None
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        reply = httpx.request(method, f"{self.url}{path}", json=body, auth=self.auth, timeout=60).raise_for_status()
+        return reply.json() if reply.content else None
+
+    def get(self, path: str) -> Any:
+        return self.request("GET", path)
+
+    def post(self, path: str, **body: Any) -> Any:
+        return self.request("POST", path, body)
+
+    def deployment(self, name: str) -> dict[str, Any]:
+        """Returns the deployment of a flow that has its name."""
+        return self.get(f"/deployments/name/{name}/{name}")
+
+    def scheduled_runs(self, name: str) -> list[dict[str, Any]]:
+        """Returns the runs that a schedule of a deployment gave, the latest one first."""
+        runs = self.post(
+            "/flow_runs/filter",
+            deployments={"id": {"any_": [self.deployment(name)["id"]]}},
+            sort="EXPECTED_START_TIME_DESC",
+        )
+        return [run for run in runs if run["created_by"] and run["created_by"]["type"] == "SCHEDULE"]
+
+    def schedule_once(self, name: str, slug: str, parameters: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+        """Moves a schedule to a moment that comes soon, and switches it on; returns what reads its run."""
+        deployment = self.deployment(name)
+        (schedule,) = (schedule for schedule in deployment["schedules"] if schedule["slug"] == slug)
+        at = datetime.now(UTC) + SOON
+        week = {"interval": timedelta(weeks=1).total_seconds(), "anchor_date": at.isoformat()}
+        changed = {"active": True, "parameters": parameters, "schedule": week}
+        path = f"/deployments/{deployment['id']}/schedules/{schedule['id']}"
+        self.request("PATCH", path, changed)
+
+        def due() -> list[dict[str, Any]]:
+            times = {run["id"]: datetime.fromisoformat(run["expected_start_time"]) for run in self.scheduled_runs(name)}
+            return [{"id": run} for run, time in times.items() if abs(time - at) < timedelta(seconds=5)]
+
+        wait_until(due, f"{name} has a run that is scheduled for {at}", 60)
+        (run,) = due()
+        return lambda: self.get(f"/flow_runs/{run['id']}")
+
+    def log(self, flow_run: str) -> list[dict[str, Any]]:
+        """Returns the records of a run's log."""
+        return self.post("/logs/filter", logs={"flow_run_id": {"any_": [flow_run]}}, limit=200, sort="TIMESTAMP_DESC")
+
+
+def wait_for(read: Any, state: str, seconds: float = 120) -> dict[str, Any]:
     """Returns the flow run that `read` gives, once it is in `state`."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + seconds
     while (run := read())["state_type"] != state:
         assert time.monotonic() < deadline, run["state_name"]
         time.sleep(0.5)

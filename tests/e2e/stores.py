@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.compose import SECRETS, compose_file
-from tests.e2e.services import ROOT, answers, free_port, started_process, wait_until
+from tests.e2e.services import ROOT, SCHEDULER, answers, free_port, started_process, wait_until
 
 PASSWORDS = {name: name.lower().replace("_", "-") for name in SECRETS}
 
@@ -99,7 +99,7 @@ def shared_servers(directory: Path) -> Iterator[dict[str, str]]:
         for name, url in (("prefect", f"{prefect}/api/health"), ("mlflow", f"{mlflow}/health")):
             _, _, *words = services[name]["command"]
             home = {"PREFECT_HOME": str(directory / "prefect-home"), "MEDPIX_HOME": str(directory / "server-home")}
-            environment = clean | home | services[name]["environment"]
+            environment = clean | home | SCHEDULER | services[name]["environment"]
             stack.enter_context(service(*words, environment=environment, log=directory / f"{name}.log", url=url))
         yield clean | {
             "PREFECT_API_URL": f"{prefect}/api",

@@ -3,30 +3,41 @@
 import ast
 import base64
 import json
+import logging
 import os
 import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from datetime import datetime
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
 from playwright.sync_api import Error, sync_playwright
 
+from tasks.deploy import local_timezone
 from tests.conftest import noise
+from tests.e2e.made_up import COMMIT, hub, services_up
 from tests.e2e.pages import check_result_pages, check_that_text_stays_text, chromium
-from tests.e2e.services import answers, command, free_port, processes_of, started_process, wait_for, wait_until
+from tests.e2e.services import (
+    Prefect,
+    answers,
+    command,
+    free_port,
+    processes_of,
+    started_process,
+    wait_for,
+    wait_until,
+)
 from tests.readme import loading
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PHANTOM = "builtin:phantom?images=40"
 SMALL = {"dataset.path_or_dataset": PHANTOM, "step_scheduler.max_steps": 2}
 MODEL, CHAMPION = "medpix-gemma3", "models:/medpix-gemma3@champion"
@@ -38,49 +49,11 @@ print(json.dumps(mlflow.pyfunc.load_model(sys.argv[1]).predict(rows, params={"ma
 """
 
 
-class Hub(BaseHTTPRequestHandler):
-    """A hub that knows one dataset, and the commit that its default branch points to; it holds no files."""
-
-    def do_GET(self) -> None:
-        known = self.path.startswith("/api/datasets/lab/medical")
-        body = json.dumps({"id": "lab/medical", "sha": COMMIT} if known else {"error": "Repository not found"}).encode()
-        self.send_response(200 if known else 404)
-        self.send_header("content-length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *arguments: object) -> None:
-        """Says nothing."""
-
-
 @pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, hub: str) -> Iterator[dict[str, str]]:
-    """The environment of a shell after `make up`, with the exports that it prints."""
-    home = tmp_path_factory.mktemp("served") / "home"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_"))}
-    ports = {"PREFECT_SERVER_API_PORT": free_port(), "MLFLOW_PORT": free_port()}
-    environment = kept | ports | {"MEDPIX_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub}
-    up = command("tasks.services", "up", environment=environment)
-    try:
-        assert up.returncode == 0, up.stdout + up.stderr
-        exports = [line.split()[1].partition("=") for line in up.stdout.splitlines() if line.startswith("  export ")]
-        yield environment | {name: value for name, _, value in exports}
-    finally:
-        down = command("tasks.services", "down", environment=environment)
-        assert down.returncode == 0, down.stdout + down.stderr
-    deadline = time.monotonic() + 20
-    while processes_of(home) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert processes_of(home) == []
-    assert "no services are running" in command("tasks.services", "status", environment=environment).stdout
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a shell after `make up` and `eval "$(make env)"`."""
+    with hub() as address, services_up(tmp_path_factory.mktemp("served") / "home", address) as environment:
+        yield environment
 
 
 def artifact(served: dict[str, str], key: str) -> Any:
@@ -179,6 +152,54 @@ def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_p
         server.wait()
 
 
+@pytest.mark.parametrize(("name", "cron"), [("medpix-finetune", "0 2 * * 6"), ("medpix-retrain-watch", "0 1 * * *")])
+def test_a_schedule_that_is_resumed_gives_scheduled_runs(served: dict[str, str], name: str, cron: str) -> None:
+    """By the deployment's bare name, in the machine's time zone."""
+    prefect, wide = Prefect(served), served | {"COLUMNS": "200"}
+    (schedule,) = prefect.deployment(name)["schedules"]
+    assert schedule["schedule"]["timezone"] == local_timezone()
+    listed = command("prefect", "deployment", "schedule", "ls", name, environment=wide)
+    assert (cron in listed.stdout, schedule["id"] in listed.stdout) == (True, True), listed.stdout + listed.stderr
+    assert prefect.scheduled_runs(name) == []
+    words = ("prefect", "--no-prompt", "deployment", "schedule")
+    resumed = command(*words, "resume", name, schedule["id"], environment=served)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    wait_until(lambda: prefect.scheduled_runs(name), f"scheduled runs of {name}", 120)
+    zone = ZoneInfo(local_timezone())
+    times = [datetime.fromisoformat(r["expected_start_time"]).astimezone(zone) for r in prefect.scheduled_runs(name)]
+    assert {f"{time:%M} {time:%H}" for time in times} == {f"00 0{cron.split()[1]}"}
+    paused = command(*words, "pause", name, schedule["id"], environment=served)
+    assert paused.returncode == 0, paused.stdout + paused.stderr
+
+
+def test_a_schedule_whose_time_has_come_runs_to_a_version_and_others_wait_for_it(served: dict[str, str]) -> None:
+    """An evaluation waits, and says for whom; a second run of the schedule is not started, and says why."""
+    prefect, overrides = Prefect(served), SMALL | {"step_scheduler.max_steps": 30, "evaluation.limit": 10}
+    parameters = {"recipe": "demo", "registry": {"model_name": MODEL}, "overrides": overrides}
+    training = prefect.schedule_once("medpix-finetune", "weekly", parameters)
+    turns = Path(served["MEDPIX_HOME"]) / "turns"
+    wait_until(lambda: list(turns.glob("*/*.json")), "the training holds this machine")
+    again = prefect.schedule_once("medpix-finetune", "weekly", parameters)
+    words = ("-p", "checkpoint=builtin:tiny-gemma3", "-p", f"dataset={json.dumps({'path_or_dataset': PHANTOM})}")
+    asked = command("prefect", "deployment", "run", "medpix-evaluate", *words, environment=served)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    (run_id,) = re.findall(r"UUID: (\S+)", asked.stdout)
+    wait_until(lambda: prefect.get(f"/flow_runs/{run_id}")["state_name"] == "Waiting", "the evaluation waits")
+    message = prefect.get(f"/flow_runs/{run_id}")["state"]["message"]
+    assert message.startswith(f"waits for medpix-finetune {training()['name']!r} (http")
+    refused = wait_for(again, "CANCELLED")
+    assert refused["state"]["message"].startswith(f"Not started: medpix-finetune {training()['name']!r} (http")
+    assert f"`prefect flow-run retry {refused['id']}`" in refused["state"]["message"]
+    wait_for(training, "COMPLETED", 400)
+    assert training()["created_by"]["type"] == "SCHEDULE"
+    evaluation = wait_for(lambda: prefect.get(f"/flow_runs/{run_id}"), "COMPLETED", 400)
+    assert evaluation["end_time"] > training()["end_time"]
+    assert message in [record["message"] for record in prefect.log(run_id)]
+    assert list(turns.glob("*/*.json")) == []
+    summary = json.loads((Path(served["MEDPIX_HOME"]) / "runs" / "latest" / "summary.json").read_text())
+    assert (summary["training"]["steps"], summary["registered_model"]["name"]) == (30, MODEL)
+
+
 def test_the_logs_of_a_normal_run_have_no_errors(served: dict[str, str], record_property: Any) -> None:
     """Prefect's retries of a locked SQLite file excepted: they are counted, and end well."""
     logs = Path(served["MEDPIX_HOME"]) / "services"
@@ -192,8 +213,15 @@ def test_the_logs_of_a_normal_run_have_no_errors(served: dict[str, str], record_
         assert service == "prefect" or locked == []
 
 
-def test_a_name_that_no_deployment_has_is_said(served: dict[str, str]) -> None:
-    done = command("prefect", "deployment", "run", "medpix-fine", environment=served)
+def test_a_deployment_is_inspected_by_its_own_name(served: dict[str, str]) -> None:
+    done = command("prefect", "deployment", "inspect", "medpix-evaluate", "-o", "json", environment=served)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["name"] == "medpix-evaluate"
+
+
+@pytest.mark.parametrize("subcommand", ["run", "inspect", "schedule ls", "delete"])
+def test_a_name_that_no_deployment_has_is_said(served: dict[str, str], subcommand: str) -> None:
+    done = command("prefect", "deployment", *subcommand.split(), "medpix-fine", environment=served)
     assert done.returncode == 1
     assert "no deployment is called 'medpix-fine'; `prefect deployment ls` shows" in done.stderr
     assert "Traceback" not in done.stderr
@@ -201,8 +229,8 @@ def test_a_name_that_no_deployment_has_is_said(served: dict[str, str]) -> None:
 
 def test_a_new_revision_on_the_hub_starts_a_run_on_it(served: dict[str, str]) -> None:
     api, dataset = served["PREFECT_API_URL"], {"dataset.path_or_dataset": "lab/medical"}
-    done = run(served, "medpix-retrain-watch", recipe="demo", overrides=dataset)
-    assert done.returncode == 0, done.stdout + done.stderr
+    watch = Prefect(served).schedule_once("medpix-retrain-watch", "nightly", {"recipe": "demo", "overrides": dataset})
+    wait_for(watch, "COMPLETED")
     newest = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["medpix-finetune"]}}}
     wanted = dataset | {"dataset.revision": COMMIT}
 
@@ -297,4 +325,12 @@ def test_the_form_starts_a_run_with_what_was_filled_in_and_cancelling_ends_it(se
     cancel = command("prefect", "flow-run", "cancel", started["id"], environment=served)
     assert cancel.returncode == 0, cancel.stdout + cancel.stderr
     wait_for(lambda: httpx.get(f"{api}/flow_runs/{started['id']}").json(), "CANCELLED")
+    # Quietly, with the way to resume, in the log and on the page.
+    records = Prefect(served).log(started["id"])
+    assert [r["message"] for r in records if r["level"] >= logging.ERROR or "Traceback" in r["message"]] == []
+    (said,) = (r["message"] for r in records if r["message"].startswith("Stopped: "))
+    assert f"`prefect flow-run retry {started['id']}`, resumes" in said
+    assert artifact(served, "medpix-stopped")["data"] == said
+    history = httpx.get(f"{api}/flow_run_states/", params={"flow_run_id": started["id"]}).json()
+    assert said in [state["message"] for state in history]
     assert not any("vlm_core.finetune" in " ".join(p.cmdline()) for p in processes_of(home))

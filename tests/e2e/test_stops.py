@@ -20,6 +20,7 @@ import pytest
 from tests.conftest import fresh_home
 from tests.e2e.services import (
     ROOT,
+    Prefect,
     answers,
     command,
     free_port,
@@ -157,6 +158,13 @@ def test_cancel_from_the_command_line_of_a_run_that_goes_on(
     assert cancel.returncode == 0, cancel.stdout + cancel.stderr
     wait_for(run.state, "CANCELLED")
     run.require_nothing_lost()
+    # Quietly, with the checkpoint and the way to resume.
+    records = Prefect(served).log(run.flow_run)
+    (said,) = (record["message"] for record in records if record["message"].startswith("Stopped: "))
+    latest = (run.directory / LATEST).resolve()
+    assert f"step {read_json(latest / 'progress.json')['step']:,} is saved in {latest}. Retry on this page" in said
+    assert [record["message"] for record in records if "Crash detected" in record["message"]] == []
+    assert "SignalException" not in (run.directory / "finetune.log").read_text()
     assert run.status() == "KILLED"
 
 

@@ -10,18 +10,18 @@ import psycopg2
 import pytest
 
 from tests.conftest import fresh_home, noise
-from tests.e2e.services import command
+from tests.e2e.services import ROOT, Prefect, command, started_process, wait_for, wait_until
 from tests.e2e.stores import PASSWORDS, shared_servers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 MODEL, CHAMPION = "medpix-shared", "models:/medpix-shared@champion"
 SMALL = {
-    "--dataset.path_or_dataset": "builtin:phantom?images=40",
-    "--step_scheduler.max_steps": "2",
-    "--evaluation.max_new_tokens": "4",
-    "--evaluation.controls": "[]",
-    "--registry.model_name": MODEL,
+    "dataset.path_or_dataset": "builtin:phantom?images=40",
+    "step_scheduler.max_steps": 2,
+    "evaluation.max_new_tokens": 4,
+    "evaluation.controls": [],
+    "registry.model_name": MODEL,
 }
 
 
@@ -33,7 +33,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def client(directory: Path) -> Iterator[dict[str, str]]:
     with shared_servers(directory) as environment:
-        yield environment | {"MEDPIX_HOME": str(fresh_home(directory / "home"))}
+        yield environment | {"MEDPIX_HOME": str(fresh_home(directory / "home")), "PWD": str(ROOT)}
 
 
 def test_neither_server_answers_without_its_password(client: dict[str, str]) -> None:
@@ -45,11 +45,28 @@ def test_neither_server_answers_without_its_password(client: dict[str, str]) -> 
     assert httpx.get(search, auth=("medpix", PASSWORDS["MLFLOW_SECRET"]), timeout=60).status_code == 200
 
 
-def test_a_flow_registers_a_champion_that_another_machine_loads(client: dict[str, str], directory: Path) -> None:
-    words = [word for option in SMALL.items() for word in option]
-    done = command("pipelines.finetune", "--recipe", "demo", *words, environment=client, seconds=800)
+def test_the_deployments_are_registered_and_their_schedules_give_runs(client: dict[str, str]) -> None:
+    done = command("tasks.deploy", environment=client)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "champion    no: has not learnt" in done.stdout  # after two steps
+    resumed = command("prefect", "--no-prompt", "deployment", "schedule", "resume", "--all", environment=client)
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    for name in ("medpix-finetune", "medpix-retrain-watch"):
+        wait_until(lambda name=name: Prefect(client).scheduled_runs(name), f"scheduled runs of {name}", 120)
+
+
+def test_a_scheduled_run_registers_a_model_that_another_machine_loads(client: dict[str, str], directory: Path) -> None:
+    words, log = ("prefect", "worker", "start", "--pool", "medpix"), directory / "worker.log"
+    worker = started_process(*words, environment=client | {"PREFECT_PLUGINS_ENABLED": "false"}, log=log)
+    try:
+        run = Prefect(client).schedule_once("medpix-finetune", "weekly", {"recipe": "demo", "overrides": SMALL})
+        wait_for(run, "COMPLETED", 600)
+    finally:
+        worker.terminate()
+        worker.wait()
+    summary = json.loads((directory / "home" / "runs" / "latest" / "summary.json").read_text())
+    promotion = summary["registered_model"]["promotion"]
+    assert not promotion["promoted"], promotion  # after two steps
+    assert promotion["reason"].startswith("has not learnt")
     promoted = command("tasks.registry", "promote", MODEL, "1", environment=client)
     assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     listed = command("tasks.registry", "list", environment=client)
@@ -67,22 +84,12 @@ def test_a_flow_registers_a_champion_that_another_machine_loads(client: dict[str
     assert answers[0] == answers[1] != ""
 
 
-def test_the_deployments_are_registered_with_a_password(client: dict[str, str]) -> None:
-    done = command("tasks.deploy", environment=client)
-    assert done.returncode == 0, done.stdout + done.stderr
-    _, _, password = client["PREFECT_API_AUTH_STRING"].partition(":")
-    known = httpx.post(
-        f"{client['PREFECT_API_URL']}/deployments/filter", json={}, auth=("medpix", password), timeout=60
-    )
-    assert {deployment["name"] for deployment in known.json()} >= {"medpix-finetune", "medpix-evaluate"}
-
-
 def test_what_was_run_lies_in_postgres_and_in_the_bucket(client: dict[str, str], directory: Path) -> None:
     summary = json.loads((directory / "home" / "runs" / "latest" / "summary.json").read_text())
     where = client["TEST_DATABASE"]
     for database, question, expected in (
         ("mlflow", f"SELECT status FROM runs WHERE run_uuid = '{summary['mlflow_run_id']}'", "FINISHED"),
-        ("prefect", "SELECT state_type FROM flow_run", "COMPLETED"),
+        ("prefect", "SELECT state_type FROM flow_run WHERE start_time IS NOT NULL", "COMPLETED"),
         ("mlflow_users", "SELECT username FROM users", "medpix"),
     ):
         with psycopg2.connect(f"{where}/{database}") as connection, connection.cursor() as cursor:
@@ -102,6 +109,6 @@ def test_what_was_run_lies_in_postgres_and_in_the_bucket(client: dict[str, str],
 
 def test_the_servers_logs_have_no_errors(client: dict[str, str], directory: Path) -> None:
     """PostgreSQL locks rows: where SQLite had to be asked again, nothing has."""
-    for server in ("prefect", "mlflow"):
+    for server in ("prefect", "mlflow", "worker"):
         lines = (directory / f"{server}.log").read_text(errors="replace").splitlines()
         assert [line for line in lines if "ERROR" in line or "Traceback" in line] == []

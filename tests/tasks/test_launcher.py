@@ -140,6 +140,7 @@ def test_being_told_to_end_twice_leaves_the_time_to_save(program: str, tmp_path:
     caller.wait()
     assert psutil.wait_procs(job, timeout=20)[1] == []
     assert (tmp_path / "saved").exists()
+    assert "Traceback" not in (tmp_path / "job.log").read_text()
 
 
 @pytest.mark.parametrize("killed", ["by the caller", "torchrun by SIGKILL"])
