@@ -29,7 +29,7 @@ def adapter(base: Path, family: Family, directory: Path) -> Path:
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
         if "lora_" in name:
-            parameter.data.normal_(std=0.3)
+            parameter.data.normal_(std=0.1)
     save_weights(adapted, directory)
     return directory
 

@@ -10,7 +10,9 @@ ROOT = Path(__file__).parents[1]
 def test_help_lists_every_target_in_one_column() -> None:
     text = (ROOT / "Makefile").read_text(encoding="utf-8")
     phony = set(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)[0].split())
-    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     lines = [re.fullmatch(r"(\S+) +(\S.*)", line) for line in done.stdout.splitlines()]
     assert {line[1] for line in lines if line} == phony >= {"bench-quick", "env"}
     assert len({line.start(2) for line in lines if line}) == 1
@@ -19,7 +21,7 @@ def test_help_lists_every_target_in_one_column() -> None:
 
 def test_the_set_up_of_env_writes_nothing_for_the_shell() -> None:
     """What `make env` prints is evaluated: an environment that is made first speaks on standard error."""
-    words = ["make", "--dry-run", "--always-make", "env"]
+    words = ["make", "--no-print-directory", "--dry-run", "--always-make", "env"]
     planned = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     steps = [line for line in planned.splitlines() if "setup" in line]
     assert steps

@@ -64,7 +64,7 @@ def test_the_first_hour(tmp_path: Path) -> None:
     first = run("our scans", "--init", "my.yaml")
     assert "image=File, question=Question, answer=Answer, case=Patient ID, mode=null" in first.stderr
     assert "rejected    none" in first.stdout
-    assert first.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --config my.yaml"
+    assert first.stdout.splitlines()[-1] == "next        python -m pipelines.finetune --recipe my.yaml"
     recipe = (tmp_path / "my.yaml").read_text()
     assert len([line for line in recipe.splitlines() if not line.startswith("#")]) <= 20
     config = load_config(tmp_path / "my.yaml")

@@ -40,11 +40,6 @@ def big_endian(folder: Path) -> None:
     (folder / "x.csv").write_bytes(b"\xfe\xff" + csv_text(ROWS).encode("utf-16-be"))
 
 
-def windows_1252(folder: Path) -> None:
-    write_images(folder / "images")
-    (folder / "x.csv").write_text(csv_text(ROWS, ";"), encoding="cp1252", newline="")
-
-
 def bars(folder: Path) -> None:
     write_images(folder / "images")
     (folder / "x.csv").write_text(csv_text(ROWS, "|"), encoding="utf-8", newline="")
@@ -128,7 +123,7 @@ def named_as_a_test(folder: Path) -> None:
 @pytest.mark.parametrize(
     "write",
     [
-        semicolons_and_mark, beside_in_tabs, unicode_text_of_excel, big_endian, windows_1252, bars, hint_of_excel,
+        semicolons_and_mark, beside_in_tabs, unicode_text_of_excel, big_endian, bars, hint_of_excel,
         index_of_pandas, backslashes, no_suffix, another_case, table_in_a_folder, metadata_table, json_lines, json_list,
         parquet, folders_of_patients, ids_beside_paths, named_as_a_test,
     ],
@@ -172,9 +167,6 @@ def test_what_was_looked_up_is_said(home: Path) -> None:
     assert resolved.validation_dataset.split is None
     again = fetch_splits(resolved)
     assert again.fingerprint == splits.fingerprint
-    windows_1252(home / "old")
-    said = "\n".join(fetch_splits(small_config(**{"dataset.path_or_dataset": str(home / "old")})).notes)
-    assert "byte 0xe4 in line 2, so it was read as Windows-1252, for example 'läsion'" in said
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""CSV files as people export them: separator, byte-order mark and encoding are detected, and every cell is a text.
+"""CSV files as people export them: separator and byte-order mark are detected, and every cell is a text.
 
 A file is read from start to end once to check it, so that a row that does not fit the header is refused with its line
 before anything is built. No more than a batch of rows is ever in memory.
@@ -6,7 +6,6 @@ before anything is built. No more than a batch of rows is ever in memory.
 
 import codecs
 import csv
-import re
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
@@ -27,6 +26,7 @@ MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
 TITLES = {"utf-8-sig": "UTF-8 with a byte-order mark"}
 SAMPLE = 1000  # records that the separator is chosen by
 CHUNK = 2**20  # bytes
+NEWLINE = b"\n"
 LARGEST_CELL = (
     2**26
 )  # characters: an image as base64 fits; text after a quote that is never closed does not fill memory
@@ -203,38 +203,29 @@ def _encoding_of(path: Path) -> tuple[str, list[str]]:
         raise ValueError(
             f"{path} holds NUL bytes (UTF-16 without its mark, or no text): export the table as CSV in UTF-8"
         )
-    wrong = _undecodable(path, "utf-8")
-    if wrong is None:
-        return "utf-8", []
-    if _undecodable(path, "cp1252") is not None:
-        raise ValueError(f"{path}, line {wrong[0]}: neither UTF-8 nor Windows-1252; export the table as CSV in UTF-8")
-    return "cp1252", [
-        f"UTF-8 decoding error: byte 0x{wrong[1]:02x} in line {wrong[0]}, so it was read as Windows-1252, for example "
-        f"{wrong[2]!r} (if that is wrong, save the file as UTF-8)"
-    ]
+    _require_utf8(path)
+    return "utf-8", []
 
 
-def _undecodable(path: Path, encoding: str) -> tuple[int, int, str] | None:
-    """Returns (line, byte, the word around it as Windows-1252 has it) of the first byte that is not in the encoding."""
-    decoder = codecs.getincrementaldecoder(encoding)()
+def _require_utf8(path: Path) -> None:
+    """Raises ValueError with the line of the first byte that is not UTF-8.
+
+    Which 8-bit encoding a file has cannot be known from its bytes, and a wrong guess would change texts silently.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8")()
     lines = 1
     with path.open("rb") as stream:
-        while chunk := stream.read(CHUNK):
+        chunk = b" "
+        while chunk:
+            chunk = stream.read(CHUNK)
             try:
-                decoder.decode(chunk)
+                decoder.decode(chunk, final=not chunk)
             except UnicodeDecodeError as error:
-                return _place(bytes(error.object), error.start, lines)
-            lines += chunk.count(b"\n")
-    try:
-        decoder.decode(b"", final=True)
-    except UnicodeDecodeError as error:
-        return _place(bytes(error.object), error.start, lines)
-    return None
-
-
-def _place(content: bytes, start: int, lines: int) -> tuple[int, int, str]:
-    from_byte = max(0, start - 40)
-    around = content[from_byte : start + 40].decode("cp1252", "replace")
-    words = (word for word in re.finditer(r"\w+", around) if word.start() <= start - from_byte < word.end())
-    word = next(words, None)
-    return lines + content[:start].count(b"\n"), content[start], word[0] if word else around
+                content, at = bytes(error.object), error.start
+                line = lines + content[:at].count(NEWLINE)
+                raise ValueError(
+                    f"{path}, line {line}: byte 0x{content[at]:02x} is not UTF-8. Export the table again as "
+                    '"CSV UTF-8", or convert it from the encoding that it has, for example: '
+                    "iconv -f WINDOWS-1252 -t UTF-8 old.csv > new.csv"
+                ) from None
+            lines += chunk.count(NEWLINE)
