@@ -33,7 +33,7 @@ class Stopped(CancelledRun):
 
 
 class StoppableTask(Task[P, R]):
-    """A task that ends as Cancelled when its process is told to end, and its caller with Stopped."""
+    """A task that ends as Cancelled if a signal stops its process; its caller gets Stopped."""
 
     def __init__(self, function: Callable[P, R], **options: Any) -> None:
         super().__init__(_cancelled_by_stops(function), **options)
@@ -72,7 +72,7 @@ class _Reason:
 def ends_quietly(function: Callable[P, R]) -> Callable[P, R]:
     """Makes the function of a flow end as Cancelled when it was stopped.
 
-    The worker's own request goes on to Prefect, which decides by it what becomes of the run.
+    The worker's own signal is raised again: Prefect decides by it how the run ends.
     """
 
     @wraps(function)

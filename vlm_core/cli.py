@@ -75,7 +75,7 @@ class ConfigParser(argparse.ArgumentParser):
         return str(config)
 
     def _require_no_misspelt_option(self, overrides: Mapping[str, Any]) -> None:
-        """Raises ValueError for a key that is no section of the config and nearly one of the command's own options."""
+        """Raises ValueError for a key outside the config that resembles one of the command's own options."""
         own = [name for action in self._actions for name in action.option_strings]
         for key in overrides.keys() - Config.model_fields.keys():
             near = difflib.get_close_matches(f"--{key}", own, n=1, cutoff=0.7)

@@ -1,4 +1,4 @@
-"""torchrun that ends without a traceback when it is told to end: a run that was stopped is not one that failed."""
+"""Runs torchrun, and ends without a traceback after SIGTERM: a run that was stopped has not failed."""
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.run import main

@@ -26,7 +26,7 @@ class Rejects:
 
     @property
     def counts(self) -> dict[str, dict[str, Any]]:
-        """Returns the rejects without what is said about the first rows: paths do not belong into statistics."""
+        """Returns the rejects without the details of their first rows: statistics hold no paths."""
         return {reason: {"rows": r["rows"], "examples": r["examples"]} for reason, r in self.by_reason.items()}
 
 

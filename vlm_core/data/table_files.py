@@ -30,7 +30,7 @@ Splits = dict[str, list[Path]]
 
 
 def format_of(path: Path) -> str | None:
-    """Returns the format that a file's suffix says, in small or capital letters; None for a file that is no table."""
+    """Returns the format that a file's suffix says, in small or capital letters; None if the file is not a table."""
     return FORMATS.get(path.suffix.lower())
 
 

@@ -68,7 +68,7 @@ def named_columns(config: Config) -> dict[str, str]:
 
 
 def _rejects(config: Config, conversations: Path) -> dict[str, Any]:
-    """Returns the rejects by reason; without what is said about the first, if no image may be shown: it has paths."""
+    """Returns the rejects by reason, without the first one's detail if images may not be shown: it has paths."""
     found = read_manifest(conversations)["rejects"]
     return found if config.report.images else {reason: reject | {"about": ""} for reason, reject in found.items()}
 
