@@ -23,7 +23,7 @@ SKIPPED = ("__MACOSX",)
 
 
 class ImageError(ValueError):
-    """An image cannot be found. The message is the reason that rejects are counted by; `detail` describes this one."""
+    """An image cannot be found. Rejects are counted by the message; `detail` describes this one."""
 
     def __init__(self, reason: str, detail: Callable[[], str] = str) -> None:
         super().__init__(reason)
