@@ -99,7 +99,7 @@ def promote(name: str, version: str, reason: str) -> None:
 
 
 def roll_back(name: str, reason: str = "") -> str:
-    """Makes the champion before the present one the champion again, and returns it; each call undoes one more promotion.
+    """Makes the champion before the present one the champion again, and returns it; each call undoes one more step.
 
     Versions that were deleted are skipped. Raises ValueError where no earlier champion is left.
     """
