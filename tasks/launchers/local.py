@@ -35,6 +35,11 @@ class LocalJob:
         self.pid_file.unlink(missing_ok=True)
 
 
+def _threads(job: Job) -> dict[str, str]:
+    """Returns the threads that torchrun gives each of several processes; set here, it does not warn about them."""
+    return {"OMP_NUM_THREADS": "1"} if job.compute.nproc_per_node > 1 else {}
+
+
 class LocalLauncher:
     """Runs jobs on this machine."""
 
@@ -53,7 +58,7 @@ class LocalLauncher:
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env=os.environ | job.environment(),
+                env=_threads(job) | os.environ | job.environment(),
             )
         submitted = LocalJob(process, job.log_file.with_suffix(".pid"), log_start)
         try:

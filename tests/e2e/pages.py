@@ -51,7 +51,7 @@ def check_result_pages(served: dict[str, str], browser: Browser, model: str) -> 
     page.goto(f"{served['MLFLOW_TRACKING_URI']}/#/models/{model}")
     page.get_by_text("Answers questions about medical images").wait_for()
     page.goto(str(to_prefect))
-    page.get_by_text("demo-full-builtin:phantom").first.wait_for()
+    page.get_by_text("demo full lr=").first.wait_for()
 
 
 def check_that_text_stays_text(served: dict[str, str], browser: Browser) -> None:

@@ -174,7 +174,8 @@ def test_a_schedule_that_is_resumed_gives_scheduled_runs(served: dict[str, str],
 
 def test_a_schedule_whose_time_has_come_runs_to_a_version_and_others_wait_for_it(served: dict[str, str]) -> None:
     """An evaluation waits, and says for whom; a second run of the schedule is not started, and says why."""
-    prefect, overrides = Prefect(served), SMALL | {"step_scheduler.max_steps": 30, "evaluation.limit": 10}
+    prefect, overrides = Prefect(served), SMALL | {"evaluation.limit": 10}
+    overrides |= {"step_scheduler.max_steps": 30, "step_scheduler.num_epochs": 8}
     parameters = {"recipe": "demo", "registry": {"model_name": MODEL}, "overrides": overrides}
     training = prefect.schedule_once("medpix-finetune", "weekly", parameters)
     turns = Path(served["MEDPIX_HOME"]) / "turns"

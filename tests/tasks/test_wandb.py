@@ -156,7 +156,7 @@ def test_the_flow_warns_where_the_server_refuses_at_last(
         server.status = 401
         report(tmp_path, 2, 2)
         look()
-    (warning,) = caplog.messages
+    (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert "Use `wandb sync`" in warning
 
 
