@@ -27,6 +27,14 @@ def test_a_line_every_tenth(caplog: pytest.LogCaptureFixture, clock: list[float]
     assert caplog.messages[-1] == "finetune 200/200 steps, loss 149, 0 s left"
 
 
+def test_work_of_a_moment_has_one_line(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+    with caplog.at_level(PROGRESS), ProgressBar(50, "encode", "image") as bar:
+        for _ in range(50):
+            clock[0] += 0.01
+            bar.update()
+    assert caplog.messages == ["encode 50/50 images, 0 s left"]
+
+
 def test_work_that_is_slow_or_of_unknown_length_has_a_line_every_half_minute(
     caplog: pytest.LogCaptureFixture, clock: list[float]
 ) -> None:

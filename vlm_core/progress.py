@@ -20,6 +20,7 @@ from vlm_core.log import PROGRESS
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
+SECONDS_BETWEEN_TENTHS = 1.0  # short work gets its last line only
 LINES = 10  # of work whose end is known
 SECONDS_BETWEEN_REPORTS = 1.0
 PROGRESS_FILE = "MEDPIX_PROGRESS_FILE"  # environment variable: where a job writes its progress to
@@ -102,11 +103,17 @@ class ProgressBar:
             left = self.seconds_left() if self.total else None
             for sink in _sinks:
                 sink(Progress(self.title, self.unit, self.done, self.total, note, left))
-        if self.lines and (now - self.said >= SECONDS_BETWEEN_LINES or self._tenths() > self.tenths):
+        if self.lines and self._is_time_for_a_line(now):
             self.said, self.tenths = now, self._tenths()
             of, left = (f"/{self.total}", f", {duration(self.seconds_left())} left") if self.total else ("", "")
             said = (f"{self.done}{of} {self.unit}s", note)
             logger.log(PROGRESS, "%s %s%s", self.title, ", ".join(filter(None, said)), left)
+
+    def _is_time_for_a_line(self, now: float) -> bool:
+        waited = now - self.said
+        if self._tenths() == self.tenths:
+            return waited >= SECONDS_BETWEEN_LINES
+        return waited >= SECONDS_BETWEEN_TENTHS or self.done == self.total
 
     def _tenths(self) -> int:
         return self.done * LINES // self.total if self.total else 0
