@@ -94,6 +94,6 @@ def test_the_command_says_it_and_trains_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlm_core.finetune", "--config", "demo", "--plan"]
     command += ["--dataset.path_or_dataset", "builtin:phantom?images=40", "--checkpoint.checkpoint_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for words in ("examples    340: 4 steps an epoch, 20 in all", "parameters  ", "memory      about ", "on H100"):
+    for words in ("examples    340: 4 steps an epoch, 24 in all", "parameters  ", "memory      about ", "on H100"):
         assert words in done.stderr
     assert list(tmp_path.iterdir()) == []

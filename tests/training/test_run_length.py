@@ -116,7 +116,7 @@ def test_the_plan_warns_and_shows_the_length(
     caplog.set_level(logging.INFO)
     settings = {"step_scheduler.max_steps": 8, "checkpoint.checkpoint_dir": str(tmp_path / "run")}
     finetune(small_config(**settings), Ranks(), conversations, plan_only=True)
-    assert "schedule    5 epochs in batches of 8, 50 steps of warm-up" in caplog.text
+    assert "schedule    6 epochs in batches of 8, 50 steps of warm-up" in caplog.text
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert any("the warm-up of 50 steps is as long as the run of 8 steps or longer" in text for text in warnings)
     assert any("a run of 8 steps teaches a model hardly anything" in text for text in warnings)
