@@ -17,7 +17,7 @@ ROWS = [[NAMES[i], f"What is {i}; and why?", ANSWERS[i], f"00{i // 2}"] for i in
 
 
 def write_images(directory: Path, names: Sequence[str] = NAMES) -> None:
-    """Writes images that are told apart by the grey of their first pixel, 20 times their number."""
+    """Writes images that differ in the grey of their first pixel, 20 times their number."""
     for number, name in enumerate(names):
         (directory / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8), 20 * number).save(directory / name)
