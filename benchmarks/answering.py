@@ -13,17 +13,17 @@ from benchmarks.memory import PeakMemory
 from vlm_core.config import Config
 from vlm_core.data.batches import PixelInputs
 from vlm_core.data.collate import collate_prompts
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.labels import image_token_id
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.token_cache import TokenDataset, build_tokens
+from vlm_core.data.tokenization import image_token_id
 from vlm_core.families import GEMMA3
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import generate_ids, stop_tokens, without_answer
 from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.home import medpix_home
 from vlm_core.models.load import load_processor
-from vlm_core.models.locate import find_model
+from vlm_core.models.model_reference import find_model
 
 
 def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:

@@ -47,11 +47,11 @@ def generate(images: int, directory: Path) -> dict[str, Any]:
 def prepare(images: int, directory: Path) -> dict[str, Any]:
     """Finds or builds both caches; cold or warm, as the home is."""
     from vlm_core.config import ModelConfig
-    from vlm_core.data.conversations import ConversationDataset, build_conversations
+    from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
     from vlm_core.data.splits import fetch_splits
-    from vlm_core.data.tokens import TokenDataset, build_tokens
+    from vlm_core.data.token_cache import TokenDataset, build_tokens
     from vlm_core.families import GEMMA3
-    from vlm_core.models.fetch import fetch_model
+    from vlm_core.models.base_model import fetch_model
     from vlm_core.models.load import load_processor
     from vlm_core.recipe import load_config
 
@@ -78,7 +78,7 @@ def mapped(images: int, directory: Path) -> dict[str, Any]:
     from datasets import load_dataset
 
     from vlm_core.config import ModelConfig
-    from vlm_core.models.fetch import fetch_model
+    from vlm_core.models.base_model import fetch_model
     from vlm_core.models.load import load_processor
 
     processor: Any = load_processor(fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3")))

@@ -14,8 +14,8 @@ from benchmarks.memory import PeakMemory
 from benchmarks.training import WARM_UP, order_of, repeated
 from benchmarks.workload import BFLOAT16, decode
 from vlm_core.config import Config
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
 from vlm_core.models.load import load_processor
 from vlm_core.models.prepare import prepare_model

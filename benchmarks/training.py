@@ -18,18 +18,18 @@ from benchmarks.workload import BFLOAT16
 from vlm_core.config import Config
 from vlm_core.data.batches import PackedBatches, PixelInputs, PlainBatches
 from vlm_core.data.loader import iterate_steps, plan_epoch
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json_lines, write_text
 from vlm_core.finetune import finetune
 from vlm_core.home import medpix_home
+from vlm_core.models.frozen_tower import DetachedTower
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import prepare_model
-from vlm_core.models.vision import DetachedTower
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
-from vlm_core.training.encoding import encode_images
 from vlm_core.training.loss import TokenLoss, supervised_tokens
+from vlm_core.training.vision_cache import encode_images
 
 WARM_UP = 1  # steps that are not counted
 

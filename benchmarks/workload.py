@@ -19,7 +19,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3Ima
 
 from vlm_core.config import Config, ModelConfig
 from vlm_core.data.phantom import write_phantom
-from vlm_core.models.fetch import fetch_model
+from vlm_core.models.base_model import fetch_model
 from vlm_core.models.load import load_processor
 from vlm_core.recipe import load_config
 

@@ -28,8 +28,8 @@ from tasks.ending import next_steps, render
 from tasks.example import write_example
 from tasks.jobs import evaluate, finetune
 from tasks.ownership import reap_after_crash
-from tasks.promotion import promote_model
-from tasks.registration import register_model
+from tasks.registry.promotion import promote_model
+from tasks.registry.register import register_model
 from tasks.run import checked_config, flow_run_name, tracked_run
 from tasks.stages import Stages
 from tasks.stops import ends_quietly

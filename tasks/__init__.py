@@ -1,5 +1,5 @@
 """One thin Prefect task a step, the launcher of the heavy jobs, and everything that knows MLflow."""
 
-from tasks.environment import set_service_defaults
+from tasks.services.environment import set_service_defaults
 
 set_service_defaults()

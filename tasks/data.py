@@ -12,11 +12,11 @@ from prefect.artifacts import create_link_artifact, create_table_artifact
 
 from tasks.links import report_link
 from tasks.progress import ProgressArtifact
-from tasks.registration import registered_name
-from tasks.registry import CHAMPION, find_champion, version_uri
+from tasks.registry.register import registered_name
+from tasks.registry.versions import CHAMPION, find_champion, version_uri
 from tasks.run import Run
 from tasks.stops import stoppable_task
-from tasks.tracking import log_files
+from tasks.trackers.mlflow_run import log_files
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
 from vlm_core.data.prepare import prepare_conversations
@@ -24,8 +24,8 @@ from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_json
 from vlm_core.hub import HubBusyError
-from vlm_core.models.fetch import fetch_model
-from vlm_core.models.locate import find_model
+from vlm_core.models.base_model import fetch_model
+from vlm_core.models.model_reference import find_model
 from vlm_core.progress import progress_sent_to
 from vlm_core.run_directory import DATA, REPORT
 

@@ -9,7 +9,7 @@ from typing import Any
 import mlflow
 
 from tasks.links import mlflow_run_link, report_link
-from vlm_core.evaluation.names import with_interval
+from vlm_core.evaluation.result_names import with_interval
 from vlm_core.files import read_json
 from vlm_core.home import medpix_home
 from vlm_core.run_directory import EVALUATION, EXAMPLE

@@ -6,7 +6,7 @@ from typing import Any
 from prefect import task
 
 from tasks.run import Run
-from vlm_core.data.conversations import ConversationDataset, image_indices
+from vlm_core.data.conversation_cache import ConversationDataset, image_indices
 from vlm_core.files import published_file, write_json
 from vlm_core.run_directory import EXAMPLE
 

@@ -11,13 +11,13 @@ from tasks.launchers.choice import launcher_of
 from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job
 from tasks.progress import ProgressArtifact
-from tasks.registration import registered_name
-from tasks.registry import CHAMPION, find_champion, version_uri
+from tasks.registry.register import registered_name
+from tasks.registry.versions import CHAMPION, find_champion, version_uri
 from tasks.run import Run
 from tasks.stops import stoppable_task
 from tasks.terminal import LiveLine
-from tasks.tracking import MetricsFollower, log_evaluation, log_files, log_parameters, system_metrics
-from tasks.wandb_process import sent_to_wandb
+from tasks.trackers.mlflow_run import MetricsFollower, log_evaluation, log_files, log_parameters, system_metrics
+from tasks.trackers.wandb_process import sent_to_wandb
 from vlm_core.files import read_json
 from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RESULT, SAMPLES
 

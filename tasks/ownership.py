@@ -18,8 +18,8 @@ from prefect.exceptions import ObjectNotFound
 from prefect.runtime import flow_run
 from prefect.states import Crashed
 
-from tasks.processes import end_left_jobs, find_process, identity
-from tasks.tracking import EXPERIMENT, end_mlflow_run
+from tasks.launchers.processes import end_left_jobs, find_process, identity
+from tasks.trackers.mlflow_run import EXPERIMENT, end_mlflow_run
 from vlm_core.files import read_json, write_json
 
 logger = logging.getLogger(__name__)

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from tasks.card import SCORES, tuning
 from tasks.links import flow_run_link, mlflow_run_link, report_link, version_link
 from tasks.markdown import code, escaped, link, table
-from tasks.registry import version_uri
+from tasks.registry.card import SCORES, tuning
+from tasks.registry.versions import version_uri
 from tasks.run import Run
-from vlm_core.evaluation.names import with_interval
+from vlm_core.evaluation.result_names import with_interval
 from vlm_core.run_directory import EVALUATION
 
 CLOSED_ROWS = 20  # closed questions that a page shows

@@ -14,7 +14,7 @@ from prefect.runtime import flow_run
 from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
 from tasks.stops import STOPS, say_how_it_resumes
-from tasks.tracking import end_mlflow_run, log_files, run_tags, start_mlflow_run
+from tasks.trackers.mlflow_run import end_mlflow_run, log_files, run_tags, start_mlflow_run
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config, DatasetConfig
 from vlm_core.data.splits import TRAIN, VALIDATION, Splits, resolved_config, revisions

@@ -8,7 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from tasks.result_page import closed_questions, evaluation_page, training_page
 from tasks.run import Run
-from tasks.tracking import describe_run
+from tasks.trackers.mlflow_run import describe_run
 from vlm_core.cache import read_manifest
 from vlm_core.files import point, write_json
 from vlm_core.run_directory import run_root

@@ -7,10 +7,10 @@ import mlflow
 from prefect import get_run_logger, task
 from prefect.events import emit_event
 
-from tasks.registration import registered_name
+from tasks.registry.register import registered_name
 from vlm_core.config import Config
 from vlm_core.hub import RepositoryKind, current_commit, download, is_repository_id
-from vlm_core.models.fetch import fetch_model
+from vlm_core.models.base_model import fetch_model
 
 EVENT = "medpix.revision-changed"
 

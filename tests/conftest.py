@@ -21,7 +21,7 @@ for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "HF_TOKEN
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # two workers share the cores
 
-from tasks.environment import set_service_defaults
+from tasks.services.environment import set_service_defaults
 
 set_service_defaults()
 del os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"]  # or Prefect would take the records that tests look at
@@ -30,7 +30,7 @@ from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.families import FAMILIES, Family
 from vlm_core.home import medpix_home
-from vlm_core.models.fetch import fetch_model
+from vlm_core.models.base_model import fetch_model
 from vlm_core.recipe import load_config
 
 SMALL = {

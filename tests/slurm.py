@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.bound import end_with_parent
+from tasks.launchers.parent_guard import end_with_parent
 from tests.e2e.services import free_port, wait_until
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch")

@@ -80,7 +80,7 @@ def test_what_was_never_run_says_so() -> None:
     ("setting", "zone"), [("Asia/Tokyo", "Asia/Tokyo"), (":America/New_York", "America/New_York"), ("No/Where", None)]
 )
 def test_schedules_are_in_the_time_zone_of_the_machine(setting: str, zone: str | None) -> None:
-    code = "from tasks.deploy import local_timezone; print(local_timezone())"
+    code = "from tasks.services.deploy import local_timezone; print(local_timezone())"
     words, environment = [sys.executable, "-c", code], os.environ | {"TZ": setting}
     found = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     assert found == zone if zone else ZoneInfo(found)

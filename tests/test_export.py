@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.conftest import small_config, tiny_directory
 from vlm_core import export
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import Family
 from vlm_core.models.load import load_model, load_trained, save_weights
 from vlm_core.models.prepare import prepare_model

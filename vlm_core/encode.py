@@ -14,13 +14,13 @@ from pathlib import Path
 
 from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.models.family import family_of
-from vlm_core.models.fetch import fetch_model
+from vlm_core.models.base_model import fetch_model
+from vlm_core.models.derived_family import family_of
+from vlm_core.models.frozen_tower import is_tower_frozen
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import prepare_model
-from vlm_core.models.vision import is_tower_frozen
 from vlm_core.training.distributed import Ranks, command, main_rank_first
-from vlm_core.training.encoding import encode_images
+from vlm_core.training.vision_cache import encode_images
 
 logger = logging.getLogger(__name__)
 

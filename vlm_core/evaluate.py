@@ -27,22 +27,22 @@ import pyarrow.parquet as pq
 
 from vlm_core.config import BASE, Config
 from vlm_core.data.commonest import CommonestAnswers, last_question
-from vlm_core.data.conversations import ConversationDataset, image_indices
+from vlm_core.data.conversation_cache import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import TRAIN
 from vlm_core.data.statistics import read_batches
+from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
 from vlm_core.evaluation.answering import Questions, answer_questions
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import Reply, metric_versions
-from vlm_core.evaluation.names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
 from vlm_core.evaluation.report import write_report
+from vlm_core.evaluation.result_names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
 from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
-from vlm_core.evaluation.sheet import IMAGES, draw_examples
 from vlm_core.evaluation.verdict import verdict
 from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
-from vlm_core.models.locate import ModelFiles, find_model, is_uri
+from vlm_core.models.model_reference import ModelFiles, find_model, is_uri
 from vlm_core.run_directory import CONFIG, EVALUATION, EXAMPLES, METRICS, PREDICTIONS, REPORT, RESULT, VALIDATION
 from vlm_core.training.distributed import Ranks, barrier, command, main_rank_first
 

@@ -1,6 +1,6 @@
 """One row per model family: every fact that differs between families, and nothing else.
 
-A model type without a row gets one of its own, made of what the model and its processor say (`vlm_core.models.family`).
+`vlm_core.models.derived_family` makes a row for a model type that has none, from what the model and its processor say.
 The names of modules and processor attributes are those of transformers 5.23.
 """
 

@@ -22,23 +22,23 @@ from filelock import Timeout
 from vlm_core.cache import locked, read_manifest
 from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, ImageInputs, build_batches, image_inputs_of
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.labels import require_template
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import SPLITS, TRAIN
 from vlm_core.data.splits import VALIDATION as VALIDATION_SPLIT
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.token_cache import TokenDataset, build_tokens
+from vlm_core.data.tokenization import require_template
 from vlm_core.families import Family
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import sampler
 from vlm_core.home import require_writable
-from vlm_core.models.family import family_of
-from vlm_core.models.fetch import fetch_model
+from vlm_core.models.base_model import fetch_model
+from vlm_core.models.derived_family import family_of
 from vlm_core.models.freeze import count_parameters, parameter_table, parameter_tree
+from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
-from vlm_core.models.vision import DetachedTower, is_tower_frozen
 from vlm_core.pages.plots import draw_losses
 from vlm_core.run_directory import (
     CONFIG,
@@ -57,11 +57,11 @@ from vlm_core.run_directory import (
 from vlm_core.targets import is_built_in, load_target
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, command, main_rank_first, same_as_main
-from vlm_core.training.encoding import encode_images
 from vlm_core.training.loop import Preempted, Trainer
 from vlm_core.training.optim import optimizer_class
 from vlm_core.training.plan import plan_run, require_fit
 from vlm_core.training.run_length import length_warnings, total_steps, with_run_length
+from vlm_core.training.vision_cache import encode_images
 
 logger = logging.getLogger(__name__)
 
@@ -124,8 +124,8 @@ def finetune(
             write_text(directory / CONFIG, config.to_yaml())
             write_json(directory / PARAMETERS, parameter_tree(trainer.parameters))
             if config.wandb:
-                logger.info("Weights & Biases: the flow sends this run; by hand does python -m tasks.wandb_run "
-                            "--follow %s", directory)  # fmt: skip
+                by_hand = f"python -m tasks.trackers.wandb_run --follow {directory}"
+                logger.info("Weights & Biases: the flow sends this run; to send it by hand: %s", by_hand)
         trainer.run()
         return _write_result(directory, _outcome(directory, config), trainer.progress.step, ranks)
 

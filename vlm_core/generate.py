@@ -25,14 +25,14 @@ from typing import Any
 
 from vlm_core.config import ModelConfig
 from vlm_core.data.images import decode_image
-from vlm_core.data.remote_images import read_image_url
 from vlm_core.files import write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
+from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.log import configure_logging
 from vlm_core.models.layout import is_adapter
-from vlm_core.models.locate import ModelFiles, find_model
+from vlm_core.models.model_reference import ModelFiles, find_model
 
 logger = logging.getLogger(__name__)
 

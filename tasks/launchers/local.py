@@ -10,13 +10,13 @@ from pathlib import Path
 
 import psutil
 
-from tasks import bound
+from tasks.launchers import parent_guard
 from tasks.launchers.job import Job
-from tasks.processes import end_family, write_pid_file
+from tasks.launchers.processes import end_family, write_pid_file
 
 
 class LocalJob:
-    """A torchrun of this machine; it ends with the process that started it (`tasks.bound`)."""
+    """A torchrun of this machine; it ends with the process that started it (`tasks.launchers.parent_guard`)."""
 
     remark = ""
 
@@ -49,7 +49,7 @@ class LocalLauncher:
         # By their paths: as modules they would import the package, and Prefect's defaults, first. -P: a script's
         # directory is not searched for modules.
         torchrun = [sys.executable, "-P", str(Path(__file__).with_name("torchrun.py")), "--standalone"]
-        command = [sys.executable, bound.__file__, str(os.getpid()), *torchrun]
+        command = [sys.executable, "-P", parent_guard.__file__, str(os.getpid()), *torchrun]
         command.append(f"--nproc-per-node={job.compute.nproc_per_node}")
         with job.log_file.open("ab") as sink:
             log_start = sink.tell()

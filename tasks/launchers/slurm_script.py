@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from tasks.launchers import agent
+from tasks.launchers import node_agent
 from tasks.launchers.job import CLUSTER_ENVIRONMENT, SECONDS_TO_SAVE, Job
 from vlm_core.home import medpix_home
 
@@ -73,7 +73,7 @@ def slurm_script(job: Job, exit_file: Path) -> str:
         srun_arguments=f" --cpus-per-task={cpus}" if cpus else "",
         inside="".join(f"{shlex.quote(word)} " for word in shlex.split(cluster.container or "")),
         python="python" if cluster.container else shlex.quote(sys.executable),
-        agent=f"-m {agent.__name__}" if cluster.container else shlex.quote(agent.__file__),
+        agent=f"-m {node_agent.__name__}" if cluster.container else shlex.quote(node_agent.__file__),
         directory=shlex.quote(str(directory)),
         nodes=job.compute.nodes,
         processes=job.compute.nproc_per_node,
@@ -81,7 +81,7 @@ def slurm_script(job: Job, exit_file: Path) -> str:
         name=shlex.quote(job_name(job)),
         module=job.module,
         arguments=shlex.join(job.arguments),
-        told=agent.EXIT_TOLD,
+        told=node_agent.EXIT_TOLD,
     )
 
 

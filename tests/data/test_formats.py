@@ -14,11 +14,11 @@ from PIL import Image
 from tests.conftest import small_config
 from tests.data.rows import shape, write_images
 from vlm_core.cache import read_manifest
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.dataset_files import read_table
 from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
-from vlm_core.data.tables import read_table
 from vlm_core.hub import is_repository_id
 
 COLUMNS = {

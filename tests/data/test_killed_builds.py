@@ -20,9 +20,9 @@ from vlm_core.data.splits import fetch_splits
 BUILD = """
 import sys
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.data.tokens import build_tokens
+from vlm_core.data.token_cache import build_tokens
 from vlm_core.families import GEMMA3
-from vlm_core.models.fetch import fetch_model
+from vlm_core.models.base_model import fetch_model
 from vlm_core.models.load import load_processor
 from vlm_core.recipe import load_config
 

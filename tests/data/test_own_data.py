@@ -13,9 +13,9 @@ from PIL import Image
 from tests.conftest import small_config
 from tests.data.scans import HEADER, NAMES, ROWS, as_dicts, csv_text, stored, write_images
 from vlm_core.cache import read_manifest
+from vlm_core.data.dataset_files import read_table
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits, resolved_config
-from vlm_core.data.tables import read_table
 
 EXPECTED = [(row[1], row[2], row[3], i) for i, row in enumerate(ROWS)]
 

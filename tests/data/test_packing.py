@@ -18,7 +18,7 @@ from vlm_core.data.packing import (
     share_rows,
     split_groups,
 )
-from vlm_core.data.tokens import TokenizedExample, shared_prefix
+from vlm_core.data.token_cache import TokenizedExample, shared_prefix
 
 IMAGE = 9
 

@@ -4,12 +4,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import httpx
 import mlflow
 import pytest
 from playwright.sync_api import Browser, Error, sync_playwright
 
 from tasks.result_page import closed_questions
+from tests.e2e.services import Prefect
 from tests.tasks.test_result_page import HOSTILE
 
 
@@ -28,7 +28,7 @@ def chromium() -> Iterator[Browser]:
 def shown_artifact(served: dict[str, str], key: str) -> str:
     """Returns the page of the latest artifact of a key."""
     wanted = {"artifacts": {"key": {"any_": [key]}}, "sort": "CREATED_DESC", "limit": 1}
-    (latest,) = httpx.post(f"{served['PREFECT_API_URL']}/artifacts/filter", json=wanted).raise_for_status().json()
+    (latest,) = Prefect(served).post("/artifacts/filter", **wanted)
     return f"{served['PREFECT_API_URL'].removesuffix('/api')}/artifacts/artifact/{latest['id']}"
 
 
@@ -54,12 +54,31 @@ def check_result_pages(served: dict[str, str], browser: Browser, model: str) -> 
     page.get_by_text("demo full lr=").first.wait_for()
 
 
+def submit_form(browser: Browser, address: str) -> None:
+    """Fills in some fields of the form of medpix-finetune, and submits it."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page.goto(address)
+    page.get_by_text("overrides (Optional)").wait_for()
+    # The form is short: settings that are rarely changed are in closed tabs.
+    assert page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))") < 3000
+    assert page.get_by_label("weight_decay").count() == 0
+    page.get_by_label("path_or_dataset").fill("builtin:phantom?images=40")
+    page.get_by_label("num_epochs").fill("2000")
+    page.get_by_label("lr").fill("0.002")
+    page.get_by_label("tuning").click()
+    page.get_by_role("option", name="lora", exact=True).click()
+    page.locator("div.group", has=page.get_by_text("registry (Optional)")).get_by_role("tab", name="change").click()
+    page.get_by_label("margin").fill("0.5")
+    page.get_by_role("button", name="Submit").click()
+    page.wait_for_url("**tab=Runs")  # the page that follows a submitted form
+
+
 def check_that_text_stays_text(served: dict[str, str], browser: Browser) -> None:
     """Checks that text from data is shown as it is in both pages: no script, no link, no image."""
     asked = {text: {"examples": 4, "model": 0.5} for text in HOSTILE}
     shown = closed_questions({"scores": {"model": {}}, "closed_questions": asked})
     artifact = {"key": "hostile", "type": "markdown", "data": shown}
-    httpx.post(f"{served['PREFECT_API_URL']}/artifacts/", json=artifact).raise_for_status()
+    Prefect(served).post("/artifacts/", **artifact)
     client = mlflow.MlflowClient(served["MLFLOW_TRACKING_URI"])
     run = client.create_run(client.create_experiment("hostile"), tags={"mlflow.note.content": shown})
     client.set_terminated(run.info.run_id)

@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import psutil
+from prefect.client.base import PrefectHttpxSyncClient
 
 ROOT = Path(__file__).parents[2]
 SOON = timedelta(seconds=20)
@@ -41,6 +42,11 @@ def processes_of(home: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def trainings_of(home: Path) -> list[psutil.Process]:
+    """Returns the processes of trainings that have `home` as theirs."""
+    return [process for process in processes_of(home) if "vlm_core.finetune" in " ".join(process.cmdline())]
 
 
 def started_process(*arguments: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
@@ -78,15 +84,18 @@ def wait_until(condition: Callable[[], Any], what: str, seconds: float = 400) ->
 
 
 class Prefect:
-    """The API of the Prefect server that an environment names."""
+    """The API of the Prefect server that an environment names.
+
+    The client is Prefect's own. It repeats a request that the server answers with 503, as while SQLite is locked.
+    """
 
     def __init__(self, environment: dict[str, str]) -> None:
         self.url = environment["PREFECT_API_URL"]
         user, _, password = environment.get("PREFECT_API_AUTH_STRING", "").partition(":")
-        self.auth = (user, password) if user else None
+        self.client = PrefectHttpxSyncClient(auth=(user, password) if user else None, timeout=60)
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        reply = httpx.request(method, f"{self.url}{path}", json=body, auth=self.auth, timeout=60).raise_for_status()
+        reply = self.client.request(method, f"{self.url}{path}", json=body)
         return reply.json() if reply.content else None
 
     def get(self, path: str) -> Any:
@@ -98,6 +107,17 @@ class Prefect:
     def deployment(self, name: str) -> dict[str, Any]:
         """Returns the deployment of a flow that has its name."""
         return self.get(f"/deployments/name/{name}/{name}")
+
+    def artifact(self, key: str) -> Any:
+        """Returns the latest artifact of a key."""
+        return self.get(f"/artifacts/{key}/latest")
+
+    def run(self, flow_run: str) -> dict[str, Any]:
+        return self.get(f"/flow_runs/{flow_run}")
+
+    def newest_run(self, **wanted: Any) -> dict[str, Any]:
+        """Returns the run that was to start last, of those that a filter names."""
+        return self.post("/flow_runs/filter", sort="EXPECTED_START_TIME_DESC", limit=1, **wanted)[0]
 
     def scheduled_runs(self, name: str) -> list[dict[str, Any]]:
         """Returns the runs that a schedule of a deployment gave, the latest one first."""
@@ -124,7 +144,7 @@ class Prefect:
 
         wait_until(due, f"{name} has a run that is scheduled for {at}", 60)
         (run,) = due()
-        return lambda: self.get(f"/flow_runs/{run['id']}")
+        return lambda: self.run(run["id"])
 
     def log(self, flow_run: str) -> list[dict[str, Any]]:
         """Returns the records of a run's log."""

@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
@@ -18,19 +17,18 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import pytest
-from playwright.sync_api import Error, sync_playwright
 
-from tasks.deploy import local_timezone
+from tasks.services.deploy import local_timezone
 from tests.conftest import noise
 from tests.e2e.made_up import COMMIT, hub, services_up
-from tests.e2e.pages import check_result_pages, check_that_text_stays_text, chromium
+from tests.e2e.pages import check_result_pages, check_that_text_stays_text, chromium, submit_form
 from tests.e2e.services import (
     Prefect,
     answers,
     command,
     free_port,
-    processes_of,
     started_process,
+    trainings_of,
     wait_for,
     wait_until,
 )
@@ -56,11 +54,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         yield environment
 
 
-def artifact(served: dict[str, str], key: str) -> Any:
-    """Returns the latest artifact of a key."""
-    return httpx.get(f"{served['PREFECT_API_URL']}/artifacts/{key}/latest").raise_for_status().json()
-
-
 def run(served: dict[str, str], name: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
     words = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
     return command("prefect", "deployment", "run", name, *words, "--watch", environment=served)
@@ -76,9 +69,9 @@ def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
     promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions of the split"}
     assert summary["registered_model"]["promotion"] == promotion
     # What the data and the answers are like is in Prefect's UI.
-    data = json.loads(artifact(served, "medpix-data")["data"])
+    data = json.loads(Prefect(served).artifact("medpix-data")["data"])
     assert [(row["split"], row["Questions"]) for row in data] == [("train", 340), ("validation", 60)]
-    shown = artifact(served, "medpix-summary")["data"]
+    shown = Prefect(served).artifact("medpix-summary")["data"]
     assert shown.startswith("**Version 1 of medpix-gemma3 is not promoted**: ")
     assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in shown
     assert f"({served['MLFLOW_TRACKING_URI']}/#/models/medpix-gemma3/versions/1), loaded as `models:/" in shown
@@ -93,13 +86,12 @@ def test_the_pages_of_prefect_and_mlflow_show_the_result(served: dict[str, str])
 def test_progress_and_log_of_a_run_are_in_prefect(served: dict[str, str]) -> None:
     steps = {"preprocess": "60 rows", "finetune": "2 of 2 steps", "evaluate": "answers"}
     for step, count in steps.items():
-        shown = artifact(served, f"medpix-{step}-progress")
+        shown = Prefect(served).artifact(f"medpix-{step}-progress")
         assert (step, float(shown["data"])) == (step, 100.0)
         assert count in shown["description"].replace("60 of 60", "60")
-    assert re.search(r"loss \d.*samples/s", artifact(served, "medpix-finetune-progress")["description"])
-    flow_run = artifact(served, "medpix-finetune-progress")["flow_run_id"]
-    wanted = {"logs": {"flow_run_id": {"any_": [flow_run]}}, "limit": 200, "sort": "TIMESTAMP_DESC"}
-    lines = [record["message"] for record in httpx.post(f"{served['PREFECT_API_URL']}/logs/filter", json=wanted).json()]
+    assert re.search(r"loss \d.*samples/s", Prefect(served).artifact("medpix-finetune-progress")["description"])
+    flow_run = Prefect(served).artifact("medpix-finetune-progress")["flow_run_id"]
+    lines = [record["message"] for record in Prefect(served).log(flow_run)]
     assert [line for line in lines if "finetune 2/2 steps" in line]
 
 
@@ -185,15 +177,15 @@ def test_a_schedule_whose_time_has_come_runs_to_a_version_and_others_wait_for_it
     asked = command("prefect", "deployment", "run", "medpix-evaluate", *words, environment=served)
     assert asked.returncode == 0, asked.stdout + asked.stderr
     (run_id,) = re.findall(r"UUID: (\S+)", asked.stdout)
-    wait_until(lambda: prefect.get(f"/flow_runs/{run_id}")["state_name"] == "Waiting", "the evaluation waits")
-    message = prefect.get(f"/flow_runs/{run_id}")["state"]["message"]
+    wait_until(lambda: prefect.run(run_id)["state_name"] == "Waiting", "the evaluation waits")
+    message = prefect.run(run_id)["state"]["message"]
     assert message.startswith(f"waits for medpix-finetune {training()['name']!r} (http")
     refused = wait_for(again, "CANCELLED")
     assert refused["state"]["message"].startswith(f"Not started: medpix-finetune {training()['name']!r} (http")
     assert f"`prefect flow-run retry {refused['id']}`" in refused["state"]["message"]
     wait_for(training, "COMPLETED", 400)
     assert training()["created_by"]["type"] == "SCHEDULE"
-    evaluation = wait_for(lambda: prefect.get(f"/flow_runs/{run_id}"), "COMPLETED", 400)
+    evaluation = wait_for(lambda: prefect.run(run_id), "COMPLETED", 400)
     assert evaluation["end_time"] > training()["end_time"]
     assert message in [record["message"] for record in prefect.log(run_id)]
     assert list(turns.glob("*/*.json")) == []
@@ -229,14 +221,14 @@ def test_a_name_that_no_deployment_has_is_said(served: dict[str, str], subcomman
 
 
 def test_a_new_revision_on_the_hub_starts_a_run_on_it(served: dict[str, str]) -> None:
-    api, dataset = served["PREFECT_API_URL"], {"dataset.path_or_dataset": "lab/medical"}
-    watch = Prefect(served).schedule_once("medpix-retrain-watch", "nightly", {"recipe": "demo", "overrides": dataset})
+    prefect, dataset = Prefect(served), {"dataset.path_or_dataset": "lab/medical"}
+    watch = prefect.schedule_once("medpix-retrain-watch", "nightly", {"recipe": "demo", "overrides": dataset})
     wait_for(watch, "COMPLETED")
-    newest = {"sort": "EXPECTED_START_TIME_DESC", "flows": {"name": {"any_": ["medpix-finetune"]}}}
+    of_flow = {"flows": {"name": {"any_": ["medpix-finetune"]}}, "sort": "EXPECTED_START_TIME_DESC"}
     wanted = dataset | {"dataset.revision": COMMIT}
 
     def started() -> dict[str, Any]:
-        runs = httpx.post(f"{api}/flow_runs/filter", json=newest).json()
+        runs = prefect.post("/flow_runs/filter", **of_flow)
         of_trigger = [r for r in runs if (r["created_by"] or {}).get("type") == "AUTOMATION"]
         return of_trigger[0] if of_trigger else {"state_type": "", "state_name": "none"}
 
@@ -253,11 +245,11 @@ def test_a_second_up_changes_nothing(served: dict[str, str]) -> None:
     assert again.returncode == 0, again.stdout + again.stderr
     assert re.findall(r"pid (\d+)", command("tasks.services", "status", environment=served).stdout) == before
     assert len(before) == 3
-    deployments = httpx.post(f"{served['PREFECT_API_URL']}/deployments/filter", json={}).json()
+    deployments = Prefect(served).post("/deployments/filter")
     assert {schedule["active"] for deployment in deployments for schedule in deployment["schedules"]} == {True}
     paused = command("prefect", "--no-prompt", "deployment", "schedule", "pause", "--all", environment=served)
     assert paused.returncode == 0, paused.stdout + paused.stderr
-    automations = httpx.post(f"{served['PREFECT_API_URL']}/automations/filter", json={}).json()
+    automations = Prefect(served).post("/automations/filter")
     assert sorted(automation["name"] for automation in automations) == [
         "medpix: a new revision is trained on",
         "medpix: runs that went silent are Crashed",
@@ -275,39 +267,16 @@ def test_a_dead_worker_comes_back(served: dict[str, str]) -> None:
 
     before = worker()
     os.kill(before, signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while worker() in (0, before) and time.monotonic() < deadline:
-        time.sleep(0.5)
-    assert worker() not in (0, before)
+    wait_until(lambda: worker() not in (0, before), "another worker runs", 60)
 
 
 def test_the_form_starts_a_run_with_what_was_filled_in_and_cancelling_ends_it(served: dict[str, str]) -> None:
-    api, pages = served["PREFECT_API_URL"], served["PREFECT_API_URL"].removesuffix("/api")
-    deployment = httpx.get(f"{api}/deployments/name/medpix-finetune/medpix-finetune").json()
+    prefect, pages = Prefect(served), served["PREFECT_API_URL"].removesuffix("/api")
+    deployment = prefect.deployment("medpix-finetune")
     assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
-    with sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        except Error as error:
-            pytest.skip(f"no Chromium (Debian: apt-get install chromium): {error.message.splitlines()[0]}")
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
-        page.goto(f"{pages}/v2/deployments/deployment/{deployment['id']}/run")
-        page.get_by_text("overrides (Optional)").wait_for()
-        # Short: what is rarely changed is in tabs that are not open.
-        assert page.evaluate("Math.max(...[...document.querySelectorAll('*')].map(e => e.scrollHeight))") < 3000
-        assert page.get_by_label("weight_decay").count() == 0
-        page.get_by_label("path_or_dataset").fill("builtin:phantom?images=40")
-        page.get_by_label("num_epochs").fill("2000")
-        page.get_by_label("lr").fill("0.002")
-        page.get_by_label("tuning").click()
-        page.get_by_role("option", name="lora", exact=True).click()
-        page.locator("div.group", has=page.get_by_text("registry (Optional)")).get_by_role("tab", name="change").click()
-        page.get_by_label("margin").fill("0.5")
-        page.get_by_role("button", name="Submit").click()
-        page.wait_for_url("**tab=Runs")  # the page that follows a submitted form
-        browser.close()
-    newest = {"sort": "EXPECTED_START_TIME_DESC", "limit": 1}
-    started = wait_for(lambda: httpx.post(f"{api}/flow_runs/filter", json=newest).json()[0], "RUNNING")
+    with chromium() as browser:
+        submit_form(browser, f"{pages}/v2/deployments/deployment/{deployment['id']}/run")
+    started = wait_for(prefect.newest_run, "RUNNING")
     filled = {key: value for key, value in started["parameters"].items() if value}
     assert filled == {
         "recipe": "demo",
@@ -319,19 +288,16 @@ def test_the_form_starts_a_run_with_what_was_filled_in_and_cancelling_ends_it(se
     }
     assert started["name"] == "demo lora-r8 lr=0.002 phantom?images=40"
     home = Path(served["MEDPIX_HOME"])
-    deadline = time.monotonic() + 180
-    while not any("vlm_core.finetune" in " ".join(p.cmdline()) for p in processes_of(home)):
-        assert time.monotonic() < deadline
-        time.sleep(0.5)
+    wait_until(lambda: trainings_of(home), "the run trains", 180)
     cancel = command("prefect", "flow-run", "cancel", started["id"], environment=served)
     assert cancel.returncode == 0, cancel.stdout + cancel.stderr
-    wait_for(lambda: httpx.get(f"{api}/flow_runs/{started['id']}").json(), "CANCELLED")
+    wait_for(lambda: prefect.run(started["id"]), "CANCELLED")
     # Quietly, with the way to resume, in the log and on the page.
-    records = Prefect(served).log(started["id"])
+    records = prefect.log(started["id"])
     assert [r["message"] for r in records if r["level"] >= logging.ERROR or "Traceback" in r["message"]] == []
     (said,) = (r["message"] for r in records if r["message"].startswith("Stopped: "))
     assert f"`prefect flow-run retry {started['id']}`, resumes" in said
-    assert artifact(served, "medpix-stopped")["data"] == said
-    history = httpx.get(f"{api}/flow_run_states/", params={"flow_run_id": started["id"]}).json()
+    assert prefect.artifact("medpix-stopped")["data"] == said
+    history = prefect.get(f"/flow_run_states/?flow_run_id={started['id']}")
     assert said in [state["message"] for state in history]
-    assert not any("vlm_core.finetune" in " ".join(p.cmdline()) for p in processes_of(home))
+    assert trainings_of(home) == []

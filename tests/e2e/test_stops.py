@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import mlflow
 import psutil
 import pytest
@@ -24,8 +23,8 @@ from tests.e2e.services import (
     answers,
     command,
     free_port,
-    processes_of,
     started_process,
+    trainings_of,
     wait_for,
     wait_until,
 )
@@ -52,7 +51,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     server = started_process(*words, environment=environment, log=home / "server.log")
     try:
         wait_until(lambda: answers(f"{environment['PREFECT_API_URL']}/health"), "the server answers")
-        deployed = command("tasks.deploy", environment=environment)
+        deployed = command("tasks.services.deploy", environment=environment)
         assert deployed.returncode == 0, deployed.stdout + deployed.stderr
         yield environment
     finally:
@@ -86,7 +85,7 @@ class Stopped:
     """A run that has come as far as a few steps of training: the first one, or a retry of it."""
 
     def __init__(self, served: dict[str, str]) -> None:
-        self.served, self.api, self.home = served, served["PREFECT_API_URL"], Path(served["MEDPIX_HOME"])
+        self.served, self.prefect, self.home = served, Prefect(served), Path(served["MEDPIX_HOME"])
         self.before = len(self.records())
         self.start()
         wait_until(lambda: len(self.records()) > self.before + 7, "a few steps of training")
@@ -95,11 +94,11 @@ class Stopped:
         self.mlflow_run = read_json(self.directory / "mlflow_run.json")["run_id"]
 
     def start(self) -> None:
-        known = httpx.post(f"{self.api}/flow_runs/filter", json={}).json()
+        known = self.prefect.post("/flow_runs/filter")
         words = ["deployment", "run", "medpix-finetune", "-p", "recipe=demo", "-p", f"overrides={json.dumps(ENDLESS)}"]
         done = command("prefect", *(["flow-run", "retry", known[0]["id"]] if known else words), environment=self.served)
         assert done.returncode == 0, done.stdout + done.stderr
-        self.flow_run = httpx.post(f"{self.api}/flow_runs/filter", json={}).json()[0]["id"]
+        self.flow_run = self.prefect.post("/flow_runs/filter")[0]["id"]
 
     @property
     def directory(self) -> Path:
@@ -110,15 +109,15 @@ class Stopped:
 
     def processes(self) -> list[psutil.Process]:
         """Returns what the engine started for the job, torchrun, and its ranks."""
-        found = [p for p in processes_of(self.home) if "vlm_core.finetune" in " ".join(p.cmdline())]
-        return sorted(found, key=lambda process: str(ROOT / "tasks" / "bound.py") not in process.cmdline())
+        guard = str(ROOT / "tasks" / "launchers" / "parent_guard.py")
+        return sorted(trainings_of(self.home), key=lambda process: guard not in process.cmdline())
 
     @property
     def engine(self) -> psutil.Process:
         return psutil.Process(self.job[0].ppid())
 
     def state(self) -> dict[str, Any]:
-        return httpx.get(f"{self.api}/flow_runs/{self.flow_run}").json()
+        return self.prefect.run(self.flow_run)
 
     def require_nothing_lost(self) -> None:
         """No process is left, the step of the moment is saved, and MLflow has each step once."""

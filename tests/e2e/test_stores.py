@@ -46,7 +46,7 @@ def test_neither_server_answers_without_its_password(client: dict[str, str]) -> 
 
 
 def test_the_deployments_are_registered_and_their_schedules_give_runs(client: dict[str, str]) -> None:
-    done = command("tasks.deploy", environment=client)
+    done = command("tasks.services.deploy", environment=client)
     assert done.returncode == 0, done.stdout + done.stderr
     resumed = command("prefect", "--no-prompt", "deployment", "schedule", "resume", "--all", environment=client)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr

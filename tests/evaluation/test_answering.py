@@ -9,16 +9,16 @@ import torch
 
 from tests.conftest import fresh_home, small_config, tiny_directory
 from vlm_core.config import Config
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.evaluate import evaluate
 from vlm_core.evaluation.answering import Questions, answer_questions
 from vlm_core.evaluation.conditions import shuffle_between_cases
-from vlm_core.evaluation.names import BLANK, QUESTION_ONLY, RIGHT, SHUFFLED
+from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, RIGHT, SHUFFLED
 from vlm_core.evaluation.store import Store
 from vlm_core.files import read_json
 from vlm_core.generation.answerer import Answerer
 from vlm_core.models.load import load_model
-from vlm_core.models.locate import ModelFiles, find_model
+from vlm_core.models.model_reference import ModelFiles, find_model
 from vlm_core.run_directory import RESULT
 from vlm_core.training.distributed import Ranks
 

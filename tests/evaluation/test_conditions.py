@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from vlm_core.data.collate import collate_prompts
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.evaluation.answering import Questions
 from vlm_core.evaluation.conditions import image_inputs, shuffle_between_cases
-from vlm_core.evaluation.names import BLANK, QUESTION_ONLY, RIGHT, SHUFFLED
+from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, RIGHT, SHUFFLED
 from vlm_core.families import Family
 from vlm_core.generation.decode import without_answer
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vlm_core.evaluation.names import p_value
+from vlm_core.evaluation.result_names import p_value
 from vlm_core.evaluation.verdict import odd_answers, verdict
 
 ANSWERS = ["Yes", "No", "A mass on the left", "CT"] * 5

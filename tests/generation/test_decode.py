@@ -9,9 +9,9 @@ import torch
 
 from tests.conftest import noise, small_config, tiny_directory
 from vlm_core.data.collate import collate_prompts
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.labels import image_token_id
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.token_cache import TokenDataset, build_tokens
+from vlm_core.data.tokenization import image_token_id
 from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer, to_answer, without_answer
@@ -93,7 +93,7 @@ def test_a_batch_in_parts_has_the_same_answers(
     handle = tower.register_forward_hook(lambda *_: seen.append(None))
     try:
         for tokens, parts in ((1, 5), (2048, 1)):  # one row at once, or all
-            monkeypatch.setattr("vlm_core.generation.parts.TOKENS_AT_ONCE", tokens)
+            monkeypatch.setattr("vlm_core.generation.chunks.TOKENS_AT_ONCE", tokens)
             seen.clear()
             assert together(answerer, asked, stops={1}) == expected
             assert len(seen) == parts

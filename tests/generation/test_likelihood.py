@@ -9,8 +9,8 @@ import torch
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.tokens import TokenDataset, build_tokens, last_answer_of
+from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.token_cache import TokenDataset, build_tokens, last_answer_of
 from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
@@ -37,7 +37,7 @@ def test_likelihoods_are_those_of_plain_logits(
     tokens_at_once: int,
 ) -> None:
     monkeypatch.setattr("vlm_core.generation.likelihood.tokens_at_once", lambda model: 7)  # several chunks
-    monkeypatch.setattr("vlm_core.generation.parts.TOKENS_AT_ONCE", tokens_at_once)
+    monkeypatch.setattr("vlm_core.generation.chunks.TOKENS_AT_ONCE", tokens_at_once)
     model = load_model(tiny_directory(family.model_type), small_config().model).eval()
     tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
     dataset = ConversationDataset(conversations, "validation")

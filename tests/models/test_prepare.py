@@ -13,9 +13,9 @@ from peft import PeftModel
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import FreezeConfig, ModelConfig, PeftConfig
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import FAMILIES, GEMMA3, Family, part_of
-from vlm_core.models.fetch import fetch_model
+from vlm_core.models.base_model import fetch_model
 from vlm_core.models.freeze import count_parameters, freeze, frozen_parts, parameter_table, require_trainable
 from vlm_core.models.load import load_model, load_processor, load_trained, save_weights
 from vlm_core.models.lora import apply_lora, select_modules

@@ -8,16 +8,16 @@ import torch
 
 from tests.conftest import fresh_home, small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs
-from vlm_core.data.conversations import image_sizes
+from vlm_core.data.conversation_cache import image_sizes
 from vlm_core.data.grids import grids_of
 from vlm_core.encode import encode
 from vlm_core.families import Family
 from vlm_core.models.feature_store import FeatureStore
+from vlm_core.models.frozen_tower import join_features, tower_fingerprint, vision_features
 from vlm_core.models.load import load_model
 from vlm_core.models.prepare import prepare_model
-from vlm_core.models.vision import join_features, tower_fingerprint, vision_features
 from vlm_core.training.distributed import Ranks
-from vlm_core.training.encoding import encode_images
+from vlm_core.training.vision_cache import encode_images
 
 CPU = torch.device("cpu")
 
@@ -48,7 +48,7 @@ def test_features_are_read_as_computed_and_computed_once(
     grids = grids_of([sizes[i] for i in (3, 0, 39)], processor.image_processor, family)
     assert features([3, 0, 39]).equal(join_features(vision_features(model, pixels, grids, family), family))
     written = [(path, path.stat().st_mtime_ns) for path in shards(home)]
-    monkeypatch.setattr("vlm_core.training.encoding.vision_features", None)  # whoever encodes now fails
+    monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # whoever encodes now fails
     again = encode_images(model, processor, family, conversations, Ranks(), CPU)
     assert again([5]).equal(features([5]))
     assert [(path, path.stat().st_mtime_ns) for path in shards(home)] == written
@@ -57,7 +57,7 @@ def test_features_are_read_as_computed_and_computed_once(
 def test_a_killed_job_goes_on_where_it_was(
     model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlm_core.training.encoding.IMAGES_A_SHARD", 10)
+    monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_A_SHARD", 10)
     encode_images(model, processor, family, conversations, Ranks(), CPU)
     expected = {path.name: path.read_bytes() for path in shards(home)}
     assert len(expected) == 4
@@ -74,7 +74,7 @@ def test_a_killed_job_goes_on_where_it_was(
         encoded.append(len(features))
         return features
 
-    monkeypatch.setattr("vlm_core.training.encoding.vision_features", counted)
+    monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", counted)
     encode_images(model, processor, family, conversations, Ranks(), CPU)
     assert sum(encoded) == 30
     assert len(FeatureStore(shards(home)[0].parent).places) == 40

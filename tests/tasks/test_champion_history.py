@@ -11,10 +11,20 @@ import pytest
 from prefect.client.schemas.objects import CreatedBy
 from prefect.context import FlowRunContext
 
-from tasks import registry
-from tasks.champion_history import BEFORE, BY_HAND, GATE, KEPT, OUTSIDE, ROLLED_BACK, UNREADABLE, append, new_change
-from tasks.provenance import responsible_user
-from tasks.registry import changes, find_champion, keep_champion, make_champion, promote, roll_back
+from tasks.registry import __main__ as command
+from tasks.registry.champion_history import (
+    BEFORE,
+    BY_HAND,
+    GATE,
+    KEPT,
+    OUTSIDE,
+    ROLLED_BACK,
+    UNREADABLE,
+    append,
+    new_change,
+)
+from tasks.registry.versions import changes, find_champion, keep_champion, make_champion, promote, roll_back
+from tasks.trackers.provenance import responsible_user
 
 pytestmark = pytest.mark.slow
 
@@ -153,7 +163,7 @@ def test_odd_texts_stay_whole_enough_for_a_database_and_plain_on_a_terminal(
     assert moves()[0][0] == UNREADABLE
     client.set_registered_model_tag("m", min(tags), tags[min(tags)])
     monkeypatch.setattr("sys.argv", ["registry", "history", "m"])
-    registry.main()
+    command.main()
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["time", "user", "kind", "from", "to"]
     assert "\x1b" not in first

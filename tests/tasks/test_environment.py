@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.environment import set_service_defaults
+from tasks.services.environment import set_service_defaults
 
 
 @pytest.fixture(autouse=True)

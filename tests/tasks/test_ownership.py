@@ -15,6 +15,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Running
 from prefect.testing.utilities import prefect_test_harness
 
+from tasks.launchers.processes import find_process, identity, write_pid_file
 from tasks.ownership import (
     ATTEMPT,
     FLOW_RUN,
@@ -26,8 +27,7 @@ from tasks.ownership import (
     reap_dead_runs,
     remember_mlflow_run,
 )
-from tasks.processes import find_process, identity, write_pid_file
-from tasks.tracking import EXPERIMENT
+from tasks.trackers.mlflow_run import EXPERIMENT
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +65,7 @@ def test_dead_runs_are_reaped_with_their_jobs(
     client: mlflow.MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reap_dead_runs()  # no experiment yet
-    monkeypatch.setattr("tasks.processes.GRACE_SECONDS", 1)
+    monkeypatch.setattr("tasks.launchers.processes.GRACE_SECONDS", 1)
     engine, job = sleeper(), sleeper()
     mine = owner_tags(tmp_path)
     dead = new_run(client, mine | {PID: str(engine.pid), STARTED: str(identity(engine.pid)["started"])})

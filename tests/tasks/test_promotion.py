@@ -10,9 +10,10 @@ import mlflow
 import pytest
 from prefect.logging import disable_run_logger
 
-from tasks import registry
-from tasks.promotion import decide, promote_model
-from tasks.registry import find_champion, promote, render, versions
+from tasks.registry import __main__ as command
+from tasks.registry.__main__ import render
+from tasks.registry.promotion import decide, promote_model
+from tasks.registry.versions import find_champion, promote, versions
 from tasks.run import Run
 from tests.conftest import small_config
 from vlm_core.config import RegistryConfig
@@ -181,7 +182,7 @@ def test_the_command(
     monkeypatch.setattr("sys.argv", ["registry", *arguments])
     if shown is None:
         with pytest.raises(SystemExit, match="error: "):
-            registry.main()
+            command.main()
     else:
-        registry.main()
+        command.main()
         assert shown in capsys.readouterr().out

@@ -49,7 +49,7 @@ def test_a_container_has_a_python_and_the_project_of_its_own(tmp_path: Path) -> 
     for container in ("apptainer exec --nv 'my image.sif'", "--container-image=lab+medpix:1"):
         compute = COMPUTE.model_copy(update={"cluster": CLUSTER.model_copy(update={"container": container})})
         inside = Job("vlm_core.finetune", (), compute, tmp_path / "finetune.log")
-        words = f" {container} python -m tasks.launchers.agent \\\n    python -m torch.distributed.run "
+        words = f" {container} python -m tasks.launchers.node_agent \\\n    python -m torch.distributed.run "
         assert words in slurm_script(inside, tmp_path / "exit")
     for bad in ("a\nb", "it's"):
         with pytest.raises(ValidationError):

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from tasks.wandb_process import sent_to_wandb
-from tasks.wandb_run import NOT_INSTALLED, SAMPLE_COLUMNS, STATE
+from tasks.trackers.wandb_process import sent_to_wandb
+from tasks.trackers.wandb_run import NOT_INSTALLED, SAMPLE_COLUMNS, STATE
 from tests.conftest import small_config
-from tests.tasks.test_tracking import report
+from tests.tasks.test_mlflow_run import report
 from tests.wandb_files import wandb_runs
 from tests.wandb_server import WandbServer, wandb_server
 from vlm_core.files import read_json, read_json_lines, write_json
@@ -31,7 +31,7 @@ from vlm_core.training.distributed import Ranks
 pytestmark = pytest.mark.slow
 
 OFFLINE = {"wandb": {"project": "medpix", "mode": "offline"}}
-IMPATIENT = "import tasks.wandb_run as w; w.INIT_SECONDS = w.FINISH_SECONDS = 3; w.main()"
+IMPATIENT = "import tasks.trackers.wandb_run as w; w.INIT_SECONDS = w.FINISH_SECONDS = 3; w.main()"
 ONLINE = {"wandb": {"project": "medpix"}}
 
 
@@ -40,7 +40,7 @@ def curve(runs: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:
 
 
 def command(directory: Path, *options: str) -> list[str]:
-    return [sys.executable, "-m", "tasks.wandb_run", *options, str(directory)]
+    return [sys.executable, "-m", "tasks.trackers.wandb_run", *options, str(directory)]
 
 
 def send(directory: Path) -> str:
@@ -190,7 +190,7 @@ def test_the_flow_goes_on_without_a_key_and_warns_once(
         look()
     (warning,) = caplog.messages
     assert "did not take the run" in warning
-    assert f"python -m tasks.wandb_run {tmp_path} sends what is missing (the training goes on" in warning
+    assert f"python -m tasks.trackers.wandb_run {tmp_path} sends what is missing (the training goes on" in warning
 
 
 def test_the_flow_sends_what_comes_until_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,7 +12,7 @@ from triton import language
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.families import FAMILIES, Family
 from vlm_core.models.load import load_model, load_processor

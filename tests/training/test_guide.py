@@ -13,12 +13,12 @@ from transformers import AutoModelForImageTextToText
 from tests.conftest import small_config
 from vlm_core.config import OptimizerConfig
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.models.load import load_processor, load_trained
-from vlm_core.models.locate import find_model
+from vlm_core.models.model_reference import find_model
 from vlm_core.recipe import load_config
 from vlm_core.run_directory import LATEST, LOSS_PLOT, LOWEST_VAL, METRICS, PROGRESS, VALIDATION
 from vlm_core.training.distributed import Ranks
@@ -87,7 +87,8 @@ def test_the_guides_blocks_load_and_train(
     assert load_config(tmp_path / "guide.yaml", yaml.safe_load(config.to_yaml())) == config
     with caplog.at_level(logging.INFO):
         assert finetune(config, Ranks())["steps"] == 2
-    assert f"by hand does python -m tasks.wandb_run --follow {tmp_path / 'vlm_checkpoints'}" in caplog.text
+    by_hand = f"to send it by hand: python -m tasks.trackers.wandb_run --follow {tmp_path / 'vlm_checkpoints'}"
+    assert by_hand in caplog.text
     assert "peft.use_triton has no effect" in caplog.text
     assert "an adapter is saved in safetensors" in caplog.text
     assert (tmp_path / "vlm_checkpoints" / LATEST / "model" / "adapter_model.safetensors").is_file()

@@ -14,13 +14,13 @@ from tests.conftest import noise, small_config, tiny_directory
 from tests.other_models import WRITERS, directory_of
 from vlm_core.config import Config
 from vlm_core.data.collate import collate, require_keys
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.loader import plan_epoch
 from vlm_core.encode import encode
 from vlm_core.families import FAMILIES, part_of
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
-from vlm_core.models.family import _own_row, family_of
+from vlm_core.models.derived_family import _own_row, family_of
 from vlm_core.models.freeze import frozen_parts
 from vlm_core.models.load import load_model, load_processor, load_trained
 from vlm_core.models.lora import apply_lora

@@ -16,17 +16,17 @@ from transformers.integrations.flex_attention import WrappedFlexAttention
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import PixelInputs, shown_images
 from vlm_core.data.collate import Batch, collate_tokens
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.grids import grids_of, patch_grids
-from vlm_core.data.labels import image_token_id, tokenize_conversation
 from vlm_core.data.packing import pack
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, shared_prefix
+from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, shared_prefix
+from vlm_core.data.tokenization import image_token_id, tokenize_conversation
 from vlm_core.families import Family
 from vlm_core.models.freeze import frozen_parts
+from vlm_core.models.frozen_tower import DetachedTower, join_features, vision_features
 from vlm_core.models.load import load_model, unwrapped
 from vlm_core.models.lora import apply_lora
-from vlm_core.models.vision import DetachedTower, join_features, vision_features
 from vlm_core.training.loss import TokenLoss
 from vlm_core.training.parallel import compile_layers
 

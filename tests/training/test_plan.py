@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import small_config, tiny_directory
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 import vlm_core.finetune
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import Family
 from vlm_core.run_directory import CONSOLIDATED
 from vlm_core.training.distributed import Ranks

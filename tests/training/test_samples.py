@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 
 from tests.conftest import small_config
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import without_answer
 from vlm_core.generation.samples import LONGEST
 from vlm_core.generation.sampling import GenerationSettings
-from vlm_core.models.locate import find_model
+from vlm_core.models.model_reference import find_model
 from vlm_core.run_directory import LATEST, METRICS, SAMPLES
 from vlm_core.training.distributed import Ranks
 

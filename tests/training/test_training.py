@@ -13,10 +13,10 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.config import Config
 from vlm_core.config.training import FUSED_LOSS
 from vlm_core.data.collate import collate
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.data.tokens import TokenDataset, build_tokens
+from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune

@@ -15,12 +15,12 @@ from datasets import Dataset
 
 from vlm_core.config import Config
 from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens, images_as_shown
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.grids import patch_grids
 from vlm_core.data.images import decode_image
-from vlm_core.data.labels import image_token_id
 from vlm_core.data.packing import Row, group_examples, pack, pack_rows, share_rows, split_groups
-from vlm_core.data.tokens import TokenDataset
+from vlm_core.data.token_cache import TokenDataset
+from vlm_core.data.tokenization import image_token_id
 from vlm_core.families import Family
 
 # Pixels, or cached features, of images given by index: (N, ...) float, or all of their patches where sizes differ.

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm_core.data.closed import YES_NO, YES_NO_ANSWERS, choice, closed_kind, normalize
+from vlm_core.data.closed_questions import YES_NO, YES_NO_ANSWERS, choice, closed_kind, normalize
 from vlm_core.data.commonest import CommonestAnswers
 
 

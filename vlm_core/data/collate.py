@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vlm_core.data.labels import (
+from vlm_core.data.tokenization import (
     TokenizedConversation,
     image_token_id,
     images_of,

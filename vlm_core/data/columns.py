@@ -9,7 +9,7 @@ from itertools import islice
 from vlm_core.config import AUTO, DatasetConfig
 from vlm_core.data.examples import Columns
 from vlm_core.data.image_folder import ImageFolder
-from vlm_core.data.rows import Rows
+from vlm_core.data.row_readers import Rows
 
 # MedPix-VQA's own name first. Then names that mean the same, in order of preference: of several in one group, none is
 # preferred to another. Written without the signs and capital letters that people put into them.

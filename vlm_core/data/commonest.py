@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
-from vlm_core.data.closed import YES_NO, closed_kind, normalize
+from vlm_core.data.closed_questions import YES_NO, closed_kind, normalize
 
 
 class CommonestAnswers:

@@ -1,7 +1,7 @@
 """The guide's function for MedPix-VQA, by its name: a split as conversations, to look at or to train on elsewhere."""
 
 from vlm_core.config import DatasetConfig
-from vlm_core.data.conversations import ConversationDataset, build_conversations
+from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
 from vlm_core.data.source import fetch_split
 from vlm_core.data.splits import TRAIN, Splits
 

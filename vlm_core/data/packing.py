@@ -21,7 +21,7 @@ import torch
 
 from vlm_core.data.collate import IGNORE_INDEX, Batch
 from vlm_core.data.grids import grid_positions
-from vlm_core.data.tokens import TokenizedExample, first_target
+from vlm_core.data.token_cache import TokenizedExample, first_target
 
 
 class Layout(Protocol):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
-from vlm_core.data.conversations import build_conversations
+from vlm_core.data.conversation_cache import build_conversations
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS

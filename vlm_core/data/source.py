@@ -17,11 +17,11 @@ from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
 from vlm_core.data.columns import resolve_columns
 from vlm_core.data.csv_rows import CsvRows
+from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
-from vlm_core.data.rows import FunctionRows, Rows
-from vlm_core.data.tables import Table, Tables, data_files, read_table
+from vlm_core.data.row_readers import FunctionRows, Rows
 from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from vlm_core.data.closed import closed_kind
+from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.commonest import last_question
 

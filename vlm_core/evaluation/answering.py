@@ -12,11 +12,11 @@ import torch
 from vlm_core.cache import locked
 from vlm_core.config import Config
 from vlm_core.data.batches import ImageInputs, image_inputs_of
-from vlm_core.data.conversations import ConversationDataset, image_sizes
+from vlm_core.data.conversation_cache import ConversationDataset, image_sizes
 from vlm_core.data.grids import grids_of
-from vlm_core.data.labels import shared_image_token
 from vlm_core.data.packing import Group, group_of
-from vlm_core.data.tokens import TokenDataset, TokenizedExample, build_tokens, processor_fingerprint
+from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, processor_fingerprint
+from vlm_core.data.tokenization import shared_image_token
 from vlm_core.evaluation.conditions import BLANK_SIZE, Asked, ask_under, blank_pixels, image_inputs
 from vlm_core.evaluation.metrics import Reply
 from vlm_core.evaluation.store import Store
@@ -25,13 +25,13 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import medpix_home
-from vlm_core.models.family import family_of
+from vlm_core.models.derived_family import family_of
+from vlm_core.models.frozen_tower import DetachedTower, join_features, vision_features
 from vlm_core.models.load import load_processor
-from vlm_core.models.locate import ModelFiles
-from vlm_core.models.vision import DetachedTower, join_features, vision_features
+from vlm_core.models.model_reference import ModelFiles
 from vlm_core.progress import ProgressBar
 from vlm_core.training.distributed import Ranks, barrier, main_rank_first
-from vlm_core.training.encoding import cached_features
+from vlm_core.training.vision_cache import cached_features
 
 logger = logging.getLogger(__name__)
 

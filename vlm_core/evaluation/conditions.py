@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from vlm_core.data.batches import ExampleInputs, ImageInputs
-from vlm_core.data.conversations import image_indices
+from vlm_core.data.conversation_cache import image_indices
 from vlm_core.data.grids import Grid, grids_of
-from vlm_core.data.labels import tokenize_conversation
-from vlm_core.data.tokens import TokenizedExample, last_answer_of
-from vlm_core.evaluation.names import BLANK, QUESTION_ONLY, SHUFFLED
+from vlm_core.data.token_cache import TokenizedExample, last_answer_of
+from vlm_core.data.tokenization import tokenize_conversation
+from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.families import Family
 from vlm_core.generation.prompts import prompt_of
 from vlm_core.generation.sampling import prompt_key

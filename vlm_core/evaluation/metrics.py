@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.metrics.bleu import BLEU
 
-from vlm_core.data.closed import choice, normalize
+from vlm_core.data.closed_questions import choice, normalize
 
 BLEU_ORDERS = (1, 4)
 DECIMALS = 4  # of a published score

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from vlm_core.config import Config
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
-from vlm_core.evaluation.names import COMMONEST, TITLES, p_value, with_interval
+from vlm_core.evaluation.result_names import COMMONEST, TITLES, p_value, with_interval
 from vlm_core.evaluation.scores import COMPARED, MODEL
 from vlm_core.files import write_text
 from vlm_core.pages.plots import bars, losses

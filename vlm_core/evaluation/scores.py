@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from vlm_core.data.closed import YES_NO, YES_NO_ANSWERS, closed_kind
+from vlm_core.data.closed_questions import YES_NO, YES_NO_ANSWERS, closed_kind
 from vlm_core.data.commonest import last_question
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.metrics import Columns, Reply, columns_of
-from vlm_core.evaluation.names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN
+from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN
 
 COMPARED = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "logprob")
 IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob", "perplexity", "truncated_share")

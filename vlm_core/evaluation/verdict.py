@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vlm_core.data.closed import normalize
-from vlm_core.evaluation.names import COMMONEST, MODEL, QUESTION_ONLY, SHUFFLED, TITLES, with_interval
+from vlm_core.data.closed_questions import normalize
+from vlm_core.evaluation.result_names import COMMONEST, MODEL, QUESTION_ONLY, SHUFFLED, TITLES, with_interval
 
 FLOORS = {
     COMMONEST: "what the commonest answer scores",

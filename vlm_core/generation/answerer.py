@@ -8,18 +8,18 @@ from typing import Any
 import torch
 
 from vlm_core.data.batches import ExampleInputs, ImageInputs, shown_images
-from vlm_core.data.labels import image_grids, image_token_id, images_of, shared_image_token, tokenize_prompt
 from vlm_core.data.packing import Group
-from vlm_core.data.tokens import TokenizedExample
+from vlm_core.data.token_cache import TokenizedExample
+from vlm_core.data.tokenization import image_grids, image_token_id, images_of, shared_image_token, tokenize_prompt
 from vlm_core.families import Family
 from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_answer
+from vlm_core.generation.generic import answer_likelihoods, generate_answers
 from vlm_core.generation.likelihood import Likelihood, likelihoods
-from vlm_core.generation.plain import answer_likelihoods, generate_answers
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings, chooser, prompt_key
-from vlm_core.models.family import family_of
+from vlm_core.models.derived_family import family_of
 from vlm_core.models.load import device_of, load_processor, load_trained
-from vlm_core.models.locate import ModelFiles
+from vlm_core.models.model_reference import ModelFiles
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from transformers import DynamicCache
 
 from vlm_core.data.collate import Batch
 from vlm_core.data.packing import pack
-from vlm_core.data.tokens import TokenizedExample
+from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.families import Family
-from vlm_core.generation.parts import few_rows_at_once, joined
+from vlm_core.generation.chunks import few_rows_at_once, joined
 from vlm_core.generation.sampling import Choose, most_likely
 from vlm_core.models.attention import Places, packed_masks
 from vlm_core.models.forward import head_logits, positions

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 from vlm_core.data.collate import IGNORE_INDEX
 from vlm_core.data.packing import pack
-from vlm_core.data.tokens import TokenizedExample
+from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.families import Family
-from vlm_core.generation.parts import few_rows_at_once
+from vlm_core.generation.chunks import few_rows_at_once
 from vlm_core.models.forward import head_logits, hidden_states, tokens_at_once
 from vlm_core.models.load import unwrapped
 

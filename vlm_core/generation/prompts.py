@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlm_core.data.packing import Group, group_examples, group_of
-from vlm_core.data.tokens import TokenizedExample, group_key, last_answer, shared_prefix
+from vlm_core.data.token_cache import TokenizedExample, group_key, last_answer, shared_prefix
 
 
 def prompt_of(example: TokenizedExample) -> TokenizedExample:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm_core.data.batches import ImageInputs
-from vlm_core.data.conversations import ConversationDataset
-from vlm_core.data.tokens import TokenDataset
+from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.token_cache import TokenDataset
 from vlm_core.files import append_json_lines
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts, prompt_of

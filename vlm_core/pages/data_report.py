@@ -6,9 +6,9 @@ from typing import Any
 
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
-from vlm_core.data.closed import YES_NO
+from vlm_core.data.closed_questions import YES_NO
 from vlm_core.data.closed_statistics import closed_answers, closed_kinds
-from vlm_core.data.conversations import ConversationDataset
+from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text

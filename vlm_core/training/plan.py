@@ -20,7 +20,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import PackedMicroBatch, build_batches
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.packing import row_tokens
-from vlm_core.data.tokens import TokenDataset
+from vlm_core.data.token_cache import TokenDataset
 from vlm_core.families import Family, part_of
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total

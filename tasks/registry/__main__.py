@@ -1,0 +1,76 @@
+"""The command of the model registry.
+
+python -m tasks.registry list
+python -m tasks.registry promote medpix-gemma3 4 --reason "reviewed by hand"
+python -m tasks.registry rollback medpix-gemma3 --reason "misses small lesions"
+python -m tasks.registry history medpix-gemma3
+"""
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+from mlflow.exceptions import MlflowException
+
+from tasks.registry.champion_history import Change, plain
+from tasks.registry.versions import HEADLINES, PROMOTION, SHOWN, changes, promote, roll_back, versions
+
+
+def render(rows: list[dict[str, Any]]) -> str:
+    """Returns `versions` as a table for people."""
+    columns = ("name", "version", "aliases", "created", *SHOWN, PROMOTION)
+    return _table(columns, [[", ".join(row[c]) if c == "aliases" else str(row[c]) for c in columns] for row in rows])
+
+
+def render_history(history: list[Change]) -> str:
+    """Returns the entries as a table for people, the newest last."""
+    rows = [
+        [c.time, c.user, c.kind, c.before or "-", c.after or "-", *(c.scores.get(k, "-") for k in HEADLINES), c.reason]
+        for c in history
+    ]
+    return _table(("time", "user", "kind", "from", "to", *HEADLINES, "reason"), rows)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns rows in columns, each on one line: a cell's control characters never reach a terminal."""
+    table = [list(columns), *([plain(cell) for cell in row] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="show versions, their scores and aliases").add_argument("name", nargs="?")
+    command = commands.add_parser("promote", help="make a version the champion")
+    command.add_argument("name")
+    command.add_argument("version")
+    command.add_argument("--reason", default="promoted by hand")
+    command = commands.add_parser("rollback", help="make the champion before this one the champion again")
+    command.add_argument("name")
+    command.add_argument("--reason", default="")
+    command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")
+    command.add_argument("name")
+    return parser
+
+
+def main() -> None:
+    """Runs the command."""
+    options = _parser().parse_args()
+    try:
+        if options.command == "promote":
+            promote(options.name, options.version, options.reason)
+        elif options.command == "rollback":
+            roll_back(options.name, options.reason)
+        if options.command == "list":
+            print(render(versions(options.name)))
+        else:
+            print(render_history(changes(options.name)))
+    except (ValueError, MlflowException) as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The model card of a registered version: what it is, how good it is, what it is for, whose licences apply."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from huggingface_hub import ModelCard
+
+from tasks.registry.versions import CHAMPION
+from tasks.run import Run
+from vlm_core.config import Config
+from vlm_core.evaluation.result_names import MODEL, with_interval
+from vlm_core.hub import is_repository_id
+
+SCORES = {
+    "token_f1": "Token F1",
+    "rouge_l": "ROUGE-L",
+    "bleu_4": "BLEU-4",
+    "exact_match": "Exact match",
+    "closed_accuracy": "Closed accuracy",
+    "perplexity": "Perplexity",
+}
+
+
+def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
+    """Returns the card as Markdown; it has numbers and no text of the data."""
+    config = run.config
+    base = config.model.pretrained_model_name_or_path
+    return "\n".join(
+        [
+            f"{_link(base, 'models')} ({tuning(config)}), trained on "
+            f"{_link(config.dataset.path_or_dataset, 'datasets')} "
+            f"(`{config.dataset.split}`{_at(config.dataset.revision)}) to answer questions about medical images. "
+            f"Run `{run.run_id}`, seed {config.rng.seed}.",
+            "",
+            "### Evaluation",
+            *_evaluation(result),
+            "",
+            "### Use",
+            "For research. It is no medical device: what it answers is no diagnosis, and an answer that reads well can "
+            "be wrong. Visual reliance says how much of a score comes from looking at the image.",
+            "",
+            "### Licences",
+            f"Base model: {_licence(base_model)}. Data: the terms of "
+            f"{_link(config.dataset.path_or_dataset, 'datasets')}, and those of its images.",
+        ]
+    )
+
+
+def model_description(name: str, alias: str) -> str:
+    """Returns the description of a registered model: its versions, its aliases, how to load one."""
+    return f"""Answers questions about medical images. Each version is one training run of medpix-finetune; its \
+page has the model card: data, scores with intervals, intended use, licences.
+
+- Alias `{alias}`: the newest version.
+- Alias `{CHAMPION}`: the version that did best on the same questions, or that a person promoted. \
+`python -m tasks.registry history {name}` shows who changed it, when and why; the tags `champion.history...` hold that.
+
+Load it where medpix-finetune is installed and `MLFLOW_TRACKING_URI` is the address of this server:
+
+```python
+import mlflow
+model = mlflow.pyfunc.load_model("models:/{name}@{CHAMPION}")
+```
+
+Its input is a data frame with the columns `image` (a file in base64) and `question`.
+"""
+
+
+def _evaluation(result: dict[str, Any]) -> list[str]:
+    limit = f" Limited to {result['limit']} questions: no basis for a promotion." if result["limit"] else ""
+    names = list(result["scores"])
+    rows = [
+        f"| {title} | " + " | ".join(with_interval(result["scores"][name][metric]) for name in names) + " |"
+        for metric, title in SCORES.items()
+    ]
+    by_case = [
+        f"- cases {group}: {entry['examples']} questions, token F1 {with_interval(entry['scores'][MODEL]['token_f1'])}"
+        for group, entry in result["groups"]["case"].items()
+    ]
+    return [
+        f"**Verdict**: this model {result['verdict']['text']}.",
+        "",
+        f"{result['examples']} questions on {result['cases']} cases, {_intervals(result)}; data "
+        f"`{result['dataset_fingerprint']}`.{limit}",
+        "",
+        f"| | {' | '.join(names)} |",
+        "|---" * (len(names) + 1) + "|",
+        *rows,
+        "",
+        "Overlap with the training split:",
+        *by_case,
+        f"- questions about images that are in the training split too: {result['examples_with_images_of_training']}",
+    ]
+
+
+def _intervals(result: dict[str, Any]) -> str:
+    """Returns whether the scores have intervals: fewer than 10 cases give none."""
+    has_intervals = result["scores"][MODEL]["token_f1"]["low"] is not None
+    return "with 95 % intervals over cases" if has_intervals else "too few cases for intervals"
+
+
+def tuning(config: Config) -> str:
+    """Returns in words what of a model is trained."""
+    return f"LoRA, rank {config.peft.dim}" if config.peft else "full fine-tuning"
+
+
+def _link(name: str, kind: str) -> str:
+    page = f"https://huggingface.co/{'datasets/' if kind == 'datasets' else ''}{name}"
+    return f"[{name}]({page})" if is_repository_id(name) else f"`{name}`"
+
+
+def _at(revision: str | None) -> str:
+    return f", revision `{revision}`" if revision else ""
+
+
+def _licence(base_model: Path) -> str:
+    """Returns what the base model's own card says."""
+    card = base_model / "README.md"
+    try:
+        licence = ModelCard.load(card).data.get("license") if card.is_file() else None
+    except (ValueError, yaml.YAMLError):  # a card that is none says nothing
+        licence = None
+    return str(licence or "not stated in its directory")

@@ -1,0 +1,181 @@
+"""The versions of the model registry: which ones there are, which one is the champion, and how to change that."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from tasks.registry.champion_history import (
+    BY_HAND,
+    GATE,
+    KEPT,
+    ROLLED_BACK,
+    Change,
+    append,
+    champions,
+    new_change,
+    read_history,
+    unrecorded,
+)
+from vlm_core.cache import locked
+from vlm_core.home import medpix_home
+
+CHAMPION = "champion"
+PREVIOUS = "previous_champion"  # tag of a version, of registries older than the history: the champion before it
+PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
+SHOWN = ("token_f1", "rouge_l", "closed_accuracy", "perplexity", "visual_reliance", "examples")  # tags
+HEADLINES = ("token_f1", "closed_accuracy", "visual_reliance")  # those of them in the history
+NOT_THERE = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))  # MLflow's error codes
+
+
+def look_up(name: str, alias: str) -> dict[str, Any]:
+    """Returns `{name, version, alias, uri}` of the version that `alias` points to."""
+    version = mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    return {"name": name, "version": str(version.version), "alias": alias, "uri": f"models:/{name}@{alias}"}
+
+
+def version_uri(name: str, version: str) -> str:
+    """Returns what names a version for good: an alias moves on."""
+    return f"models:/{name}/{version}"
+
+
+def find_champion(name: str) -> str | None:
+    """Returns the version that is the champion of `name`, None where there is none."""
+    try:
+        return look_up(name, CHAMPION)["version"]
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return None
+
+
+@contextmanager
+def only_promoter(name: str) -> Iterator[None]:
+    """Holds the lock of promotions of `name`: of two runs that end at once, one decides after the other."""
+    path = medpix_home() / "mlflow" / f".{name}.promotion.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        yield
+
+
+def make_champion(name: str, version: str, reason: str, kind: str = GATE) -> None:
+    """Makes a version the champion and adds that to the history; call it under `only_promoter`.
+
+    The reason is there before the alias moves: whoever follows the alias finds it.
+    """
+    client, before = mlflow.MlflowClient(), find_champion(name)
+    _record_unseen(name, before)
+    client.set_model_version_tag(name, version, PROMOTION, reason)
+    client.set_registered_model_alias(name, CHAMPION, version)
+    append(name, new_change(kind, before, version, reason, _scores(name, version)))
+
+
+def keep_champion(name: str, version: str, reason: str) -> None:
+    """Notes in the history and on `version` that the gate did not promote it; call it under `only_promoter`."""
+    champion = find_champion(name)
+    _record_unseen(name, champion)
+    mlflow.MlflowClient().set_model_version_tag(name, version, PROMOTION, f"not promoted: {reason}")
+    append(name, new_change(KEPT, champion, champion, f"version {version} is not promoted: {reason}", {}))
+
+
+def promote(name: str, version: str, reason: str) -> None:
+    """Makes a version the champion by hand; raises ValueError for a version that is not there."""
+    if not _exists(name, version):
+        raise ValueError(f"no version {version} of {name!r} at {mlflow.get_tracking_uri()}")
+    with only_promoter(name):
+        make_champion(name, version, reason, BY_HAND)
+
+
+def roll_back(name: str, reason: str = "") -> str:
+    """Makes the champion before the present one the champion again, and returns it; each call undoes one more step.
+
+    Versions that were deleted are skipped. Raises ValueError where no earlier champion is left.
+    """
+    with only_promoter(name):
+        present = find_champion(name)
+        target, deleted = _earlier_champion(name, present)
+        skipped = f"; skipped, since deleted: version {', '.join(deleted)}" if deleted else ""
+        if target is None:
+            now = f"is version {present}" if present else "is not set"
+            raise ValueError(
+                f"{name!r}: the champion {now}, and no earlier one is left to go back to{skipped}; "
+                f"`python -m tasks.registry history {name}` shows them, `promote` takes any version by its number"
+            )
+        client = mlflow.MlflowClient()
+        client.set_registered_model_alias(name, CHAMPION, target)
+        if present is not None:
+            client.set_model_version_tag(name, present, PROMOTION, f"rolled back to version {target}")
+        why = (reason or "no reason given")[:500] + skipped
+        append(name, new_change(ROLLED_BACK, present, target, why, _scores(name, target)))
+        return target
+
+
+def _earlier_champion(name: str, present: str | None) -> tuple[str | None, list[str]]:
+    """Returns the champion to go back to, None where none is left, and the versions on the way that were deleted."""
+    deleted: list[str] = []
+    for version in reversed(champions([*read_history(name), *_record_unseen(name, present)])):
+        if version != present and _exists(name, version):
+            return version, deleted
+        if version != present:
+            deleted.append(version)
+    return None, deleted
+
+
+def changes(name: str) -> list[Change]:
+    """Returns the history of `name`, oldest first; a champion that it does not explain is its last entry."""
+    with only_promoter(name):
+        history, champion = read_history(name), find_champion(name)
+        return [*history, *unrecorded(history, champion, _predecessor(name, champion))]
+
+
+def _record_unseen(name: str, champion: str | None) -> list[Change]:
+    """Adds to the history how `champion` became the champion where that is not in it; returns what was added."""
+    missing = unrecorded(read_history(name), champion, _predecessor(name, champion))
+    for change in missing:
+        append(name, change)
+    return missing
+
+
+def _predecessor(name: str, champion: str | None) -> str | None:
+    """Returns the champion before, as registries that are older than the history know it."""
+    return mlflow.MlflowClient().get_model_version(name, champion).tags.get(PREVIOUS) if champion else None
+
+
+def _exists(name: str, version: str) -> bool:
+    try:
+        mlflow.MlflowClient().get_model_version(name, version)
+    except MlflowException as error:
+        if error.error_code not in NOT_THERE:
+            raise
+        return False
+    return True
+
+
+def _scores(name: str, version: str) -> dict[str, str]:
+    tags = mlflow.MlflowClient().get_model_version(name, version).tags
+    return {key: tags[key] for key in HEADLINES if key in tags}
+
+
+def versions(name: str | None = None) -> list[dict[str, Any]]:
+    """Returns `{name, version, aliases, created, ...scores, promotion}` of the versions of one model, or of all."""
+    client = mlflow.MlflowClient()
+    models = [client.get_registered_model(name)] if name else client.search_registered_models()
+    rows = []
+    for model in models:
+        for version in client.search_model_versions(f"name = '{model.name}'"):
+            created = datetime.fromtimestamp((version.creation_timestamp or 0) / 1000, UTC)
+            rows.append(
+                {
+                    "name": model.name,
+                    "version": str(version.version),
+                    # search_model_versions leaves the aliases out (MLflow 3.17)
+                    "aliases": sorted(alias for alias, at in model.aliases.items() if str(at) == str(version.version)),
+                    "created": created.strftime("%Y-%m-%d %H:%M UTC"),
+                    **{key: version.tags.get(key, "-") for key in (*SHOWN, PROMOTION)},
+                }
+            )
+    return sorted(rows, key=lambda row: (row["name"], int(row["version"])))

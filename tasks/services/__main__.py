@@ -1,0 +1,34 @@
+"""The command of the services on this machine.
+
+python -m tasks.services up        (make up)
+python -m tasks.services env       (make env)
+python -m tasks.services status
+python -m tasks.services down      (make down)
+"""
+
+import argparse
+import os
+
+from prefect.settings import PREFECT_API_URL
+
+from tasks.services.up import Services
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.services", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("up", "down", "status", "env"))
+    command = parser.parse_args().command
+    api = PREFECT_API_URL.value()  # of the environment, or of the user's profile
+    services = Services(dict(os.environ) | ({"PREFECT_API_URL": api} if api else {}))
+    commands = {"up": services.up, "down": services.down, "status": services.status, "env": services.exports}
+    try:
+        print(commands[command]() or "stopped")
+    except RuntimeError as error:
+        raise SystemExit(f"error: {error}") from error
+
+
+if __name__ == "__main__":
+    main()

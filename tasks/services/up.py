@@ -1,0 +1,206 @@
+"""The services that the pipeline's people live in: a Prefect server, an MLflow server and a worker, on loopback.
+
+supervisord starts them, starts them again when they die, and stops each with all its processes. A server whose address
+is set already (`PREFECT_API_URL`, an http `MLFLOW_TRACKING_URI`) is used and not started.
+"""
+
+import configparser
+import hashlib
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
+
+from tasks.services.deploy import ROOT, WORK_POOL
+from tasks.services.environment import default_tracking_uri
+from vlm_core.files import read_json, write_json
+from vlm_core.home import medpix_home
+
+SECONDS_TO_START = 300  # a machine may be doing other things
+ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
+ADDRESSES_FILE = "addresses.json"  # of the services that run: another shell may have other ports
+
+
+class Services:
+    """What runs where; `environment` is that of the services and of whoever talks to them."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self.directory = medpix_home() / "services"
+        self.own: dict[str, list[str]] = {}  # name -> command
+        api, tracking = (environment.get(name, "") for name in ADDRESSES)
+        prefect_port = environment.get("PREFECT_SERVER_API_PORT", "4200")
+        mlflow_port = environment.get("MLFLOW_PORT", "5000")
+        # Our own addresses may be set as well: a shell keeps them when the services have stopped.
+        if api in ("", f"http://127.0.0.1:{prefect_port}/api"):
+            api = f"http://127.0.0.1:{prefect_port}/api"
+            self.own["prefect"] = _module("prefect", "server", "start", "--host", "127.0.0.1", "--port", prefect_port)
+        if not tracking.startswith("http") or tracking == f"http://127.0.0.1:{mlflow_port}":
+            store = default_tracking_uri() if tracking.startswith("http") else tracking or default_tracking_uri()
+            tracking = f"http://127.0.0.1:{mlflow_port}"
+            where = ("--backend-store-uri", store, "--artifacts-destination", medpix_home() / "mlflow" / "artifacts")
+            address = ("--host", "127.0.0.1", "--port", mlflow_port, "--workers", 1)
+            self.own["mlflow"] = _module("mlflow", "server", *where, *address)
+        self.own["worker"] = _module("prefect", "worker", "start", "--pool", WORK_POOL, "--name", WORK_POOL)
+        # PWD and the home by name: the services and Prefect's deployments start in the project's root.
+        here = {
+            "PWD": str(ROOT),
+            "MEDPIX_HOME": str(medpix_home()),
+            "PREFECT_API_URL": api,
+            "MLFLOW_TRACKING_URI": tracking,
+        }
+        self.environment = {**environment, **here}
+        if "PREFECT_SERVER_API_AUTH_STRING" in environment:  # the server's; its clients have a variable of their own
+            self.environment.setdefault("PREFECT_API_AUTH_STRING", environment["PREFECT_SERVER_API_AUTH_STRING"])
+
+    def up(self) -> str:
+        """Starts what is not running, registers the deployments, and returns what to do next.
+
+        Raises RuntimeError that names the log of a service that does not answer.
+        """
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not self.is_up:
+            self._start()
+        with _step(f"waiting for Prefect at {self.environment['PREFECT_API_URL']}"):
+            self._wait("prefect", f"{self.environment['PREFECT_API_URL']}/health")
+        with _step(f"waiting for MLflow at {self.environment['MLFLOW_TRACKING_URI']}"):
+            self._wait("mlflow", f"{self.environment['MLFLOW_TRACKING_URI']}/health")
+        with _step("registering the work pool and the deployments"):
+            self._run(_module("tasks.services.deploy", *(["--own-server"] if "prefect" in self.own else [])))
+        with _step("ending what stopped runs left"):
+            self._run(_module("tasks.ownership"))
+        with _step("starting the worker"):
+            self._control("start", "worker")
+        return self.instructions()
+
+    def _start(self) -> None:
+        with _step(f"starting {', '.join(self.own)} under supervisord"):
+            with (self.directory / "supervisord.conf").open("w", encoding="utf-8") as stream:
+                self._config().write(stream)
+            write_json(self.directory / ADDRESSES_FILE, {name: self.environment[name] for name in ADDRESSES})
+            self._run(_module("supervisor.supervisord", "-c", self.directory / "supervisord.conf"))
+
+    def down(self) -> None:
+        """Stops all services, and waits for their end."""
+        supervisor = self._control("pid")
+        if supervisor.returncode == 0:
+            process = psutil.Process(int(supervisor.stdout))
+            self._control("shutdown")
+            process.wait()  # It ends after the services.
+
+    @property
+    def is_up(self) -> bool:
+        """Whether supervisord runs."""
+        return self._control("pid").returncode == 0
+
+    def status(self) -> str:
+        """Returns a line a service."""
+        return (
+            self._control("status").stdout.strip() if self.is_up else "no services are running; `make up` starts them"
+        )
+
+    def exports(self) -> str:
+        """Returns lines for a shell's `eval`; raises RuntimeError when no services run."""
+        if not self.is_up:
+            raise RuntimeError(self.status())
+        found = read_json(self.directory / ADDRESSES_FILE)
+        if password := self.environment.get("PREFECT_API_AUTH_STRING"):
+            found["PREFECT_API_AUTH_STRING"] = password
+        return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in found.items())
+
+    def instructions(self) -> str:
+        """Returns the addresses, and what lets a shell find them."""
+        exports = [f"  export {name}={shlex.quote(self.environment[name])}" for name in ADDRESSES]
+        return "\n".join(
+            [
+                f"Prefect  {self.environment['PREFECT_API_URL'].removesuffix('/api')}",
+                f"MLflow   {self.environment['MLFLOW_TRACKING_URI']}",
+                f"logs     {self.directory}",
+                "",
+                'For a shell that uses them, `eval "$(make env)"` or:',
+                *exports,
+                "then, for example: prefect deployment run medpix-finetune -p recipe=demo",
+            ]
+        )
+
+    def _config(self) -> configparser.RawConfigParser:
+        config = configparser.RawConfigParser()
+        # Not under the home: the path of a socket has 107 bytes at most.
+        digest = hashlib.sha256(str(self.directory).encode()).hexdigest()[:16]
+        socket = Path(tempfile.gettempdir()) / f"medpix-{digest}.sock"
+        config["unix_http_server"] = {"file": str(socket)}
+        config["supervisord"] = {
+            "logfile": str(self.directory / "supervisord.log"),
+            "pidfile": str(self.directory / "supervisord.pid"),
+        }
+        config["rpcinterface:supervisor"] = {
+            "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
+        }
+        config["supervisorctl"] = {"serverurl": f"unix://{socket}"}
+        for name, command in self.own.items():
+            config[f"program:{name}"] = {
+                "command": " ".join(_quoted(word) for word in command),
+                "directory": str(ROOT),
+                "stdout_logfile": str(self.directory / f"{name}.log"),
+                "redirect_stderr": "true",
+                "autostart": str(name != "worker").lower(),  # its work pool must be there first
+                "autorestart": "true",
+                "stopasgroup": "true",
+                "killasgroup": "true",
+                "stopwaitsecs": "40",  # a run that is stopped saves a checkpoint
+            }
+        # It looks up no deployment by its name, and a hook's process would fail to set plugins up, with a traceback.
+        config["program:worker"]["environment"] = 'PREFECT_PLUGINS_ENABLED="false"'
+        return config
+
+    def _control(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = _module("supervisor.supervisorctl", "-c", self.directory / "supervisord.conf", *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    def _run(self, command: list[str]) -> None:
+        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
+
+    def _wait(self, name: str, url: str) -> None:
+        deadline = time.monotonic() + SECONDS_TO_START
+        while time.monotonic() < deadline:
+            try:
+                if httpx.get(url).is_success:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        raise RuntimeError(f"{name} does not answer at {url}; see {self.directory / name}.log")
+
+
+@contextmanager
+def _step(what: str) -> Iterator[None]:
+    """Shows on standard error that a step is at work and how long it took; on a terminal, the seconds as they pass."""
+    console, started = Console(stderr=True, highlight=False, soft_wrap=True), time.monotonic()
+    if console.is_terminal:
+        columns = (SpinnerColumn(), "{task.description}", TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True) as progress:
+            progress.add_task(what, total=None)
+            yield
+    else:
+        console.print(f"{what} ...")
+        yield
+    console.print(f"{what}: done in {time.monotonic() - started:.0f} s")
+
+
+def _module(name: str, *arguments: object) -> list[str]:
+    return [sys.executable, "-m", name, *map(str, arguments)]
+
+
+def _quoted(word: str) -> str:
+    """Returns a word as supervisord's configuration takes it: it expands % and splits like a shell."""
+    return '"' + word.replace("%", "%%").replace('"', '\\"') + '"'

@@ -1,0 +1,205 @@
+"""MLflow's view of a run: its parameters, its metrics by step while it trains, its dataset and its final state."""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.data.huggingface_dataset_source import HuggingFaceDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+from prefect.runtime import flow_run
+
+from tasks.links import flow_run_link
+from tasks.services.environment import default_tracking_uri
+from tasks.trackers.metrics_files import PREFIXES, RecordReader, measured
+from tasks.trackers.provenance import provenance
+from vlm_core.cache import read_manifest
+from vlm_core.config import Config
+from vlm_core.evaluation.result_names import MODEL
+from vlm_core.files import read_json
+from vlm_core.home import medpix_home
+from vlm_core.run_directory import EVALUATION, EXAMPLES, PARAMETERS, PREDICTIONS, REPORT, RESULT
+
+logger = logging.getLogger(__name__)
+
+EXPERIMENT = "medpix-finetune"
+CURVES = (
+    "loss", "lr", "grad_norm", "samples_per_second", "tokens_per_second", "peak_memory_mb", "model_flops_utilisation",
+)  # fmt: skip
+HEADLINES = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity")  # metrics of the evaluated model
+
+
+def start_mlflow_run(
+    config: Config, run_name: str, conversations: Path, tags: dict[str, str], known: str | None = None
+) -> str:
+    """Returns the id of an MLflow run that has the resolved parameters and the dataset with its digest.
+
+    It is a new one, or the `known` one that goes on: what that has already is not logged again.
+    """
+    experiment = None if known else _experiment_id()
+    tags = tags | provenance()  # in this order on the page
+    with mlflow.start_run(known, experiment, None if known else run_name, tags=tags, log_system_metrics=False) as run:
+        _log_params(run.info.run_id, _flatten(config.model_dump(mode="json")), run.data.params)
+        for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
+            if known or dataset is None:  # divided from the other, which is logged
+                continue
+            source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
+            # With the split in its name: MLflow takes equal names with equal digests for one dataset.
+            name = f"{dataset.path_or_dataset} {dataset.split}"
+            mlflow.log_input(MetaDataset(source, name, read_manifest(conversations)["fingerprint"]), context)
+    # The end of the block marked the run as finished; it goes on until `end_mlflow_run`.
+    mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING")
+    return run.info.run_id
+
+
+def run_tags(config: Config, evaluated: str | None) -> dict[str, str]:
+    """Returns what people find a run by; `evaluated` is the model of an evaluation by itself, None for a training."""
+    link = flow_run_link()
+    trained = {"tuning": "lora" if config.peft else "full"} if evaluated is None else {}
+    prefect = {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": link or ""}
+    page = f"The page of its flow run in Prefect: [{link}]({link})" if link else ""
+    tags = {
+        "kind": "training" if evaluated is None else "evaluation",
+        "recipe": config.name,
+        "model": evaluated or config.model.pretrained_model_name_or_path,
+        "dataset": config.dataset.path_or_dataset,
+        **trained,
+        **prefect,
+        MLFLOW_RUN_NOTE: page,  # until there are results
+    }
+    return {key: value for key, value in tags.items() if value}
+
+
+def describe_run(run_id: str, page: str) -> None:
+    """Makes `page`, in Markdown, the description of a run."""
+    mlflow.MlflowClient().set_tag(run_id, MLFLOW_RUN_NOTE, page)
+
+
+def _log_params(run_id: str, params: dict[str, Any], there: dict[str, str]) -> None:
+    """Logs what is not `there`: MLflow changes no parameter. `config.yaml` among the artifacts has the last values."""
+    new = [Param(key, str(value)) for key, value in params.items() if key not in there]
+    mlflow.MlflowClient().log_batch(run_id, params=new)
+    changed = [key for key, value in there.items() if key in params and str(params[key]) != value]
+    if changed:
+        logger.warning("MLflow keeps the first values of %s of run %s", ", ".join(sorted(changed)), run_id)
+
+
+def end_mlflow_run(run_id: str, status: str) -> None:
+    """Sets the final state: FINISHED, FAILED or KILLED."""
+    try:
+        mlflow.MlflowClient().set_terminated(run_id, status=status)
+    except MlflowException as error:  # It must not hide the error that ended the run.
+        logger.warning("MLflow did not take the final state %s of run %s: %s", status, run_id, error)
+
+
+def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with_texts: bool) -> None:
+    """Logs headlines as metrics `evaluation/...`, and the report; the answers too where texts may leave the machine."""
+    mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(_headlines(result), EVALUATION, step=0))
+    names = (REPORT, RESULT, *((EXAMPLES, PREDICTIONS) if with_texts else ()))
+    log_files(run_id, [directory / name for name in names], EVALUATION)
+
+
+def log_parameters(run_id: str, directory: Path) -> None:
+    """Logs the numbers of trainable and frozen parameters as MLflow's parameters, and the table by part as a file."""
+    client, total = mlflow.MlflowClient(), read_json(directory / PARAMETERS)["total"]
+    counts = {f"parameters.{kind}": count for kind, count in total.items()}
+    _log_params(run_id, counts, client.get_run(run_id).data.params)
+    log_files(run_id, [directory / PARAMETERS])
+
+
+def log_files(run_id: str, files: Sequence[Path], artifact_directory: str | None = None) -> None:
+    """Logs files as artifacts of a run."""
+    for path in files:
+        mlflow.MlflowClient().log_artifact(run_id, str(path), artifact_directory)
+
+
+def _headlines(result: dict[str, Any]) -> dict[str, float]:
+    """Returns the few scores that runs are compared by; the report and the description have all, with intervals."""
+    model, reliance = result["scores"][MODEL], result["visual_reliance"]
+    found = {metric: model[metric]["value"] for metric in HEADLINES}
+    found["visual_reliance"] = reliance and reliance["token_f1"]["value"]
+    return {key: value for key, value in found.items() if value is not None}
+
+
+@contextmanager
+def system_metrics(run_id: str) -> Iterator[None]:
+    """Logs `system/...` of this machine, where the job runs too: CPU, memory, disk and network, every ten seconds.
+
+    GPUs as well where nvidia-ml-py is installed. MLflow's monitor catches its own errors: it never stops training.
+    """
+    monitor = SystemMetricsMonitor(run_id, resume_logging=True)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+class MetricsFollower:
+    """Sends the records that a training job appends to its files to MLflow, in batches, each once."""
+
+    def __init__(self, run_id: str, directory: Path) -> None:
+        # Of a run that goes on, MLflow has some steps already, and those behind the checkpoint will come again.
+        sent = {name: _last_step(run_id, prefix) for name, prefix in PREFIXES.items()}
+        self.run_id, self.reader = run_id, RecordReader(directory, sent)
+
+    def look(self) -> None:
+        """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
+        for name, prefix in PREFIXES.items():
+            new, place = self.reader.new_records(name)
+            metrics = [m for record in new for m in _metrics(_curves(record), prefix, record["step"])]
+            try:
+                for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
+                    mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
+            except MlflowException as error:
+                logger.warning("MLflow did not take %d records of %s: %s", len(new), name, error)
+            else:
+                self.reader.places[name] = place
+
+
+def _curves(record: dict[str, Any]) -> dict[str, Any]:
+    """Returns what of a record MLflow draws; `metrics.jsonl` has the rest."""
+    return {key: value for key, value in record.items() if key in CURVES}
+
+
+def _last_step(run_id: str, prefix: str) -> int:
+    """Returns the last step whose record MLflow has, 0 where it has none."""
+    try:
+        history = mlflow.MlflowClient().get_metric_history(run_id, f"{prefix}/loss")
+    except MlflowException as error:  # A tracker that is down never stops training.
+        logger.warning("MLflow did not say which steps of run %s it has: %s", run_id, error)
+        return 0
+    return max((metric.step for metric in history), default=0)
+
+
+def _experiment_id() -> str:
+    """Returns the experiment's id; where the store is our own default, its artifacts lie under the home as well."""
+    known = mlflow.get_experiment_by_name(EXPERIMENT)
+    if known is not None:
+        return known.experiment_id
+    default_store = mlflow.get_tracking_uri() == default_tracking_uri()
+    location = (medpix_home() / "mlflow" / "artifacts").as_uri() if default_store else None
+    return mlflow.create_experiment(EXPERIMENT, artifact_location=location)
+
+
+def _metrics(record: dict[str, Any], prefix: str, step: int) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [
+        # MLflow's names allow no punctuation beyond these; the name of a model that was compared may have it.
+        Metric("".join(c if c.isalnum() or c in "_-. /" else "_" for c in name), value, now, step)
+        for name, value in measured(record, prefix).items()
+    ]
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat

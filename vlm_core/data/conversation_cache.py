@@ -1,0 +1,295 @@
+"""The Arrow cache of conversations, and the dataset that reads it.
+
+A directory holds `images.arrow` (each distinct image once, with what it is), `train.arrow` and `validation.arrow`
+(conversations that refer to images by index), `statistics.json` (what the data report shows) and `manifest.json`
+(counts, rejects, closed questions, checksums). No model is involved.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset
+
+from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.closed_questions import ClosedQuestionCounter
+from vlm_core.data.examples import Conversation, RejectedRow, example_of
+from vlm_core.data.image_table import ImageTable
+from vlm_core.data.images import decode_image
+from vlm_core.data.rejects import Rejects, describe_rejects
+from vlm_core.data.source import SplitSource
+from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, VALIDATION, ConnectedImages, Splits
+from vlm_core.data.statistics import STATISTICS, describe, read_batches
+from vlm_core.files import write_json
+from vlm_core.home import medpix_home
+from vlm_core.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+CONVERSATIONS_VERSION = 3  # raise it whenever the same source must give another cache
+
+_CONTENT = pa.struct([("type", pa.string()), ("text", pa.string()), ("image", pa.int32())])
+_TURN = pa.struct([("role", pa.string()), ("content", pa.list_(_CONTENT))])
+CONVERSATION_SCHEMA = pa.schema(
+    [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", pa.list_(_TURN))]
+)
+# With what decides on the side of a row, until all rows are known.
+_STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("encoded", pa.binary()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("mode", pa.string()),
+        ("format", pa.string()),
+    ]
+)
+
+
+def build_conversations(splits: Splits) -> tuple[Path, bool]:
+    """Returns (the cache directory of `splits`, whether it was there already).
+
+    Raises ValueError where no row is left to train or to validate on.
+    """
+    key = hashlib.sha256(json.dumps([CONVERSATIONS_VERSION, splits.fingerprint]).encode()).hexdigest()[:32]
+    root = medpix_home() / "cache" / "conversations"
+    return cached_directory(root, key, lambda directory: _build(directory, key, splits))
+
+
+def _build(directory: Path, key: str, splits: Splits) -> dict[str, Any]:
+    """Builds a cache; if a side of a division of few cases (or images) gets none, it is built with one moved."""
+    builder = _Builder(directory, key, splits)
+    builder.read()
+    if moved := builder.to_move():
+        builder = _Builder(directory, key, splits, moved)
+        builder.read()
+    return builder.finish()
+
+
+class _Builder:
+    """One build: what both splits share is the table of images, so that an image in both is stored once."""
+
+    def __init__(self, directory: Path, key: str, splits: Splits, moved: Mapping[str, str] | None = None) -> None:
+        self.directory, self.key, self.splits = directory, key, splits
+        self.moved = moved or {}  # name of what must not be divided -> side, in place of the side that it drew
+        self.drawn: dict[str, str] = {}
+        self.images = ImageTable()
+        self.connected = ConnectedImages()
+        self.cases: set[str] = set()
+        self.rows = dict.fromkeys(SPLITS, 0)
+        self.rejects = Rejects()
+        self.closed = ClosedQuestionCounter()
+
+    def read(self) -> None:
+        """Writes the images and rows of all sources."""
+        with ExitStack() as stack:
+            images = stack.enter_context(_stream(self.directory / "images.arrow", IMAGE_SCHEMA))
+            writers = {
+                name: stack.enter_context(_stream(self.directory / f"{name}.arrow", CONVERSATION_SCHEMA))
+                for name in SPLITS
+            }
+            if self.splits.split_by == IMAGE:
+                self._divide_by_image(images, writers)
+            else:
+                for records in self._read(images):
+                    self._write(records, writers)
+
+    def to_move(self) -> dict[str, str]:
+        """Returns what has to go to a side that got nothing, if any: the name whose draw is the nearest to it."""
+        empty = [side for side in SPLITS if not self.rows[side]]
+        if len(empty) != 1 or len(self.drawn) < 2 or not 0 < self.splits.validation_share < 1:
+            return {}
+        nearest = (min if empty[0] == VALIDATION else max)(self.drawn, key=self.splits.drawn)
+        logger.info(
+            "no case or image was drawn for %s: there are only %d; one is moved there", empty[0], len(self.drawn)
+        )
+        return {nearest: empty[0]}
+
+    def finish(self) -> dict[str, Any]:
+        """Returns the manifest, after the statistics are written; raises ValueError if a side has no row."""
+        self._require_rows()
+        manifest = {
+            "fingerprint": self.key,
+            "rows": self.rows,
+            "images": len(self.images.index_of),
+            "cases": len(self.cases),
+            "rejects": self.rejects.by_reason,
+            "closed_questions": self.closed.closed_questions(),
+        }
+        write_json(self.directory / STATISTICS, describe(self.directory, manifest | {"rejects": self.rejects.counts}))
+        return manifest
+
+    def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
+        """Writes the rows of both sides; which images belong together is known when all rows are."""
+        aside = self.directory / "rows.arrow"
+        with _stream(aside, _STAGED_SCHEMA) as staged:
+            for records in self._read(images):
+                staged.write_batch(pa.RecordBatch.from_pylist(records, schema=_STAGED_SCHEMA))
+        for batch in read_batches(aside):
+            self._write(batch.to_pylist(), writers)
+        aside.unlink()
+
+    def _write(self, records: list[dict[str, Any]], writers: dict[str, Any]) -> None:
+        """Writes rows to their sides."""
+        kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        for record in records:
+            kept[self._side(record)].append(record)
+        for split, rows in kept.items():
+            self.rows[split] += len(rows)
+            writers[split].write_batch(pa.RecordBatch.from_pylist(rows, schema=CONVERSATION_SCHEMA))
+        for record in kept[TRAIN]:
+            self._count_closed(record["conversation"])
+
+    def _side(self, record: dict[str, Any]) -> str:
+        if self.splits.split_by == PUBLISHED:
+            return record["published"]
+        by_image = self.splits.split_by == IMAGE
+        name = self.connected.name(record["image"]) if by_image else record["case_id"]
+        if name not in self.drawn:
+            self.drawn[name] = self.moved.get(name) or self.splits.side_of(name)
+        return self.drawn[name]
+
+    def _read(self, images: Any) -> Iterator[list[dict[str, Any]]]:
+        """Yields the rows of all sources, a batch at a time, when their images are written."""
+        for name, source in self.splits.sources.items():
+            total = None if source.stop is None else source.stop - source.start
+            with ProgressBar(total, f"preprocess {name}", "row") as progress:
+                for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
+                    records = [self._record(name, number, row, source) for number, row in enumerate(rows, start=first)]
+                    images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
+                    yield [record for record in records if record is not None]
+                    progress.update(len(rows))
+
+    def _record(self, name: str, number: int, row: dict[str, Any], source: SplitSource) -> dict[str, Any] | None:
+        """Returns what is stored of a row; counts why there is nothing of it."""
+        example_id = f"{name}-{number}"
+        try:
+            example = example_of(row, source.columns, source.folder)
+            indices = [self.images.index(encoded) for encoded in example.images]
+        except RejectedRow as reason:
+            self.rejects.add(example_id, reason)
+            return None
+        # Where no column tells the case, questions about an image belong together; a text stands for itself.
+        shown = [self.images.digests[index] for index in indices] or [example_id]
+        self.connected.join(shown)
+        case = shown[0][:16] if example.case is None else example.case
+        self.cases.add(case)
+        return {
+            "example_id": example_id,
+            "case_id": case,
+            "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
+            "conversation": _numbered(example.conversation, indices),
+            "published": name,
+            "image": shown[0],
+        }
+
+    def _count_closed(self, conversation: Conversation) -> None:
+        """Counts the question and answer of a conversation of one turn each."""
+        texts = [part["text"] for turn in conversation for part in turn["content"] if part["type"] == "text"]
+        if [turn["role"] for turn in conversation] == ["user", "assistant"] and len(texts) == 2:
+            self.closed.add(*texts)
+
+    def _require_rows(self) -> None:
+        rejects = self.rejects.by_reason
+        wanted = self.splits.sources if self.splits.split_by == PUBLISHED else SPLITS
+        for split in wanted:
+            if not self.rows[split]:
+                names = ", ".join(repr(source.name) for source in self.splits.sources.values())
+                why = f"rejected were {describe_rejects(rejects)}" if rejects else "none was drawn"
+                raise ValueError(
+                    f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
+                    "correct the rows, or set another dataset.validation_share or split_seed"
+                )
+
+
+def _numbered(conversation: Conversation, indices: list[int]) -> Conversation:
+    """Returns a conversation whose image parts refer to the table of images, and no longer to the row's own."""
+
+    def part(content: dict[str, Any]) -> dict[str, Any]:
+        return content if content["type"] == "text" else {**content, "image": indices[content["image"]]}
+
+    return [{"role": turn["role"], "content": [part(c) for c in turn["content"]]} for turn in conversation]
+
+
+@contextmanager
+def _stream(path: Path, schema: pa.Schema) -> Iterator[Any]:
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        yield writer
+
+
+class ConversationDataset:
+    """A split of a conversation cache, memory-mapped, with its images decoded on access.
+
+    `dataset[i]` returns `{"example_id", "case_id", "mode", "conversation"}`, the conversation in the form of the guide:
+    turns of `{"role", "content"}`, where a content part is `{"type": "text", "text"}` or `{"type": "image", "image"}`
+    with an 8-bit RGB PIL image. The rows of `dataset.conversations` hold an image's index instead.
+    """
+
+    def __init__(self, directory: Path, split: str) -> None:
+        assert split in SPLITS
+        self.manifest = read_manifest(directory)
+        self.conversations = Dataset.from_file(str(directory / f"{split}.arrow"))
+        self.images = Dataset.from_file(str(directory / "images.arrow"))
+
+    def __len__(self) -> int:
+        return len(self.conversations)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.with_images(self.conversations[index])
+
+    def with_images(self, example: dict[str, Any]) -> dict[str, Any]:
+        """Returns a row of `conversations` with its image indices replaced by decoded images."""
+
+        def part(content: dict[str, Any]) -> dict[str, Any]:
+            if content["type"] == "text":
+                return {"type": "text", "text": content["text"]}
+            return {"type": "image", "image": decode_image(self.images[content["image"]]["encoded"])}
+
+        turns = [
+            {"role": turn["role"], "content": [part(content) for content in turn["content"]]}
+            for turn in example["conversation"]
+        ]
+        return {**example, "conversation": turns}
+
+    def shown_images(self) -> set[int]:
+        """Returns the indices of all images that the split shows."""
+        content: Any = self.conversations.data["conversation"]
+        for name in ("content", "image"):
+            flat = pc.call_function("list_flatten", [content])
+            content = pc.call_function("struct_field", [flat], pc.StructFieldOptions([name]))
+        return set(content.drop_null().unique().to_pylist())
+
+    def encoded_image(self, sha256: str) -> bytes:
+        """Returns the encoded image with a hash of `image_hashes`."""
+        return self.images[self._index_of_image[sha256]]["encoded"]
+
+    @cached_property
+    def _index_of_image(self) -> dict[str, int]:
+        return {digest: index for index, digest in enumerate(self.images["sha256"])}
+
+    def image_hashes(self, example: dict[str, Any]) -> list[str]:
+        """Returns the sha256 of each encoded image of a row of `conversations`."""
+        return [self.images[index]["sha256"] for index in image_indices(example)]
+
+
+def image_sizes(conversations: Path) -> list[tuple[int, int]]:
+    """Returns (width, height) in pixels of every image of a cache, upright."""
+    return [
+        size
+        for batch in read_batches(conversations / "images.arrow")
+        for size in zip(batch["width"].to_pylist(), batch["height"].to_pylist(), strict=True)
+    ]
+
+
+def image_indices(example: dict[str, Any]) -> list[int]:
+    """Returns the images of a row of the conversation cache, in their order, as indices into its table of images."""
+    parts = (part for turn in example["conversation"] for part in turn["content"])
+    return [part["image"] for part in parts if part["type"] == "image"]

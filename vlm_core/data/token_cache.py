@@ -1,0 +1,194 @@
+"""The Arrow cache of token ids: a second run with another learning rate tokenizes nothing.
+
+A directory holds `train.arrow` and `validation.arrow`, row for row those of the conversation cache that it was made of.
+Its key names that cache and all of the processor that token ids depend on, and not the model's weights.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Hashable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import transformers
+from datasets import Dataset
+from jinja2 import TemplateError
+
+from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.chat_template import TokenizedConversation
+from vlm_core.data.conversation_cache import SPLITS, image_indices, image_sizes
+from vlm_core.data.grids import Grid, grids_of
+from vlm_core.data.tokenization import shared_image_token, tokenize_conversation
+from vlm_core.families import Family
+from vlm_core.home import medpix_home
+from vlm_core.progress import ProgressBar
+
+logger = logging.getLogger(__name__)
+
+TOKENS_VERSION = 2  # raise it whenever the same conversations must give other ids
+ROWS_AT_ONCE = 256  # bounds the memory of the build
+
+SCHEMA = pa.schema(
+    [
+        ("input_ids", pa.list_(pa.int32())),
+        ("supervised", pa.list_(pa.bool_())),
+        ("images", pa.list_(pa.int32())),
+        ("prefix", pa.int32()),
+        ("group", pa.int32()),
+        ("grids", pa.list_(pa.list_(pa.int32(), 2))),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TokenizedExample(TokenizedConversation):
+    """A conversation's tokens, its images as indices into the table of images, and their grids, if they have some."""
+
+    images: list[int]
+    grids: list[Grid] = field(default_factory=list)
+
+
+def build_tokens(conversations: Path, processor: Any, family: Family) -> Path:
+    """Returns the directory of the token ids of both splits of `conversations`, built where it is missing."""
+    identity = [TOKENS_VERSION, read_manifest(conversations)["fingerprint"], processor_fingerprint(processor, family)]
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+    def build(directory: Path) -> dict[str, Any]:
+        return {split: _build_split(conversations, directory, split, processor, family) for split in SPLITS}
+
+    directory, reused = cached_directory(medpix_home() / "cache" / "tokens", key, build)
+    logger.info("token ids %s: %s", "reused" if reused else "built", directory)
+    return directory
+
+
+def processor_fingerprint(processor: Any, family: Family) -> str:
+    """Returns a hash of all that token ids depend on: vocabulary, merges, chat template, the number of image tokens."""
+    parts = [
+        processor.tokenizer.backend_tokenizer.to_str(),
+        processor.chat_template,
+        getattr(processor, family.image_placeholder),
+        family.image_expansion and getattr(processor, family.image_expansion),
+        family.end_of_turn,
+    ]
+    if family.plain_only:  # its ids are what the processor's own code makes
+        parts += [processor.to_json_string(), transformers.__version__]
+    if family.patches_a_token:
+        images = processor.image_processor
+        parts += [dict(images.size), images.patch_size, family.patches_a_token]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def shared_prefix(tokenized: TokenizedConversation, image_token: int | None) -> int:
+    """Returns how many leading tokens examples of one image may share: up to and including the last image token.
+
+    0 without images, without an image token, and where an image stands behind the first target: nothing is shared.
+    """
+    images = [i for i, token in enumerate(tokenized.input_ids) if token == image_token]
+    end = images[-1] + 1 if images else 0
+    # A branch begins with a token that is no target: the last token of a shared prefix predicts nothing.
+    return end if end < first_target(tokenized.supervised) else 0
+
+
+def group_key(images: list[int], input_ids: list[int], prefix: int, index: int) -> Hashable:
+    """Returns what the examples of a group have in common: images and prefix, else an example's own index."""
+    return (tuple(images), tuple(input_ids[:prefix])) if prefix else index
+
+
+def first_target(supervised: list[bool]) -> int:
+    """Returns the position of the first target, the length where there is none."""
+    return supervised.index(True) if True in supervised else len(supervised)
+
+
+def last_answer(supervised: list[bool]) -> int:
+    """Returns the position of the first target of the last answer."""
+    end = len(supervised)
+    while end and not supervised[end - 1]:
+        end -= 1
+    while end and supervised[end - 1]:
+        end -= 1
+    assert end, "an example has an answer"
+    return end
+
+
+def last_answer_of(example: TokenizedExample) -> TokenizedExample:
+    """Returns an example of which the last answer alone is supervised."""
+    end = last_answer(example.supervised)
+    return replace(example, supervised=[False] * end + example.supervised[end:])
+
+
+def _build_split(conversations: Path, directory: Path, split: str, processor: Any, family: Family) -> int:
+    rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
+    image_token, sizes = shared_image_token(processor, family), image_sizes(conversations)
+    group_of: dict[Any, int] = {}
+    with (
+        pa.OSFile(str(directory / f"{split}.arrow"), "wb") as sink,
+        pa.ipc.new_stream(sink, SCHEMA) as writer,
+        ProgressBar(len(rows), f"tokenize {split}", "row") as progress,
+    ):
+        for first in range(0, len(rows), ROWS_AT_ONCE):
+            batch = rows.select(range(first, min(first + ROWS_AT_ONCE, len(rows)))).to_list()
+            records = []
+            for number, example in enumerate(batch, start=first):
+                images = image_indices(example)
+                try:
+                    grids = grids_of([sizes[image] for image in images], processor.image_processor, family)
+                    tokenized = tokenize_conversation(example["conversation"], processor, family, grids)
+                except (ValueError, TemplateError) as error:
+                    raise ValueError(f"{example['example_id']} cannot be shown to this model: {error}") from error
+                prefix = shared_prefix(tokenized, image_token)
+                key = group_key(images, tokenized.input_ids, prefix, number)
+                records.append(
+                    {
+                        "input_ids": tokenized.input_ids,
+                        "supervised": tokenized.supervised,
+                        "images": images,
+                        "prefix": prefix,
+                        "group": group_of.setdefault(key, len(group_of)),
+                        "grids": grids,
+                    }
+                )
+            writer.write_batch(pa.RecordBatch.from_pylist(records, schema=SCHEMA))
+            progress.update(len(batch))
+    return len(rows)
+
+
+class TokenDataset:
+    """A split of a token cache, memory-mapped; without its examples of more than `max_length` tokens.
+
+    `lengths`, `prefixes` and `groups` are int arrays with an entry an example: its number of tokens; how many of them
+    it may share with the examples of its group; and that group, which has the same images and the same prefix.
+    `too_long` has the rows of the cache that were left out. With `last_answer_only` the answers before the last one of
+    a conversation are read and not supervised.
+    """
+
+    def __init__(
+        self, directory: Path, split: str, max_length: int | None = None, *, last_answer_only: bool = False
+    ) -> None:
+        read_manifest(directory)
+        self.rows = Dataset.from_file(str(directory / f"{split}.arrow"))
+        self.last_answer_only = last_answer_only
+        table = self.rows.data
+        lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
+        kept = lengths <= (np.iinfo(lengths.dtype).max if max_length is None else max_length)
+        self.too_long, self._rows = np.flatnonzero(~kept), np.flatnonzero(kept)
+        self.lengths = lengths[kept]
+        self.prefixes: np.ndarray = table["prefix"].to_numpy()[kept]
+        self.groups: np.ndarray = table["group"].to_numpy()[kept]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def row_of(self, index: int) -> int:
+        """Returns the row of the conversation cache that an example was made of."""
+        return int(self._rows[index])
+
+    def __getitem__(self, index: int) -> TokenizedExample:
+        row = self.rows[self.row_of(index)]
+        grids = [(down, across) for down, across in row["grids"]]
+        example = TokenizedExample(row["input_ids"], row["supervised"], row["images"], grids)
+        return last_answer_of(example) if self.last_answer_only else example

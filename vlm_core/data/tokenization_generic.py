@@ -1,0 +1,248 @@
+"""Token ids of a conversation for any processor with a chat template, and which of them are supervised.
+
+Of a family without a row, the ids are those of the rendered conversation as one text, as the processor has them. What
+is supervised begins where the prompt of generation ends, and ends with the end of the turn. Both are places in that
+text; among the ids, a place comes behind the ids of the text up to there. Where a token would reach over it, the text
+is cut there: the prompt's ids in training are those of generation.
+
+    <|im_start|>User:<image>What is it?<end_of_utterance>\\nAssistant: | Mass.<end_of_utterance> | \\n
+    not supervised                                           | supervised                 | not
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+from PIL import Image
+
+from vlm_core.data.chat_template import (
+    TokenizedConversation,
+    render,
+    render_markers,
+    special_tokens,
+    structure_of,
+    texts_of,
+)
+from vlm_core.data.grids import Grid
+from vlm_core.data.markers import MARKER_PATTERN
+from vlm_core.families import Family
+
+logger = logging.getLogger(__name__)
+
+OWN_ROW = "give the family a row in vlm_core/families.py, or name a dataloader.collate_fn._target_ of your own"
+
+
+@dataclass
+class _Rendered:
+    """A rendered conversation, with places in it as numbers of characters."""
+
+    text: str = ""
+    images: list[int] = field(default_factory=list)  # where the template has one
+    typed: list[tuple[int, int]] = field(default_factory=list)  # what would be a special token, in a text
+    answers: list[tuple[int, int]] = field(default_factory=list)  # each text of the assistant
+
+
+def tokenize_rendered(
+    conversation: list[dict[str, Any]], processor: Any, family: Family, sizes: Sequence[Grid], *, for_generation: bool
+) -> TokenizedConversation:
+    """Returns the ids of a conversation and which of them are supervised; `sizes` are those of its images.
+
+    Raises ValueError where they cannot be made exact: a template that changes texts by more than trimming them, or
+    that shows other images than the conversation has.
+    """
+    chat = _Chat(conversation, processor, family, sizes)
+    rendered = chat.render(len(chat.structure), for_generation=for_generation)
+    if len(rendered.images) != len(sizes):
+        raise ValueError(
+            f"the chat template shows {len(rendered.images)} images as {processor.image_token!r} and the "
+            f"conversation has {len(sizes)}: {OWN_ROW}"
+        )
+    spans = [] if for_generation else chat.supervised_spans(rendered)
+    ends_itself = not spans or family.end_of_turn
+    stop = len(rendered.text) if ends_itself else spans[-1][1]
+    ids, places = _Encoder(chat, rendered).encode(stop, [place for span in spans for place in span])
+    supervised = [False] * len(ids)
+    for start, end in zip(places[::2], places[1::2], strict=True):
+        supervised[start:end] = [True] * (end - start)
+    if ends_itself:
+        return TokenizedConversation(ids, supervised)
+    return TokenizedConversation([*ids, processor.tokenizer.eos_token_id], [*supervised, True])
+
+
+def end_of_turn(processor: Any) -> str:
+    """Returns what the template writes behind an answer, up to its first special token; "" where it has none."""
+    conversation = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
+    template, _ = render_markers(processor, structure_of(conversation), False)
+    tail = MARKER_PATTERN.split(template)[-1]
+    special = special_tokens(processor.tokenizer).search(tail)
+    return tail[: special.end()] if special else ""
+
+
+@lru_cache(maxsize=4096)
+def image_expansions(processor: Any, sizes: tuple[Grid, ...]) -> list[str]:
+    """Returns what the processor writes in place of each image of a conversation, whose pixels have these `sizes`.
+
+    Raises ValueError for a processor that does not tell.
+    """
+    images = [Image.new("RGB", (width, height)) for height, width in sizes]
+    made = processor(text=[processor.image_token * len(images)], images=[images], return_text_replacement_offsets=True)
+    if "text_replacement_offsets" not in made:
+        raise ValueError(f"{type(processor).__name__} does not tell what stands for an image: {OWN_ROW}")
+    return [replacement["replacement"] for replacement in made["text_replacement_offsets"][0]]
+
+
+class _Chat:
+    """A conversation, and how its processor shows it."""
+
+    def __init__(
+        self, conversation: list[dict[str, Any]], processor: Any, family: Family, sizes: Sequence[Grid]
+    ) -> None:
+        self.processor, self.family = processor, family
+        self.structure, self.texts = structure_of(conversation), texts_of(conversation)
+        self.expansions = image_expansions(processor, tuple(sizes)) if sizes else []
+        self.image_ids = [_closed_ids(processor, expansion) for expansion in self.expansions]
+        # Between tokens of its own, what stands for an image has the same ids in any text: it is put in as ids, later.
+        self.shown = [processor.image_token] * len(sizes) if all(self.image_ids) else self.expansions
+
+    def render(self, turns: int, *, for_generation: bool) -> _Rendered:
+        """Returns the first `turns` turns; raises ValueError where the template changes their texts."""
+        template, trimmed = render_markers(self.processor, self.structure[:turns], for_generation)
+        rendered, said, plain, shown = _Rendered(), [], "", iter(self.shown)
+        for number, fragment in enumerate(MARKER_PATTERN.split(template)):
+            if number % 2:
+                role, text = self.texts[int(fragment)]
+                said.append(text.strip() if trimmed[int(fragment)] else text)
+                self._add_text(rendered, said[-1], role)
+                plain += said[-1]
+            else:
+                self._add_fragment(rendered, fragment, shown)
+                plain += fragment
+        if plain != render(self.processor, self.structure[:turns], iter(said), for_generation):
+            raise ValueError(f"the chat template changes texts by more than trimming them: {OWN_ROW}")
+        return rendered
+
+    def _add_text(self, rendered: _Rendered, text: str, role: str) -> None:
+        start = len(rendered.text)
+        found = _control_tokens(self.processor).finditer(text)
+        rendered.typed += [(start + match.start(), start + match.end()) for match in found]
+        rendered.text += text
+        if role == "assistant":
+            rendered.answers.append((start, len(rendered.text)))
+
+    def _add_fragment(self, rendered: _Rendered, fragment: str, shown: Iterator[str]) -> None:
+        first, *others = fragment.split(self.processor.image_token)
+        rendered.text += first
+        for other in others:
+            rendered.images.append(len(rendered.text))
+            rendered.text += next(shown, self.processor.image_token) + other
+
+    def supervised_spans(self, rendered: _Rendered) -> list[tuple[int, int]]:
+        """Returns where each answer begins and where the end of its turn ends."""
+        spans, turns = [], [number for number, (role, _) in enumerate(self.structure) if role == "assistant"]
+        for turn, (start, end) in zip(turns, rendered.answers, strict=True):
+            prompt = self.render(turn, for_generation=True).text
+            if rendered.text.startswith(prompt) and len(prompt) <= start:
+                start = len(prompt)  # What the template writes in between, the model has to write.
+            else:
+                _warn_of_prompt(self.family.model_type)
+            if not rendered.text.startswith(self.family.end_of_turn, end):
+                raise ValueError(
+                    f"the chat template must close an answer with {self.family.end_of_turn!r}, "
+                    f"found {rendered.text[end : end + 40]!r}: {OWN_ROW}"
+                )
+            spans.append((start, end + len(self.family.end_of_turn)))
+        return spans
+
+
+@lru_cache(maxsize=8)
+def _control_tokens(processor: Any) -> re.Pattern[str]:
+    """Returns a pattern of what no text may write: special tokens, and the one that stands for an image."""
+    return re.compile(f"{re.escape(processor.image_token)}|{special_tokens(processor.tokenizer).pattern}")
+
+
+@lru_cache(maxsize=8)
+def _warn_of_prompt(model_type: str) -> None:
+    logger.warning("the chat template of this %s model asks for an answer otherwise than it shows one", model_type)
+
+
+class _Encoder:
+    """Encodes a rendered conversation as one text, or in parts where it has to be cut."""
+
+    def __init__(self, chat: _Chat, rendered: _Rendered) -> None:
+        self.rendered, self.processor, self.tokenizer = rendered, chat.processor, chat.processor.tokenizer
+        self.image_ids = chat.image_ids if all(chat.image_ids) else []
+        self.image_token = self.tokenizer.convert_tokens_to_ids(self.processor.image_token)
+
+    def encode(self, stop: int, places: Sequence[int]) -> tuple[list[int], list[int]]:
+        """Returns the ids up to character `stop`, and the number of ids before each of `places`."""
+        done: list[int] = []
+        start, numbers = 0, []
+        ids = self._ids(0, stop)
+        for place in places:
+            head = self._ids(start, place)
+            numbers.append(len(done) + len(head))
+            if ids[: len(head)] != head:  # A token would reach over the place.
+                done, start = done + head, place
+                ids = self._ids(start, stop)
+        return done + ids, numbers
+
+    def _ids(self, start: int, stop: int) -> list[int]:
+        """Returns the ids of a part of the text, with images as long as they are."""
+        images = iter(self.image_ids[sum(place < start for place in self.rendered.images) :])
+        ids = [i for is_plain, begin, end in self._parts(start, stop) for i in self._part_ids(begin, end, is_plain)]
+        if not self.image_ids:
+            return ids
+        return [i for token in ids for i in (next(images) if token == self.image_token else (token,))]
+
+    def _parts(self, start: int, stop: int) -> list[tuple[bool, int, int]]:
+        """Returns (whether it is plain text, begin, end): special tokens that were typed are parts of their own."""
+        parts, at = [], start
+        for begin, end in self.rendered.typed:
+            if start <= begin < stop:
+                parts += [(False, at, begin), (True, begin, end)]
+                at = end
+        return [part for part in [*parts, (False, at, stop)] if part[1] < part[2]]
+
+    def _part_ids(self, begin: int, end: int, is_plain: bool) -> list[int]:
+        text = self.rendered.text[begin:end]
+        if begin == 0 and not is_plain:
+            return [*_leading_ids(self.tokenizer, text), *_plain_ids(self.tokenizer, text, False)]
+        ids = _inner_ids(self.tokenizer, text, is_plain)
+        if is_plain and self.tokenizer.convert_tokens_to_ids(text) in ids:  # not special, and found in any text
+            return [i for half in (text[:1], text[1:]) for i in _inner_ids(self.tokenizer, half, True)]
+        return ids
+
+
+def _plain_ids(tokenizer: Any, text: str, is_plain: bool) -> list[int]:
+    """Returns the ids of a text by itself; `is_plain`: no special token is recognised in it."""
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=is_plain)["input_ids"]
+
+
+@lru_cache(maxsize=4096)
+def _inner_ids(tokenizer: Any, text: str, is_plain: bool) -> list[int]:
+    """Returns the ids of a text that others stand before: behind a line break, SentencePiece puts no space in front."""
+    newline, ids = (_plain_ids(tokenizer, part, is_plain) for part in ("\n", "\n" + text))
+    return ids[len(newline) :] if ids[: len(newline)] == newline else _plain_ids(tokenizer, text, is_plain)
+
+
+def _leading_ids(tokenizer: Any, text: str) -> list[int]:
+    """Returns what the tokenizer puts in front by itself; as in processors, only where the template does not."""
+    return [] if tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token) else _own_start(tokenizer)
+
+
+@lru_cache(maxsize=8)
+def _own_start(tokenizer: Any) -> list[int]:
+    with_own, without = (tokenizer("x", add_special_tokens=own)["input_ids"] for own in (True, False))
+    if with_own[len(with_own) - len(without) :] != without:
+        raise ValueError(f"{type(tokenizer).__name__} puts tokens behind every text: {OWN_ROW}")
+    return with_own[: len(with_own) - len(without)]
+
+
+@lru_cache(maxsize=4096)
+def _closed_ids(processor: Any, expansion: str) -> list[int]:
+    """Returns the ids of what stands for an image; none where they depend on the text beside it."""
+    ids, added = _plain_ids(processor.tokenizer, expansion, False), processor.tokenizer.added_tokens_decoder
+    return ids if ids[0] in added and ids[-1] in added else []

@@ -1,0 +1,77 @@
+"""Answers and likelihoods of a family without a row: by the model's own `generate` and `forward`, a row a prompt."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers import LogitsProcessor, LogitsProcessorList
+
+from vlm_core.data.batches import ImageInputs
+from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens, pad_prompts
+from vlm_core.data.token_cache import TokenizedExample
+from vlm_core.families import Family
+from vlm_core.generation.likelihood import Likelihood
+from vlm_core.generation.sampling import Choose
+from vlm_core.models.forward import target_logits
+from vlm_core.models.load import unwrapped
+
+
+class _Chosen(LogitsProcessor):
+    """Leaves one token a row: what `choose` says of its logits."""
+
+    def __init__(self, choose: Choose) -> None:
+        self.choose = choose
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        chosen = torch.tensor(self.choose(scores, range(len(scores))), device=scores.device)
+        return torch.full_like(scores, -torch.inf).scatter(1, chosen[:, None], 0.0)
+
+
+@torch.no_grad()
+def generate_answers(
+    model: Any,
+    processor: Any,
+    family: Family,
+    prompts: Sequence[TokenizedExample],
+    images: ImageInputs,
+    stops: set[int],
+    max_new_tokens: int,
+    choose: Choose,
+) -> list[list[int]]:
+    """Returns the generated ids of each prompt, a stop token included where one came; see `generate_ids`."""
+    batch = pad_prompts([prompt.input_ids for prompt in prompts], processor, family)
+    output = unwrapped(model).generate(
+        **_on_device(batch | images([prompt.images for prompt in prompts]), model),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=sorted(stops),
+        pad_token_id=processor.tokenizer.pad_token_id,
+        logits_processor=LogitsProcessorList([_Chosen(choose)]),
+    )
+    generated = output[:, batch["input_ids"].shape[1] :].tolist()
+    ends = [next((i for i, token in enumerate(ids, start=1) if token in stops), len(ids)) for ids in generated]
+    return [ids[:end] for ids, end in zip(generated, ends, strict=True)]
+
+
+@torch.no_grad()
+def answer_likelihoods(
+    model: Any, processor: Any, family: Family, examples: Sequence[TokenizedExample], images: ImageInputs
+) -> list[Likelihood]:
+    """Returns the likelihood of the supervised tokens of each example."""
+    batch = collate_tokens(examples, processor, family) | images([example.images for example in examples])
+    batch = _on_device(batch, model)
+    targets = functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE_INDEX)
+    chosen = targets != IGNORE_INDEX
+    logits = target_logits(unwrapped(model), batch, chosen).float()
+    losses = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
+    losses[chosen] = functional.cross_entropy(logits, targets[chosen], reduction="none").double()
+    return [Likelihood(-loss, int(n)) for loss, n in zip(losses.sum(1).tolist(), chosen.sum(1).tolist(), strict=True)]
+
+
+def _on_device(batch: Batch, model: Any) -> Batch:
+    core = unwrapped(model)
+    return {
+        key: value.to(core.device, core.dtype if value.is_floating_point() else value.dtype)
+        for key, value in batch.items()
+    }

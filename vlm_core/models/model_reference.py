@@ -1,0 +1,116 @@
+"""Where a model lies that someone names: a directory, a hub id, a name of the registry; and what identifies it.
+
+`models:/name@alias` and other URIs are resolved by installed packages that register a function for the scheme in the
+entry-point group `medpix_finetune.models`: it takes the URI and returns (directory, the base model to put it over).
+"""
+
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_core.config import ModelConfig
+from vlm_core.files import read_json
+from vlm_core.hub import download, is_repository_id
+from vlm_core.models.base_model import PATTERNS, PROCESSOR_FILES, TINY_MODELS, fetch_model
+from vlm_core.models.layout import ADAPTER_CONFIG, is_adapter, is_distributed_checkpoint, weights_directory
+from vlm_core.run_directory import CONFIG
+
+logger = logging.getLogger(__name__)
+
+RESOLVERS = "medpix_finetune.models"
+WEIGHTS = ("*.safetensors", "*.bin", "*.distcp")
+# What an adapter's file says about where it was made, and not about what it computes.
+NOT_IDENTITY = ("base_model_name_or_path", "inference_mode", "revision")
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A model on disk: `weights` is what transformers or peft loads, `base` has the processor and the family."""
+
+    weights: Path
+    base: Path  # the base model under an adapter or bare weights; else the same directory
+    config: ModelConfig  # of the base model: name, revision, dtype and attention
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights and of what they are computed with: equal ones give equal answers."""
+        parts = [_directory_digest(self.weights), self.config.torch_dtype, self.config.attn_implementation]
+        if self.base != self.weights:
+            parts.append(_directory_digest(self.base))
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def find_model(reference: str | Path | None, base: ModelConfig | None = None) -> ModelFiles:
+    """Returns the files of the model that `reference` names; of the base model itself where it names none.
+
+    `base` takes the place of the base model that a checkpoint names. Raises ValueError for a model that is not there.
+    """
+    if reference is None:
+        assert base is not None
+        directory = fetch_model(base)
+        return ModelFiles(directory, directory, base)
+    checkpoint, named = _resolve(str(reference))
+    weights = weights_directory(checkpoint)
+    config = base or named or _base_of(checkpoint, weights)
+    has_processor = any((weights / name).is_file() for name in PROCESSOR_FILES)
+    if is_adapter(weights) or is_distributed_checkpoint(weights) or not has_processor:
+        return ModelFiles(weights, fetch_model(config), config)  # the base model has what is not there
+    return ModelFiles(weights, weights, config)
+
+
+def is_uri(reference: str) -> bool:
+    """Returns whether a reference has a scheme, as `models:/name@alias` has."""
+    return re.match(r"[a-z]+:/", reference) is not None
+
+
+def _resolve(reference: str) -> tuple[Path, ModelConfig | None]:
+    """Returns the directory of a reference, and the base model where the reference itself says it."""
+    if Path(reference).is_dir():
+        return Path(reference).absolute(), None
+    if reference in TINY_MODELS:
+        return fetch_model(ModelConfig(pretrained_model_name_or_path=reference)), None
+    if is_repository_id(reference):
+        return download(reference, "model", None, PATTERNS), None
+    scheme = reference.partition(":")[0]
+    for entry in entry_points(group=RESOLVERS, name=scheme):
+        resolve: Callable[[str], tuple[Path, dict[str, Any]]] = entry.load()
+        directory, model = resolve(reference)
+        return directory, ModelConfig(**model)
+    raise ValueError(
+        f"no model {reference!r}: neither a directory, nor a hub id owner/name, nor {', '.join(TINY_MODELS)}, nor a "
+        "URI such as models:/name@alias"
+    )
+
+
+def _base_of(checkpoint: Path, weights: Path) -> ModelConfig:
+    """Returns the base model that a checkpoint was trained from, as its own files say."""
+    if (checkpoint / CONFIG).is_file():  # one of ours: it says the dtype and the revision as well
+        return ModelConfig(**yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))["model"])
+    name = read_json(weights / ADAPTER_CONFIG)["base_model_name_or_path"] if is_adapter(weights) else str(weights)
+    return ModelConfig(pretrained_model_name_or_path=name, torch_dtype="auto")
+
+
+def _directory_digest(directory: Path) -> str:
+    if directory.parent.name == "snapshots":  # of the hub's cache: a commit names its content
+        return f"{directory.parent.parent.name} {directory.name}"
+    settings: dict[str, Any] = {}
+    for name in ("config.json", ADAPTER_CONFIG):
+        if (directory / name).is_file():
+            settings |= {key: value for key, value in read_json(directory / name).items() if key not in NOT_IDENTITY}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    weights = sorted(path for pattern in WEIGHTS for path in directory.glob(pattern))
+    if not weights:
+        raise ValueError(f"{directory} has no weights ({', '.join(WEIGHTS)})")
+    for path in weights:
+        with path.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()
