@@ -11,33 +11,29 @@ import psutil
 
 from benchmarks.memory import PeakMemory
 from vlm_core.config import Config
-from vlm_core.data.batches import PixelInputs
+from vlm_core.data.batches import DecodedImages
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, build_tokens
-from vlm_core.data.tokenization import image_token_id
-from vlm_core.families import GEMMA3
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import generate_ids, stop_tokens, without_answer
 from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.home import medpix_home
-from vlm_core.models.load import load_processor
+from vlm_core.models.chat import load_chat
 from vlm_core.models.model_reference import find_model
 
 
 def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """Shared-prefix generation as `vlm_core.evaluate` does it, from pixels."""
-    answerer, prompts, pixels = _questions(config, conversations)
-    stops, longest = stop_tokens(answerer.processor.tokenizer, GEMMA3), config.evaluation.max_new_tokens
-    image_token = image_token_id(answerer.processor, GEMMA3)
+    answerer, prompts, images = _questions(config, conversations)
+    stops, longest = stop_tokens(answerer.chat), config.evaluation.max_new_tokens
     answers: dict[int, list[int]] = {}
     with PeakMemory() as memory:
         started = time.monotonic()
         for groups in prompts.batches(config.evaluation.batch_size):
             rows = [[prompts.prompts[i] for i in group.members] for group in groups]
-            shown = pixels([image for row in rows for image in row[0].images])
-            ids = generate_ids(answerer.model, GEMMA3, rows, shown, image_token, stops, longest)
+            ids = generate_ids(answerer.model, answerer.chat, rows, images, stops, longest)
             answers |= dict(zip((i for group in groups for i in group.members), ids, strict=True))
         seconds = time.monotonic() - started
     return _result([answers[i] for i in range(len(prompts))], seconds, memory)
@@ -60,13 +56,13 @@ def answer_batched(config: Config, conversations: Path, steps: int, batch_size: 
         for start in range(0, len(prompts), size):
             rows = [dataset[i] for i in range(start, min(start + size, len(prompts)))]
             asked = [{"conversation": without_answer(row["conversation"])} for row in rows]
-            inputs = collate_prompts(asked, answerer.processor, GEMMA3).items()
+            inputs = collate_prompts(asked, answerer.chat).items()
             moved = {key: value.to(answerer.model.device) for key, value in inputs}
             output = answerer.model.generate(
                 **moved,
                 max_new_tokens=config.evaluation.max_new_tokens,
                 do_sample=False,
-                eos_token_id=list(stop_tokens(answerer.processor.tokenizer, GEMMA3)),
+                eos_token_id=list(stop_tokens(answerer.chat)),
                 pad_token_id=0,
             )
             answers += output[:, moved["input_ids"].shape[1] :].tolist()
@@ -79,11 +75,11 @@ def answer_one_by_one(config: Config, conversations: Path, steps: int) -> dict[s
     return answer_batched(config, conversations, steps, batch_size=1)
 
 
-def _questions(config: Config, conversations: Path) -> tuple[Answerer, Prompts, PixelInputs]:
+def _questions(config: Config, conversations: Path) -> tuple[Answerer, Prompts, DecodedImages]:
     answerer = Answerer.load(find_model(None, config.model))
-    tokens = TokenDataset(build_tokens(conversations, answerer.processor, GEMMA3), "train")
-    prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], answerer.image_token)
-    return answerer, prompts, PixelInputs.of(conversations, answerer.processor)
+    tokens = TokenDataset(build_tokens(conversations, answerer.chat), "train")
+    prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], answerer.chat)
+    return answerer, prompts, DecodedImages.of(conversations, answerer.chat)
 
 
 def read_cold(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
@@ -96,12 +92,12 @@ def read_cold(config: Config, conversations: Path, steps: int) -> dict[str, Any]
 def read_warm(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """The same again: what a second run pays before its first step."""
     base = Path(config.model.pretrained_model_name_or_path)
-    processor = load_processor(base)
+    chat = load_chat(base)
     before = psutil.Process().io_counters().read_chars
     with PeakMemory() as memory:
         started = time.monotonic()
         conversations, _ = prepare_conversations(config)
-        tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
+        tokens = TokenDataset(build_tokens(conversations, chat), "train")
         seconds = time.monotonic() - started
     read = psutil.Process().io_counters().read_chars - before
     return {"seconds": seconds, "answered": len(tokens), "peak_mb": memory.megabytes, "bytes_read": read}

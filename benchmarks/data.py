@@ -50,17 +50,16 @@ def prepare(images: int, directory: Path) -> dict[str, Any]:
     from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
     from vlm_core.data.splits import fetch_splits
     from vlm_core.data.token_cache import TokenDataset, build_tokens
-    from vlm_core.families import GEMMA3
     from vlm_core.models.base_model import fetch_model
-    from vlm_core.models.load import load_processor
+    from vlm_core.models.chat import load_chat
     from vlm_core.recipe import load_config
 
     config = load_config("demo", {"dataset.path_or_dataset": str(directory)})
-    processor = load_processor(fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3")))
+    chat = load_chat(fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3")))
     before, stages = _peak(), Stages()
     splits = stages.time("find and hash the source", lambda: fetch_splits(config))
     conversations, reused = stages.time("conversations", lambda: build_conversations(splits))
-    tokens = stages.time("token ids", lambda: build_tokens(conversations, processor, GEMMA3))
+    tokens = stages.time("token ids", lambda: build_tokens(conversations, chat))
     opened = stages.time("open", lambda: (ConversationDataset(conversations, "train"), TokenDataset(tokens, "train")))
     cache = sum(path.stat().st_size for root in (conversations, tokens) for path in root.iterdir())
     rows = len(opened[0])

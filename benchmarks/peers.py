@@ -14,10 +14,11 @@ from benchmarks.memory import PeakMemory
 from benchmarks.training import WARM_UP, order_of, repeated
 from benchmarks.workload import BFLOAT16, decode
 from vlm_core.config import Config
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
-from vlm_core.models.load import load_processor
+from vlm_core.models.chat import load_chat
 from vlm_core.models.prepare import prepare_model
 
 FEATURES = Features({"images": Sequence(Image()), "prompt": Value("string"), "completion": Value("string")})
@@ -26,13 +27,13 @@ FEATURES = Features({"images": Sequence(Image()), "prompt": Value("string"), "co
 def trl(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """TRL's SFTTrainer with completion-only loss; its defaults of bf16 and gradient checkpointing are off, as here."""
     base = Path(config.model.pretrained_model_name_or_path)
-    processor: Any = load_processor(base)
-    dataset = Dataset.from_list(list(_rows(config, conversations, processor, steps)), features=FEATURES)
+    chat = load_chat(base)
+    dataset = Dataset.from_list(list(_rows(config, conversations, chat, steps)), features=FEATURES)
     clock = Clock()
     with PeakMemory() as memory:
         trainer = SFTTrainer(
             model=prepare_model(config, base, GEMMA3, None),
-            processing_class=processor,
+            processing_class=chat.processor,
             train_dataset=dataset,
             callbacks=[clock],
             args=_arguments(config, steps),
@@ -52,9 +53,9 @@ class Clock(TrainerCallback):
         self.ends[state.global_step] = time.monotonic()
 
 
-def _rows(config: Config, conversations: Path, processor: Any, steps: int) -> Iterator[dict[str, Any]]:
+def _rows(config: Config, conversations: Path, chat: ChatModel, steps: int) -> Iterator[dict[str, Any]]:
     source = ConversationDataset(conversations, "train")
-    tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
+    tokens = TokenDataset(build_tokens(conversations, chat), "train")
     for index in (i for step in repeated(order_of(config, tokens), steps) for i in step):
         user, model = source.conversations[index]["conversation"]
         (image,) = (part["image"] for part in user["content"] if part["type"] == "image")

@@ -16,15 +16,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.memory import PeakMemory
 from benchmarks.workload import BFLOAT16
 from vlm_core.config import Config
-from vlm_core.data.batches import PackedBatches, PixelInputs, PlainBatches
+from vlm_core.data.batches import DecodedImages, PackedBatches, PlainBatches
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json_lines, write_text
 from vlm_core.finetune import finetune
 from vlm_core.home import medpix_home
+from vlm_core.models.chat import load_chat
 from vlm_core.models.frozen_tower import DetachedTower
-from vlm_core.models.load import device_of, load_processor
+from vlm_core.models.load import device_of
 from vlm_core.models.prepare import prepare_model
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
@@ -52,9 +53,9 @@ def ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
 def _encode(config: Config, conversations: Path) -> float:
     """Returns the seconds that it took to fill the vision cache."""
     base = Path(config.model.pretrained_model_name_or_path)
-    model, processor = prepare_model(config, base, GEMMA3, None), load_processor(base)
+    model, chat = prepare_model(config, base, GEMMA3, None), load_chat(base)
     started = time.monotonic()
-    encode_images(model, processor, GEMMA3, conversations, Ranks(), device_of(0))
+    encode_images(model, chat, conversations, Ranks(), device_of(0))
     return time.monotonic() - started
 
 
@@ -90,15 +91,15 @@ def ours_two_processes(config: Config, conversations: Path, steps: int) -> dict[
 def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """Floating-point operations a second of a packed step over those of a large matrix product on this machine."""
     base = Path(config.model.pretrained_model_name_or_path)
-    processor, model = load_processor(base), prepare_model(config, base, GEMMA3, None)
-    tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
-    images = encode_images(model, processor, GEMMA3, conversations, Ranks(), device_of(0))
+    chat, model = load_chat(base), prepare_model(config, base, GEMMA3, None)
+    tokens = TokenDataset(build_tokens(conversations, chat), "train")
+    images = encode_images(model, chat, conversations, Ranks(), device_of(0))
     DetachedTower(model, GEMMA3)
-    batches = PackedBatches(tokens, images, processor, GEMMA3, config.packing.max_tokens)
+    batches = PackedBatches(tokens, images, chat, config.packing.max_tokens)
     samples = config.step_scheduler.batch_size
     planned = batches.micro_batches(range(samples), 0, 1)
     made = [batches.batch(micro_batch) for micro_batch in planned]
-    objective = TokenLoss(model.to(device_of(0)).train(), GEMMA3)
+    objective = TokenLoss(model.to(device_of(0)).train(), chat)
 
     def step() -> None:
         for batch in made:
@@ -129,12 +130,12 @@ def repeated(order: list[list[int]], steps: int) -> list[list[int]]:
 def plain(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """A transformers loop as anyone would write it: pixels and logits of every row, gradients accumulated."""
     base = Path(config.model.pretrained_model_name_or_path)
-    processor = load_processor(base)
+    chat = load_chat(base)
     with PeakMemory() as memory:
         model = prepare_model(config, base, GEMMA3, None).to(device_of(0)).train()
-        tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
+        tokens = TokenDataset(build_tokens(conversations, chat), "train")
         size = config.step_scheduler.local_batch_size
-        batches = PlainBatches(tokens, PixelInputs.of(conversations, processor), processor, GEMMA3, size)
+        batches = PlainBatches(tokens, DecodedImages.of(conversations, chat), chat, size)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.optimizer.lr, betas=config.optimizer.betas, weight_decay=0.01)
         planned = [batches.micro_batches(step, 0, 1) for step in repeated(order_of(config, tokens), steps)]

@@ -88,3 +88,11 @@ def processor(family: Family) -> Any:
     from vlm_core.models.load import load_processor
 
     return load_processor(tiny_directory(family.model_type))
+
+
+@pytest.fixture(scope="session")
+def chat(family: Family, processor: Any) -> Any:
+    """The chat model of the tiny model of `family`."""
+    from vlm_core.models.chat import FastChat
+
+    return FastChat(processor, family)

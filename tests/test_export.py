@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core import export
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import Family
@@ -41,12 +42,12 @@ def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def test_merged_weights_give_the_adapters_logits(
-    family: Family, processor: Any, conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    chat: ChatModel, conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = tiny_directory(family.model_type)
-    checkpoint = adapter(base, family, tmp_path / "adapter")
+    processor, base = chat.processor, tiny_directory(chat.family.model_type)
+    checkpoint = adapter(base, chat.family, tmp_path / "adapter")
     merge(monkeypatch, checkpoint, tmp_path / "merged")
-    batch = collate([ConversationDataset(conversations, "validation")[i] for i in (0, 11)], processor, family)
+    batch = collate([ConversationDataset(conversations, "validation")[i] for i in (0, 11)], chat)
     expected = logits(load_trained(checkpoint, base, small_config().model), batch)
     merged = logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "merged"), batch)
     assert (merged - expected).abs().max() < 1e-4 * expected.abs().max()

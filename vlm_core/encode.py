@@ -1,7 +1,7 @@
 """Encodes every image of a dataset once: `python -m vlm_core.encode --config demo`, or under torchrun.
 
-The features of a frozen vision tower lie in the vision cache then, for training and evaluation alike. Images that are
-there already are not encoded again; a job that was killed goes on where it was.
+The vision cache then has the features of a frozen vision tower, for training and evaluation alike. Images that it has
+already are not encoded again, so a job that was killed resumes where it stopped.
 """
 
 from vlm_core.arguments import check_arguments, encode_parser
@@ -15,9 +15,9 @@ from pathlib import Path
 from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.models.base_model import fetch_model
-from vlm_core.models.derived_family import family_of
+from vlm_core.models.chat import load_chat
 from vlm_core.models.frozen_tower import is_tower_frozen
-from vlm_core.models.load import device_of, load_processor
+from vlm_core.models.load import device_of
 from vlm_core.models.prepare import prepare_model
 from vlm_core.training.distributed import Ranks, command, main_rank_first
 from vlm_core.training.vision_cache import encode_images
@@ -26,22 +26,23 @@ logger = logging.getLogger(__name__)
 
 
 def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> None:
-    """Fills the vision cache for `config`; says so where there is nothing to cache."""
+    """Fills the vision cache for `config`; logs why if there is nothing to cache."""
     if not config.vision_cache.enabled:
         logger.info("vision_cache.enabled=false: nothing is encoded ahead")
         return
     with main_rank_first(ranks):
         conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
-    family = family_of(base)
-    if family.plain_only:
-        logger.info("a %s model has no row in vlm_core/families.py: nothing is encoded ahead", family.model_type)
+    chat = load_chat(base)
+    if not chat.caches_features:
+        model_type = chat.family.model_type
+        logger.info("a %s model has no row in vlm_core/families.py: nothing is encoded ahead", model_type)
         return
-    model = prepare_model(config, base, family, None)
-    if not is_tower_frozen(model, family):
+    model = prepare_model(config, base, chat.family, None)
+    if not is_tower_frozen(model, chat.family):
         logger.info("the vision tower trains: its features change, and nothing is encoded ahead")
         return
-    encode_images(model, load_processor(base), family, conversations, ranks, device_of(ranks.local_rank))
+    encode_images(model, chat, conversations, ranks, device_of(ranks.local_rank))
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """One row per model family: every fact that differs between families, and nothing else.
 
-`vlm_core.models.derived_family` makes a row for a model type that has none, from what the model and its processor say.
+`vlm_core.models.derived_family` derives the facts of any other model type from the model and its processor.
+`vlm_core.models.chat` turns a row into the object that the rest of the code works with.
 The names of modules and processor attributes are those of transformers 5.23.
 """
 
@@ -8,36 +9,42 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
+
+FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, as the models' configs name them
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
-    """What the rest of the code has to know about a model family."""
+    """The facts about a model family. Only the fast path reads those of the second group."""
 
     model_type: str  # in the checkpoint's config.json
     end_of_turn: str  # closes an assistant's turn in the chat template; the last supervised token
-    image_placeholder: str  # what the chat template writes for an image: the processor's attribute of this name
-    image_expansion: str | None  # what stands in its place in the input: the processor's attribute; None: see below
-    image_token: str  # the token that image features take the place of
-    required_keys: frozenset[str]  # of a batch with images; a dropped one changes the maths without an error
+    image_token: str  # image features replace the embeddings of this token
     parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of its modules' names; the longest prefix decides
-    bidirectional_images: bool  # whether the tokens of an image see each other both ways
     vision_tower: str  # module whose output depends on the image alone
-    vision_features: str  # module without weights whose output is cached: the tower itself, or a pool behind it
-    patches_a_token: int = 0  # a side; an image has as many tokens as its size asks for. 0: all have the same number
-    token_types_key: str = "token_type_ids"  # of a batch: what says which tokens are those of an image
+    required_keys: frozenset[str]  # keys of a batch with images; without one of them the model computes other numbers
+    token_types_key: str = "token_type_ids"  # key of a batch that marks the image tokens; "": the model takes none
     also_stop: tuple[str, ...] = ()  # tokens that end an answer, besides the end of turn and the tokenizer's own
+    not_adaptable: tuple[str, ...] = ()  # patterns of linear modules whose forward is never called: LoRA has no effect
+
+    image_placeholder: str = "image_token"  # the chat template writes this attribute of the processor for an image
+    # In its place the processor writes these attributes of its own. With a grid, it repeats `image_token` per token.
+    image_text: tuple[str, ...] = ("image_token",)
+    image_grid: Literal["", "smart_resize"] = ""  # rule that makes a size of tokens; "": all images have equally many
+    image_inputs: tuple[str, ...] = ("pixel_values",)  # outputs of the image processor that the model takes
+    mrope: bool = False  # whether a position is three numbers: time, height and width (M-RoPE)
+    bidirectional_images: tuple[str, ...] = ()  # types of layers in which the tokens of an image see each other
+    bidirectional_if: tuple[str, str] | None = None  # ... if this key of the text config has this value
+    vision_features: str = ""  # module whose output is cached: the tower, or a pool without weights after it
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
-    not_adaptable: tuple[str, ...] = ()  # wildcards of linear modules whose forward is not called: LoRA has no effect
-    # Of a model without a row: its processor says what images become, and its own forward and generate() do the rest.
-    plain_only: bool = False
 
 
 GEMMA3 = Family(
     model_type="gemma3",
     end_of_turn="<end_of_turn>",
     image_placeholder="boi_token",
-    image_expansion="full_image_sequence",
+    image_text=("full_image_sequence",),
     image_token="<image_soft_token>",
     # Without token_type_ids Gemma 3 attends causally over the image, silently.
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "token_type_ids"}),
@@ -47,7 +54,7 @@ GEMMA3 = Family(
         "projector": ("model.multi_modal_projector",),
         "language_model": ("model.language_model",),
     },
-    bidirectional_images=True,
+    bidirectional_images=(FULL, SLIDING),
     vision_tower="model.vision_tower",
     vision_features="model.multi_modal_projector.avg_pool",  # 4096 patches become 256 tokens, before any weight
 )
@@ -55,8 +62,7 @@ GEMMA3 = Family(
 GEMMA3N = Family(
     model_type="gemma3n",
     end_of_turn="<end_of_turn>",
-    image_placeholder="image_token",
-    image_expansion="full_image_sequence",
+    image_text=("full_image_sequence",),
     image_token="<image_soft_token>",
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values"}),
     parts={
@@ -70,7 +76,6 @@ GEMMA3N = Family(
         "audio_tower": ("model.audio_tower", "model.embed_audio"),
         "language_model": ("model.language_model",),
     },
-    bidirectional_images=False,
     vision_tower="model.vision_tower",
     vision_features="model.vision_tower",
     softcaps_logits=True,
@@ -80,10 +85,11 @@ GEMMA3N = Family(
 QWEN2_5_VL = Family(
     model_type="qwen2_5_vl",
     end_of_turn="<|im_end|>",
-    image_placeholder="image_token",
-    image_expansion=None,
     image_token="<|image_pad|>",
-    # Without mm_token_type_ids an image's tokens stand in a line, silently; without the grid as well.
+    image_grid="smart_resize",
+    image_inputs=("pixel_values", "image_grid_thw"),
+    mrope=True,
+    # Without mm_token_type_ids or the grid, an image's tokens get the positions of text, silently.
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids"}),
     parts={
         "embeddings": ("model.language_model.embed_tokens", "lm_head"),
@@ -91,10 +97,8 @@ QWEN2_5_VL = Family(
         "projector": ("model.visual.merger",),
         "language_model": ("model.language_model",),
     },
-    bidirectional_images=False,
     vision_tower="model.visual",
-    vision_features="model.visual",  # behind its merger: cached where that is frozen too
-    patches_a_token=2,
+    vision_features="model.visual",  # the projector is part of it: cached if that is frozen too
     token_types_key="mm_token_type_ids",
     also_stop=("<|endoftext|>",),
 )

@@ -94,7 +94,7 @@ def _check_plan(inputs: RunInputs) -> None:
     """Logs what the run will take; raises ValueError if that does not fit."""
     config, examples = inputs.config, inputs.train
     if inputs.collate is None:
-        plan = plan_run(config, inputs.base, examples, inputs.family, inputs.ranks.world_size)
+        plan = plan_run(config, inputs.base, examples, inputs.chat, inputs.ranks.world_size)
         logger.info("the plan of this run:\n%s", plan)
         require_fit(plan, config, inputs.device)
     else:
@@ -107,7 +107,7 @@ def _samples(inputs: RunInputs) -> Callable[[Any, ImageInputs], Callable[[int], 
     """Returns a function that makes the sampler of a loaded model."""
 
     def make(model: Any, images: ImageInputs) -> Callable[[int], None]:
-        answerer = Answerer(model, inputs.processor, inputs.family)
+        answerer = Answerer(model, inputs.chat)
         shown, file = inputs.validation, inputs.directory / SAMPLES
         return sampler(answerer, inputs.conversations, shown, images, file, writes=inputs.ranks.is_main)
 

@@ -23,14 +23,14 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import build_tokens
 from vlm_core.families import GEMMA3
 from vlm_core.models.base_model import fetch_model
-from vlm_core.models.load import load_processor
+from vlm_core.models.chat import load_chat
 from vlm_core.recipe import load_config
 
 config = load_config("demo", {"dataset.path_or_dataset": "builtin:phantom?images=400"})
-processor = load_processor(fetch_model(config.model))
+chat = load_chat(fetch_model(config.model))
 print("ready", flush=True)
 sys.stdin.readline()
-build_tokens(prepare_conversations(config)[0], processor, GEMMA3)
+build_tokens(prepare_conversations(config)[0], chat)
 print("built", flush=True)
 """
 

@@ -1,6 +1,7 @@
 """The plan of packed batches loses nothing, repeats nothing, and keeps every rank in step; `pack` lays tokens out."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from vlm_core.data.packing import (
 from vlm_core.data.token_cache import TokenizedExample, shared_prefix
 
 IMAGE = 9
+CHAT: Any = SimpleNamespace(packs=True, image_token=IMAGE, row_positions=lambda batch, grids: {})
 
 
 def layout(lengths: list[int], groups: list[int], prefix: int = 10) -> SimpleNamespace:
@@ -67,7 +69,7 @@ def test_examples_are_laid_out_as_in_the_picture() -> None:
     first = TokenizedExample([1, IMAGE, IMAGE, 5, 6, 7], [False] * 5 + [True], [0])
     second = TokenizedExample([1, IMAGE, IMAGE, 5, 3, 7, 8], [False] * 5 + [True, True], [0])
     text = TokenizedExample([1, 4, 8], [False, False, True], [])
-    batch = pack([[[first, second], [text]], [[text]]], IMAGE)
+    batch = pack([[[first, second], [text]], [[text]]], CHAT)
     assert {name: tensor.tolist() for name, tensor in batch.items()} == {
         "input_ids": [[1, IMAGE, IMAGE, 5, 6, 7, 3, 7, 8, 1, 4, 8], [1, 4, 8] + [1] * 9],
         "position_ids": [[0, 1, 2, 3, 4, 5, 4, 5, 6, 0, 1, 2], [0, 1, 2] + [0] * 9],
@@ -83,7 +85,7 @@ def test_a_branch_keeps_a_token_that_is_no_target() -> None:
     """Equal questions with equal answers share all but the token before the answer, which each has to predict from."""
     twin = TokenizedExample([1, IMAGE, 5, 6, 7], [False] * 3 + [True] * 2, [0])
     assert common_prefix([twin, twin]) == 2
-    targets = pack([[[twin, twin]]], IMAGE)["targets"].tolist()
+    targets = pack([[[twin, twin]]], CHAT)["targets"].tolist()
     assert targets == [[-100, -100, 6, 7, -100, 6, 7, -100]]
     assert common_prefix([twin]) == 0  # alone it is a plain row
 
@@ -100,4 +102,4 @@ def test_a_branch_keeps_a_token_that_is_no_target() -> None:
 )
 def test_what_may_be_shared_ends_with_the_last_image(ids: list[int], first_target: int, expected: int) -> None:
     supervised = [i >= first_target for i in range(len(ids))]
-    assert shared_prefix(TokenizedExample(ids, supervised, [0]), IMAGE) == expected
+    assert shared_prefix(TokenizedExample(ids, supervised, [0]), CHAT) == expected

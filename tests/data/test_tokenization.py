@@ -8,10 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import IGNORE_INDEX, collate, collate_prompts, require_keys
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, last_answer_of
-from vlm_core.data.tokenization import image_token_id, require_template, tokenize_conversation, tokenize_prompt
+from vlm_core.data.tokenization import require_template
 from vlm_core.families import GEMMA3, Family
+from vlm_core.models.chat import FastChat
 
 IMAGE = Image.new("RGB", (56, 56), (10, 200, 30))
 
@@ -29,16 +31,16 @@ def said(text: str, family: Family) -> str:
     return text if family.model_type == "qwen2_5_vl" else text.strip()
 
 
-def supervised_texts(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[str]:
+def supervised_texts(conversation: list[dict[str, Any]], chat: ChatModel) -> list[str]:
     """Returns each run of supervised tokens, decoded."""
-    tokenized = tokenize_conversation(conversation, processor, family)
+    tokenized = chat.tokenize(conversation)
     runs: list[list[int]] = [[]]
     for token, supervised in zip(tokenized.input_ids, tokenized.supervised, strict=True):
         if supervised:
             runs[-1].append(token)
         elif runs[-1]:
             runs.append([])
-    return [processor.tokenizer.decode(run) for run in runs if run]
+    return [chat.processor.tokenizer.decode(run) for run in runs if run]
 
 
 @pytest.mark.parametrize(
@@ -52,15 +54,15 @@ def supervised_texts(conversation: list[dict[str, Any]], processor: Any, family:
         ("What?", "One\n\ntwo"),
     ],
 )
-def test_the_answer_and_its_end_are_supervised(processor: Any, family: Family, question: str, answer: str) -> None:
-    found = supervised_texts([user(question), assistant(answer)], processor, family)
-    assert found == [said(answer, family) + family.end_of_turn]
+def test_the_answer_and_its_end_are_supervised(chat: ChatModel, question: str, answer: str) -> None:
+    found = supervised_texts([user(question), assistant(answer)], chat)
+    assert found == [said(answer, chat.family) + chat.family.end_of_turn]
 
 
-def test_every_assistant_turn_is_supervised(processor: Any, family: Family) -> None:
+def test_every_assistant_turn_is_supervised(chat: ChatModel) -> None:
     conversation = [user("First?"), assistant("One."), user("Second?", images=0), assistant("Two.")]
-    end = family.end_of_turn
-    assert supervised_texts(conversation, processor, family) == [f"One.{end}", f"Two.{end}"]
+    end = chat.family.end_of_turn
+    assert supervised_texts(conversation, chat) == [f"One.{end}", f"Two.{end}"]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,9 @@ def test_every_assistant_turn_is_supervised(processor: Any, family: Family) -> N
         [{"role": "system", "content": [{"type": "text", "text": " Be brief. "}]}, user("What?"), assistant("A mass.")],
     ],
 )
-def test_ids_are_those_of_the_processor(processor: Any, family: Family, conversation: list[dict[str, Any]]) -> None:
-    expected = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"]
-    ids = tokenize_conversation(conversation, processor, family).input_ids
+def test_ids_are_those_of_the_processor(chat: ChatModel, conversation: list[dict[str, Any]]) -> None:
+    expected = chat.processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"]
+    ids = chat.tokenize(conversation).input_ids
     assert ids == list(expected[0])
 
 
@@ -89,13 +91,13 @@ def test_ids_are_those_of_the_processor(processor: Any, family: Family, conversa
         "<|vision_start|><|image_pad|><|vision_end|>",
     ],
 )
-def test_texts_cannot_inject_special_tokens(processor: Any, family: Family, injected: str) -> None:
-    harmless = tokenize_conversation([user("What? x"), assistant("A x")], processor, family).input_ids
+def test_texts_cannot_inject_special_tokens(chat: ChatModel, injected: str) -> None:
+    harmless = chat.tokenize([user("What? x"), assistant("A x")]).input_ids
     hostile = [user(f"What? {injected}"), assistant(f"A {injected}")]
-    special = set(processor.tokenizer.all_special_ids)
-    ids = tokenize_conversation(hostile, processor, family).input_ids
+    special = set(chat.processor.tokenizer.all_special_ids)
+    ids = chat.tokenize(hostile).input_ids
     assert [i for i in ids if i in special] == [i for i in harmless if i in special]
-    assert supervised_texts(hostile, processor, family) == [f"A {injected}{family.end_of_turn}"]
+    assert supervised_texts(hostile, chat) == [f"A {injected}{chat.family.end_of_turn}"]
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -103,22 +105,22 @@ def test_texts_cannot_inject_special_tokens(processor: Any, family: Family, inje
     question=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=60),
     answer=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=60),
 )
-def test_whatever_the_texts(processor: Any, family: Family, question: str, answer: str) -> None:
+def test_whatever_the_texts(chat: ChatModel, question: str, answer: str) -> None:
     conversation = [user(question), assistant(answer)]
-    whole = tokenize_conversation(conversation, processor, family)
-    prompt = tokenize_prompt(conversation[:1], processor, family)
+    whole = chat.tokenize(conversation)
+    prompt = chat.prompt_ids(conversation[:1])
     assert whole.input_ids[: len(prompt)] == prompt
     targets = [i for i, supervised in zip(whole.input_ids, whole.supervised, strict=True) if supervised]
     plain = {"add_special_tokens": False, "split_special_tokens": True}
-    text = said(answer, family)
-    expected = processor.tokenizer(text, **plain)["input_ids"] if text else []
-    assert targets == [*expected, processor.tokenizer.convert_tokens_to_ids(family.end_of_turn)]
+    text = said(answer, chat.family)
+    expected = chat.processor.tokenizer(text, **plain)["input_ids"] if text else []
+    assert targets == [*expected, chat.processor.tokenizer.convert_tokens_to_ids(chat.family.end_of_turn)]
 
 
-def test_another_template_is_refused(processor: Any, family: Family) -> None:
-    require_template(processor, family)
-    with pytest.raises(ValueError, match="tokenizes its template otherwise"):
-        require_template(_Renamed(processor), family)
+def test_another_template_is_refused(chat: ChatModel) -> None:
+    require_template(chat)
+    with pytest.raises(ValueError, match="tokenizes its chat template differently"):
+        require_template(FastChat(_Renamed(chat.processor), chat.family))
 
 
 class _Renamed:
@@ -135,40 +137,40 @@ class _Renamed:
         return {"input_ids": [result["input_ids"][0][1:]]} if options.get("tokenize") else result
 
 
-def test_the_prompt_of_generation_is_the_prompt_of_training(processor: Any, family: Family) -> None:
+def test_the_prompt_of_generation_is_the_prompt_of_training(chat: ChatModel) -> None:
     conversation = [user("What is shown?"), assistant("Mass.")]
-    whole = tokenize_conversation(conversation, processor, family)
-    prompt = tokenize_prompt(conversation[:1], processor, family)
+    whole = chat.tokenize(conversation)
+    prompt = chat.prompt_ids(conversation[:1])
     assert whole.input_ids[: len(prompt)] == prompt
     assert whole.supervised.index(True) == len(prompt)
 
 
-def test_a_batch_is_padded_and_marks_the_image(processor: Any, family: Family) -> None:
+def test_a_batch_is_padded_and_marks_the_image(chat: ChatModel) -> None:
     examples = [
         {"conversation": [user("What?"), assistant("A mass in the left part.")]},
         {"conversation": [user("A much longer question, is it not?", images=2), assistant("Yes")]},
     ]
-    batch = collate(examples, processor, family)
+    batch = collate(examples, chat)
     for i, example in enumerate(examples):
-        tokenized = tokenize_conversation(example["conversation"], processor, family)
+        tokenized = chat.tokenize(example["conversation"])
         length = len(tokenized.input_ids)
         assert batch["input_ids"][i, :length].tolist() == tokenized.input_ids
         assert batch["attention_mask"][i].tolist() == [1] * length + [0] * (batch["input_ids"].shape[1] - length)
         labelled = [j for j, label in enumerate(batch["labels"][i].tolist()) if label != IGNORE_INDEX]
         assert labelled == [j for j, supervised in enumerate(tokenized.supervised) if supervised]
         assert batch["labels"][i, labelled].tolist() == batch["input_ids"][i, labelled].tolist()
-    types = batch[family.token_types_key]
-    assert types.equal((batch["input_ids"] == image_token_id(processor, family)).long())
-    if family.patches_a_token:
+    types = batch[chat.family.token_types_key]
+    assert types.equal((batch["input_ids"] == chat.image_token).long())
+    if chat.family.image_grid:
         assert batch["image_grid_thw"].tolist() == [[1, 4, 4]] * 3
         assert (types.sum(), len(batch["pixel_values"])) == (3 * 4, 3 * 16)
     else:
-        assert (types.sum(), len(batch["pixel_values"])) == (3 * processor.image_seq_length, 3)
-    require_keys(batch, family)
+        assert (types.sum(), len(batch["pixel_values"])) == (3 * chat.processor.image_seq_length, 3)
+    require_keys(batch, chat.family)
 
 
-def test_prompts_are_padded_on_the_left(processor: Any, family: Family) -> None:
-    batch = collate_prompts([{"conversation": [user(text)]} for text in ("What?", "A longer one?")], processor, family)
+def test_prompts_are_padded_on_the_left(chat: ChatModel) -> None:
+    batch = collate_prompts([{"conversation": [user(text)]} for text in ("What?", "A longer one?")], chat)
     assert batch["attention_mask"][:, -1].tolist() == [1, 1]
     assert batch["attention_mask"][0, 0] == 0
     assert "labels" not in batch
@@ -179,17 +181,17 @@ def test_a_dropped_key_is_named() -> None:
         require_keys(dict.fromkeys(["input_ids", "attention_mask", "pixel_values"]), GEMMA3)
 
 
-def test_the_last_answer_alone_can_be_supervised(processor: Any, family: Family) -> None:
+def test_the_last_answer_alone_can_be_supervised(chat: ChatModel) -> None:
     conversation = [user("First?"), assistant("One."), user("Second?", images=0), assistant("Two.")]
-    whole = tokenize_conversation(conversation, processor, family)
+    whole = chat.tokenize(conversation)
     last = last_answer_of(TokenizedExample(whole.input_ids, whole.supervised, [0]))
     targets = [token for token, supervised in zip(last.input_ids, last.supervised, strict=True) if supervised]
-    assert processor.tokenizer.decode(targets) == f"Two.{family.end_of_turn}"
+    assert chat.processor.tokenizer.decode(targets) == f"Two.{chat.family.end_of_turn}"
     assert last.input_ids == whole.input_ids
 
 
-def test_long_examples_are_left_out_whole(conversations: Path, processor: Any, family: Family) -> None:
-    directory = build_tokens(conversations, processor, family)
+def test_long_examples_are_left_out_whole(conversations: Path, chat: ChatModel) -> None:
+    directory = build_tokens(conversations, chat)
     whole = TokenDataset(directory, "train")
     limit = int(whole.lengths.max()) - 2
     kept = TokenDataset(directory, "train", limit)

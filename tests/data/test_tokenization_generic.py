@@ -1,7 +1,6 @@
 """Labels of models without a row: the ids of their own processors, and exactly the answer supervised."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ from PIL import Image
 from tests.conftest import tiny_directory
 from tests.data.test_tokenization import supervised_texts
 from tests.other_models import WRITERS, directory_of
-from vlm_core.data.token_cache import processor_fingerprint
-from vlm_core.data.tokenization import require_template, tokenize_conversation, tokenize_prompt
+from vlm_core.data.chat_model import ChatModel
+from vlm_core.data.tokenization import require_template
 from vlm_core.data.tokenization_generic import _warn_of_prompt, end_of_turn
 from vlm_core.families import FAMILIES, Family
-from vlm_core.models.derived_family import family_of
+from vlm_core.models.chat import FastChat, GenericChat, load_chat
 from vlm_core.models.load import load_processor
 
 SQUARE, WIDE = Image.new("RGB", (56, 56), (10, 200, 30)), Image.new("RGB", (150, 60), (200, 10, 30))
@@ -29,9 +28,9 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def other(name: str) -> tuple[Any, Family]:
-    """A processor and the row that was made of its model."""
-    return load_processor(directory_of(name)), family_of(directory_of(name))
+def other(name: str) -> ChatModel:
+    """The chat model of a type without a row."""
+    return load_chat(directory_of(name))
 
 
 def user(text: str, *images: Image.Image) -> dict[str, Any]:
@@ -76,21 +75,24 @@ def said(conversation: list[dict[str, Any]], family: Family) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
-def test_ids_are_the_processors_own_and_exactly_the_answers_are_supervised(
-    kind: str, other: tuple[Any, Family]
-) -> None:
-    (processor, family), conversation = other, CONVERSATIONS[kind]
+def test_ids_are_the_processors_own_and_exactly_the_answers_are_supervised(kind: str, other: ChatModel) -> None:
+    chat, processor, family, conversation = other, other.processor, other.family, CONVERSATIONS[kind]
     expected = with_own_end(own_ids(processor, conversation), processor, family)
-    assert tokenize_conversation(conversation, processor, family).input_ids == expected
-    assert supervised_texts(conversation, processor, family) == said(conversation, family)
+    assert chat.tokenize(conversation).input_ids == expected
+    assert supervised_texts(conversation, chat) == said(conversation, family)
 
 
 @pytest.mark.parametrize("images", [[], [SQUARE], [SQUARE, WIDE]])
-def test_the_prompt_of_generation_is_the_processors_own(images: list[Any], other: tuple[Any, Family]) -> None:
-    (processor, family), conversation = other, [user("What is shown?", *images), assistant("Mass.")]
-    prompt = tokenize_prompt(conversation[:1], processor, family)
+def test_the_prompt_of_generation_is_the_processors_own(images: list[Any], other: ChatModel) -> None:
+    chat, processor, family, conversation = (
+        other,
+        other.processor,
+        other.family,
+        [user("What is shown?", *images), assistant("Mass.")],
+    )
+    prompt = chat.prompt_ids(conversation[:1])
     assert prompt == own_ids(processor, conversation[:1], add_generation_prompt=True)
-    whole = tokenize_conversation(conversation, processor, family)
+    whole = chat.tokenize(conversation)
     if family.model_type != "llava_onevision":  # whose template asks with "assistant" and shows "assistant "
         assert whole.input_ids[: whole.supervised.index(True)] == prompt
 
@@ -105,19 +107,19 @@ TYPED = (
 
 
 @pytest.mark.parametrize("typed", TYPED)
-def test_texts_cannot_inject_special_tokens(typed: str, other: tuple[Any, Family]) -> None:
-    processor, family = other
-    harmless = tokenize_conversation([user("What? x", SQUARE), assistant("A x")], processor, family).input_ids
+def test_texts_cannot_inject_special_tokens(typed: str, other: ChatModel) -> None:
+    chat, processor, family = other, other.processor, other.family
+    harmless = chat.tokenize([user("What? x", SQUARE), assistant("A x")]).input_ids
     hostile = [user(f"What? {typed}", SQUARE), assistant(f"A {typed}")]
-    ids, special = tokenize_conversation(hostile, processor, family).input_ids, set(processor.tokenizer.all_special_ids)
+    ids, special = chat.tokenize(hostile).input_ids, set(processor.tokenizer.all_special_ids)
     special.add(processor.image_token_id)
     assert [i for i in ids if i in special] == [i for i in harmless if i in special]
-    assert supervised_texts(hostile, processor, family) == said(hostile, family)
+    assert supervised_texts(hostile, chat) == said(hostile, family)
     # Some processors can be told, too, to take them for texts: Idefics3's no <image>, LLaVA's none.
     if family.model_type == "llava_onevision" or (family.model_type == "idefics3" and "<image>" not in typed):
         text_alone = [user(f"What? {typed}"), assistant(f"A {typed}")]
         expected = own_ids(processor, text_alone, sanitize_control_tokens=True)
-        assert tokenize_conversation(text_alone, processor, family).input_ids == expected
+        assert chat.tokenize(text_alone).input_ids == expected
 
 
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -125,15 +127,20 @@ def test_texts_cannot_inject_special_tokens(typed: str, other: tuple[Any, Family
     question=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),
     answer=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),
 )
-def test_whatever_the_texts(other: tuple[Any, Family], question: str, answer: str) -> None:
-    (processor, family), conversation = other, [user(question, SQUARE), assistant(answer)]
-    tokenized = tokenize_conversation(conversation, processor, family)
+def test_whatever_the_texts(other: ChatModel, question: str, answer: str) -> None:
+    chat, processor, family, conversation = (
+        other,
+        other.processor,
+        other.family,
+        [user(question, SQUARE), assistant(answer)],
+    )
+    tokenized = chat.tokenize(conversation)
     assert tokenized.input_ids == with_own_end(own_ids(processor, conversation), processor, family)
     first = tokenized.supervised.index(True)
     rest = processor.tokenizer.decode(tokenized.input_ids[first:]).strip()
     assert rest.startswith(processor.tokenizer.decode(own_ids(processor, conversation)[first:]).strip()[: len(answer)])
     if family.model_type != "llava_onevision":
-        assert tokenized.input_ids[:first] == tokenize_prompt(conversation[:1], processor, family)
+        assert tokenized.input_ids[:first] == chat.prompt_ids(conversation[:1])
 
 
 class _Changed:
@@ -150,23 +157,23 @@ class _Changed:
         return {key: value for key, value in made.items() if key != self._changes.get("silent_about")}
 
 
-def test_what_cannot_be_made_exact_is_refused(other: tuple[Any, Family]) -> None:
-    processor, family = other
-    require_template(processor, family)
+def test_what_cannot_be_made_exact_is_refused(other: ChatModel) -> None:
+    chat, processor, family = other, other.processor, other.family
+    require_template(chat)
     conversation = [user("What?", SQUARE), assistant("Mass.")]
 
-    def rendered(change: Any) -> _Changed:
+    def rendered(change: Any) -> GenericChat:
         def apply(*arguments: Any, **options: Any) -> Any:
             return change(processor.apply_chat_template(*arguments, **options))
 
-        return _Changed(processor, apply_chat_template=apply)
+        return GenericChat(_Changed(processor, apply_chat_template=apply), family)
 
     with pytest.raises(ValueError, match=r"changes texts by more than trimming.*a row in vlm_core/families.py"):
-        tokenize_conversation(conversation, rendered(lambda text: text.replace("Mass", "mass")), family)
+        rendered(lambda text: text.replace("Mass", "mass")).tokenize(conversation)
     with pytest.raises(ValueError, match=r"shows 2 images as '<image>' and the conversation has 1"):
-        tokenize_conversation(conversation, rendered(lambda text: "<image>" + text), family)
+        rendered(lambda text: "<image>" + text).tokenize(conversation)
     with pytest.raises(ValueError, match="does not tell what stands for an image"):
-        tokenize_conversation(conversation, _Changed(processor, silent_about="text_replacement_offsets"), family)
+        GenericChat(_Changed(processor, silent_about="text_replacement_offsets"), family).tokenize(conversation)
 
 
 def test_a_prompt_of_generation_that_differs_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -174,7 +181,7 @@ def test_a_prompt_of_generation_that_differs_is_told(caplog: pytest.LogCaptureFi
     _warn_of_prompt.cache_clear()
     with caplog.at_level(logging.WARNING):
         for text in ("One.", "Two."):
-            tokenize_conversation([user("?"), assistant(text)], load_processor(directory), family_of(directory))
+            load_chat(directory).tokenize([user("?"), assistant(text)])
     assert caplog.text.count("asks for an answer otherwise than it shows one") == 1
 
 
@@ -182,18 +189,17 @@ def test_a_prompt_of_generation_that_differs_is_told(caplog: pytest.LogCaptureFi
 def test_families_with_a_row_would_have_the_same_ids_without(name: str) -> None:
     """What is known of a family in its row, and what is found out without, agree."""
     processor, family = load_processor(tiny_directory(name)), FAMILIES[name]
-    without = replace(family, plain_only=True)
     assert end_of_turn(processor) == family.end_of_turn
     for kind in ("plain", "two images", "no image", "turns"):
         conversation = CONVERSATIONS[kind]
-        known, found = (tokenize_conversation(conversation, processor, row) for row in (family, without))
+        known, found = (kind(processor, family).tokenize(conversation) for kind in (FastChat, GenericChat))
         assert known == found
 
 
-def test_ids_depend_on_the_processors_settings(other: tuple[Any, Family], tmp_path: Path) -> None:
-    processor, family = other
+def test_ids_depend_on_the_processors_settings(other: ChatModel, tmp_path: Path) -> None:
+    chat, processor, family = other, other.processor, other.family
     processor.save_pretrained(tmp_path)
     changed = load_processor(tmp_path)
-    assert processor_fingerprint(changed, family) == processor_fingerprint(processor, family)
+    assert GenericChat(changed, family).fingerprint() == chat.fingerprint()
     changed.image_processor.do_resize = not changed.image_processor.do_resize
-    assert processor_fingerprint(changed, family) != processor_fingerprint(processor, family)
+    assert GenericChat(changed, family).fingerprint() != chat.fingerprint()

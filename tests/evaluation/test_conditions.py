@@ -6,14 +6,19 @@ from typing import Any
 import pytest
 import torch
 
+from tests.conftest import small_config, tiny_directory
+from vlm_core.data.batches import DecodedImages
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.evaluation.answering import Questions
-from vlm_core.evaluation.conditions import image_inputs, shuffle_between_cases
+from vlm_core.evaluation.conditions import black_image, shuffle_between_cases
 from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, RIGHT, SHUFFLED
-from vlm_core.families import Family
 from vlm_core.generation.decode import without_answer
+from vlm_core.models.frozen_tower import feature_inputs, vision_features
+from vlm_core.models.load import load_model
+from vlm_core.training.vision_cache import SameFeatures
 
 
 def example(case: str, image: int) -> dict:
@@ -33,12 +38,12 @@ def test_one_case_alone_has_no_control() -> None:
 
 
 @pytest.fixture
-def asked(conversations: Path, processor: Any, family: Family) -> dict[str, Any]:
+def asked(conversations: Path, chat: ChatModel) -> dict[str, Any]:
     dataset = ConversationDataset(conversations, "validation")
     shuffled = shuffle_between_cases(list(dataset.conversations), seed=1)
     questions = Questions(conversations, list(range(20)), shuffled)
-    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
-    return {c: questions.under(c, tokens, processor, family) for c in (RIGHT, SHUFFLED, BLANK, QUESTION_ONLY)}
+    tokens = TokenDataset(build_tokens(conversations, chat), "validation")
+    return {c: questions.under(c, tokens, chat) for c in (RIGHT, SHUFFLED, BLANK, QUESTION_ONLY)}
 
 
 def test_images_alone_change(asked: dict[str, Any]) -> None:
@@ -53,13 +58,13 @@ def test_images_alone_change(asked: dict[str, Any]) -> None:
 
 
 def test_a_question_without_its_image_is_what_the_processor_makes_of_it(
-    asked: dict[str, Any], conversations: Path, processor: Any, family: Family
+    asked: dict[str, Any], conversations: Path, chat: ChatModel
 ) -> None:
     dataset = ConversationDataset(conversations, "validation")
     for i in range(0, 20, 5):
         conversation = without_answer(dataset[i]["conversation"])
         text_only = [{"role": "user", "content": [p for p in conversation[0]["content"] if p["type"] == "text"]}]
-        expected = collate_prompts([{"conversation": text_only}], processor, family)["input_ids"][0].tolist()
+        expected = collate_prompts([{"conversation": text_only}], chat)["input_ids"][0].tolist()
         assert asked[QUESTION_ONLY].prompts[i].input_ids == expected
         assert asked[QUESTION_ONLY].prompts[i].images == []
 
@@ -72,7 +77,18 @@ def test_the_answered_form_supervises_the_answer_alone(asked: dict[str, Any]) ->
         assert answered.supervised[length]
 
 
-def test_a_black_image_stands_for_every_image() -> None:
-    blank, images = torch.zeros(1, 3, 2, 2), lambda indices: torch.ones(len(indices), 3, 2, 2)
-    assert image_inputs(BLANK, images, blank)([4, 4, 7]).equal(torch.zeros(3, 3, 2, 2))
-    assert image_inputs(SHUFFLED, images, blank)([4]).equal(torch.ones(1, 3, 2, 2))
+def test_a_black_image_stands_for_every_image(conversations: Path, chat: ChatModel) -> None:
+    """From pixels and from cached features alike."""
+    black, model = black_image(), load_model(tiny_directory(chat.family.model_type), small_config().model)
+    shown = DecodedImages.of(conversations, chat).replaced(black)([[4], [4, 7]])
+    expected = chat.image_inputs([[black, black, black]])
+    assert shown.keys() == expected.keys()
+    assert all(shown[key].equal(expected[key]) for key in shown)
+    features = SameFeatures.of(black, model, chat)
+    by_features, pixels = features([[4], [4, 7]]), features([])
+    assert pixels == {}
+    expected = feature_inputs(
+        [*vision_features(model, expected, chat.family)], chat.image_grids([black.size] * 3), chat
+    )
+    assert by_features.keys() == expected.keys()
+    assert all(torch.allclose(by_features[key], expected[key], atol=1e-5) for key in expected)

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from tests.conftest import noise, small_config, tiny_directory
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
-from vlm_core.data.tokenization import image_token_id
-from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer, to_answer, without_answer
 from vlm_core.generation.prompts import Prompts, prompt_of
@@ -23,23 +22,23 @@ NEW_TOKENS = 12
 
 
 @pytest.fixture(scope="module")
-def answerer(family: Family, processor: Any) -> Answerer:
+def answerer(chat: ChatModel) -> Answerer:
     """A model whose random weights speak: it answers at length, and seldom the same."""
-    model = load_model(tiny_directory(family.model_type), small_config().model).eval()
+    model = load_model(tiny_directory(chat.family.model_type), small_config().model).eval()
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
             # Layers that outweigh the tied embedding, or each token would be followed by itself.
             scale = 0.3 if "embed_tokens" in name else 2.0
             parameter.data.normal_(std=scale * parameter.shape[-1] ** -0.5)
-    return Answerer(model, processor, family)
+    return Answerer(model, chat)
 
 
 def one_by_one(answerer: Answerer, conversations: list[Any], stops: set[int]) -> list[list[int]]:
     """The reference: transformers' own greedy generation."""
     generated = []
     for conversation in conversations:
-        inputs = collate_prompts([{"conversation": conversation}], answerer.processor, answerer.family)
+        inputs = collate_prompts([{"conversation": conversation}], answerer.chat)
         output = answerer.model.generate(
             **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=list(stops), pad_token_id=0
         )
@@ -49,8 +48,8 @@ def one_by_one(answerer: Answerer, conversations: list[Any], stops: set[int]) ->
 
 def together(answerer: Answerer, conversations: list[Any], stops: set[int]) -> list[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlm_core.generation.answerer.stop_tokens", lambda tokenizer, family: stops)
-        patch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, tokenizer, family: ids)
+        patch.setattr("vlm_core.generation.answerer.stop_tokens", lambda chat: stops)
+        patch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat: ids)
         return answerer.answer(conversations, GenerationSettings(NEW_TOKENS))
 
 
@@ -67,7 +66,7 @@ def test_a_shared_prefix_changes_no_answer(answerer: Answerer, asked: list[Any])
     assert len(set(map(tuple, expected))) > 5
     # The window is shorter than what is seen: a sliding layer that lost its keys, or kept too many, would show.
     window = answerer.model.config.get_text_config().sliding_window
-    longest = collate_prompts([{"conversation": c} for c in asked], answerer.processor, answerer.family)
+    longest = collate_prompts([{"conversation": c} for c in asked], answerer.chat)
     assert window is None or longest["input_ids"].shape[1] + NEW_TOKENS > window
 
 
@@ -89,7 +88,7 @@ def test_a_batch_in_parts_has_the_same_answers(
         images = [{"type": "image", "image": noise(size)} for size in sizes]
         asked = [*asked, [{"role": "user", "content": [*images, text]}]]
     expected = one_by_one(answerer, asked, stops={1})
-    tower, seen = answerer.model.get_submodule(answerer.family.vision_tower), list[object]()
+    tower, seen = answerer.model.get_submodule(answerer.chat.family.vision_tower), list[object]()
     handle = tower.register_forward_hook(lambda *_: seen.append(None))
     try:
         for tokens, parts in ((1, 5), (2048, 1)):  # one row at once, or all
@@ -101,30 +100,27 @@ def test_a_batch_in_parts_has_the_same_answers(
         handle.remove()
 
 
-def test_an_answer_is_cut_at_its_end_or_marked(family: Family, processor: Any) -> None:
-    tokenizer = processor.tokenizer
-    end = tokenizer.convert_tokens_to_ids(family.end_of_turn)
+def test_an_answer_is_cut_at_its_end_or_marked(chat: ChatModel) -> None:
+    tokenizer = chat.processor.tokenizer
+    end = tokenizer.convert_tokens_to_ids(chat.family.end_of_turn)
     ids = tokenizer("On the left side.", add_special_tokens=False)["input_ids"]
-    assert to_answer([*ids, end], tokenizer, family) == Answer("On the left side.", len(ids) + 1, truncated=False)
-    assert to_answer(ids, tokenizer, family) == Answer("On the left side.", len(ids), truncated=True)
-    assert to_answer([end], tokenizer, family) == Answer("", 1, truncated=False)
+    assert to_answer([*ids, end], chat) == Answer("On the left side.", len(ids) + 1, truncated=False)
+    assert to_answer(ids, chat) == Answer("On the left side.", len(ids), truncated=True)
+    assert to_answer([end], chat) == Answer("", 1, truncated=False)
 
 
-def test_cached_prompts_are_those_of_the_processor(
-    answerer: Answerer, conversations: Path, family: Family, processor: Any
-) -> None:
-    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
+def test_cached_prompts_are_those_of_the_processor(answerer: Answerer, conversations: Path, chat: ChatModel) -> None:
+    tokens = TokenDataset(build_tokens(conversations, chat), "validation")
     dataset = ConversationDataset(conversations, "validation")
     for i in range(0, len(dataset), 7):
         conversation = without_answer(dataset[i]["conversation"])
-        expected = collate_prompts([{"conversation": conversation}], processor, family)["input_ids"][0].tolist()
+        expected = collate_prompts([{"conversation": conversation}], chat)["input_ids"][0].tolist()
         assert prompt_of(tokens[i]).input_ids == expected
 
 
-def test_batches_hold_every_prompt_once_and_share_prefixes(conversations: Path, family: Family, processor: Any) -> None:
-    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
-    image_token = image_token_id(processor, family)
-    prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], image_token)
+def test_batches_hold_every_prompt_once_and_share_prefixes(conversations: Path, chat: ChatModel) -> None:
+    tokens = TokenDataset(build_tokens(conversations, chat), "validation")
+    prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], chat)
     for batch_size in (1, 4, 16):
         batches = prompts.batches(batch_size)
         members = [i for groups in batches for group in groups for i in group.members]
@@ -132,5 +128,5 @@ def test_batches_hold_every_prompt_once_and_share_prefixes(conversations: Path, 
         assert all(sum(len(group.members) for group in groups) <= batch_size for groups in batches)
     shares = [prompts.share(16, rank, 3) for rank in range(3)]
     assert sorted(i for share in shares for i in share) == list(range(len(prompts)))
-    about_one = Prompts([replace(p, images=[5 for _ in p.images]) for p in prompts.prompts], image_token)
+    about_one = Prompts([replace(p, images=[5 for _ in p.images]) for p in prompts.prompts], chat)
     assert len(set(about_one.groups.tolist())) == 1

@@ -8,7 +8,7 @@ import torch
 
 from tests.conftest import fresh_home, noise, small_config
 from tests.other_models import WRITERS, directory_of
-from vlm_core.data.batches import image_inputs_of
+from vlm_core.data.batches import DecodedImages
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens, last_answer_of
@@ -18,8 +18,8 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import stop_tokens, to_answer, without_answer
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings
-from vlm_core.models.derived_family import family_of
-from vlm_core.models.load import load_model, load_processor
+from vlm_core.models.chat import load_chat
+from vlm_core.models.load import load_model
 from vlm_core.run_directory import RESULT
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.loss import TokenLoss
@@ -36,7 +36,7 @@ def answerer(request: pytest.FixtureRequest) -> Answerer:
     for parameter in model.parameters():
         if parameter.ndim > 1:
             parameter.data.normal_(std=2.0 * parameter.shape[-1] ** -0.5)
-    return Answerer(model, load_processor(directory), family_of(directory))
+    return Answerer(model, load_chat(directory))
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +50,8 @@ def asked(conversations: Path) -> list[list[dict[str, Any]]]:
 
 
 def test_answers_are_those_of_generate(answerer: Answerer, asked: list[Any]) -> None:
-    processor, tokenizer = answerer.processor, answerer.processor.tokenizer
-    stops, expected = stop_tokens(tokenizer, answerer.family), []
+    processor = answerer.chat.processor
+    stops, expected = stop_tokens(answerer.chat), []
     for conversation in asked:
         inputs = processor.apply_chat_template(
             conversation, tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
@@ -60,17 +60,17 @@ def test_answers_are_those_of_generate(answerer: Answerer, asked: list[Any]) -> 
         output = answerer.model.generate(
             **inputs, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=list(stops), pad_token_id=0
         )
-        expected.append(to_answer(output[0, length:].tolist(), tokenizer, answerer.family))
+        expected.append(to_answer(output[0, length:].tolist(), answerer.chat))
     assert answerer.answer(asked, GenerationSettings(NEW_TOKENS)) == expected
     assert len({answer.text for answer in expected}) > 4
 
 
 def test_an_answer_ends_at_its_stop(answerer: Answerer, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """With stop tokens that occur: some answers end early, and the others go on as before."""
-    monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, tokenizer, family: ids)
+    monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat: ids)
     whole: Any = answerer.answer(asked, GenerationSettings(NEW_TOKENS))
-    stops = {whole[0][3], whole[1][6]} | stop_tokens(answerer.processor.tokenizer, answerer.family)
-    monkeypatch.setattr("vlm_core.generation.answerer.stop_tokens", lambda tokenizer, family: stops)
+    stops = {whole[0][3], whole[1][6]} | stop_tokens(answerer.chat)
+    monkeypatch.setattr("vlm_core.generation.answerer.stop_tokens", lambda chat: stops)
     ends = [next((i + 1 for i, token in enumerate(ids) if token in stops), len(ids)) for ids in whole]
     assert answerer.answer(asked, GenerationSettings(NEW_TOKENS)) == [
         i[:end] for i, end in zip(whole, ends, strict=True)
@@ -86,17 +86,17 @@ def test_a_drawn_answer_depends_on_no_other(answerer: Answerer, asked: list[Any]
 
 
 def test_likelihoods_are_those_of_the_loss(answerer: Answerer, conversations: Path) -> None:
-    processor, family = answerer.processor, answerer.family
+    chat = answerer.chat
     dataset = ConversationDataset(conversations, "validation")
-    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
-    examples = Prompts([last_answer_of(tokens[i]) for i in range(6)], answerer.image_token)
+    tokens = TokenDataset(build_tokens(conversations, chat), "validation")
+    examples = Prompts([last_answer_of(tokens[i]) for i in range(6)], chat)
     found = {}
     for groups in examples.batches(4):
-        found |= answerer.score_groups(examples, groups, image_inputs_of(conversations, processor, family))
+        found |= answerer.score_groups(examples, groups, DecodedImages.of(conversations, chat))
     for i in range(6):
-        batch = collate([dataset[i]], processor, family)
+        batch = collate([dataset[i]], chat)
         with torch.no_grad():
-            assert found[i].logprob == pytest.approx(-TokenLoss(answerer.model, family)(batch).item(), rel=1e-5)
+            assert found[i].logprob == pytest.approx(-TokenLoss(answerer.model, chat)(batch).item(), rel=1e-5)
         assert found[i].tokens == int((batch["labels"] != -100).sum())
 
 

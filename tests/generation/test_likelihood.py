@@ -7,18 +7,18 @@ import pytest
 import torch
 
 from tests.conftest import small_config, tiny_directory
-from vlm_core.data.batches import PixelInputs
+from vlm_core.data.batches import DecodedImages
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens, last_answer_of
-from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
 from vlm_core.models.load import load_model
 
 
-def plain_logprob(model: Any, example: dict[str, Any], processor: Any, family: Family) -> tuple[float, int]:
-    batch = collate([example], processor, family)
+def plain_logprob(model: Any, example: dict[str, Any], chat: ChatModel) -> tuple[float, int]:
+    batch = collate([example], chat)
     labels = batch.pop("labels")[0, 1:]
     with torch.no_grad():
         logits = model(**batch).logits[0, :-1].float()
@@ -30,24 +30,23 @@ def plain_logprob(model: Any, example: dict[str, Any], processor: Any, family: F
 @pytest.mark.parametrize(("at_once", "tokens_at_once"), [(16, 2048), (16, 1), (3, 2048)])
 def test_likelihoods_are_those_of_plain_logits(
     conversations: Path,
-    processor: Any,
-    family: Family,
+    chat: ChatModel,
     monkeypatch: pytest.MonkeyPatch,
     at_once: int,
     tokens_at_once: int,
 ) -> None:
     monkeypatch.setattr("vlm_core.generation.likelihood.tokens_at_once", lambda model: 7)  # several chunks
     monkeypatch.setattr("vlm_core.generation.chunks.TOKENS_AT_ONCE", tokens_at_once)
-    model = load_model(tiny_directory(family.model_type), small_config().model).eval()
-    tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
+    model = load_model(tiny_directory(chat.family.model_type), small_config().model).eval()
+    tokens = TokenDataset(build_tokens(conversations, chat), "validation")
     dataset = ConversationDataset(conversations, "validation")
     chosen = (0, 10, 1, 20, 11, 2, 3, 12)
-    answerer = Answerer(model, processor, family)
-    examples = Prompts([last_answer_of(tokens[i]) for i in chosen], answerer.image_token)
+    answerer = Answerer(model, chat)
+    examples = Prompts([last_answer_of(tokens[i]) for i in chosen], chat)
     found: dict[int, Any] = {}
     for groups in examples.batches(at_once):
-        found |= answerer.score_groups(examples, groups, PixelInputs.of(conversations, processor))
+        found |= answerer.score_groups(examples, groups, DecodedImages.of(conversations, chat))
     for number, i in enumerate(chosen):
-        logprob, count = plain_logprob(model, dataset[i], processor, family)
+        logprob, count = plain_logprob(model, dataset[i], chat)
         assert found[number].tokens == count
         assert found[number].logprob == pytest.approx(logprob, rel=1e-5)

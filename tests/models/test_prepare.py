@@ -16,8 +16,9 @@ from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import FAMILIES, GEMMA3, Family, part_of
 from vlm_core.models.base_model import fetch_model
+from vlm_core.models.chat import load_chat
 from vlm_core.models.freeze import count_parameters, freeze, frozen_parts, parameter_table, require_trainable
-from vlm_core.models.load import load_model, load_processor
+from vlm_core.models.load import load_model
 from vlm_core.models.lora import apply_lora, select_modules
 from vlm_core.models.weights import load_trained, save_weights
 
@@ -127,7 +128,7 @@ def test_an_adapter_loads_in_plain_peft_with_identical_logits(name: str, convers
             torch.nn.init.normal_(parameter, std=0.1)  # LoRA starts at zero: anything would load "identically"
     save_weights(model, tmp_path / "adapter")
     example = ConversationDataset(conversations, "train")[0]
-    batch = collate([example], load_processor(base), family)
+    batch = collate([example], load_chat(base))
     del batch["labels"]
     with torch.no_grad():
         ours = model.eval()(**batch).logits

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from tests.conftest import fresh_home, small_config, tiny_directory
-from vlm_core.data.batches import PixelInputs
+from vlm_core.data.batches import DecodedImages
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import image_sizes
-from vlm_core.data.grids import grids_of
 from vlm_core.encode import encode
 from vlm_core.families import Family
 from vlm_core.models.feature_store import FeatureStore
-from vlm_core.models.frozen_tower import join_features, tower_fingerprint, vision_features
+from vlm_core.models.frozen_tower import feature_inputs, tower_fingerprint, vision_features
 from vlm_core.models.load import load_model
 from vlm_core.models.prepare import prepare_model
 from vlm_core.training.distributed import Ranks
@@ -40,25 +40,28 @@ def shards(home: Path) -> list[Path]:
 
 
 def test_features_are_read_as_computed_and_computed_once(
-    model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = encode_images(model, processor, family, conversations, Ranks(), CPU)
-    pixels = PixelInputs.of(conversations, processor)([3, 0, 39])
+    features = encode_images(model, chat, conversations, Ranks(), CPU)
+    images = DecodedImages.of(conversations, chat)([[3, 0], [39]])
     sizes = image_sizes(conversations)
-    grids = grids_of([sizes[i] for i in (3, 0, 39)], processor.image_processor, family)
-    assert features([3, 0, 39]).equal(join_features(vision_features(model, pixels, grids, family), family))
+    grids = chat.image_grids([sizes[i] for i in (3, 0, 39)])
+    expected = feature_inputs([*vision_features(model, images, chat.family)], grids, chat)
+    found = features([[3, 0], [39]])
+    assert found.keys() == expected.keys()
+    assert all(found[key].equal(expected[key]) for key in found)
     written = [(path, path.stat().st_mtime_ns) for path in shards(home)]
     monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # whoever encodes now fails
-    again = encode_images(model, processor, family, conversations, Ranks(), CPU)
-    assert again([5]).equal(features([5]))
+    again = encode_images(model, chat, conversations, Ranks(), CPU)
+    assert again([[5]])["pixel_values"].equal(features([[5]])["pixel_values"])
     assert [(path, path.stat().st_mtime_ns) for path in shards(home)] == written
 
 
 def test_a_killed_job_goes_on_where_it_was(
-    model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_A_SHARD", 10)
-    encode_images(model, processor, family, conversations, Ranks(), CPU)
+    encode_images(model, chat, conversations, Ranks(), CPU)
     expected = {path.name: path.read_bytes() for path in shards(home)}
     assert len(expected) == 4
     for lost in shards(home)[1:3]:
@@ -75,16 +78,16 @@ def test_a_killed_job_goes_on_where_it_was(
         return features
 
     monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", counted)
-    encode_images(model, processor, family, conversations, Ranks(), CPU)
+    encode_images(model, chat, conversations, Ranks(), CPU)
     assert sum(encoded) == 30
     assert len(FeatureStore(shards(home)[0].parent).places) == 40
     assert not rubbish.exists()
 
 
 def test_damaged_bytes_are_noticed_and_encoded_again(
-    model: Any, processor: Any, family: Family, conversations: Path, home: Path, caplog: pytest.LogCaptureFixture
+    model: Any, chat: ChatModel, conversations: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = encode_images(model, processor, family, conversations, Ranks(), CPU)([7])
+    good = encode_images(model, chat, conversations, Ranks(), CPU)([[7]])["pixel_values"]
     (shard,) = shards(home)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -92,50 +95,49 @@ def test_damaged_bytes_are_noticed_and_encoded_again(
     store = FeatureStore(shard.parent)
     with pytest.raises(ValueError, match="is damaged .*delete it, and its images are encoded again"):
         store.read(list(store.places))
-    assert encode_images(model, processor, family, conversations, Ranks(), CPU)([7]).equal(good)
+    assert encode_images(model, chat, conversations, Ranks(), CPU)([[7]])["pixel_values"].equal(good)
     assert "is damaged" in caplog.text
 
 
 def test_a_full_disk_is_said_before_encoding(
-    model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+    model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from collections import namedtuple
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100, 90, 10))
     with pytest.raises(ValueError, match="the vision cache needs .* for 40 images .*vision_cache.enabled=false"):
-        encode_images(model, processor, family, conversations, Ranks(), CPU)
+        encode_images(model, chat, conversations, Ranks(), CPU)
     assert not shards(home)
 
 
-def test_other_weights_dtype_or_preprocessing_are_another_cache(model: Any, processor: Any, family: Family) -> None:
-    before = tower_fingerprint(model, processor, family)
-    assert tower_fingerprint(model, processor, family) == before
+def test_other_weights_dtype_or_preprocessing_are_another_cache(model: Any, chat: ChatModel) -> None:
+    before = tower_fingerprint(model, chat)
+    assert tower_fingerprint(model, chat) == before
     language = model.model.language_model.layers[0].self_attn.q_proj.weight
     language.data += 1
-    assert tower_fingerprint(model, processor, family) == before
-    assert tower_fingerprint(model.to(torch.bfloat16), processor, family) != before
+    assert tower_fingerprint(model, chat) == before
+    assert tower_fingerprint(model.to(torch.bfloat16), chat) != before
     model.to(torch.float32)
-    next(model.get_submodule(family.vision_tower).parameters()).data += 1
-    changed = tower_fingerprint(model, processor, family)
+    next(model.get_submodule(chat.family.vision_tower).parameters()).data += 1
+    changed = tower_fingerprint(model, chat)
     assert changed != before
-    processor.image_processor.rescale_factor *= 2
+    chat.processor.image_processor.rescale_factor *= 2
     try:
-        assert tower_fingerprint(model, processor, family) not in (before, changed)
+        assert tower_fingerprint(model, chat) not in (before, changed)
     finally:
-        processor.image_processor.rescale_factor /= 2
+        chat.processor.image_processor.rescale_factor /= 2
 
 
 @pytest.mark.parametrize("peft", [None, {"dim": 4}], ids=["full", "lora"])
-def test_training_and_evaluation_in_bfloat16_share_the_cache(
-    peft: dict[str, int] | None, processor: Any, family: Family
-) -> None:
+def test_training_and_evaluation_in_bfloat16_share_the_cache(peft: dict[str, int] | None, chat: ChatModel) -> None:
+    family = chat.family
     base = tiny_directory(family.model_type)
     # Qwen's projector lies in the tower, and is in its cache only where it is frozen as well.
-    frozen = {"freeze_config.freeze_projector": family.patches_a_token > 0}
+    frozen = {"freeze_config.freeze_projector": family.vision_features == "model.visual"}
     config = small_config(**{"model.torch_dtype": "bfloat16", "peft": peft}, **frozen)
-    trained = tower_fingerprint(prepare_model(config, base, family, None), processor, family)
-    assert tower_fingerprint(load_model(base, config.model), processor, family) == trained
+    trained = tower_fingerprint(prepare_model(config, base, family, None), chat)
+    assert tower_fingerprint(load_model(base, config.model), chat) == trained
 
 
 def test_a_tower_that_trains_is_not_encoded_ahead(

@@ -11,11 +11,13 @@ from liger_kernel.ops import cross_entropy
 from triton import language
 
 from tests.conftest import small_config, tiny_directory
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.families import FAMILIES, Family
-from vlm_core.models.load import load_model, load_processor
+from vlm_core.models.chat import load_chat
+from vlm_core.models.load import load_model
 from vlm_core.training.loss import TokenLoss
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,9 +35,9 @@ def hyperbolic_tangent(x: Any) -> Any:
     return 1.0 - 2.0 / (language.exp(2.0 * x) + 1.0)
 
 
-def loss_and_gradients(model: Any, family: Family, batch: Any, *, fused: bool) -> tuple[float, dict[str, Any]]:
+def loss_and_gradients(model: Any, chat: ChatModel, batch: Any, *, fused: bool) -> tuple[float, dict[str, Any]]:
     """Returns the loss of a batch, and the gradient of each parameter."""
-    objective = TokenLoss(model, family, fused=fused)
+    objective = TokenLoss(model, chat, fused=fused)
     if objective.fused is not None and objective.fused.kernel.softcap and DEVICE == "cpu":
         objective.fused.kernel.softcap = Scalar(objective.fused.kernel.softcap)
         cross_entropy.tanh = hyperbolic_tangent
@@ -48,12 +50,13 @@ def loss_and_gradients(model: Any, family: Family, batch: Any, *, fused: bool) -
 def difference(family: Family) -> dict[str, Any]:
     """Returns `{losses, parameters, gradients}`: both losses, and the largest relative difference of a gradient."""
     base = tiny_directory(family.model_type)
+    chat = load_chat(base)
     dataset = ConversationDataset(prepare_conversations(small_config())[0], "train")
-    batch = collate([dataset[i] for i in range(2)], load_processor(base), family)
+    batch = collate([dataset[i] for i in range(2)], chat)
     batch = {name: value.to(DEVICE) for name, value in batch.items()}
     model = load_model(base, small_config().model).to(DEVICE)
-    plain, expected = loss_and_gradients(model, family, batch, fused=False)
-    ours, found = loss_and_gradients(model, family, batch, fused=True)
+    plain, expected = loss_and_gradients(model, chat, batch, fused=False)
+    ours, found = loss_and_gradients(model, chat, batch, fused=True)
     assert found.keys() == expected.keys()
     overall = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
     # A tensor whose whole gradient is rounding noise (keys of a bias that softmax cancels) has no relative error.

@@ -15,6 +15,7 @@ from vlm_core.data.datasets import make_medpix_vqa_dataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
+from vlm_core.models.chat import FastChat
 from vlm_core.models.load import load_processor
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
@@ -22,14 +23,14 @@ from vlm_core.training.distributed import Ranks
 
 def shifted(examples: list[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
     """The labels of the guide: those that are supervised, one position earlier."""
-    batch = collate(examples, processor, GEMMA3)
+    batch = collate(examples, FastChat(processor, GEMMA3))
     labels = batch["labels"][:, 1:]
     return batch | {"labels": torch.cat([labels, -100 * torch.ones_like(labels[:, :1])], dim=1)}
 
 
 def masked(examples: list[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
     """All tokens are labels, and a mask says which of them count, as the guide's default does it."""
-    batch = collate(examples, processor, GEMMA3)
+    batch = collate(examples, FastChat(processor, GEMMA3))
     right = shifted(examples, processor)["labels"]
     labels = batch["input_ids"][:, 1:]
     labels = torch.cat([labels, -100 * torch.ones_like(labels[:, :1])], dim=1)

@@ -17,6 +17,7 @@ from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
+from vlm_core.models.chat import FastChat
 from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import find_model
 from vlm_core.models.weights import load_trained
@@ -164,7 +165,7 @@ def test_training_stops_when_the_validation_loss_no_longer_falls(
 
 
 def logits(model: Any, conversations: Path, processor: Any) -> torch.Tensor:
-    batch = collate([ConversationDataset(conversations, "train")[0]], processor, GEMMA3)
+    batch = collate([ConversationDataset(conversations, "train")[0]], FastChat(processor, GEMMA3))
     with torch.no_grad():
         return model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits
 

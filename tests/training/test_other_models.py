@@ -20,6 +20,7 @@ from vlm_core.encode import encode
 from vlm_core.families import FAMILIES, part_of
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
+from vlm_core.models.chat import FastChat, GenericChat, load_chat
 from vlm_core.models.derived_family import _own_row, family_of
 from vlm_core.models.freeze import frozen_parts
 from vlm_core.models.load import load_model, load_processor
@@ -121,12 +122,13 @@ def test_finetune_is_a_plain_loop_and_its_checkpoint_loads_without_us(
 
 def test_every_gradient_is_that_of_transformers_own_loss(name: str, conversations: Path) -> None:
     base, dataset = directory_of(name), ConversationDataset(conversations, "train")
-    processor, family = load_processor(base), family_of(base)
+    chat = load_chat(base)
+    processor = chat.processor
     examples = [dataset[i] for i in (0, 15, 33)]
     ours, plain = (load_model(base, config_of(name).model) for _ in range(2))
-    batch = collate(examples, processor, family)
+    batch = collate(examples, chat)
     total = supervised_tokens(batch)
-    loss = TokenLoss(ours, family)(batch) / total
+    loss = TokenLoss(ours, chat)(batch) / total
     loss.backward()
     expected = plain(**plain_batch(examples, processor, name), num_items_in_batch=torch.tensor(total)).loss
     expected.backward()
@@ -141,7 +143,7 @@ def test_every_gradient_is_that_of_transformers_own_loss(name: str, conversation
 def test_examples_with_no_one_and_two_images_are_a_batch(name: str) -> None:
     """The loss of a batch is the sum of those of its examples, whatever they show."""
     base = directory_of(name)
-    processor, family = load_processor(base), family_of(base)
+    chat = load_chat(base)
     model = load_model(base, config_of(name).model).eval()
     sizes = ([(56, 56)], [], [(150, 60), (56, 90)], [(40, 130)])
     answer = {"role": "assistant", "content": [{"type": "text", "text": "In the left part."}]}
@@ -151,8 +153,8 @@ def test_examples_with_no_one_and_two_images_are_a_batch(name: str) -> None:
         question = {"role": "user", "content": [*parts, {"type": "text", "text": "Where is the lesion?"}]}
         examples.append({"conversation": [question, answer]})
     with torch.no_grad():
-        together = TokenLoss(model, family)(collate(examples, processor, family)).item()
-        alone = [TokenLoss(model, family)(collate([example], processor, family)).item() for example in examples]
+        together = TokenLoss(model, chat)(collate(examples, chat)).item()
+        alone = [TokenLoss(model, chat)(collate([example], chat)).item() for example in examples]
     assert together == pytest.approx(sum(alone), rel=1e-5)
 
 
@@ -160,14 +162,16 @@ def test_examples_with_no_one_and_two_images_are_a_batch(name: str) -> None:
 def test_families_with_a_row_would_have_the_same_loss_without(known: str, conversations: Path) -> None:
     """What a row says of them, and what they say of themselves: token types, grids, a head with soft-capped logits."""
     base, dataset = tiny_directory(known), ConversationDataset(conversations, "train")
-    processor, rows = load_processor(base), (FAMILIES[known], _own_row(base, known))
-    assert rows[0].token_types_key == (rows[1].token_types_key or "token_type_ids")
+    processor = load_processor(base)
+    chats = FastChat(processor, FAMILIES[known]), GenericChat(processor, _own_row(base, known))
+    keys = [chat.family.token_types_key for chat in chats]
+    assert keys[0] == (keys[1] or "token_type_ids")
     examples, model = [dataset[i] for i in (0, 15, 33)], load_model(base, config_of("llava").model)
     losses, gradients = [], []
-    for row in rows:
-        batch = collate(examples, processor, row)
+    for chat in chats:
+        batch = collate(examples, chat)
         require_keys(batch, FAMILIES[known])
-        losses.append(TokenLoss(model, row)(batch))
+        losses.append(TokenLoss(model, chat)(batch))
         losses[-1].backward()
         gradients.append(
             [parameter.grad.norm().item() for parameter in model.parameters() if parameter.grad is not None]

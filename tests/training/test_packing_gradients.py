@@ -14,17 +14,16 @@ from torch.nn.attention.flex_attention import flex_attention
 from transformers.integrations.flex_attention import WrappedFlexAttention
 
 from tests.conftest import small_config, tiny_directory
-from vlm_core.data.batches import PixelInputs, shown_images
-from vlm_core.data.collate import Batch, collate_tokens
-from vlm_core.data.conversation_cache import ConversationDataset
-from vlm_core.data.grids import grids_of, patch_grids
+from vlm_core.data.batches import DecodedImages, shown_images
+from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.collate import collate_tokens
+from vlm_core.data.conversation_cache import image_sizes
 from vlm_core.data.packing import pack
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, shared_prefix
-from vlm_core.data.tokenization import image_token_id, tokenize_conversation
 from vlm_core.families import Family
 from vlm_core.models.freeze import frozen_parts
-from vlm_core.models.frozen_tower import DetachedTower, join_features, vision_features
+from vlm_core.models.frozen_tower import DetachedTower, feature_inputs, vision_features
 from vlm_core.models.load import load_model, unwrapped
 from vlm_core.models.lora import apply_lora
 from vlm_core.training.loss import TokenLoss
@@ -35,13 +34,13 @@ TOLERANCE = {"gemma3": 1e-5, "gemma3n": 5e-5, "qwen2_5_vl": 1e-5}
 
 
 @pytest.fixture(scope="module")
-def tokens(conversations: Path, processor: Any, family: Family) -> TokenDataset:
-    return TokenDataset(build_tokens(conversations, processor, family), "train")
+def tokens(conversations: Path, chat: ChatModel) -> TokenDataset:
+    return TokenDataset(build_tokens(conversations, chat), "train")
 
 
 @pytest.fixture
-def pixels(conversations: Path, processor: Any) -> PixelInputs:
-    return PixelInputs(ConversationDataset(conversations, "train").images, processor.image_processor)
+def images(conversations: Path, chat: ChatModel) -> DecodedImages:
+    return DecodedImages.of(conversations, chat)
 
 
 def model_of(family: Family, tuning: str) -> Any:
@@ -66,15 +65,13 @@ def groups_of(tokens: TokenDataset, sizes: list[int]) -> list[list[TokenizedExam
     return [[tokens[i] for i in indices[:size]] for indices, size in zip(members.values(), sizes, strict=False)]
 
 
-def packed_batch(
-    rows: list[list[list[TokenizedExample]]], pixels: PixelInputs, processor: Any, family: Family
-) -> Batch:
-    return pack(rows, image_token_id(processor, family)) | {"pixel_values": pixels(shown_images(rows))}
+def packed_batch(rows: list[list[list[TokenizedExample]]], images: DecodedImages) -> Batch:
+    return pack(rows, images.chat) | images([shown_images(rows)])
 
 
-def loss_and_gradients(model: Any, family: Family, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(model: Any, chat: ChatModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
-    objective = TokenLoss(model, family)
+    objective = TokenLoss(model, chat)
     total = 0.0
     for batch in batches:
         loss = objective(batch)
@@ -83,16 +80,11 @@ def loss_and_gradients(model: Any, family: Family, batches: list[Batch]) -> tupl
     return total, {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def plain(model: Any, family: Family, groups: list[list[TokenizedExample]], pixels: PixelInputs, processor: Any) -> Any:
+def plain(model: Any, groups: list[list[TokenizedExample]], images: DecodedImages) -> Any:
     """The reference: each example a row of its own, with the masks that transformers makes."""
     examples = [example for group in groups for example in group]
-    batches = [collate_tokens([example], processor, family) for example in examples]
-    for batch, example in zip(batches, examples, strict=True):
-        if example.images:
-            batch["pixel_values"] = pixels(example.images)
-        if example.grids:
-            batch["image_grid_thw"] = patch_grids(example.grids, family)
-    return loss_and_gradients(model, family, batches)
+    batches = [collate_tokens([example], images.chat) | images([example.images]) for example in examples]
+    return loss_and_gradients(model, images.chat, batches)
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
@@ -107,68 +99,65 @@ def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tens
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
 def test_packed_gradients_are_those_of_plain_rows(
-    family: Family, tuning: str, checkpointing: bool, tokens: TokenDataset, pixels: PixelInputs, processor: Any
+    tuning: str, checkpointing: bool, tokens: TokenDataset, images: DecodedImages
 ) -> None:
+    chat, family = images.chat, images.chat.family
     model = model_of(family, tuning)
     groups = groups_of(tokens, [3, 1, 4, 2, 1])
     rows = [[groups[0], groups[1]], [groups[2], groups[3]], [groups[4]]]  # Images start at different offsets.
     window = model.config.get_text_config().sliding_window
     assert window is None or max(len(e.input_ids) for g in groups for e in g) > window
-    expected_loss, expected = plain(model, family, groups, pixels, processor)
+    expected_loss, expected = plain(model, groups, images)
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
-    loss, gradients = loss_and_gradients(model, family, [packed_batch(rows, pixels, processor, family)])
+    loss, gradients = loss_and_gradients(model, chat, [packed_batch(rows, images)])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
-def test_text_only_and_many_images_pack_too(
-    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
-) -> None:
+def test_text_only_and_many_images_pack_too(conversations: Path, tokens: TokenDataset, images: DecodedImages) -> None:
     """A pack of a text alone, of two questions about a pair of images, and of a conversation of several turns."""
+    sizes = image_sizes(conversations)
 
-    def example(*texts: str, images: list[int]) -> TokenizedExample:
-        content: list[Any] = [{"type": "image"}] * len(images)
+    def example(*texts: str, shown: list[int]) -> TokenizedExample:
+        content: list[Any] = [{"type": "image"}] * len(shown)
         conversation: list[Any] = []
         for text in texts:
             role = "assistant" if len(conversation) % 2 else "user"
             conversation.append({"role": role, "content": [*content, {"type": "text", "text": text}]})
             content = []
-        sizes = [pixels.images[i] for i in images]
-        grids = grids_of([(s["width"], s["height"]) for s in sizes], processor.image_processor, family)
-        tokenized = tokenize_conversation(conversation, processor, family, grids)
-        return TokenizedExample(tokenized.input_ids, tokenized.supervised, images, grids)
+        grids = images.chat.image_grids([sizes[i] for i in shown])
+        tokenized = images.chat.tokenize(conversation, grids)
+        return TokenizedExample(tokenized.input_ids, tokenized.supervised, shown, grids)
 
-    text = example("What is a lesion?", "A finding.", images=[])
+    text = example("What is a lesion?", "A finding.", shown=[])
     pair = [
-        example(question, answer, images=[2, 5])
+        example(question, answer, shown=[2, 5])
         for question, answer in (("Which shows a lesion?", "The left one."), ("Which is axial?", "Both."))
     ]
-    turns = example("Is there a lesion?", "Yes.", "Where?", "On the left side.", images=[1])
+    turns = example("Is there a lesion?", "Yes.", "Where?", "On the left side.", shown=[1])
     groups = [[text], pair, [turns], groups_of(tokens, [3])[0]]
-    assert shared_prefix(pair[0], image_token_id(processor, family)) > 0
+    assert shared_prefix(pair[0], images.chat) > 0
+    chat, family = images.chat, images.chat.family
     model = model_of(family, "full")
-    expected_loss, expected = plain(model, family, groups, pixels, processor)
-    loss, gradients = loss_and_gradients(
-        model, family, [packed_batch([groups[:2], groups[2:]], pixels, processor, family)]
-    )
+    expected_loss, expected = plain(model, groups, images)
+    loss, gradients = loss_and_gradients(model, chat, [packed_batch([groups[:2], groups[2:]], images)])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
 @pytest.mark.slow
-def test_bfloat16_loses_no_more_than_in_plain_rows(
-    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
-) -> None:
+def test_bfloat16_loses_no_more_than_in_plain_rows(tokens: TokenDataset, images: DecodedImages) -> None:
+    chat, family = images.chat, images.chat.family
     model = model_of(family, "full")
     errors: dict[str, list[float]] = {"plain": [], "packed": []}
     for start in range(8):
         groups = groups_of(tokens, [3] * (start + 2))[start:]
-        exact, _ = plain(model, family, groups, pixels, processor)
+        exact, _ = plain(model, groups, images)
         with torch.autocast("cpu", torch.bfloat16):
-            errors["plain"].append(abs(plain(model, family, groups, pixels, processor)[0] / exact - 1))
-            packed = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor, family)])[0]
+            errors["plain"].append(abs(plain(model, groups, images)[0] / exact - 1))
+            packed = loss_and_gradients(model, chat, [packed_batch([groups], images)])[0]
             errors["packed"].append(abs(packed / exact - 1))
     means = {name: sum(values) / len(values) for name, values in errors.items()}
     assert 0 < means["packed"] < 2 * means["plain"] + 1e-4
@@ -176,31 +165,33 @@ def test_bfloat16_loses_no_more_than_in_plain_rows(
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_every_attention_kernel_gets_the_mask_that_it_reads(
-    attention: str, family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
+    attention: str, tokens: TokenDataset, images: DecodedImages
 ) -> None:
+    chat, family = images.chat, images.chat.family
     model = model_of(family, "full")
     groups = groups_of(tokens, [3, 2])
-    expected_loss, _ = plain(model, family, groups, pixels, processor)
+    expected_loss, _ = plain(model, groups, images)
     model.set_attn_implementation({"text_config": attention})
-    loss, _ = loss_and_gradients(model, family, [packed_batch([groups], pixels, processor, family)])
+    loss, _ = loss_and_gradients(model, chat, [packed_batch([groups], images)])
     assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch warns of itself while it compiles
 def test_compiled_layers_compute_what_others_do(
-    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any, monkeypatch: pytest.MonkeyPatch
+    tokens: TokenDataset, images: DecodedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As traced: the C++ of the default backend takes minutes on two cores."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
     counters.clear()
+    chat, family = images.chat, images.chat.family
     model = model_of(family, "full")
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    batches = [packed_batch([groups_of(tokens, [3, 2])], pixels, processor, family)]
-    expected_loss, expected = loss_and_gradients(model, family, batches)
+    batches = [packed_batch([groups_of(tokens, [3, 2])], images)]
+    expected_loss, expected = loss_and_gradients(model, chat, batches)
     compile_layers(model)
-    loss, gradients = loss_and_gradients(model, family, batches)
+    loss, gradients = loss_and_gradients(model, chat, batches)
     assert counters["frames"]["ok"] > 0
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
@@ -208,19 +199,20 @@ def test_compiled_layers_compute_what_others_do(
 
 @pytest.mark.slow
 def test_flex_attention_sees_what_sdpa_sees(
-    family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any, monkeypatch: pytest.MonkeyPatch
+    tokens: TokenDataset, images: DecodedImages, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its blocks as they are, on the CPU: a kernel would be compiled, and has no backward pass there."""
+    chat, family = images.chat, images.chat.family
     model = model_of(family, "full")
     if not model.model.language_model._supports_flex_attn:
         pytest.skip(f"{family.model_type} has no FlexAttention in transformers")
     monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda _: flex_attention)
-    batch = packed_batch([groups_of(tokens, [3, 2])], pixels, processor, family)
+    batch = packed_batch([groups_of(tokens, [3, 2])], images)
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # that it is not compiled
-        expected = TokenLoss(model, family)(batch)
+        expected = TokenLoss(model, chat)(batch)
         model.set_attn_implementation({"text_config": "flex_attention"})
-        assert float(TokenLoss(model, family)(batch)) == pytest.approx(float(expected), rel=1e-6)
-        wrong = TokenLoss(model, family)(batch | {"branch_ids": torch.zeros_like(batch["branch_ids"])})
+        assert float(TokenLoss(model, chat)(batch)) == pytest.approx(float(expected), rel=1e-6)
+        wrong = TokenLoss(model, chat)(batch | {"branch_ids": torch.zeros_like(batch["branch_ids"])})
         assert float(wrong) != pytest.approx(float(expected), rel=1e-4)
 
 
@@ -238,14 +230,13 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_a_wrong_pattern_would_be_noticed(
-    mutation: Any, family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
-) -> None:
+def test_a_wrong_pattern_would_be_noticed(mutation: Any, tokens: TokenDataset, images: DecodedImages) -> None:
+    chat, family = images.chat, images.chat.family
     model = model_of(family, "full")
     groups = groups_of(tokens, [3, 2, 2])
-    packed = packed_batch([groups[:2], groups[2:]], pixels, processor, family)
-    _, right = loss_and_gradients(model, family, [packed])
-    _, wrong = loss_and_gradients(model, family, [mutation(packed)])
+    packed = packed_batch([groups[:2], groups[2:]], images)
+    _, right = loss_and_gradients(model, chat, [packed])
+    _, wrong = loss_and_gradients(model, chat, [mutation(packed)])
     seen = largest_difference(wrong, right)
     if mutation is MUTATIONS["causal over the image"] and not family.bidirectional_images:
         assert seen == 0.0
@@ -255,20 +246,21 @@ def test_a_wrong_pattern_would_be_noticed(
 
 @pytest.mark.parametrize("tuning", ["frozen-tower", "lora"])
 def test_cached_features_give_the_gradients_of_live_ones(
-    family: Family, tuning: str, tokens: TokenDataset, pixels: PixelInputs, processor: Any
+    tuning: str, tokens: TokenDataset, images: DecodedImages
 ) -> None:
+    chat, family = images.chat, images.chat.family
     model = model_of(family, tuning)
     for parameter in unwrapped(model).get_submodule(family.vision_tower).parameters():
         parameter.requires_grad_(False)
     groups = groups_of(tokens, [2, 3, 1])
-    live = packed_batch([groups[:2], groups[2:]], pixels, processor, family)
-    expected_loss, expected = loss_and_gradients(model, family, [live])
+    live = packed_batch([groups[:2], groups[2:]], images)
+    expected_loss, expected = loss_and_gradients(model, chat, [live])
     grids = [grid for group in groups for grid in group[0].grids]
-    features = vision_features(model, live["pixel_values"], grids, family)
-    cached = live | {"pixel_values": join_features(features, family)}
+    features = vision_features(model, {key: live[key] for key in family.image_inputs}, family)
+    cached = live | feature_inputs([*features], grids, chat)
     names = {name for name, _ in model.named_parameters()}
     tower = DetachedTower(model, family)
-    loss, gradients = loss_and_gradients(model, family, [cached])
+    loss, gradients = loss_and_gradients(model, chat, [cached])
     assert loss == expected_loss
     assert all(gradients[name].equal(expected[name]) for name in expected)
     if tuning == "frozen-tower" and family.vision_tower not in ("model.visual",):  # of Qwen it holds the projector too
@@ -295,15 +287,16 @@ def odd_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_images_of_different_sizes_pack_too(family: Family, tuning: str, odd_sizes: Path, processor: Any) -> None:
-    tokens = TokenDataset(build_tokens(odd_sizes, processor, family), "train")
-    pixels = PixelInputs.of(odd_sizes, processor)
+def test_images_of_different_sizes_pack_too(tuning: str, odd_sizes: Path, chat: ChatModel) -> None:
+    tokens = TokenDataset(build_tokens(odd_sizes, chat), "train")
+    images = DecodedImages.of(odd_sizes, chat)
     groups = [[tokens[i] for i in members] for members in ((0, 1, 2), (3, 4), (6, 7, 8), (9,), (12, 13))]
-    if family.patches_a_token:
+    if chat.family.image_grid:
         assert len({tuple(grid) for group in groups for grid in group[0].grids}) == 4
+    chat, family = images.chat, images.chat.family
     model = model_of(family, tuning)
-    expected_loss, expected = plain(model, family, groups, pixels, processor)
+    expected_loss, expected = plain(model, groups, images)
     rows = [[groups[1], groups[0]], [groups[4], groups[2]], [groups[3]]]
-    loss, gradients = loss_and_gradients(model, family, [packed_batch(rows, pixels, processor, family)])
+    loss, gradients = loss_and_gradients(model, chat, [packed_batch(rows, images)])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]

@@ -14,7 +14,7 @@ from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
-from vlm_core.models.load import load_processor
+from vlm_core.models.chat import load_chat
 from vlm_core.models.prepare import prepare_model
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
@@ -23,8 +23,8 @@ from vlm_core.training.plan import Plan, plan_run, require_fit
 
 def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
     base = tiny_directory(family.model_type)
-    tokens = TokenDataset(build_tokens(conversations, load_processor(base), family), "train")
-    return plan_run(small_config(**overrides), base, tokens, family, world_size=1)
+    tokens = TokenDataset(build_tokens(conversations, load_chat(base)), "train")
+    return plan_run(small_config(**overrides), base, tokens, load_chat(base), world_size=1)
 
 
 @pytest.mark.slow

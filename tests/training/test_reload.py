@@ -12,16 +12,18 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import vlm_core.finetune
 from tests.conftest import small_config, tiny_directory
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import Family
+from vlm_core.models.chat import FastChat
 from vlm_core.run_directory import CONSOLIDATED
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.loop import Trainer
 
 
-def logits(model: Any, processor: Any, family: Family, conversations: Path) -> torch.Tensor:
-    batch = collate([ConversationDataset(conversations, "train")[0]], processor, family)
+def logits(model: Any, chat: ChatModel, conversations: Path) -> torch.Tensor:
+    batch = collate([ConversationDataset(conversations, "train")[0]], chat)
     del batch["labels"]
     with torch.no_grad():
         return model.eval()(**batch).logits
@@ -38,7 +40,7 @@ def test_plain_transformers_loads_what_was_trained(
         def run(self) -> None:
             super().run()
             with self.whole_model():
-                live.append(logits(self.model, self.processor, family, conversations))
+                live.append(logits(self.model, self.chat, conversations))
 
     monkeypatch.setattr(vlm_core.finetune, "Trainer", Observed)
     settings = {
@@ -49,8 +51,8 @@ def test_plain_transformers_loads_what_was_trained(
     }
     result = vlm_core.finetune.finetune(small_config(**settings), Ranks(), conversations)
     directory = Path(result["checkpoint"]) / "model" / (CONSOLIDATED if save_format == "torch_save" else "")
-    processor = AutoProcessor.from_pretrained(directory)
+    chat = FastChat(AutoProcessor.from_pretrained(directory), family)
     plain = AutoModelForImageTextToText.from_pretrained(directory)
-    assert logits(plain, processor, family, conversations).equal(live[0])
+    assert logits(plain, chat, conversations).equal(live[0])
     base = AutoModelForImageTextToText.from_pretrained(tiny_directory(family.model_type))
-    assert not torch.allclose(logits(base, processor, family, conversations), live[0])  # it has learnt something
+    assert not torch.allclose(logits(base, chat, conversations), live[0])  # it has learnt something

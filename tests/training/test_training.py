@@ -20,8 +20,9 @@ from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
+from vlm_core.models.chat import load_chat
 from vlm_core.models.freeze import freeze, frozen_parts
-from vlm_core.models.load import load_model, load_processor
+from vlm_core.models.load import load_model
 from vlm_core.models.lora import apply_lora
 from vlm_core.models.weights import load_trained
 from vlm_core.run_directory import LATEST, LOWEST_VAL, METRICS, RESULT, VALIDATION
@@ -55,8 +56,8 @@ def plain_loop(config: Config, family: Family, conversations: Path, steps: int) 
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.optimizer.lr, betas=(0.9, 0.95), weight_decay=0.01)
     scheduler = build_scheduler(optimizer, config.lr_scheduler, steps)
-    dataset, processor = ConversationDataset(conversations, "train"), load_processor(base)
-    groups = TokenDataset(build_tokens(conversations, processor, family), "train").groups
+    dataset, chat = ConversationDataset(conversations, "train"), load_chat(base)
+    groups = TokenDataset(build_tokens(conversations, chat), "train").groups
     losses = []
     plan = plan_epoch(
         len(dataset),
@@ -66,7 +67,7 @@ def plain_loop(config: Config, family: Family, conversations: Path, steps: int) 
         groups=groups if config.packing.enabled else None,
     )
     for indices in plan[:steps]:
-        batch = collate([dataset[i] for i in indices], processor, family)
+        batch = collate([dataset[i] for i in indices], chat)
         loss = model(**batch, num_items_in_batch=torch.tensor(supervised_tokens(batch))).loss
         loss.backward()
         grad_norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -117,16 +118,16 @@ def test_the_loss_is_that_of_the_definition(family: Family, conversations: Path)
     base = tiny_directory(family.model_type)
     model = load_model(base, small_config().model).eval()
     dataset = ConversationDataset(conversations, "train")
-    batch = collate([dataset[i] for i in range(5)], load_processor(base), family)
+    batch = collate([dataset[i] for i in range(5)], load_chat(base))
     inputs = {key: value for key, value in batch.items() if key != "labels"}
     logits = model(**inputs).logits[:, :-1].float()
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="sum")
-    assert TokenLoss(model, family)(batch).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert TokenLoss(model, load_chat(base))(batch).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_a_batch_without_labels_adds_exactly_nothing(conversations: Path, tiny_gemma3: Path) -> None:
     model = load_model(tiny_gemma3, small_config().model)
-    batch = collate([ConversationDataset(conversations, "train")[0]], load_processor(tiny_gemma3), FAMILIES["gemma3"])
+    batch = collate([ConversationDataset(conversations, "train")[0]], load_chat(tiny_gemma3))
     batch["labels"].fill_(-100)
     loss = TokenLoss(model, FAMILIES["gemma3"])(batch)
     loss.backward()
@@ -271,8 +272,8 @@ def test_the_validation_loss_is_over_every_row_once(conversations: Path, tmp_pat
     (record,) = read_json_lines(tmp_path / VALIDATION)[0]
     config, base = small_config(), tiny_directory("gemma3")
     model = load_trained(tmp_path / LATEST, base, config.model).eval()
-    dataset, processor = ConversationDataset(conversations, "validation"), load_processor(base)
-    batches = [collate([dataset[i]], processor, FAMILIES["gemma3"]) for i in range(len(dataset))]
+    dataset, chat = ConversationDataset(conversations, "validation"), load_chat(base)
+    batches = [collate([dataset[i]], chat) for i in range(len(dataset))]
     with torch.no_grad():
         total = sum(TokenLoss(model, FAMILIES["gemma3"])(batch).item() for batch in batches)
     tokens = sum(map(supervised_tokens, batches))
@@ -352,9 +353,9 @@ def test_too_long_examples_are_left_out_or_stop_the_run(tmp_path: Path, caplog: 
 def test_a_batch_without_images_leaves_no_parameter_without_a_gradient(family: Family) -> None:
     """DDP waits for all of them: those of the projector too."""
     base = tiny_directory(family.model_type)
-    model, processor = load_model(base, small_config().model), load_processor(base)
+    model, chat = load_model(base, small_config().model), load_chat(base)
     text = [{"type": "text", "text": "What is a lesion?"}]
     turns = [{"role": "user", "content": text}, {"role": "assistant", "content": text}]
-    TokenLoss(model, family)(collate([{"conversation": turns}], processor, family)).backward()
+    TokenLoss(model, chat)(collate([{"conversation": turns}], chat)).backward()
     waiting = [name for name, p in model.named_parameters() if p.grad is None and "audio" not in name]
     assert waiting == []

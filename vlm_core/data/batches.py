@@ -1,80 +1,60 @@
-"""From the token cache to micro-batches: plain rows, or packed ones that share their image's prefix.
+"""From the token cache to micro-batches: padded examples, or packed rows whose examples share their image's prefix.
 
 Both divide an optimizer step over the ranks into equally many micro-batches, and make the tensors of one.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from datasets import Dataset
+from PIL import Image
 
 from vlm_core.config import Config
-from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens, images_as_shown
+from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.collate import IGNORE_INDEX, collate_tokens
 from vlm_core.data.conversation_cache import ConversationDataset
-from vlm_core.data.grids import patch_grids
 from vlm_core.data.images import decode_image
 from vlm_core.data.packing import Row, group_examples, pack, pack_rows, share_rows, split_groups
 from vlm_core.data.token_cache import TokenDataset
-from vlm_core.data.tokenization import image_token_id
-from vlm_core.families import Family
 
-# Pixels, or cached features, of images given by index: (N, ...) float, or all of their patches where sizes differ.
-# Of a family without a row: see `ExampleInputs`.
-ImageInputs = Callable[[Sequence[Any]], Any]
+# The tensors that show images to the model. The images are given by index and by example: `[[0], [], [3, 1]]`.
+ImageInputs = Callable[[Sequence[Sequence[int]]], Batch]
 
 
 @dataclass(frozen=True)
-class PixelInputs:
-    """The processor's pixels (N, C, H, W) of images, decoded when they are asked for."""
-
-    images: Dataset
-    image_processor: Any
-
-    @classmethod
-    def of(cls, conversations: Path, processor: Any) -> "PixelInputs":
-        """Returns the pixels of the images of a conversation cache."""
-        return cls(ConversationDataset(conversations, "train").images, processor.image_processor)
-
-    def __call__(self, indices: Sequence[int]) -> torch.Tensor:
-        images = [_decoded(self.images, index) for index in indices]
-        return self.image_processor(images, return_tensors="pt")["pixel_values"]
-
-
-@dataclass(frozen=True)
-class ExampleInputs:
-    """All that the processor makes of images, which are given by index and by example: `[[0], [], [3, 1]]`."""
+class DecodedImages:
+    """Shows images as the processor makes them, decoded when they are asked for."""
 
     image: Callable[[int], Any]  # the Pillow image of an index
-    processor: Any
-    family: Family
+    chat: ChatModel
 
     @classmethod
-    def of(cls, conversations: Path, processor: Any, family: Family) -> "ExampleInputs":
-        """Returns what is made of the images of a conversation cache."""
-        return cls(partial(_decoded, ConversationDataset(conversations, "train").images), processor, family)
+    def of(cls, conversations: Path, chat: ChatModel) -> "DecodedImages":
+        """Returns the images of a conversation cache."""
+        images = ConversationDataset(conversations, "train").images
+        return cls(_Decoder(images), chat)
 
     def __call__(self, rows: Sequence[Sequence[int]]) -> Batch:
-        return images_as_shown([[self.image(index) for index in row] for row in rows], self.processor, self.family)
+        return self.chat.image_inputs([[self.image(index) for index in row] for row in rows])
+
+    def replaced(self, image: Image.Image) -> "DecodedImages":
+        """Returns inputs that show `image` in place of every image."""
+        return replace(self, image=lambda index: image)
 
 
-def _decoded(images: Dataset, index: int) -> Any:
-    return decode_image(images[index]["encoded"])
+@dataclass(frozen=True)
+class _Decoder:
+    images: Any  # the table of images of a conversation cache
 
-
-def image_inputs_of(conversations: Path, processor: Any, family: Family) -> ImageInputs:
-    """Returns the inputs that show the images of a conversation cache, decoded when they are asked for."""
-    if family.plain_only:
-        return ExampleInputs.of(conversations, processor, family)
-    return PixelInputs.of(conversations, processor)
+    def __call__(self, index: int) -> Any:
+        return decode_image(self.images[index]["encoded"])
 
 
 class PlainMicroBatch(NamedTuple):
-    """Examples; where they do not count they only keep a rank without any in step with the others."""
+    """Examples. Those that do not count only keep a rank without examples in step with the others."""
 
     examples: list[int]
     counted: bool = True
@@ -93,21 +73,15 @@ class Batches:
 
     dataset: TokenDataset
     image_inputs: ImageInputs
-    processor: Any
-    family: Family
+    chat: ChatModel
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _with_images(self, batch: Batch, indices: list[int], *, counted: bool) -> Batch:
-        if indices:
-            batch["pixel_values"] = self.image_inputs(indices)
-        return self._counted(batch, counted=counted)
-
-    def _counted(self, batch: Batch, *, counted: bool) -> Batch:
+    def _with_images(self, batch: Batch, rows: Sequence[Sequence[int]], *, counted: bool) -> Batch:
         if not counted:
             batch["labels" if "labels" in batch else "targets"].fill_(IGNORE_INDEX)
-        return batch
+        return batch | self.image_inputs(rows)
 
 
 def plain_shares(step: Sequence[int], local_batch_size: int, rank: int, world_size: int) -> list[PlainMicroBatch]:
@@ -122,7 +96,7 @@ def plain_shares(step: Sequence[int], local_batch_size: int, rank: int, world_si
 
 @dataclass(frozen=True)
 class PlainBatches(Batches):
-    """A row an example, `local_batch_size` rows a micro-batch."""
+    """Each row is a padded example; a micro-batch has `local_batch_size` rows."""
 
     local_batch_size: int
 
@@ -135,13 +109,8 @@ class PlainBatches(Batches):
     def batch(self, micro_batch: PlainMicroBatch) -> Batch:
         """Returns the tensors of `collate`."""
         examples = [self.dataset[i] for i in micro_batch.examples]
-        batch = collate_tokens(examples, self.processor, self.family)
-        if self.family.plain_only:
-            return self._counted(batch | self.image_inputs([e.images for e in examples]), counted=micro_batch.counted)
-        grids = [grid for example in examples for grid in example.grids]
-        if grids:
-            batch["image_grid_thw"] = patch_grids(grids, self.family)
-        return self._with_images(batch, [i for e in examples for i in e.images], counted=micro_batch.counted)
+        batch = collate_tokens(examples, self.chat)
+        return self._with_images(batch, [example.images for example in examples], counted=micro_batch.counted)
 
 
 @dataclass(frozen=True)
@@ -208,8 +177,7 @@ class PackedBatches(Batches):
     def batch(self, micro_batch: PackedMicroBatch) -> Batch:
         """Returns the tensors of `pack`."""
         rows = [[[self.dataset[i] for i in group.members] for group in row] for row in micro_batch.rows]
-        batch = pack(rows, image_token_id(self.processor, self.family))
-        return self._with_images(batch, shown_images(rows), counted=micro_batch.counted)
+        return self._with_images(pack(rows, self.chat), [shown_images(rows)], counted=micro_batch.counted)
 
 
 AnyBatches = PlainBatches | PackedBatches | CollatedBatches
@@ -244,9 +212,9 @@ def shown_images(rows: Sequence[Sequence[Sequence[Any]]]) -> list[int]:
 
 
 def build_batches(
-    config: Config, dataset: TokenDataset, image_inputs: ImageInputs, processor: Any, family: Family
+    config: Config, dataset: TokenDataset, image_inputs: ImageInputs, chat: ChatModel
 ) -> PlainBatches | PackedBatches:
-    """Returns the packed batches of a split, or the plain ones where packing is switched off."""
+    """Returns the packed batches of a split, or the padded ones if packing is switched off."""
     if config.packing.enabled:
-        return PackedBatches(dataset, image_inputs, processor, family, config.packing.max_tokens)
-    return PlainBatches(dataset, image_inputs, processor, family, config.step_scheduler.local_batch_size)
+        return PackedBatches(dataset, image_inputs, chat, config.packing.max_tokens)
+    return PlainBatches(dataset, image_inputs, chat, config.step_scheduler.local_batch_size)

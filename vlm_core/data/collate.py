@@ -4,41 +4,34 @@ Shapes: B examples, T tokens of the longest one, N images of all examples in the
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from vlm_core.data.tokenization import (
-    TokenizedConversation,
-    image_token_id,
-    images_of,
-    tokenize_conversation,
-    tokenize_prompt,
-)
+from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.chat_template import TokenizedConversation
+from vlm_core.data.tokenization import images_of
 from vlm_core.families import Family
 
 IGNORE_INDEX = -100  # of torch's cross entropy
 TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # what tells image tokens from others, as models name it
 
-Batch = dict[str, torch.Tensor]
 
-
-def collate(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
+def collate(examples: Sequence[dict[str, Any]], chat: ChatModel) -> Batch:
     """Returns a training batch, padded on the right.
 
     `input_ids`, `attention_mask`, `token_type_ids` and `labels` are int64 (B, T); `labels[b, t]` is `input_ids[b, t]`
-    where that token is supervised and -100 elsewhere, NOT yet shifted; `token_type_ids` (Qwen2.5-VL:
-    `mm_token_type_ids`) is 1 on image tokens; `pixel_values` is float32 (N, C, H, W), absent without images
-    (Qwen2.5-VL: (patches of all images, C * 2 * 14 * 14), beside `image_grid_thw`, int64 (N, 3)).
-    Of a family without a row: all that the processor makes of the images, by its own keys.
+    if that token is supervised, else -100, and NOT yet shifted; `token_type_ids` (Qwen2.5-VL: `mm_token_type_ids`) is 1
+    on image tokens; `pixel_values` is float32 (N, C, H, W), absent without images (Qwen2.5-VL: (patches of all images,
+    C * 2 * 14 * 14), with `image_grid_thw`, int64 (N, 3); a generic model: whatever its processor makes of images).
     """
-    tokenized = [tokenize_conversation(example["conversation"], processor, family) for example in examples]
-    return collate_tokens(tokenized, processor, family) | _images(examples, processor, family)
+    tokenized = [chat.tokenize(example["conversation"]) for example in examples]
+    return collate_tokens(tokenized, chat) | _images(examples, chat)
 
 
-def collate_tokens(tokenized: Sequence[TokenizedConversation], processor: Any, family: Family) -> Batch:
-    """Returns the batch of `collate` without pixels."""
-    batch = _pad([t.input_ids for t in tokenized], processor, family, side="right")
+def collate_tokens(tokenized: Sequence[TokenizedConversation], chat: ChatModel) -> Batch:
+    """Returns the batch of `collate` without the images."""
+    batch = _pad([t.input_ids for t in tokenized], chat, side="right")
     length = batch["input_ids"].shape[1]
     targets = [
         [token if is_target else IGNORE_INDEX for token, is_target in zip(t.input_ids, t.supervised, strict=True)]
@@ -48,29 +41,30 @@ def collate_tokens(tokenized: Sequence[TokenizedConversation], processor: Any, f
     return batch
 
 
-def collate_prompts(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
+def collate_prompts(examples: Sequence[dict[str, Any]], chat: ChatModel) -> Batch:
     """Returns a batch to generate from: as `collate` without labels, up to the answer and padded on the left."""
-    prompts = [tokenize_prompt(example["conversation"], processor, family) for example in examples]
-    return pad_prompts(prompts, processor, family) | _images(examples, processor, family)
+    prompts = [chat.prompt_ids(example["conversation"]) for example in examples]
+    return pad_prompts(prompts, chat) | _images(examples, chat)
 
 
-def pad_prompts(prompts: Sequence[list[int]], processor: Any, family: Family) -> Batch:
-    """Returns the batch of `collate_prompts` without images."""
-    return _pad(prompts, processor, family, side="left")
+def pad_prompts(prompts: Sequence[list[int]], chat: ChatModel) -> Batch:
+    """Returns the batch of `collate_prompts` without the images."""
+    return _pad(prompts, chat, side="left")
 
 
-def images_as_shown(images: Sequence[Sequence[Any]], processor: Any, family: Family) -> Batch:
-    """Returns what the processor makes of the images of each example, by its own keys; {} without images.
+def images_as_shown(images: Sequence[Sequence[Any]], chat: ChatModel) -> Batch:
+    """Returns everything that a processor makes of the images of each example, by its own keys; {} without images.
 
-    How many tokens or parts an image is may depend on what is shown beside it, so that the processor has each example's
-    images together. Raises ValueError where it makes something that is no tensor.
+    The processor gets the images of an example together, because the tokens and parts of an image may depend on the
+    images beside it. Raises ValueError if it makes anything but tensors.
     """
     shown = [list(row) for row in images if row]
     if not shown:
         return {}
+    processor = chat.processor
     text = [processor.image_token * len(row) for row in shown]
     made = processor(text=text, images=shown, return_tensors="pt", padding=True)
-    of_tokens = {"input_ids", "attention_mask", family.token_types_key, *processor.tokenizer.model_input_names}
+    of_tokens = {"input_ids", "attention_mask", chat.family.token_types_key, *processor.tokenizer.model_input_names}
     kept = {key: value for key, value in made.items() if key not in of_tokens and key not in TOKEN_TYPES}
     for key, value in kept.items():
         if not isinstance(value, torch.Tensor):
@@ -91,28 +85,17 @@ def require_keys(batch: Batch, family: Family) -> None:
         )
 
 
-def _pad(rows: Sequence[list[int]], processor: Any, family: Family, side: str) -> Batch:
+def _pad(rows: Sequence[list[int]], chat: ChatModel, side: Literal["left", "right"]) -> Batch:
     length = max(map(len, rows))
 
     def padded(row: list[int], value: int) -> list[int]:
         filling = [value] * (length - len(row))
         return row + filling if side == "right" else filling + row
 
-    input_ids = torch.tensor([padded(row, processor.tokenizer.pad_token_id) for row in rows])
-    batch = {"input_ids": input_ids, "attention_mask": torch.tensor([padded([1] * len(row), 0) for row in rows])}
-    if not family.plain_only:
-        batch[family.token_types_key] = (input_ids == image_token_id(processor, family)).long()
-    elif family.token_types_key:
-        batch[family.token_types_key] = torch.tensor(processor.create_mm_token_type_ids(input_ids.tolist()))
-    return batch
+    input_ids = torch.tensor([padded(row, chat.processor.tokenizer.pad_token_id) for row in rows])
+    attention_mask = torch.tensor([padded([1] * len(row), 0) for row in rows])
+    return {"input_ids": input_ids, "attention_mask": attention_mask} | chat.token_types(input_ids)
 
 
-def _images(examples: Sequence[dict[str, Any]], processor: Any, family: Family) -> Batch:
-    by_example = [images_of(example["conversation"]) for example in examples]
-    if family.plain_only:
-        return images_as_shown(by_example, processor, family)
-    images = [image for row in by_example for image in row]
-    if not images:
-        return {}
-    made = processor.image_processor(images, return_tensors="pt")
-    return {key: made[key] for key in ("pixel_values", "image_grid_thw") if key in made}
+def _images(examples: Sequence[dict[str, Any]], chat: ChatModel) -> Batch:
+    return chat.image_inputs([images_of(example["conversation"]) for example in examples])

@@ -1,46 +1,45 @@
-"""Images whose number of tokens follows their size (Qwen2.5-VL): how many there are, and where each of them stands.
+"""Images of different sizes: how many tokens each has, and the positions that its tokens take.
 
-An image of h x w tokens that begins at position p has its token (y, x) at (p, p + y, p + x): the three numbers that the
-rotary embedding takes for time, height and width. Text behind it goes on at p + max(h, w), with three equal numbers
-(transformers 5.23, `Qwen2_5_VLModel.get_rope_index`; Qwen2-VL, arXiv 2409.12191).
+A rule makes a grid of (rows, columns) of tokens from an image's size in pixels.
+With M-RoPE, an image of h x w tokens that begins at position p has its token (y, x) at (p, p + y, p + x): the three
+numbers that the rotary embedding takes for time, height and width. The text after it begins at p + max(h, w), with
+three equal numbers (transformers 5.23, `Qwen2_5_VLModel.get_rope_index`; Qwen2-VL, arXiv 2409.12191).
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from vlm_core.families import Family
-
-# Tokens down and across; of a family without a row, which leaves the count to its processor, pixels down and across.
-Grid = tuple[int, int]
+from vlm_core.data.chat_model import Batch, ImageGrid
 
 
-def grids_of(sizes: Sequence[tuple[int, int]], image_processor: Any, family: Family) -> list[Grid]:
-    """Returns the grid of each image of (width, height) pixels; nothing for a family whose images are all alike.
+def smart_grid(size: tuple[int, int], image_processor: Any) -> ImageGrid:
+    """Returns the grid of an image that Qwen2-VL's `smart_resize` resizes; `size` is (width, height) in pixels.
 
     Raises ValueError for an image more than 200 times as long as it is wide.
     """
-    if family.plain_only:
-        return [(height, width) for width, height in sizes]
-    if not family.patches_a_token:
-        return []
-    factor = image_processor.patch_size * family.patches_a_token
+    width, height = size
+    factor = image_processor.patch_size * image_processor.merge_size
     limits = image_processor.size["shortest_edge"], image_processor.size["longest_edge"]
-    resized = [smart_resize(height, width, factor, *limits) for width, height in sizes]
-    return [(height // factor, width // factor) for height, width in resized]
+    resized_height, resized_width = smart_resize(height, width, factor, *limits)
+    return resized_height // factor, resized_width // factor
 
 
-def patch_grids(grids: Sequence[Grid] | torch.Tensor, family: Family) -> torch.Tensor:
-    """Returns the model's `image_grid_thw`, int64 (N, 3): frames, patches down, patches across."""
+# A family's `image_grid` names its rule.
+GRID_RULES: dict[str, Callable[[tuple[int, int], Any], ImageGrid]] = {"smart_resize": smart_grid}
+
+
+def patch_grids(grids: Sequence[ImageGrid], merge_size: int) -> torch.Tensor:
+    """Returns `image_grid_thw`, int64 (N, 3): frames, patches down, patches across."""
     tokens = torch.as_tensor(grids, dtype=torch.long).view(-1, 2)
-    return torch.nn.functional.pad(tokens * family.patches_a_token, (1, 0), value=1)
+    return torch.nn.functional.pad(tokens * merge_size, (1, 0), value=1)
 
 
-def grid_positions(batch: dict[str, torch.Tensor], grids: Sequence[Grid]) -> torch.Tensor:
-    """Returns the positions (3, R, L) of a packed batch, whose own `position_ids` count tokens.
+def mrope_positions(batch: Batch, grids: Sequence[ImageGrid]) -> torch.Tensor:
+    """Returns the M-RoPE positions (3, R, L) of a packed batch, whose own `position_ids` count tokens.
 
     `grids` are those of the batch's images, row by row in the order of their tokens.
     """
@@ -48,7 +47,7 @@ def grid_positions(batch: dict[str, torch.Tensor], grids: Sequence[Grid]) -> tor
     for row, (counted, images, groups) in enumerate(
         zip(batch["position_ids"], batch["image_ids"], batch["group_ids"], strict=True)
     ):
-        shift: dict[int, int] = defaultdict(int)  # of each group, by how much its images so far moved what follows
+        shift: dict[int, int] = defaultdict(int)  # group -> by how much its images so far moved the tokens after them
         for number in range(1, int(images.max()) + 1):
             at = (images == number).nonzero()[:, 0]
             group = int(groups[at[0]])

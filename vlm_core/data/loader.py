@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from vlm_core.data.collate import Batch
+from vlm_core.data.chat_model import Batch
 
 
 def plan_epoch(

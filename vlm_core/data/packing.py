@@ -19,8 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from vlm_core.data.collate import IGNORE_INDEX, Batch
-from vlm_core.data.grids import grid_positions
+from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.collate import IGNORE_INDEX
 from vlm_core.data.token_cache import TokenizedExample, first_target
 
 
@@ -115,13 +115,13 @@ def share_rows(rows: Sequence[Row], max_tokens: int, rank: int, world_size: int)
     return shares
 
 
-def pack(rows: Sequence[Sequence[Sequence[TokenizedExample]]], image_token: int) -> Batch:
-    """Returns the batch of `rows`, of which each is a sequence of groups and each group a sequence of examples.
+def pack(rows: Sequence[Sequence[Sequence[TokenizedExample]]], chat: ChatModel) -> Batch:
+    """Returns the batch of `rows`: each row is a sequence of groups, and each group a sequence of examples.
 
     All int64 (R, L): `input_ids`; `position_ids`; `group_ids`, 0 on padding; `branch_ids`, 0 on a prefix; `image_ids`,
     which number the images of a row and are 0 outside them; and `targets`: the token that a position has to predict,
-    -100 where none is supervised. Where images have grids also those, `image_grids` (N, 2), and `grid_position_ids`
-    (3, R, L), which a model takes in place of `position_ids`; these go on counting tokens, and masks go by them.
+    -100 if none is supervised. A model with M-RoPE takes `grid_position_ids` (3, R, L) in place of `position_ids`,
+    which always count tokens, because masks follow them.
     """
     columns = [_row([_columns(group) for group in row]) for row in rows]
     # Padding repeats a real token: the padding token's embedding is zero, and where padding sees padding alone Gemma 3n
@@ -133,13 +133,11 @@ def pack(rows: Sequence[Sequence[Sequence[TokenizedExample]]], image_token: int)
         )
         for name in columns[0]
     }
-    is_image = batch["input_ids"] == image_token
+    is_image = batch["input_ids"] == chat.image_token
     starts = is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
     batch["image_ids"] = torch.where(is_image, starts.cumsum(1), 0)
     grids = [grid for row in rows for group in row for grid in group[0].grids]
-    if grids:
-        batch |= {"image_grids": torch.tensor(grids), "grid_position_ids": grid_positions(batch, grids)}
-    return batch
+    return batch | chat.row_positions(batch, grids)
 
 
 def _row(groups: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

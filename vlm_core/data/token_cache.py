@@ -15,16 +15,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import transformers
 from datasets import Dataset
 from jinja2 import TemplateError
 
 from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import TokenizedConversation
 from vlm_core.data.conversation_cache import SPLITS, image_indices, image_sizes
-from vlm_core.data.grids import Grid, grids_of
-from vlm_core.data.tokenization import shared_image_token, tokenize_conversation
-from vlm_core.families import Family
 from vlm_core.home import medpix_home
 from vlm_core.progress import ProgressBar
 
@@ -47,47 +44,33 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class TokenizedExample(TokenizedConversation):
-    """A conversation's tokens, its images as indices into the table of images, and their grids, if they have some."""
+    """A conversation's tokens, its images as indices into the table of images, and `ChatModel.image_grids` of these."""
 
     images: list[int]
-    grids: list[Grid] = field(default_factory=list)
+    grids: list[ImageGrid] = field(default_factory=list)
 
 
-def build_tokens(conversations: Path, processor: Any, family: Family) -> Path:
-    """Returns the directory of the token ids of both splits of `conversations`, built where it is missing."""
-    identity = [TOKENS_VERSION, read_manifest(conversations)["fingerprint"], processor_fingerprint(processor, family)]
+def build_tokens(conversations: Path, chat: ChatModel) -> Path:
+    """Returns the directory of the token ids of both splits of `conversations`, built if it is missing."""
+    identity = [TOKENS_VERSION, read_manifest(conversations)["fingerprint"], chat.fingerprint()]
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
     def build(directory: Path) -> dict[str, Any]:
-        return {split: _build_split(conversations, directory, split, processor, family) for split in SPLITS}
+        return {split: _build_split(conversations, directory, split, chat) for split in SPLITS}
 
     directory, reused = cached_directory(medpix_home() / "cache" / "tokens", key, build)
     logger.info("token ids %s: %s", "reused" if reused else "built", directory)
     return directory
 
 
-def processor_fingerprint(processor: Any, family: Family) -> str:
-    """Returns a hash of all that token ids depend on: vocabulary, merges, chat template, the number of image tokens."""
-    parts = [
-        processor.tokenizer.backend_tokenizer.to_str(),
-        processor.chat_template,
-        getattr(processor, family.image_placeholder),
-        family.image_expansion and getattr(processor, family.image_expansion),
-        family.end_of_turn,
-    ]
-    if family.plain_only:  # its ids are what the processor's own code makes
-        parts += [processor.to_json_string(), transformers.__version__]
-    if family.patches_a_token:
-        images = processor.image_processor
-        parts += [dict(images.size), images.patch_size, family.patches_a_token]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def shared_prefix(tokenized: TokenizedConversation, image_token: int | None) -> int:
+def shared_prefix(tokenized: TokenizedConversation, chat: ChatModel) -> int:
     """Returns how many leading tokens examples of one image may share: up to and including the last image token.
 
-    0 without images, without an image token, and where an image stands behind the first target: nothing is shared.
+    They share nothing (0) without images, with an image after the first target, or if the chat model packs nothing.
     """
+    if not chat.packs:
+        return 0
+    image_token = chat.image_token
     images = [i for i, token in enumerate(tokenized.input_ids) if token == image_token]
     end = images[-1] + 1 if images else 0
     # A branch begins with a token that is no target: the last token of a shared prefix predicts nothing.
@@ -121,9 +104,9 @@ def last_answer_of(example: TokenizedExample) -> TokenizedExample:
     return replace(example, supervised=[False] * end + example.supervised[end:])
 
 
-def _build_split(conversations: Path, directory: Path, split: str, processor: Any, family: Family) -> int:
+def _build_split(conversations: Path, directory: Path, split: str, chat: ChatModel) -> int:
     rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
-    image_token, sizes = shared_image_token(processor, family), image_sizes(conversations)
+    sizes = image_sizes(conversations)
     group_of: dict[Any, int] = {}
     with (
         pa.OSFile(str(directory / f"{split}.arrow"), "wb") as sink,
@@ -136,11 +119,11 @@ def _build_split(conversations: Path, directory: Path, split: str, processor: An
             for number, example in enumerate(batch, start=first):
                 images = image_indices(example)
                 try:
-                    grids = grids_of([sizes[image] for image in images], processor.image_processor, family)
-                    tokenized = tokenize_conversation(example["conversation"], processor, family, grids)
+                    grids = chat.image_grids([sizes[image] for image in images])
+                    tokenized = chat.tokenize(example["conversation"], grids)
                 except (ValueError, TemplateError) as error:
                     raise ValueError(f"{example['example_id']} cannot be shown to this model: {error}") from error
-                prefix = shared_prefix(tokenized, image_token)
+                prefix = shared_prefix(tokenized, chat)
                 key = group_key(images, tokenized.input_ids, prefix, number)
                 records.append(
                     {

@@ -1,4 +1,6 @@
-"""Token ids of a conversation and which of them are supervised, from its construction and never from a search.
+"""Token ids of a conversation for the families of the table, and which of them are supervised.
+
+Labels follow from how the ids are built, never from a search among them.
 
 The chat template is rendered once with a marker in place of every text, which gives the template's own pieces; the
 texts are put between them again. Special tokens are then taken from the template's pieces alone, so that a text
@@ -13,11 +15,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
+from math import prod
 from typing import Any
 
 from PIL import Image
 
+from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import (
     TokenizedConversation,
     render_markers,
@@ -25,12 +29,10 @@ from vlm_core.data.chat_template import (
     structure_of,
     texts_of,
 )
-from vlm_core.data.grids import Grid, grids_of
 from vlm_core.data.markers import MARKER_PATTERN
-from vlm_core.data.tokenization_generic import tokenize_rendered
 from vlm_core.families import Family
 
-SHOWN = (((56, 56),), ((640, 400),), ((56, 56), (300, 700)))  # pixels of the images that a processor is tried with
+TRIED = ((), ((56, 56),), ((640, 400),), ((56, 56), (300, 700)))  # sizes of the images that a processor is tried with
 
 
 @dataclass(frozen=True)
@@ -40,48 +42,16 @@ class _Piece:
     specials: tuple[str, ...] = ()  # a run of special tokens of the template, in place of a text
 
 
-def tokenize_conversation(
-    conversation: list[dict[str, Any]], processor: Any, family: Family, grids: Sequence[Grid] | None = None
+def tokenize_listed(
+    conversation: list[dict[str, Any]], chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
 ) -> TokenizedConversation:
-    """Returns the ids of a whole conversation; every assistant turn and its end-of-turn token are supervised.
+    """Returns the ids of a conversation with a family of the table; every assistant turn and its end are supervised.
 
-    Of images, only their places are read, and where their number of tokens follows their size `grids`: those of its
-    images, by default taken from the Pillow images that it holds.
-    Raises ValueError where the template does not close an answer with the family's end-of-turn token.
+    Of the images, only their places and `grids` matter. Raises ValueError if the template does not close an answer with
+    the family's end-of-turn token.
     """
-    return _tokenize(conversation, processor, family, grids, for_generation=False)
-
-
-def tokenize_prompt(
-    conversation: list[dict[str, Any]], processor: Any, family: Family, grids: Sequence[Grid] | None = None
-) -> list[int]:
-    """Returns the ids of a conversation that ends with a user turn, up to where the answer begins."""
-    return _tokenize(conversation, processor, family, grids, for_generation=True).input_ids
-
-
-def _tokenize(
-    conversation: list[dict[str, Any]],
-    processor: Any,
-    family: Family,
-    grids: Sequence[Grid] | None,
-    *,
-    for_generation: bool,
-) -> TokenizedConversation:
-    grids = image_grids(conversation, processor, family) if grids is None else grids
-    if family.plain_only:
-        return tokenize_rendered(conversation, processor, family, grids, for_generation=for_generation)
-    pieces = list(_pieces(conversation, processor, family, grids, for_generation=for_generation))
-    return _encode(pieces, processor.tokenizer)
-
-
-def image_token_id(processor: Any, family: Family) -> int:
-    """Returns the id that image features take the place of."""
-    return processor.tokenizer.convert_tokens_to_ids(family.image_token)
-
-
-def shared_image_token(processor: Any, family: Family) -> int | None:
-    """Returns the image token up to which examples of an image may share their tokens; None where none are shared."""
-    return None if family.plain_only else image_token_id(processor, family)
+    pieces = list(_pieces(conversation, chat, grids, for_generation=for_generation))
+    return _encode(pieces, chat.processor.tokenizer)
 
 
 def images_of(conversation: list[dict[str, Any]]) -> list[Any]:
@@ -89,46 +59,45 @@ def images_of(conversation: list[dict[str, Any]]) -> list[Any]:
     return [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
 
 
-def image_grids(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[Grid]:
-    """Returns the grids of the Pillow images of a conversation, where their number of tokens follows their size."""
-    if not family.patches_a_token and not family.plain_only:
-        return []
-    return grids_of([image.size for image in images_of(conversation)], processor.image_processor, family)
+def grids_of_images(conversation: list[dict[str, Any]], chat: ChatModel) -> list[ImageGrid]:
+    """Returns the grids of the Pillow images of a conversation."""
+    return chat.image_grids([image.size for image in images_of(conversation)])
 
 
-def require_template(processor: Any, family: Family) -> None:
-    """Raises ValueError where the ids made here are not those that the processor itself makes.
+def image_text(processor: Any, family: Family, grid: ImageGrid | None = None) -> str:
+    """Returns what the processor writes in place of an image; `grid` has its tokens if their number varies."""
+    times = {"image_token": prod(grid)} if grid is not None else {}
+    return "".join(getattr(processor, name) * times.get(name, 1) for name in family.image_text)
+
+
+def require_template(chat: ChatModel) -> None:
+    """Raises ValueError if the ids made here are not those that the processor itself makes.
 
     A tokenizer or template of another form than the family's would otherwise train on prompts that no one sends.
     """
-    for images in ((), *(SHOWN if family.plain_only else ())):
-        parts = [{"type": "image", "image": Image.new("RGB", size)} for size in images]
+    for sizes in TRIED:
+        parts = [{"type": "image", "image": Image.new("RGB", size)} for size in sizes]
         conversation = [
             {"role": "user", "content": [*parts, {"type": "text", "text": "What is shown?"}]},
             {"role": "assistant", "content": [{"type": "text", "text": "A mass."}]},
         ]
-        made = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
-        expected, ids = list(made), tokenize_conversation(conversation, processor, family).input_ids
-        if not family.end_of_turn:  # The tokenizer's own end stands where the template has none.
+        made = chat.processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
+        expected, ids = list(made), chat.tokenize(conversation).input_ids
+        if not chat.family.end_of_turn:  # The tokenizer's eos ends the answer if the template does not.
             expected[len(ids) - 1 :] = ids[-1:]
         if ids != expected:
             raise ValueError(
-                f"the processor of this {family.model_type} model tokenizes its template otherwise than expected: "
-                f"{expected} and not {ids}; use the processor files of the published checkpoint"
+                f"the processor of this {chat.family.model_type} model tokenizes its chat template differently than "
+                f"expected: {expected} instead of {ids}; use the processor files of the published checkpoint"
             )
 
 
 def _pieces(
-    conversation: list[dict[str, Any]],
-    processor: Any,
-    family: Family,
-    grids: Sequence[Grid],
-    *,
-    for_generation: bool,
+    conversation: list[dict[str, Any]], chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
 ) -> Iterator[_Piece]:
-    texts = texts_of(conversation)
-    template, trimmed = render_markers(processor, structure_of(conversation), for_generation)
-    counts = iter(grids)
+    texts, family = texts_of(conversation), chat.family
+    template, trimmed = render_markers(chat.processor, structure_of(conversation), for_generation)
+    rest = iter(grids)
     supervised = False
     for number, fragment in enumerate(MARKER_PATTERN.split(template)):
         if number % 2:
@@ -136,23 +105,23 @@ def _pieces(
             supervised = role == "assistant"
             yield _Piece(text.strip() if trimmed[int(fragment)] else text, supervised)
         else:
-            expanded = _expand_images(fragment, processor, family, counts)
-            yield from _template_pieces(expanded, processor.tokenizer, family.end_of_turn if supervised else None)
+            expanded = _expand_images(fragment, chat.processor, family, rest)
+            yield from _template_pieces(expanded, chat.processor.tokenizer, family.end_of_turn if supervised else None)
             supervised = False
 
 
-def _expand_images(fragment: str, processor: Any, family: Family, grids: Iterator[Grid]) -> str:
-    placeholder = getattr(processor, family.image_placeholder)
-    if family.image_expansion is not None:
-        return fragment.replace(placeholder, getattr(processor, family.image_expansion))
-    pieces = fragment.split(placeholder)
-    expansions = [family.image_token * (down * across) for down, across in islice(grids, len(pieces) - 1)]
-    return "".join(chain.from_iterable(zip(pieces, [*expansions, ""], strict=True)))
+def _expand_images(fragment: str, processor: Any, family: Family, grids: Iterator[ImageGrid]) -> str:
+    first, *others = fragment.split(getattr(processor, family.image_placeholder))
+    shown = [*islice(grids, len(others))] if family.image_grid else [None] * len(others)
+    if len(shown) < len(others):
+        raise ValueError("the chat template shows more images than the conversation has")
+    texts = [image_text(processor, family, grid) for grid in shown]
+    return first + "".join(text + other for text, other in zip(texts, others, strict=True))
 
 
-@lru_cache(maxsize=4096)  # an image of 256 tokens is taken apart once, and not for every question
+@lru_cache(maxsize=4096)  # The 256 tokens of an image are split once, and not for every question.
 def _template_pieces(fragment: str, tokenizer: Any, end_of_turn: str | None) -> tuple[_Piece, ...]:
-    """Returns a template fragment as special tokens and plain text; `end_of_turn` is set behind an answer."""
+    """Returns a template fragment as special tokens and plain text; `end_of_turn` is given after an answer."""
     pieces, special = [], special_tokens(tokenizer)
     if end_of_turn is not None:
         if not fragment.startswith(end_of_turn):

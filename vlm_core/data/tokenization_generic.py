@@ -1,9 +1,9 @@
 """Token ids of a conversation for any processor with a chat template, and which of them are supervised.
 
-Of a family without a row, the ids are those of the rendered conversation as one text, as the processor has them. What
-is supervised begins where the prompt of generation ends, and ends with the end of the turn. Both are places in that
-text; among the ids, a place comes behind the ids of the text up to there. Where a token would reach over it, the text
-is cut there: the prompt's ids in training are those of generation.
+The ids are those of the rendered conversation as one text, as the processor makes them. The supervised part begins at
+the end of the generation prompt and ends with the end of the turn. Both are places in that text; among the ids, a place
+comes after the ids of the text up to it. The text is cut at a place that lies inside a token, so that the prompt has
+the same ids in training and in generation.
 
     <|im_start|>User:<image>What is it?<end_of_utterance>\\nAssistant: | Mass.<end_of_utterance> | \\n
     not supervised                                           | supervised                 | not
@@ -18,6 +18,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import (
     TokenizedConversation,
     render,
@@ -26,9 +27,7 @@ from vlm_core.data.chat_template import (
     structure_of,
     texts_of,
 )
-from vlm_core.data.grids import Grid
 from vlm_core.data.markers import MARKER_PATTERN
-from vlm_core.families import Family
 
 logger = logging.getLogger(__name__)
 
@@ -46,30 +45,30 @@ class _Rendered:
 
 
 def tokenize_rendered(
-    conversation: list[dict[str, Any]], processor: Any, family: Family, sizes: Sequence[Grid], *, for_generation: bool
+    conversation: list[dict[str, Any]], chat: ChatModel, sizes: Sequence[ImageGrid], *, for_generation: bool
 ) -> TokenizedConversation:
-    """Returns the ids of a conversation and which of them are supervised; `sizes` are those of its images.
+    """Returns the ids of a conversation and which of them are supervised; `sizes` are its images' (height, width).
 
-    Raises ValueError where they cannot be made exact: a template that changes texts by more than trimming them, or
-    that shows other images than the conversation has.
+    Raises ValueError if they cannot be made exact: the template changes texts by more than trimming them, or shows
+    other images than the conversation has.
     """
-    chat = _Chat(conversation, processor, family, sizes)
-    rendered = chat.render(len(chat.structure), for_generation=for_generation)
+    shown = _Shown(conversation, chat, sizes)
+    rendered = shown.render(len(shown.structure), for_generation=for_generation)
     if len(rendered.images) != len(sizes):
         raise ValueError(
-            f"the chat template shows {len(rendered.images)} images as {processor.image_token!r} and the "
+            f"the chat template shows {len(rendered.images)} images as {chat.processor.image_token!r} and the "
             f"conversation has {len(sizes)}: {OWN_ROW}"
         )
-    spans = [] if for_generation else chat.supervised_spans(rendered)
-    ends_itself = not spans or family.end_of_turn
+    spans = [] if for_generation else shown.supervised_spans(rendered)
+    ends_itself = not spans or chat.family.end_of_turn
     stop = len(rendered.text) if ends_itself else spans[-1][1]
-    ids, places = _Encoder(chat, rendered).encode(stop, [place for span in spans for place in span])
+    ids, places = _Encoder(shown, rendered).encode(stop, [place for span in spans for place in span])
     supervised = [False] * len(ids)
     for start, end in zip(places[::2], places[1::2], strict=True):
         supervised[start:end] = [True] * (end - start)
     if ends_itself:
         return TokenizedConversation(ids, supervised)
-    return TokenizedConversation([*ids, processor.tokenizer.eos_token_id], [*supervised, True])
+    return TokenizedConversation([*ids, chat.processor.tokenizer.eos_token_id], [*supervised, True])
 
 
 def end_of_turn(processor: Any) -> str:
@@ -82,7 +81,7 @@ def end_of_turn(processor: Any) -> str:
 
 
 @lru_cache(maxsize=4096)
-def image_expansions(processor: Any, sizes: tuple[Grid, ...]) -> list[str]:
+def image_expansions(processor: Any, sizes: tuple[ImageGrid, ...]) -> list[str]:
     """Returns what the processor writes in place of each image of a conversation, whose pixels have these `sizes`.
 
     Raises ValueError for a processor that does not tell.
@@ -94,13 +93,12 @@ def image_expansions(processor: Any, sizes: tuple[Grid, ...]) -> list[str]:
     return [replacement["replacement"] for replacement in made["text_replacement_offsets"][0]]
 
 
-class _Chat:
-    """A conversation, and how its processor shows it."""
+class _Shown:
+    """A conversation as its processor shows it."""
 
-    def __init__(
-        self, conversation: list[dict[str, Any]], processor: Any, family: Family, sizes: Sequence[Grid]
-    ) -> None:
-        self.processor, self.family = processor, family
+    def __init__(self, conversation: list[dict[str, Any]], chat: ChatModel, sizes: Sequence[ImageGrid]) -> None:
+        self.processor, self.family = chat.processor, chat.family
+        processor = chat.processor
         self.structure, self.texts = structure_of(conversation), texts_of(conversation)
         self.expansions = image_expansions(processor, tuple(sizes)) if sizes else []
         self.image_ids = [_closed_ids(processor, expansion) for expansion in self.expansions]
@@ -171,9 +169,9 @@ def _warn_of_prompt(model_type: str) -> None:
 class _Encoder:
     """Encodes a rendered conversation as one text, or in parts where it has to be cut."""
 
-    def __init__(self, chat: _Chat, rendered: _Rendered) -> None:
-        self.rendered, self.processor, self.tokenizer = rendered, chat.processor, chat.processor.tokenizer
-        self.image_ids = chat.image_ids if all(chat.image_ids) else []
+    def __init__(self, shown: _Shown, rendered: _Rendered) -> None:
+        self.rendered, self.processor, self.tokenizer = rendered, shown.processor, shown.processor.tokenizer
+        self.image_ids = shown.image_ids if all(shown.image_ids) else []
         self.image_token = self.tokenizer.convert_tokens_to_ids(self.processor.image_token)
 
     def encode(self, stop: int, places: Sequence[int]) -> tuple[list[int], list[int]]:

@@ -11,27 +11,25 @@ import torch
 
 from vlm_core.cache import locked
 from vlm_core.config import Config
-from vlm_core.data.batches import ImageInputs, image_inputs_of
+from vlm_core.data.batches import DecodedImages, ImageInputs
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import ConversationDataset, image_sizes
-from vlm_core.data.grids import grids_of
 from vlm_core.data.packing import Group, group_of
-from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, processor_fingerprint
-from vlm_core.data.tokenization import shared_image_token
-from vlm_core.evaluation.conditions import BLANK_SIZE, Asked, ask_under, blank_pixels, image_inputs
+from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
+from vlm_core.evaluation.conditions import Asked, ask_under, black_image
 from vlm_core.evaluation.metrics import Reply
+from vlm_core.evaluation.result_names import BLANK
 from vlm_core.evaluation.store import Store
-from vlm_core.families import Family
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import medpix_home
-from vlm_core.models.derived_family import family_of
-from vlm_core.models.frozen_tower import DetachedTower, join_features, vision_features
-from vlm_core.models.load import load_processor
+from vlm_core.models.chat import load_chat
+from vlm_core.models.frozen_tower import DetachedTower
 from vlm_core.models.model_reference import ModelFiles
 from vlm_core.progress import ProgressBar
 from vlm_core.training.distributed import Ranks, barrier, main_rank_first
-from vlm_core.training.vision_cache import cached_features
+from vlm_core.training.vision_cache import SameFeatures, cached_features
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +44,10 @@ class Questions:
         self.hashes: list[str] = list(dataset.images["sha256"])  # of every image, by index
         self.sizes = image_sizes(conversations)
 
-    def under(self, condition: str, tokens: TokenDataset, processor: Any, family: Family) -> Asked:
+    def under(self, condition: str, tokens: TokenDataset, chat: ChatModel) -> Asked:
         """Returns the questions as they are asked under `condition`."""
         examples = [tokens[i] for i in self.chosen]
-        return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, self.sizes, processor, family)
+        return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, self.sizes, chat)
 
 
 def answer_questions(
@@ -59,15 +57,15 @@ def answer_questions(
 
     `name` says in the progress bar which model answers. A model whose answers are all known is not loaded.
     """
-    processor, family = load_processor(files.base), family_of(files.base)
+    chat = load_chat(files.base)
     with main_rank_first(ranks):
-        tokens = TokenDataset(build_tokens(questions.conversations, processor, family), "validation")
-    asked = [questions.under(condition, tokens, processor, family) for condition in conditions]
-    stores = _Stores.of(files, processor, family, config)
+        tokens = TokenDataset(build_tokens(questions.conversations, chat), "validation")
+    asked = [questions.under(condition, tokens, chat) for condition in conditions]
+    stores = _Stores.of(files, chat, config)
     with locked(stores.lock) if ranks.is_main else nullcontext():  # Of two jobs at once one asks, the other waits.
         barrier()
         stores.refresh()
-        work = list(stores.work(asked, shared_image_token(processor, family)))
+        work = list(stores.work(asked, chat))
         is_missing = any(item.missing for item in work)
         barrier()  # No rank may add to the stores before all have seen what is missing.
         if is_missing:
@@ -117,12 +115,12 @@ class _Stores:
     settings: GenerationSettings
 
     @classmethod
-    def of(cls, files: ModelFiles, processor: Any, family: Family, config: Config) -> "_Stores":
+    def of(cls, files: ModelFiles, chat: ChatModel, config: Config) -> "_Stores":
         root, evaluation = medpix_home() / "cache" / "answers", config.evaluation
         model = {
             "model": files.fingerprint,
-            "processor": processor_fingerprint(processor, family),
-            "images": processor.image_processor.to_dict(),
+            "processor": chat.fingerprint(),
+            "images": chat.processor.image_processor.to_dict(),
         }
         settings = GenerationSettings(
             evaluation.max_new_tokens, evaluation.temperature, evaluation.top_p, config.rng.seed
@@ -138,7 +136,7 @@ class _Stores:
         self.answers.refresh()
         self.likelihoods.refresh()
 
-    def work(self, asked: Sequence[Asked], image_token: int | None) -> Iterator[_Work]:
+    def work(self, asked: Sequence[Asked], chat: ChatModel) -> Iterator[_Work]:
         for item in asked:
             for store, examples, keys in (
                 (self.answers, item.prompts, item.prompt_keys),
@@ -146,7 +144,7 @@ class _Stores:
             ):
                 # Equal questions are asked once: without their images, most template questions are equal.
                 distinct: dict[str, TokenizedExample] = dict(zip(keys, examples, strict=True))
-                yield _Work(store, item.condition, Prompts([*distinct.values()], image_token), [*distinct])
+                yield _Work(store, item.condition, Prompts([*distinct.values()], chat), [*distinct])
 
     def replies(self, asked: Asked) -> list[Reply]:
         pairs = zip(asked.prompt_keys, asked.answered_keys, strict=True)
@@ -168,28 +166,23 @@ class _Asker:
     def __init__(self, files: ModelFiles, questions: Questions, config: Config, ranks: Ranks, stores: _Stores) -> None:
         self.config, self.ranks, self.stores = config, ranks, stores
         self.answerer = Answerer.load(files, ranks.local_rank)
-        shown_blank = not self.answerer.family.plain_only  # else it is made of each example's images together
-        self.blank = blank_pixels(self.answerer.processor.image_processor) if shown_blank else torch.empty(0)
-        self.images = self._image_inputs(questions.conversations)
+        self.images, self.blank = self._image_inputs(questions.conversations)
 
-    def _image_inputs(self, conversations: Path) -> ImageInputs:
-        """Returns the features of the vision cache where it has all images for this tower, else the images' pixels."""
-        model, processor, family = self.answerer.model, self.answerer.processor, self.answerer.family
-        if self.config.vision_cache.enabled and not family.plain_only:
-            features = cached_features(model, processor, family, conversations)
+    def _image_inputs(self, conversations: Path) -> tuple[ImageInputs, ImageInputs]:
+        """Returns what shows the images, and what shows a black image in place of each.
+
+        Both are features if the vision cache has all images for this tower: the tower then leaves the model.
+        """
+        model, chat, black = self.answerer.model, self.answerer.chat, black_image()
+        if self.config.vision_cache.enabled and chat.caches_features:
+            features = cached_features(model, chat, conversations)
             if features:
                 logger.info("vision cache: every image is there, the tower is not needed")
-                self.blank = self._blank_features()
-                DetachedTower(model, family)
-                return features
-        return image_inputs_of(conversations, processor, family)
-
-    def _blank_features(self) -> torch.Tensor:
-        model, family = self.answerer.model, self.answerer.family
-        grids = grids_of([(BLANK_SIZE, BLANK_SIZE)], self.answerer.processor.image_processor, family)
-        return join_features(
-            vision_features(model, self.blank.to(model.device, model.dtype), grids, family), family
-        ).cpu()
+                blank = SameFeatures.of(black, model, chat)
+                DetachedTower(model, chat.family)
+                return features, blank
+        images = DecodedImages.of(conversations, chat)
+        return images, images.replaced(black)
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
         """Answers `work`; each batch is in its store when the next one begins."""
@@ -198,7 +191,7 @@ class _Asker:
         size = self.config.evaluation.batch_size
         with ProgressBar(total, f"evaluate {name}", "answer", enabled=self.ranks.is_main) as progress:
             for item in work:
-                images = image_inputs(item.condition, self.images, self.blank)
+                images = self.blank if item.condition == BLANK else self.images
                 for groups in item.batches(size):
                     item.store.add(self._records(item, groups, images))
                     progress.update(sum(len(group.members) for group in groups), item.condition)

@@ -8,16 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from PIL import Image
 
-from vlm_core.data.batches import ExampleInputs, ImageInputs
+from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.conversation_cache import image_indices
-from vlm_core.data.grids import Grid, grids_of
 from vlm_core.data.token_cache import TokenizedExample, last_answer_of
-from vlm_core.data.tokenization import tokenize_conversation
 from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, SHUFFLED
-from vlm_core.families import Family
 from vlm_core.generation.prompts import prompt_of
 from vlm_core.generation.sampling import prompt_key
 
@@ -53,8 +49,7 @@ def ask_under(
     shuffled: dict[int, int] | None,
     hashes: Sequence[str],
     sizes: Sequence[tuple[int, int]],
-    processor: Any,
-    family: Family,
+    chat: ChatModel,
 ) -> Asked:
     """Returns the questions of `rows`, whose token ids are `tokens`, under `condition`.
 
@@ -69,11 +64,11 @@ def ask_under(
         substitutes = [[0 for _ in example.images] for example in tokens]
         shown = [[(BLANK_SIZE, BLANK_SIZE) for _ in example.images] for example in tokens]
     elif condition == QUESTION_ONLY:
-        return Asked.of(condition, [_without_images(row, processor, family) for row in rows], hashes)
+        return Asked.of(condition, [_without_images(row, chat) for row in rows], hashes)
     else:
         return Asked.of(condition, list(tokens), hashes)
     examples = [
-        _with_images(example, row, images, grids_of(pixels, processor.image_processor, family), processor, family)
+        _with_images(example, row, images, chat.image_grids(pixels), chat)
         for (example, row), images, pixels in zip(pairs, substitutes, shown, strict=True)
     ]
     return Asked.of(condition, examples, hashes)
@@ -83,41 +78,27 @@ def _with_images(
     example: TokenizedExample,
     row: dict[str, Any],
     images: list[int],
-    grids: list[Grid],
-    processor: Any,
-    family: Family,
+    grids: list[ImageGrid],
+    chat: ChatModel,
 ) -> TokenizedExample:
-    """Returns an example with other images; where these have another number of tokens, with that many."""
+    """Returns an example with other images, and with as many tokens as these have."""
     if grids == example.grids:
         return replace(example, images=images)
-    tokenized = tokenize_conversation(row["conversation"], processor, family, grids)
+    tokenized = chat.tokenize(row["conversation"], grids)
     return TokenizedExample(tokenized.input_ids, tokenized.supervised, images, grids)
 
 
-def _without_images(row: dict[str, Any], processor: Any, family: Family) -> TokenizedExample:
+def _without_images(row: dict[str, Any], chat: ChatModel) -> TokenizedExample:
     turns = [
         {"role": turn["role"], "content": [part for part in turn["content"] if part["type"] != "image"]}
         for turn in row["conversation"]
     ]
-    tokenized = tokenize_conversation(turns, processor, family)
+    tokenized = chat.tokenize(turns)
     return TokenizedExample(tokenized.input_ids, tokenized.supervised, [])
 
 
-def image_inputs(condition: str, images: ImageInputs, blank: torch.Tensor) -> ImageInputs:
-    """Returns what shows the images of a condition: those themselves, or `blank`, that of one, in the place of each."""
-    if condition != BLANK:
-        return images
-    if isinstance(images, ExampleInputs):
-        return replace(images, image=lambda index: _black())
-    return lambda indices: blank.repeat(len(indices), *[1] * (blank.dim() - 1))
-
-
-def blank_pixels(image_processor: Any) -> torch.Tensor:
-    """Returns the processor's pixels of a black image: (1, C, H, W), or all of its patches."""
-    return image_processor([_black()], return_tensors="pt")["pixel_values"]
-
-
-def _black() -> Image.Image:
+def black_image() -> Image.Image:
+    """Returns the image of the condition BLANK."""
     return Image.new("RGB", (BLANK_SIZE, BLANK_SIZE))
 
 

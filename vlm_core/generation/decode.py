@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from vlm_core.data.collate import Batch
+from vlm_core.data.batches import ImageInputs, shown_images
+from vlm_core.data.chat_model import Batch, ChatModel
 from vlm_core.data.packing import pack
 from vlm_core.data.token_cache import TokenizedExample
-from vlm_core.families import Family
 from vlm_core.generation.chunks import few_rows_at_once, joined
 from vlm_core.generation.sampling import Choose, most_likely
 from vlm_core.models.attention import Places, packed_masks
-from vlm_core.models.forward import head_logits, positions
+from vlm_core.models.forward import on_device, packed_inputs
 from vlm_core.models.load import unwrapped
 
 
@@ -43,7 +43,7 @@ class Branch:
     branch: int
     end: int
     position: int
-    shift: int  # from there to the position that the model takes, where images have grids
+    shift: int  # from there to the position that the model takes: 0 without M-RoPE
     generated: list[int] = field(default_factory=list)
 
 
@@ -52,42 +52,39 @@ def without_answer(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return conversation[:-1] if conversation[-1]["role"] == "assistant" else conversation
 
 
-def stop_tokens(tokenizer: Any, family: Family) -> set[int]:
+def stop_tokens(chat: ChatModel) -> set[int]:
     """Returns the ids that end an answer."""
-    named = [token for token in (family.end_of_turn.strip(), *family.also_stop) if token]
+    tokenizer = chat.processor.tokenizer
+    named = [token for token in (chat.family.end_of_turn.strip(), *chat.family.also_stop) if token]
     own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     return {*own, *tokenizer.convert_tokens_to_ids(named)}
 
 
-def to_answer(generated: list[int], tokenizer: Any, family: Family) -> Answer:
+def to_answer(generated: list[int], chat: ChatModel) -> Answer:
     """Returns the answer that generated ids stand for."""
-    ended = bool(generated) and generated[-1] in stop_tokens(tokenizer, family)
-    text = tokenizer.decode(generated[:-1] if ended else generated, skip_special_tokens=True).strip()
+    ended = bool(generated) and generated[-1] in stop_tokens(chat)
+    text = chat.processor.tokenizer.decode(generated[:-1] if ended else generated, skip_special_tokens=True).strip()
     return Answer(text, tokens=len(generated), truncated=not ended)
 
 
 @torch.no_grad()
 def generate_ids(
     model: Any,
-    family: Family,
+    chat: ChatModel,
     rows: Sequence[Sequence[TokenizedExample]],
-    pixel_values: torch.Tensor | None,
-    image_token: int,
+    images: ImageInputs,
     stops: set[int],
     max_new_tokens: int,
     choose: Choose = most_likely,
 ) -> list[list[int]]:
-    """Returns the generated ids of each prompt, row by row, a stop token included where one came.
+    """Returns the generated ids of each prompt, row by row, with the stop token that ended it.
 
-    The prompts of a row have the same images in a prefix that they share, or there is one of them; `pixel_values` are
-    those of each row's images, one row behind the other.
+    The prompts of a row have the same images in a prefix that they share, or a row has one prompt.
     """
-    core = unwrapped(model)
-    batch = {name: tensor.to(core.device) for name, tensor in pack([[row] for row in rows], image_token).items()}
+    core, packed = unwrapped(model), [[row] for row in rows]
+    batch = on_device(pack(packed, chat) | images([shown_images(packed)]), core)
     prompts = branches = _branches(batch)
-    if pixel_values is not None:
-        batch["pixel_values"] = pixel_values.to(core.device, core.dtype)
-    decoder = _Decoder(core, family, Places.of(batch))
+    decoder = _Decoder(core, chat, Places.of(batch))
     logits = decoder.prefill(batch, branches)
     for length in range(1, max_new_tokens + 1):
         for branch, token in zip(branches, choose(logits, [branch.number for branch in branches]), strict=True):
@@ -107,8 +104,8 @@ def _branches(batch: Batch) -> list[Branch]:
     ):
         ends = {(group, number): i for i, (group, number) in enumerate(zip(groups, numbers, strict=True)) if number}
         for (group, number), end in ends.items():
-            # Behind its images a prompt's text is as far from its counted position as its last token.
-            shift = int(batch["grid_position_ids"][0, row, end]) - counted[end] if "image_grids" in batch else 0
+            # All text after the images is as far from its counted position as the prompt's last token.
+            shift = int(batch["grid_position_ids"][0, row, end]) - counted[end] if "grid_position_ids" in batch else 0
             found.append(Branch(len(found), row, group, number, end, counted[end], shift))
     return found
 
@@ -116,30 +113,29 @@ def _branches(batch: Batch) -> list[Branch]:
 class _Decoder:
     """A key-value cache with the place of each of its keys."""
 
-    def __init__(self, model: Any, family: Family, prompt: Places) -> None:
-        self.model, self.family, self.keys = model, family, prompt
+    def __init__(self, model: Any, chat: ChatModel, prompt: Places) -> None:
+        self.model, self.chat, self.keys = model, chat, prompt
 
     def prefill(self, batch: Batch, branches: list[Branch]) -> torch.Tensor:
-        """Returns the logits behind each prompt, (branches, vocabulary)."""
+        """Returns the logits after each prompt, (branches, vocabulary)."""
         hidden, caches = [], []
-        for part in few_rows_at_once(batch, self.family):
+        for part in few_rows_at_once(batch, self.chat.family):
             # Without a config every layer keeps all keys: a sliding one would drop those that other branches still see.
             caches.append(DynamicCache())
-            places, pixels = Places.of(part), {key: part[key] for key in ("pixel_values",) if key in part}
-            inputs = positions(part, self.family) | pixels
-            hidden.append(self._forward(part["input_ids"], places, places, caches[-1], **inputs))
+            places = Places.of(part)
+            hidden.append(self._forward(packed_inputs(part, self.chat.family), places, places, caches[-1]))
         self.cache = joined(caches)
         return self._logits(torch.cat(hidden), [(branch.row, branch.end) for branch in branches])
 
     def step(self, branches: list[Branch]) -> torch.Tensor:
-        """Feeds the last token of each of `branches`; returns the logits behind it, (branches, vocabulary)."""
+        """Feeds the last token of each of `branches`; returns the logits after it, (branches, vocabulary)."""
         columns: dict[int, int] = {}
         places = []
         for branch in branches:
             branch.position += 1
             places.append((branch.row, columns.setdefault(branch.row, 0)))
             columns[branch.row] += 1
-        # A row with fewer branches is filled with tokens of no group, which nothing sees.
+        # A row with fewer branches is padded with tokens of no group, which no token sees.
         queries = torch.zeros(6, len(self.keys.group_ids), max(columns.values()), dtype=torch.long)
         rows, order = zip(*places, strict=True)
         values = [
@@ -148,23 +144,15 @@ class _Decoder:
         ]
         queries[:, list(rows), list(order)] = torch.tensor(values).T
         input_ids, position_ids, *new = queries.to(self.model.device)
-        if self.family.patches_a_token:
-            position_ids = position_ids.expand(3, -1, -1)  # Of text, all three are equal.
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}  # M-RoPE: text has three equal numbers, or one.
         self.keys = self.keys.followed_by(Places(*new))
-        hidden = self._forward(input_ids, Places(*new), self.keys, self.cache, position_ids=position_ids)
-        return self._logits(hidden, places)
+        return self._logits(self._forward(inputs, Places(*new), self.keys, self.cache), places)
 
-    def _forward(
-        self, input_ids: torch.Tensor, queries: Places, keys: Places, cache: DynamicCache, **inputs: torch.Tensor
-    ) -> torch.Tensor:
-        return self.model.model(
-            input_ids=input_ids,
-            attention_mask=packed_masks(queries, keys, self.model, self.family),
-            past_key_values=cache,
-            use_cache=True,
-            **inputs,
-        ).last_hidden_state
+    def _forward(self, inputs: Batch, queries: Places, keys: Places, cache: DynamicCache) -> torch.Tensor:
+        masks = packed_masks(queries, keys, self.model, self.chat.family)
+        output = self.model.model(**inputs, attention_mask=masks, past_key_values=cache, use_cache=True)
+        return output.last_hidden_state
 
     def _logits(self, hidden: torch.Tensor, places: list[tuple[int, int]]) -> torch.Tensor:
         rows, columns = zip(*places, strict=True)
-        return head_logits(self.model, hidden[list(rows), list(columns)], self.family)
+        return self.chat.logits(self.model, hidden[list(rows), list(columns)])

@@ -1,6 +1,7 @@
-"""Answers and likelihoods of a family without a row: by the model's own `generate` and `forward`, a row a prompt."""
+"""Answers and likelihoods of models that cannot share prefixes: their own `generate` and `forward`."""
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -8,17 +9,17 @@ from torch.nn import functional
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from vlm_core.data.batches import ImageInputs
-from vlm_core.data.collate import IGNORE_INDEX, Batch, collate_tokens, pad_prompts
+from vlm_core.data.chat_model import ChatModel
+from vlm_core.data.collate import IGNORE_INDEX, collate_tokens, pad_prompts
 from vlm_core.data.token_cache import TokenizedExample
-from vlm_core.families import Family
 from vlm_core.generation.likelihood import Likelihood
 from vlm_core.generation.sampling import Choose
-from vlm_core.models.forward import target_logits
+from vlm_core.models.forward import on_device
 from vlm_core.models.load import unwrapped
 
 
 class _Chosen(LogitsProcessor):
-    """Leaves one token a row: what `choose` says of its logits."""
+    """Leaves one token per row: the one that `choose` chooses by its logits."""
 
     def __init__(self, choose: Choose) -> None:
         self.choose = choose
@@ -31,22 +32,22 @@ class _Chosen(LogitsProcessor):
 @torch.no_grad()
 def generate_answers(
     model: Any,
-    processor: Any,
-    family: Family,
-    prompts: Sequence[TokenizedExample],
+    chat: ChatModel,
+    rows: Sequence[Sequence[TokenizedExample]],
     images: ImageInputs,
     stops: set[int],
     max_new_tokens: int,
     choose: Choose,
 ) -> list[list[int]]:
-    """Returns the generated ids of each prompt, a stop token included where one came; see `generate_ids`."""
-    batch = pad_prompts([prompt.input_ids for prompt in prompts], processor, family)
-    output = unwrapped(model).generate(
-        **_on_device(batch | images([prompt.images for prompt in prompts]), model),
+    """Returns the generated ids of each prompt, row by row; see `vlm_core.generation.decode.generate_ids`."""
+    prompts, core = list(chain.from_iterable(rows)), unwrapped(model)
+    batch = pad_prompts([prompt.input_ids for prompt in prompts], chat)
+    output = core.generate(
+        **on_device(batch | images([prompt.images for prompt in prompts]), core),
         max_new_tokens=max_new_tokens,
         do_sample=False,
         eos_token_id=sorted(stops),
-        pad_token_id=processor.tokenizer.pad_token_id,
+        pad_token_id=chat.processor.tokenizer.pad_token_id,
         logits_processor=LogitsProcessorList([_Chosen(choose)]),
     )
     generated = output[:, batch["input_ids"].shape[1] :].tolist()
@@ -56,22 +57,14 @@ def generate_answers(
 
 @torch.no_grad()
 def answer_likelihoods(
-    model: Any, processor: Any, family: Family, examples: Sequence[TokenizedExample], images: ImageInputs
+    model: Any, chat: ChatModel, rows: Sequence[Sequence[TokenizedExample]], images: ImageInputs
 ) -> list[Likelihood]:
-    """Returns the likelihood of the supervised tokens of each example."""
-    batch = collate_tokens(examples, processor, family) | images([example.images for example in examples])
-    batch = _on_device(batch, model)
+    """Returns the likelihood of the supervised tokens of each example, row by row."""
+    examples, core = list(chain.from_iterable(rows)), unwrapped(model)
+    batch = on_device(collate_tokens(examples, chat) | images([example.images for example in examples]), core)
     targets = functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE_INDEX)
     chosen = targets != IGNORE_INDEX
-    logits = target_logits(unwrapped(model), batch, chosen).float()
+    logits = chat.logits(core, chat.target_states(core, batch, chosen)).float()
     losses = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
     losses[chosen] = functional.cross_entropy(logits, targets[chosen], reduction="none").double()
     return [Likelihood(-loss, int(n)) for loss, n in zip(losses.sum(1).tolist(), chosen.sum(1).tolist(), strict=True)]
-
-
-def _on_device(batch: Batch, model: Any) -> Batch:
-    core = unwrapped(model)
-    return {
-        key: value.to(core.device, core.dtype if value.is_floating_point() else value.dtype)
-        for key, value in batch.items()
-    }

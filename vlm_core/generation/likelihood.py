@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional
 
+from vlm_core.data.batches import ImageInputs, shown_images
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import IGNORE_INDEX
 from vlm_core.data.packing import pack
 from vlm_core.data.token_cache import TokenizedExample
-from vlm_core.families import Family
 from vlm_core.generation.chunks import few_rows_at_once
-from vlm_core.models.forward import head_logits, hidden_states, tokens_at_once
+from vlm_core.models.forward import hidden_states, on_device, tokens_at_once
 from vlm_core.models.load import unwrapped
 
 
@@ -24,24 +25,18 @@ class Likelihood(NamedTuple):
 
 @torch.no_grad()
 def likelihoods(
-    model: Any,
-    family: Family,
-    rows: Sequence[Sequence[TokenizedExample]],
-    pixel_values: torch.Tensor | None,
-    image_token: int,
+    model: Any, chat: ChatModel, rows: Sequence[Sequence[TokenizedExample]], images: ImageInputs
 ) -> list[Likelihood]:
     """Returns the likelihood of the supervised tokens of each example, row by row.
 
     The examples of a row have the same images in a prefix that they share; see `generate_ids`.
     """
-    core = unwrapped(model)
-    batch = {name: tensor.to(core.device) for name, tensor in pack([[row] for row in rows], image_token).items()}
-    if pixel_values is not None:
-        batch["pixel_values"] = pixel_values.to(core.device, core.dtype)
+    core, packed = unwrapped(model), [[row] for row in rows]
+    batch = on_device(pack(packed, chat) | images([shown_images(packed)]), core)
     targets = batch["targets"]
     at, column = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
-    hidden = torch.cat([hidden_states(core, part, family) for part in few_rows_at_once(batch, family)])
-    logprobs = _logprobs(core, hidden[at, column], targets[at, column], family)
+    hidden = torch.cat([hidden_states(core, part, chat.family) for part in few_rows_at_once(batch, chat.family)])
+    logprobs = _logprobs(core, chat, hidden[at, column], targets[at, column])
     # Examples number the branches of their row from 1, in its order.
     starts = torch.tensor([0, *(len(row) for row in rows)], device=core.device).cumsum(0)
     example = starts[at] + batch["branch_ids"][at, column] - 1
@@ -51,8 +46,8 @@ def likelihoods(
     return [Likelihood(*pair) for pair in zip(sums.tolist(), counts.tolist(), strict=True)]
 
 
-def _logprobs(model: Any, hidden: torch.Tensor, targets: torch.Tensor, family: Family) -> torch.Tensor:
+def _logprobs(model: Any, chat: ChatModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     size = tokens_at_once(model)
     chunks = zip(hidden.split(size), targets.split(size), strict=True)
-    losses = [functional.cross_entropy(head_logits(model, h, family).float(), t, reduction="none") for h, t in chunks]
+    losses = [functional.cross_entropy(chat.logits(model, h).float(), t, reduction="none") for h, t in chunks]
     return -torch.cat(losses)

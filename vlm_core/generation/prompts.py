@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.packing import Group, group_examples, group_of
 from vlm_core.data.token_cache import TokenizedExample, group_key, last_answer, shared_prefix
 
@@ -16,12 +17,12 @@ def prompt_of(example: TokenizedExample) -> TokenizedExample:
 
 
 class Prompts:
-    """Prompts with the layout that packing asks for; see `vlm_core.data.packing.Layout`."""
+    """Prompts with the layout that packing needs; see `vlm_core.data.packing.Layout`."""
 
-    def __init__(self, prompts: Sequence[TokenizedExample], image_token: int | None) -> None:
-        self.prompts, self.image_token = list(prompts), image_token
+    def __init__(self, prompts: Sequence[TokenizedExample], chat: ChatModel) -> None:
+        self.prompts, self.chat = list(prompts), chat
         self.lengths = np.array([len(prompt.input_ids) for prompt in self.prompts])
-        self.prefixes = np.array([shared_prefix(prompt, image_token) for prompt in self.prompts])
+        self.prefixes = np.array([shared_prefix(prompt, chat) for prompt in self.prompts])
         keys = [
             group_key(prompt.images, prompt.input_ids, int(prefix), index)
             for index, (prompt, prefix) in enumerate(zip(self.prompts, self.prefixes, strict=True))
@@ -34,7 +35,7 @@ class Prompts:
 
     def select(self, indices: Sequence[int]) -> "Prompts":
         """Returns the prompts at `indices`."""
-        return Prompts([self.prompts[i] for i in indices], self.image_token)
+        return Prompts([self.prompts[i] for i in indices], self.chat)
 
     def share(self, batch_size: int, rank: int, world_size: int) -> list[int]:
         """Returns the indices of one rank's share: each `world_size`-th batch, so that all get long and short ones."""
@@ -43,9 +44,9 @@ class Prompts:
         return sorted(i for groups in mine for group in groups for i in group.members)
 
     def batches(self, batch_size: int) -> list[list[Group]]:
-        """Returns groups of prompts that share a prefix, in batches of up to `batch_size` prompts, longest first.
+        """Returns groups of prompts that share a prefix, in batches of up to `batch_size` prompts.
 
-        Memory shows its peak at once. No group has more than `batch_size` prompts.
+        Longest first: an OOM shows in the first batch. No group has more than `batch_size` prompts.
         """
         groups = []
         for group in group_examples(range(len(self.prompts)), self):

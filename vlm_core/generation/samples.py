@@ -25,7 +25,7 @@ def sampler(
     """
     rows = ConversationDataset(conversations, "validation").conversations
     chosen = _spread(tokens)
-    prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.image_token)
+    prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.chat)
     told = [_told(rows[tokens.row_of(i)]) for i in chosen]
 
     def ask(step: int) -> None:

@@ -1,15 +1,15 @@
-"""Who sees whom in a packed batch, as the dictionary of masks by layer type that the models take as they are.
+"""Which tokens see each other in a packed batch: the attention masks, by layer type, in the form that the model takes.
 
 transformers makes its own masks from indices in the sequence, and 5.23 looks an image up at the wrong index once
-`position_ids` restart; here everything goes by position, group, branch and image.
+`position_ids` restart. These masks depend only on position, group, branch and image.
 """
 
 from typing import Any, NamedTuple
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import create_block_mask
 
-from vlm_core.families import Family
+from vlm_core.families import FULL, SLIDING, Family
 
 
 class Places(NamedTuple):
@@ -26,45 +26,77 @@ class Places(NamedTuple):
         return cls(*(batch[name] for name in cls._fields))
 
     def followed_by(self, new: "Places") -> "Places":
-        """Returns these places with `new` ones behind them."""
+        """Returns these places, then the `new` ones."""
         return Places(*(torch.cat(pair, dim=1) for pair in zip(self, new, strict=True)))
 
 
-def packed_masks(queries: Places, keys: Places, model: Any, family: Family) -> dict[str, Any]:
-    """Returns `{layer type: mask}` for the text model of `model`, broadcastable to (R, heads, queries, keys).
+class LayerRule(NamedTuple):
+    """What the layers of one type see."""
 
-    A query sees the keys of its group that lie in the prefix or in its own branch, and that do not come after it or
-    belong to its image; in sliding layers none that is `sliding_window` positions or more behind it. The masks are
-    boolean, True = seen; additive for eager attention, which would add a boolean mask as 0 and 1; for FlexAttention a
-    BlockMask, which names the blocks of 128 x 128 that are not empty and never holds the whole square.
+    window: int | None  # a layer sees the positions less than so many before its own; None: all of them
+    bidirectional_images: bool  # whether the tokens of an image see each other in both directions
+
+
+def layer_rules(config: Any, family: Family) -> dict[str, LayerRule] | LayerRule:
+    """Returns `{layer type: rule}`, as the model's config has it; one rule for a model that takes one mask.
+
+    Raises ValueError for a type of layer that is neither causal nor sliding.
     """
-    text_config = model.config.get_text_config()
-    windows = {"full_attention": None, "sliding_attention": text_config.sliding_window}
-    used = {kind: window for kind, window in windows.items() if kind in text_config.layer_types}
-    if text_config._attn_implementation == "flex_attention":
-        return {kind: _block_mask(queries, keys, family, window) for kind, window in used.items()}
-    rows = Places(*(ids[:, :, None] for ids in queries))
-    columns = Places(*(ids[:, None, :] for ids in keys))
-    seen = {kind: _sees(rows, columns, family, window)[:, None] for kind, window in used.items()}
-    if text_config._attn_implementation == "eager":
-        return {kind: _additive(mask, model.dtype) for kind, mask in seen.items()}
-    return seen
+    text = config.get_text_config()
+    condition = family.bidirectional_if
+    is_met = condition is None or getattr(text, condition[0]) == condition[1]
+    bidirectional = family.bidirectional_images if is_met else ()
+    if getattr(text, "layer_types", None) is None:
+        return LayerRule(getattr(text, "sliding_window", None), FULL in bidirectional)
+    windows = {FULL: None, SLIDING: text.sliding_window}
+    unknown = set(text.layer_types) - windows.keys()
+    if unknown:
+        raise ValueError(
+            f"a {family.model_type} model has layers of type {', '.join(sorted(unknown))}, which packing cannot mask; "
+            "set packing.enabled=false"
+        )
+    return {kind: LayerRule(windows[kind], kind in bidirectional) for kind in windows if kind in text.layer_types}
 
 
-def _sees(query: Places, key: Places, family: Family, window: int | None) -> torch.Tensor:
+def packed_masks(queries: Places, keys: Places, model: Any, family: Family) -> Any:
+    """Returns `{layer type: mask}` for the text model of `model`, or the one mask that it takes for all layers.
+
+    A mask is broadcastable to (R, heads, queries, keys). A query sees the keys of its group that lie in the prefix or
+    in its own branch, and that do not come after it or belong to its image; a sliding layer sees none that is a window
+    or more before it. The masks are boolean, True = seen; additive for eager attention, which would add a boolean mask
+    as 0 and 1; for FlexAttention a BlockMask, which lists the blocks of 128 x 128 that are not empty and never holds
+    the full square.
+    """
+    attention = model.config.get_text_config()._attn_implementation
+
+    def mask(rule: LayerRule) -> Any:
+        if attention == "flex_attention":
+            return _block_mask(queries, keys, rule)
+        seen = _dense_mask(queries, keys, rule)
+        return _additive(seen, model.dtype) if attention == "eager" else seen
+
+    rules = layer_rules(model.config, family)
+    return mask(rules) if isinstance(rules, LayerRule) else {kind: mask(rule) for kind, rule in rules.items()}
+
+
+def _sees(query: Places, key: Places, rule: LayerRule) -> torch.Tensor:
     visible = key.position_ids <= query.position_ids
-    if family.bidirectional_images:
+    if rule.bidirectional_images:
         visible = visible | ((query.image_ids == key.image_ids) & (query.image_ids > 0))
     of_branch = (key.branch_ids == 0) | (key.branch_ids == query.branch_ids)
     visible = visible & (query.group_ids == key.group_ids) & of_branch
-    return visible if window is None else visible & (query.position_ids - key.position_ids < window)
+    return visible if rule.window is None else visible & (query.position_ids - key.position_ids < rule.window)
 
 
-def _block_mask(queries: Places, keys: Places, family: Family, window: int | None) -> BlockMask:
+def _dense_mask(queries: Places, keys: Places, rule: LayerRule) -> torch.Tensor:
+    rows = Places(*(ids[:, :, None] for ids in queries))
+    columns = Places(*(ids[:, None, :] for ids in keys))
+    return _sees(rows, columns, rule)[:, None]
+
+
+def _block_mask(queries: Places, keys: Places, rule: LayerRule) -> Any:
     def sees(row: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
-        return _sees(
-            Places(*(ids[row, query] for ids in queries)), Places(*(ids[row, key] for ids in keys)), family, window
-        )
+        return _sees(Places(*(ids[row, query] for ids in queries)), Places(*(ids[row, key] for ids in keys)), rule)
 
     (rows, length), device = queries.position_ids.shape, queries.position_ids.device
     longest = keys.position_ids.shape[1]

@@ -1,7 +1,7 @@
-"""The row of a checkpoint's model family: the written one, or for any other model type one that the model itself gives.
+"""The family of a checkpoint: its row in the table, or for any other model type the facts that the model itself gives.
 
-Names of modules are asked of transformers (`get_encoder`, `get_decoder`, the embeddings), the end of a turn of the chat
-template, and what a batch needs of the processor and the model's `forward`.
+transformers names the modules (`get_encoder`, `get_decoder`, the embeddings), the chat template ends a turn, and the
+processor and the model's `forward` say which tensors a batch needs.
 """
 
 import inspect
@@ -20,9 +20,9 @@ from vlm_core.models.load import load_processor
 
 
 def family_of(model_directory: Path) -> Family:
-    """Returns the row of the checkpoint in `model_directory`.
+    """Returns the family of the checkpoint in `model_directory`.
 
-    Raises ValueError for a model that is no image-text-to-text model of transformers, or has no chat template.
+    Raises ValueError for a model that is not an image-text-to-text model of transformers, or has no chat template.
     """
     model_type = model_type_of(model_directory)
     return FAMILIES[model_type] if model_type in FAMILIES else _own_row(model_directory, model_type)
@@ -47,21 +47,16 @@ def _own_row(directory: Path, model_type: str) -> Family:
     return Family(
         model_type=model_type,
         end_of_turn=end,
-        image_placeholder="image_token",
-        image_expansion=None,
         image_token=processor.image_token,
         required_keys=frozenset({"input_ids", "attention_mask"}),
         parts=parts,
-        bidirectional_images=False,
         vision_tower=next(iter(parts.get("vision_tower", ())), ""),
-        vision_features="",
         token_types_key=_token_types_key(model, processor),
-        plain_only=True,
     )
 
 
 def _empty_model(directory: Path) -> Any:
-    """Returns the model in `directory` without its weights; raises ValueError where transformers has none."""
+    """Returns the model in `directory` without its weights; raises ValueError if transformers has none."""
     config = AutoConfig.from_pretrained(directory)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(
@@ -73,7 +68,7 @@ def _empty_model(directory: Path) -> Any:
 
 
 def _parts(model: Any) -> dict[str, tuple[str, ...]]:
-    """Returns the parts of a model with the names of their modules; what is none of the others is the projector."""
+    """Returns the parts of a model with the names of their modules; the projector is what no other part claims."""
     found = {
         "embeddings": (model.get_input_embeddings(), model.get_output_embeddings()),
         "vision_tower": (model.get_encoder("image"),),
@@ -81,7 +76,7 @@ def _parts(model: Any) -> dict[str, tuple[str, ...]]:
         "language_model": (model.get_decoder(),),
     }
     name_of = {module: name for name, module in model.named_modules()}
-    whole = (None, model, model.base_model)  # what transformers returns where it finds nothing
+    whole = (None, model, model.base_model)  # transformers returns one of these if it finds no such part
     parts = {
         part: tuple(name_of[module] for module in modules if not any(module is other for other in whole))
         for part, modules in found.items()
@@ -94,7 +89,7 @@ def _parts(model: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _token_types_key(model: Any, processor: Any) -> str:
-    """Returns the key of a batch that tells image tokens from others, "" where processor or model has none."""
+    """Returns the key of a batch that marks image tokens, "" if processor or model has none."""
     made = processor(text=[processor.image_token], images=[[Image.new("RGB", (64, 64))]])
     accepted = inspect.signature(model.forward).parameters
     return next((key for key in TOKEN_TYPES if key in made and key in accepted), "")

@@ -1,11 +1,10 @@
-"""The two halves of a forward pass: hidden states of a plain or packed batch, and the head where it is wanted."""
+"""The two halves of a forward pass: hidden states of a padded or packed batch, and the head at chosen positions."""
 
 import inspect
 from typing import Any
 
 import torch
 
-from vlm_core.data.grids import patch_grids
 from vlm_core.families import Family
 from vlm_core.models.attention import Places, packed_masks
 
@@ -21,16 +20,14 @@ def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) ->
     inputs: dict[str, Any] = {key: value for key, value in batch.items() if key not in LABELS}
     if "group_ids" in batch:
         places = Places.of(batch)
-        inputs = {key: batch[key] for key in ("input_ids", "pixel_values") if key in batch}
-        inputs |= positions(batch, family)
-        inputs["attention_mask"] = packed_masks(places, places, model, family)
+        inputs = packed_inputs(batch, family) | {"attention_mask": packed_masks(places, places, model, family)}
     return model.model(**inputs, use_cache=False).last_hidden_state
 
 
 def target_logits(model: Any, batch: dict[str, torch.Tensor], chosen: torch.Tensor) -> torch.Tensor:
     """Returns the logits (N, vocabulary) at the N positions where `chosen` (B, T) is true, by the model's own forward.
 
-    Of a family without a row nothing is known of the head; a model that can leaves out the columns without any.
+    For models whose head is not known. A model that takes `logits_to_keep` computes only the columns that have one.
     """
     inputs: dict[str, Any] = {key: value for key, value in batch.items() if key not in LABELS}
     if "logits_to_keep" in inspect.signature(model.forward).parameters:
@@ -39,13 +36,18 @@ def target_logits(model: Any, batch: dict[str, torch.Tensor], chosen: torch.Tens
     return model(**inputs, use_cache=False).logits[chosen]
 
 
-def positions(batch: dict[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
-    """Returns the model's arguments that say where the tokens and the images of a packed batch stand."""
-    if "image_grids" not in batch:
-        return {"position_ids": batch["position_ids"]}
+def packed_inputs(batch: dict[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
+    """Returns the model's arguments for a packed batch, without the masks: tokens, images and positions."""
+    inputs = {key: batch[key] for key in ("input_ids", *family.image_inputs) if key in batch}
+    own_positions = family.mrope and "grid_position_ids" in batch  # Rows without images count tokens.
+    return inputs | {"position_ids": batch["grid_position_ids" if own_positions else "position_ids"]}
+
+
+def on_device(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:
+    """Returns a batch on the model's device, its numbers in the model's dtype."""
     return {
-        "position_ids": batch["grid_position_ids"],
-        "image_grid_thw": patch_grids(batch["image_grids"], family),
+        key: value.to(model.device, model.dtype if value.is_floating_point() else value.dtype)
+        for key, value in batch.items()
     }
 
 
@@ -56,7 +58,7 @@ def head_logits(model: Any, hidden: torch.Tensor, family: Family) -> torch.Tenso
 
 
 def softcap(model: Any, family: Family) -> float | None:
-    """Returns the bound that the model's forward puts on its logits, None where there is none."""
+    """Returns the bound that the model's forward puts on its logits, None if it puts none."""
     return model.config.get_text_config().final_logit_softcapping if family.softcaps_logits else None
 
 

@@ -1,8 +1,8 @@
-"""The frozen vision tower: its features, what identifies them, and the stand-in that takes them in its place.
+"""The frozen vision tower: its features, their fingerprint, and the stub that replaces the tower.
 
-Cached is what comes last before the first weight that may train: for Gemma 3 the pooled patches (256 of 4096), for
-Gemma 3n the tower's output; for Qwen2.5-VL, whose projector is a part of the tower, what comes out of that, where it is
-frozen with the tower. Everything behind it runs as ever.
+The cache holds the last output before the first weight that may train: for Gemma 3 the pooled patches (256 of 4096),
+for Gemma 3n the tower's output, and for Qwen2.5-VL, whose projector is part of the tower, the projector's output, if it
+is frozen with the tower. Everything after it runs as usual.
 """
 
 import hashlib
@@ -15,7 +15,8 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlm_core.data.grids import Grid, patch_grids
+from vlm_core.data.chat_model import Batch, ChatModel, ImageGrid
+from vlm_core.data.grids import patch_grids
 from vlm_core.families import Family
 from vlm_core.models.load import unwrapped
 
@@ -28,13 +29,14 @@ def is_tower_frozen(model: Any, family: Family) -> bool:
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
-def tower_fingerprint(model: Any, processor: Any, family: Family) -> str:
+def tower_fingerprint(model: Any, chat: ChatModel) -> str:
     """Returns a hash of all that an image's features depend on: weights and their dtype, settings, preprocessing."""
-    tower = unwrapped(model).get_submodule(family.vision_tower)
+    tower = unwrapped(model).get_submodule(chat.family.vision_tower)
     digest = hashlib.sha256()
-    # Not what the whole model was loaded as, nor from where: training and evaluation differ in that, not in the tower.
+    # Training and evaluation load the model in different dtypes and from different places; the tower is the same.
     config = {key: value for key, value in tower.config.to_dict().items() if key not in ("dtype", "_name_or_path")}
-    settings = [VISION_VERSION, family.vision_features, processor.image_processor.to_dict(), config]
+    preprocessing = chat.processor.image_processor.to_dict()
+    settings = [VISION_VERSION, chat.family.vision_features, preprocessing, config]
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -43,20 +45,17 @@ def tower_fingerprint(model: Any, processor: Any, family: Family) -> str:
 
 
 class _Captured(Exception):
-    """Ends a forward pass: what lies behind the captured output is not wanted."""
+    """Ends a forward pass once the wanted output is captured."""
 
 
 @torch.no_grad()
-def vision_features(
-    model: Any, pixel_values: torch.Tensor, grids: Sequence[Grid], family: Family
-) -> Sequence[torch.Tensor]:
+def vision_features(model: Any, images: Batch, family: Family) -> Sequence[torch.Tensor]:
     """Returns the features of each image: the output of the family's `vision_features` module.
 
-    `pixel_values` are the processor's: (N, C, H, W), or all patches of N images with `grids`.
+    `images` is what `ChatModel.image_inputs` returns, on the tower's device and in its dtype.
     """
-    if grids:
-        where = patch_grids(grids, family).to(pixel_values.device)
-        return unwrapped(model).get_image_features(pixel_values, where).pooler_output
+    if family.image_grid:
+        return unwrapped(model).get_image_features(**images).pooler_output
 
     def capture(module: nn.Module, arguments: Any, output: Any) -> None:
         raise _Captured(getattr(output, "last_hidden_state", output))
@@ -64,26 +63,34 @@ def vision_features(
     core = unwrapped(model)
     handle = core.get_submodule(family.vision_features).register_forward_hook(capture)
     try:
-        core.get_image_features(pixel_values)
+        core.get_image_features(**images)
     except _Captured as captured:
         return captured.args[0]
     finally:
         handle.remove()
-    raise AssertionError(f"{family.vision_features} is no part of get_image_features")
+    raise AssertionError(f"get_image_features does not call {family.vision_features}")
 
 
-def join_features(features: Sequence[torch.Tensor], family: Family) -> torch.Tensor:
-    """Returns what the tower's stand-in takes for images, in the order of their tokens: (N, ...), or all in a row."""
-    return torch.cat([*features]) if family.patches_a_token else torch.stack([*features])
+def feature_inputs(features: Sequence[torch.Tensor], grids: Sequence[ImageGrid], chat: ChatModel) -> Batch:
+    """Returns what the model takes in place of `ChatModel.image_inputs` once its tower is detached; {} without images.
+
+    `features` and `grids` are those of the images in the order of their tokens.
+    """
+    if not features:
+        return {}
+    if not chat.family.image_grid:
+        return {"pixel_values": torch.stack([*features])}
+    where = patch_grids(grids, chat.processor.image_processor.merge_size)
+    return {"pixel_values": torch.cat([*features]), "image_grid_thw": where}
 
 
-class _StandIn(nn.Module):
-    """Takes features where the tower takes pixels."""
+class _Stub(nn.Module):
+    """Takes features in place of pixels."""
 
     def __init__(self, tower: nn.Module, *, pooled: bool) -> None:
         super().__init__()
         self.pooled = pooled
-        # Of those that the model asks its tower for.
+        # The model reads these attributes of its tower.
         for name in ("dtype", "spatial_merge_size"):
             if hasattr(tower, name):
                 setattr(self, name, getattr(tower, name))
@@ -92,7 +99,7 @@ class _StandIn(nn.Module):
         if self.pooled:
             tokens = pixel_values.flatten(2).transpose(1, 2)
         elif pixel_values.dim() == 4:
-            # In the layout that the tower has them in: what comes next would round otherwise in another one.
+            # The tower returns this memory layout; in another one, the next module would round differently.
             tokens = pixel_values.clone(memory_format=torch.channels_last)
         else:
             tokens = pixel_values.clone()
@@ -100,14 +107,14 @@ class _StandIn(nn.Module):
 
 
 class DetachedTower:
-    """The tower of a model that is fed with features: off the device, and there again while the model is saved."""
+    """The tower of a model that is fed with features: off the device, and back in the model while that is saved."""
 
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.name = unwrapped(model), family.vision_tower
         self.tower = self.model.get_submodule(family.vision_tower)
         pooled = family.vision_features != family.vision_tower
-        self.stand_in = _StandIn(self.tower, pooled=pooled)
-        self.model.set_submodule(self.name, self.stand_in)
+        self.stub = _Stub(self.tower, pooled=pooled)
+        self.model.set_submodule(self.name, self.stub)
         if pooled:
             # The pooled patches go through the projector's own code: a square of tokens_per_side, pooled no further.
             self.model.set_submodule(family.vision_features, nn.Identity())
@@ -121,4 +128,4 @@ class DetachedTower:
         try:
             yield
         finally:
-            self.model.set_submodule(self.name, self.stand_in)
+            self.model.set_submodule(self.name, self.stub)

@@ -5,28 +5,28 @@ from typing import Any
 import torch
 from torch import nn
 
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import IGNORE_INDEX
-from vlm_core.families import Family
 from vlm_core.models.forward import softcap
 
 
 class FusedLoss(nn.Module):
     """`forward(model, hidden, targets)` is the summed loss of (N, hidden size) states and (N,) targets, in float32.
 
-    Raises ValueError where the head is no linear layer of its own.
+    Raises ValueError unless the head is a linear layer of its own.
     """
 
-    def __init__(self, model: Any, family: Family) -> None:
+    def __init__(self, model: Any, chat: ChatModel) -> None:
         super().__init__()
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # an extra
 
-        if family.plain_only or type(model.lm_head) is not nn.Linear:
+        if not chat.splits_head or type(model.lm_head) is not nn.Linear:
             raise ValueError(
-                "loss_fn._target_: liger's loss is one with the model's head, which is no plain linear layer here "
-                "(LoRA, or a model type without a row); leave it out, or the head out of peft.match_all_linear"
+                "loss_fn._target_: liger's fused loss needs lm_head to be a plain nn.Linear, and here it is not (LoRA, "
+                "or a model type without a row); leave the key out, or the head out of peft.match_all_linear"
             )
         self.kernel = LigerFusedLinearCrossEntropyLoss(
-            ignore_index=IGNORE_INDEX, reduction="sum", softcap=softcap(model, family)
+            ignore_index=IGNORE_INDEX, reduction="sum", softcap=softcap(model, chat.family)
         )
 
     def forward(self, model: Any, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -15,9 +15,9 @@ from torch import nn
 
 from vlm_core.config import Config
 from vlm_core.data.batches import AnyBatches, count_tokens
-from vlm_core.data.collate import Batch, require_keys
+from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.collate import require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
-from vlm_core.families import Family
 from vlm_core.models.freeze import PartCounts
 from vlm_core.models.weights import weights_to_save
 from vlm_core.training.checkpoint import (
@@ -51,8 +51,7 @@ class Trainer:
     config: Config
     directory: Path
     model: Any  # the model itself: a PreTrainedModel or a PeftModel, on the CPU or on its device
-    processor: Any
-    family: Family
+    chat: ChatModel
     train: AnyBatches
     validation: AnyBatches
     dataset_fingerprint: str
@@ -69,7 +68,7 @@ class Trainer:
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.batch_size)
-        self.token_loss = TokenLoss(self.model, self.family, fused=self.config.loss_fn.is_fused)
+        self.token_loss = TokenLoss(self.model, self.chat, fused=self.config.loss_fn.is_fused)
         if self.config.compute.compile:
             compile_layers(self.model)
         self.forward = parallelize(
@@ -150,7 +149,7 @@ class Trainer:
     def _optimizer_step(self, batches: list[Batch]) -> dict[str, Any]:
         started = time.monotonic()
         if self.progress.step == 1 and "group_ids" not in batches[0]:
-            require_keys(batches[0], self.family)
+            require_keys(batches[0], self.chat.family)
         # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one draws.
         torch.manual_seed((self.config.rng.seed * 1_000_003 + self.progress.step) * 1_009 + self.ranks.rank)
         self.model.train()
@@ -247,9 +246,10 @@ class Trainer:
             weights = whole(weights_to_save(self.model), keep=main)
         state["optimizer"] = whole(self.optimizer.state_dict(), keep=main)
         if main:
+            processor = self.chat.processor
 
             def save(snapshot: Snapshot) -> None:
-                save_checkpoint(directory, snapshot, self.model, self.processor, self.config, lowest=lowest, last=last)
+                save_checkpoint(directory, snapshot, self.model, processor, self.config, lowest=lowest, last=last)
 
             self.writer.write(save, Snapshot(weights, state, self.progress), beside=self.config.checkpoint.is_async)
         barrier()

@@ -11,15 +11,16 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from vlm_core.data.collate import IGNORE_INDEX, Batch
-from vlm_core.families import Family, part_of
-from vlm_core.models.forward import head_logits, hidden_states, target_logits, tokens_at_once
+from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.collate import IGNORE_INDEX
+from vlm_core.families import part_of
+from vlm_core.models.forward import tokens_at_once
 from vlm_core.models.load import unwrapped
 from vlm_core.training.fused import FusedLoss
 
 
 def targets_of(batch: Batch) -> torch.Tensor:
-    """Returns (B, T) int64: the token that each position has to predict, -100 where none is supervised."""
+    """Returns (B, T) int64: the token that each position has to predict, -100 if none is supervised."""
     if "targets" in batch:
         return batch["targets"]
     return functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
@@ -38,22 +39,22 @@ def supervised_examples(batch: Batch) -> int:
 
 
 class TokenLoss(nn.Module):
-    """`forward(batch)` is the summed loss of the supervised tokens of a plain or packed batch, a float32 scalar.
+    """`forward(batch)` is the summed loss of the supervised tokens of a padded or packed batch, a float32 scalar.
 
-    Computes `cross_entropy(model(...).logits.float(), targets, reduction="sum")` with logits only where there is a
-    target, and of few of them at a time: a head of 262k words is most of the memory of a plain step. `fused` leaves
-    this to liger's kernel; it raises ValueError where that cannot be.
+    Computes `cross_entropy(model(...).logits.float(), targets, reduction="sum")`, with logits only at positions that
+    have a target, and for few of these at a time: the logits of a head of 262k words are most of the memory of a plain
+    step. With `fused`, liger's kernel does this; ValueError if it cannot.
     """
 
-    def __init__(self, model: nn.Module, family: Family, *, fused: bool = False) -> None:
+    def __init__(self, model: nn.Module, chat: ChatModel, *, fused: bool = False) -> None:
         super().__init__()
-        self.model, self.family = model, family
-        self.fused = FusedLoss(unwrapped(model), family) if fused else None
+        self.model, self.chat = model, chat
+        self.fused = FusedLoss(unwrapped(model), chat) if fused else None
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Returns the loss of a batch.
 
-        Without an image, what trains of tower and projector gets a gradient of zeros: other ranks wait for it.
+        Without an image, trained parameters of tower and projector get gradients of zero: other ranks wait for them.
         """
         loss = self._loss(batch)
         if "pixel_values" not in batch:
@@ -62,7 +63,7 @@ class TokenLoss(nn.Module):
 
     def _trained_on_images(self) -> Iterator[nn.Parameter]:
         for name, parameter in self.model.named_parameters():
-            part = part_of(name.removeprefix("base_model.model."), self.family)
+            part = part_of(name.removeprefix("base_model.model."), self.chat.family)
             if parameter.requires_grad and part in ("vision_tower", "projector"):
                 yield parameter
 
@@ -72,22 +73,16 @@ class TokenLoss(nn.Module):
         chosen = targets != IGNORE_INDEX
         if not chosen.any():
             chosen[0, 0] = True  # Keeps the graph, adds exactly 0.
-        if self.family.plain_only:
-            return _summed_loss(target_logits(model, batch, chosen), targets[chosen])
-        hidden, targets = hidden_states(model, batch, self.family)[chosen], targets[chosen]
+        states, targets = self.chat.target_states(model, batch, chosen), targets[chosen]
         if self.fused is not None:
-            return self.fused(model, hidden, targets)
-        size = tokens_at_once(model)
-        chunks = list(zip(hidden.split(size), targets.split(size), strict=True))
+            return self.fused(model, states, targets)
+        size = tokens_at_once(model) if self.chat.splits_head else len(targets)
+        chunks = list(zip(states.split(size), targets.split(size), strict=True))
         if len(chunks) == 1:
-            return self._chunk_loss(hidden, targets)
-        # Logits are computed again in the backward pass: those of one chunk at a time are kept.
+            return self._chunk_loss(states, targets)
+        # The backward pass computes the logits again, so that only one chunk of them is in memory at a time.
         return torch.stack([checkpoint(self._chunk_loss, *chunk, use_reentrant=False) for chunk in chunks]).sum()
 
-    def _chunk_loss(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = head_logits(unwrapped(self.model), hidden, self.family)
-        return _summed_loss(logits, targets)
-
-
-def _summed_loss(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")
+    def _chunk_loss(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.chat.logits(unwrapped(self.model), states)
+        return functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE_INDEX, reduction="sum")

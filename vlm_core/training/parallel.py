@@ -46,7 +46,7 @@ def parallelize(loss: TokenLoss, strategy: str, ranks: Ranks, device: torch.devi
     return DistributedDataParallel(
         loss.to(device),
         gradient_as_bucket_view=True,
-        find_unused_parameters=loss.family.plain_only,  # their forward may leave some out
+        find_unused_parameters=not loss.chat.splits_head,  # A model's own forward may leave some out.
     )
 
 

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from vlm_core.config import Config
 from vlm_core.data.batches import PackedMicroBatch, build_batches
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.packing import row_tokens
 from vlm_core.data.token_cache import TokenDataset
@@ -84,9 +85,9 @@ class Plan:
         )
 
 
-def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, world_size: int) -> Plan:
+def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, world_size: int) -> Plan:
     """Returns the plan of `config` on the training examples `tokens`; `base` is the model's directory."""
-    batches = build_batches(config, tokens, lambda indices: torch.empty(0), None, family)
+    batches = build_batches(config, tokens, lambda rows: {}, chat)
     schedule = config.step_scheduler
     epoch = plan_epoch(len(tokens), schedule.batch_size, config.rng.seed, 0, batches.groups)
     looked_at = epoch[:STEPS_LOOKED_AT]
@@ -99,7 +100,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     computed = sum(rows * longest for rows, longest in sizes)
     per_epoch = computed * len(tokens) / sum(map(len, looked_at))
     steps = total_steps(config, len(tokens))
-    parts = planned_parameters(config, base, family)
+    parts = planned_parameters(config, base, chat.family)
     trained, frozen = total(parts)
     text = AutoConfig.from_pretrained(base).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8

@@ -16,19 +16,19 @@ import torch
 
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
-from vlm_core.data.batches import CollatedBatches, ImageInputs, build_batches, image_inputs_of
+from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, build_batches
+from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.data.tokenization import require_template
-from vlm_core.families import Family
 from vlm_core.home import require_writable
 from vlm_core.models.base_model import fetch_model
-from vlm_core.models.derived_family import family_of
+from vlm_core.models.chat import load_chat
 from vlm_core.models.freeze import count_parameters, parameter_table
 from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
-from vlm_core.models.load import device_of, load_processor
+from vlm_core.models.load import device_of
 from vlm_core.models.prepare import compute_dtype, prepare_model
 from vlm_core.run_directory import as_it_began, checkpoint_to_resume, require_compatible
 from vlm_core.targets import is_built_in, load_target
@@ -52,8 +52,7 @@ class RunInputs:
     config: Config
     directory: Path  # of the run
     base: Path  # directory of the base model
-    processor: Any
-    family: Family
+    chat: ChatModel
     conversations: Path  # cache directory
     tokens: dict[str, TokenDataset]  # by split
     collate: Collate | None  # the user's own function; None = the family's
@@ -91,10 +90,10 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
     with main_rank_first(ranks):
         conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
-        processor, family = load_processor(base), family_of(base)
+        chat = load_chat(base)
         if collate is None:
-            config = _with_effective_savings(config, family)
-        tokens = _read_tokens(config, conversations, processor, family, collate)
+            config = _with_effective_savings(config, chat)
+        tokens = _read_tokens(config, conversations, chat, collate)
     # The main rank decides: over a shared file system, another host may see an older pointer for a minute.
     checkpoint = same_as_main(checkpoint_to_resume(directory, config.checkpoint.restore_from))
     if checkpoint is not None:
@@ -102,7 +101,7 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
     config = with_run_length(config, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
     if checkpoint is not None:
         require_compatible(checkpoint, config)
-    return RunInputs(config, directory, base, processor, family, conversations, tokens, collate, checkpoint, ranks)
+    return RunInputs(config, directory, base, chat, conversations, tokens, collate, checkpoint, ranks)
 
 
 def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInputs], AfterValidation]) -> Trainer:
@@ -110,7 +109,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
 
     `after_validation` is called once with the model and what shows it images; the result is called at each validation.
     """
-    config, family, ranks, device = inputs.config, inputs.family, inputs.ranks, inputs.device
+    config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
     parameters = count_parameters(model, family)  # before the vision tower may be detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
@@ -120,8 +119,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
         config=config,
         directory=inputs.directory,
         model=model,
-        processor=inputs.processor,
-        family=family,
+        chat=inputs.chat,
         train=train,
         validation=validation,
         dataset_fingerprint=read_manifest(inputs.conversations)["fingerprint"],
@@ -142,20 +140,21 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
 
     If the vision tower is frozen, its features come from the cache and the tower leaves the model.
     """
-    config, family = inputs.config, inputs.family
-    if inputs.collate or not config.vision_cache.enabled or not is_tower_frozen(model, family):
-        return image_inputs_of(inputs.conversations, inputs.processor, family), nullcontext
-    images = encode_images(model, inputs.processor, family, inputs.conversations, inputs.ranks, inputs.device)
-    detached = DetachedTower(model, family)
+    config, chat = inputs.config, inputs.chat
+    if inputs.collate or not config.vision_cache.enabled or not is_tower_frozen(model, chat.family):
+        return DecodedImages.of(inputs.conversations, chat), nullcontext
+    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
+    detached = DetachedTower(model, chat.family)
     # A full checkpoint holds the tower too. An adapter does not.
     return images, detached.attached if config.peft is None else nullcontext
 
 
 def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
     if inputs.collate is None:
-        return build_batches(inputs.config, inputs.tokens[split], images, inputs.processor, inputs.family)
+        return build_batches(inputs.config, inputs.tokens[split], images, inputs.chat)
     dataset = ConversationDataset(inputs.conversations, split)
-    return CollatedBatches(dataset, inputs.collate, inputs.processor, inputs.config.step_scheduler.local_batch_size)
+    size = inputs.config.step_scheduler.local_batch_size
+    return CollatedBatches(dataset, inputs.collate, inputs.chat.processor, size)
 
 
 def _require_kernels(config: Config, device: torch.device) -> None:
@@ -170,12 +169,13 @@ def _require_kernels(config: Config, device: torch.device) -> None:
         )
 
 
-def _with_effective_savings(config: Config, family: Family) -> Config:
+def _with_effective_savings(config: Config, chat: ChatModel) -> Config:
     """Returns `config` without the savings that the model's type cannot have; warns of settings without effect."""
-    savings = [name for name in ("packing", "vision_cache") if getattr(config, name).enabled]
-    if family.plain_only and savings:
+    possible = {"packing": chat.packs, "vision_cache": chat.caches_features}
+    savings = [name for name in possible if getattr(config, name).enabled and not possible[name]]
+    if savings:
         logger.warning("%s have no effect: the model type %s has no row in vlm_core/families.py, so it trains on "
-                       "unpacked examples", " and ".join(savings), family.model_type)  # fmt: skip
+                       "unpacked examples", " and ".join(savings), chat.family.model_type)  # fmt: skip
         off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in savings}
         return config.model_copy(update=off)
     if not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
@@ -188,14 +188,14 @@ def _with_effective_savings(config: Config, family: Family) -> Config:
 
 
 def _read_tokens(
-    config: Config, conversations: Path, processor: Any, family: Family, collate: Collate | None
+    config: Config, conversations: Path, chat: ChatModel, collate: Collate | None
 ) -> dict[str, TokenDataset]:
     """Returns the token ids of both splits; raises ValueError if too many examples are longer than allowed.
 
     A collate function of the user's gets all examples, whatever their length here.
     """
-    require_template(processor, family)
-    directory, dataset = build_tokens(conversations, processor, family), config.dataset
+    require_template(chat)
+    directory, dataset = build_tokens(conversations, chat), config.dataset
     last_only = dataset.train_on == "last_answer"
     longest = None if collate else dataset.max_length
     found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}

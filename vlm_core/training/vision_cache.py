@@ -6,19 +6,21 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from vlm_core.cache import locked, touch
-from vlm_core.data.batches import PixelInputs
+from vlm_core.data.batches import DecodedImages
+from vlm_core.data.chat_model import Batch, ChatModel, ImageGrid
 from vlm_core.data.conversation_cache import ConversationDataset, image_sizes
-from vlm_core.data.grids import Grid, grids_of
-from vlm_core.families import Family
 from vlm_core.home import medpix_home
 from vlm_core.models.feature_store import FeatureStore
-from vlm_core.models.frozen_tower import join_features, tower_fingerprint, vision_features
+from vlm_core.models.forward import on_device
+from vlm_core.models.frozen_tower import feature_inputs, tower_fingerprint, vision_features
 from vlm_core.models.load import unwrapped
 from vlm_core.progress import ProgressBar
 from vlm_core.training.distributed import Ranks, barrier
@@ -31,26 +33,51 @@ IMAGES_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class FeatureInputs:
-    """Cached features of images given by index, in place of the pixels of `PixelInputs`."""
+    """Shows images by their cached features; see `vlm_core.data.batches.ImageInputs`."""
 
     store: FeatureStore
     hashes: list[str]  # of every image, by index
-    family: Family
+    grids: list[ImageGrid]  # of every image, by index; [] if images have none
+    chat: ChatModel
 
-    def __call__(self, indices: Sequence[int]) -> torch.Tensor:
-        return join_features(self.store.read([self.hashes[index] for index in indices]), self.family)
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Batch:
+        shown = list(chain.from_iterable(rows))
+        features = self.store.read([self.hashes[index] for index in shown])
+        return feature_inputs(features, [self.grids[index] for index in shown if self.grids], self.chat)
 
 
-def _store_of(model: Any, processor: Any, family: Family) -> FeatureStore:
-    directory = medpix_home() / "cache" / "vision" / tower_fingerprint(model, processor, family)
+@dataclass(frozen=True)
+class SameFeatures:
+    """Shows the same image in place of every image, by its features."""
+
+    features: torch.Tensor
+    size: tuple[int, int]  # of the image, (width, height) in pixels
+    chat: ChatModel
+
+    @classmethod
+    def of(cls, image: Image.Image, model: Any, chat: ChatModel) -> "SameFeatures":
+        """Returns inputs that show `image`; `model` still has its tower."""
+        core = unwrapped(model)
+        (features,) = vision_features(core, on_device(chat.image_inputs([[image]]), core), chat.family)
+        return cls(features.cpu(), image.size, chat)
+
+    def __call__(self, rows: Sequence[Sequence[int]]) -> Batch:
+        count = sum(map(len, rows))
+        return feature_inputs([self.features] * count, self.chat.image_grids([self.size] * count), self.chat)
+
+
+def _inputs_of(model: Any, chat: ChatModel, conversations: Path) -> FeatureInputs:
+    directory = medpix_home() / "cache" / "vision" / tower_fingerprint(model, chat)
     touch(directory)
-    return FeatureStore(directory)
+    return FeatureInputs(
+        FeatureStore(directory), _hashes(conversations), chat.image_grids(image_sizes(conversations)), chat
+    )
 
 
-def cached_features(model: Any, processor: Any, family: Family, conversations: Path) -> FeatureInputs | None:
+def cached_features(model: Any, chat: ChatModel, conversations: Path) -> FeatureInputs | None:
     """Returns the features of the images of a conversation cache, None unless all are there for this tower."""
-    store, hashes = _store_of(model, processor, family), _hashes(conversations)
-    return None if store.missing(hashes) else FeatureInputs(store, hashes, family)
+    inputs = _inputs_of(model, chat, conversations)
+    return None if inputs.store.missing(inputs.hashes) else inputs
 
 
 def _hashes(conversations: Path) -> list[str]:
@@ -58,43 +85,42 @@ def _hashes(conversations: Path) -> list[str]:
 
 
 def encode_images(
-    model: Any, processor: Any, family: Family, conversations: Path, ranks: Ranks, device: torch.device
+    model: Any, chat: ChatModel, conversations: Path, ranks: Ranks, device: torch.device
 ) -> FeatureInputs:
     """Returns the features of all images of a conversation cache, after encoding those that are missing.
 
-    Every rank encodes its share. Raises ValueError where the disk is too small.
+    Every rank encodes its share. Raises ValueError if the disk is too small.
     """
-    store, hashes = _store_of(model, processor, family), _hashes(conversations)
+    inputs = _inputs_of(model, chat, conversations)
+    store, hashes = inputs.store, inputs.hashes
     store.directory.mkdir(parents=True, exist_ok=True)
-    # Of two jobs at once one encodes; the other waits and finds everything.
+    # If two jobs start at once, one encodes; the other waits and finds everything.
     with locked(store.directory / ".lock") if ranks.is_main else nullcontext():
         if ranks.is_main:
             store.clean(hashes)
         barrier()
         store.refresh()
         missing = store.missing(hashes)
-        barrier()  # Every rank takes its share of the same list: none may add to the store before all have looked.
+        barrier()  # Every rank takes its share of the same list, so none may add to the store before all have read it.
         if missing:
             index_of = {digest: index for index, digest in enumerate(hashes)}
-            grids = grids_of(image_sizes(conversations), processor.image_processor, family)
-            encoder = _Encoder(model, family, PixelInputs.of(conversations, processor), grids, device)
+            encoder = _Encoder(model, DecodedImages.of(conversations, chat), inputs.grids, device)
             encoder.fill(store, missing, index_of, ranks)
         barrier()
     store.refresh()
     assert not store.missing(hashes)
     logger.info("vision cache: %d images encoded, %d reused: %s",
                 len(missing), len(hashes) - len(missing), store.directory)  # fmt: skip
-    return FeatureInputs(store, hashes, family)
+    return inputs
 
 
 class _Encoder:
-    """The tower on its device for the time that it is needed."""
+    """The tower, on its device while it encodes."""
 
-    def __init__(
-        self, model: Any, family: Family, pixels: PixelInputs, grids: list[Grid], device: torch.device
-    ) -> None:
-        self.model, self.family, self.pixels, self.grids, self.device = model, family, pixels, grids, device
-        self.tower = unwrapped(model).get_submodule(family.vision_tower)
+    def __init__(self, model: Any, images: DecodedImages, grids: list[ImageGrid], device: torch.device) -> None:
+        self.model, self.images, self.grids, self.device = model, images, grids, device
+        self.family = images.chat.family
+        self.tower = unwrapped(model).get_submodule(self.family.vision_tower)
         self.dtype = next(self.tower.parameters()).dtype
 
     def fill(self, store: FeatureStore, missing: list[str], index_of: dict[str, int], ranks: Ranks) -> None:
@@ -124,6 +150,8 @@ class _Encoder:
         return features.numel() * features.element_size() * sum(sizes[i] for i in indices) // sizes[index]
 
     def _encode(self, indices: list[int]) -> list[torch.Tensor]:
-        pixels = self.pixels(indices).to(self.device, self.dtype)
-        grids = [self.grids[index] for index in indices] if self.grids else []
-        return [image.cpu() for image in vision_features(self.model, pixels, grids, self.family)]
+        images = {
+            key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            for key, value in self.images([indices]).items()
+        }
+        return [features.cpu() for features in vision_features(self.model, images, self.family)]
