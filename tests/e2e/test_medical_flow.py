@@ -268,7 +268,7 @@ def test_the_champion_answers_the_same_questions(finished: tuple[Path, dict[str,
 
 
 @pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
-def test_the_documented_commands_change_the_champion_and_show_its_history(finished: tuple[Path, dict[str, Any]]) -> None:
+def test_the_documented_commands_change_the_champion(finished: tuple[Path, dict[str, Any]]) -> None:
     """The last test of its home: the champion is another one afterwards."""
     import mlflow
 
