@@ -15,6 +15,7 @@ from benchmarks.training import WARM_UP, order_of, repeated
 from benchmarks.workload import BFLOAT16, decode
 from vlm_core.config import Config
 from vlm_core.data.chat_model import ChatModel
+from vlm_core.data.conversation import images_of, questions_and_answers
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
@@ -57,10 +58,8 @@ def _rows(config: Config, conversations: Path, chat: ChatModel, steps: int) -> I
     source = ConversationDataset(conversations, "train")
     tokens = TokenDataset(build_tokens(conversations, chat), "train")
     for index in (i for step in repeated(order_of(config, tokens), steps) for i in step):
-        user, model = source.conversations[index]["conversation"]
-        (image,) = (part["image"] for part in user["content"] if part["type"] == "image")
-        question = "".join(part["text"] for part in user["content"] if part["type"] == "text")
-        answer = model["content"][0]["text"]
+        conversation = source.conversations[index]["conversation"]
+        (image,), ((question, answer),) = images_of(conversation), questions_and_answers(conversation)
         yield {
             "images": [decode(source.images[image]["encoded"])],
             # Standard texts and not conversations: the newline behind the answer would be supervised as well.

@@ -17,7 +17,7 @@ from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, build_tokens
-from vlm_core.families import FAMILIES, Family
+from vlm_core.families import Family
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.models.chat import load_chat
@@ -129,7 +129,7 @@ def test_a_batch_without_labels_adds_exactly_nothing(conversations: Path, tiny_g
     model = load_model(tiny_gemma3, small_config().model)
     batch = collate([ConversationDataset(conversations, "train")[0]], load_chat(tiny_gemma3))
     batch["labels"].fill_(-100)
-    loss = TokenLoss(model, FAMILIES["gemma3"])(batch)
+    loss = TokenLoss(model, load_chat(tiny_gemma3))(batch)
     loss.backward()
     assert loss.item() == 0.0
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
@@ -275,7 +275,7 @@ def test_the_validation_loss_is_over_every_row_once(conversations: Path, tmp_pat
     dataset, chat = ConversationDataset(conversations, "validation"), load_chat(base)
     batches = [collate([dataset[i]], chat) for i in range(len(dataset))]
     with torch.no_grad():
-        total = sum(TokenLoss(model, FAMILIES["gemma3"])(batch).item() for batch in batches)
+        total = sum(TokenLoss(model, chat)(batch).item() for batch in batches)
     tokens = sum(map(supervised_tokens, batches))
     assert record["supervised_tokens"] == tokens
     assert record["loss"] == pytest.approx(total / tokens, rel=1e-6)

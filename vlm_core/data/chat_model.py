@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from vlm_core.data.chat_template import TokenizedConversation
+from vlm_core.data.conversation import Conversation
 from vlm_core.families import Family
 
 Batch = dict[str, torch.Tensor]
@@ -46,9 +47,7 @@ class ChatModel(Protocol):
         """The id of the token whose embedding is replaced by image features."""
         ...
 
-    def tokenize(
-        self, conversation: list[dict[str, Any]], grids: Sequence[ImageGrid] | None = None
-    ) -> TokenizedConversation:
+    def tokenize(self, conversation: Conversation, grids: Sequence[ImageGrid] | None = None) -> TokenizedConversation:
         """Returns the ids of a whole conversation; every assistant turn and its end are supervised.
 
         `grids` are those of its images; without them, the conversation holds Pillow images.
@@ -56,7 +55,7 @@ class ChatModel(Protocol):
         """
         ...
 
-    def prompt_ids(self, conversation: list[dict[str, Any]], grids: Sequence[ImageGrid] | None = None) -> list[int]:
+    def prompt_ids(self, conversation: Conversation, grids: Sequence[ImageGrid] | None = None) -> list[int]:
         """Returns the ids of a conversation that ends with a user turn, up to where the answer begins."""
         ...
 

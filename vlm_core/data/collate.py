@@ -10,7 +10,7 @@ import torch
 
 from vlm_core.data.chat_model import Batch, ChatModel
 from vlm_core.data.chat_template import TokenizedConversation
-from vlm_core.data.tokenization import images_of
+from vlm_core.data.conversation import images_of
 from vlm_core.families import Family
 
 IGNORE_INDEX = -100  # of torch's cross entropy

@@ -26,9 +26,9 @@ from vlm_core.data.chat_template import (
     TokenizedConversation,
     render_markers,
     special_tokens,
-    structure_of,
     texts_of,
 )
+from vlm_core.data.conversation import Conversation, answer_turn, images_of, question_turn, structure_of
 from vlm_core.data.markers import MARKER_PATTERN
 from vlm_core.families import Family
 
@@ -43,7 +43,7 @@ class _Piece:
 
 
 def tokenize_listed(
-    conversation: list[dict[str, Any]], chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
+    conversation: Conversation, chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
 ) -> TokenizedConversation:
     """Returns the ids of a conversation with a family of the table; every assistant turn and its end are supervised.
 
@@ -54,12 +54,7 @@ def tokenize_listed(
     return _encode(pieces, chat.processor.tokenizer)
 
 
-def images_of(conversation: list[dict[str, Any]]) -> list[Any]:
-    """Returns what the image parts of a conversation hold, in their order."""
-    return [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
-
-
-def grids_of_images(conversation: list[dict[str, Any]], chat: ChatModel) -> list[ImageGrid]:
+def grids_of_images(conversation: Conversation, chat: ChatModel) -> list[ImageGrid]:
     """Returns the grids of the Pillow images of a conversation."""
     return chat.image_grids([image.size for image in images_of(conversation)])
 
@@ -76,11 +71,8 @@ def require_template(chat: ChatModel) -> None:
     A tokenizer or template of another form than the family's would otherwise train on prompts that no one sends.
     """
     for sizes in TRIED:
-        parts = [{"type": "image", "image": Image.new("RGB", size)} for size in sizes]
-        conversation = [
-            {"role": "user", "content": [*parts, {"type": "text", "text": "What is shown?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "A mass."}]},
-        ]
+        pictures = [Image.new("RGB", size) for size in sizes]
+        conversation = [question_turn("What is shown?", pictures), answer_turn("A mass.")]
         made = chat.processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
         expected, ids = list(made), chat.tokenize(conversation).input_ids
         if not chat.family.end_of_turn:  # The tokenizer's eos ends the answer if the template does not.
@@ -93,7 +85,7 @@ def require_template(chat: ChatModel) -> None:
 
 
 def _pieces(
-    conversation: list[dict[str, Any]], chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
+    conversation: Conversation, chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
 ) -> Iterator[_Piece]:
     texts, family = texts_of(conversation), chat.family
     template, trimmed = render_markers(chat.processor, structure_of(conversation), for_generation)

@@ -24,9 +24,9 @@ from vlm_core.data.chat_template import (
     render,
     render_markers,
     special_tokens,
-    structure_of,
     texts_of,
 )
+from vlm_core.data.conversation import Conversation, answer_turn, question_turn, structure_of
 from vlm_core.data.markers import MARKER_PATTERN
 
 logger = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class _Rendered:
 
 
 def tokenize_rendered(
-    conversation: list[dict[str, Any]], chat: ChatModel, sizes: Sequence[ImageGrid], *, for_generation: bool
+    conversation: Conversation, chat: ChatModel, sizes: Sequence[ImageGrid], *, for_generation: bool
 ) -> TokenizedConversation:
     """Returns the ids of a conversation and which of them are supervised; `sizes` are its images' (height, width).
 
@@ -73,7 +73,7 @@ def tokenize_rendered(
 
 def end_of_turn(processor: Any) -> str:
     """Returns what the template writes behind an answer, up to its first special token; "" where it has none."""
-    conversation = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
+    conversation = [question_turn("x"), answer_turn("x")]
     template, _ = render_markers(processor, structure_of(conversation), False)
     tail = MARKER_PATTERN.split(template)[-1]
     special = special_tokens(processor.tokenizer).search(tail)
@@ -96,7 +96,7 @@ def image_expansions(processor: Any, sizes: tuple[ImageGrid, ...]) -> list[str]:
 class _Shown:
     """A conversation as its processor shows it."""
 
-    def __init__(self, conversation: list[dict[str, Any]], chat: ChatModel, sizes: Sequence[ImageGrid]) -> None:
+    def __init__(self, conversation: Conversation, chat: ChatModel, sizes: Sequence[ImageGrid]) -> None:
         self.processor, self.family = chat.processor, chat.family
         processor = chat.processor
         self.structure, self.texts = structure_of(conversation), texts_of(conversation)

@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_core.data.chat_model import ChatModel, ImageGrid
+from vlm_core.data.conversation import without_images
 from vlm_core.data.conversation_cache import image_indices
 from vlm_core.data.token_cache import TokenizedExample, last_answer_of
 from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, SHUFFLED
@@ -89,11 +90,7 @@ def _with_images(
 
 
 def _without_images(row: dict[str, Any], chat: ChatModel) -> TokenizedExample:
-    turns = [
-        {"role": turn["role"], "content": [part for part in turn["content"] if part["type"] != "image"]}
-        for turn in row["conversation"]
-    ]
-    tokenized = chat.tokenize(turns)
+    tokenized = chat.tokenize(without_images(row["conversation"]))
     return TokenizedExample(tokenized.input_ids, tokenized.supervised, [])
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
+from vlm_core.data.conversation import Conversation, images_of
 from vlm_core.data.packing import Group
 from vlm_core.data.token_cache import TokenizedExample
-from vlm_core.data.tokenization import grids_of_images, images_of
+from vlm_core.data.tokenization import grids_of_images
 from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_answer
 from vlm_core.generation.generic import answer_likelihoods, generate_answers
 from vlm_core.generation.likelihood import Likelihood, likelihoods
@@ -34,7 +35,7 @@ class Answerer:
         model = load_trained(files.weights, files.base, files.config).to(device_of(local_rank)).eval()
         return cls(model, load_chat(files.base))
 
-    def answer(self, conversations: Sequence[list[dict[str, Any]]], settings: GenerationSettings) -> list[Answer]:
+    def answer(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
         images: dict[str, tuple[int, Any]] = {}
         prompts, keys = [], []

@@ -15,6 +15,7 @@ import transformers
 from vlm_core.data.chat_model import Batch, ChatModel, ImageGrid
 from vlm_core.data.chat_template import TokenizedConversation
 from vlm_core.data.collate import images_as_shown
+from vlm_core.data.conversation import Conversation, Part, Turn
 from vlm_core.data.grids import GRID_RULES, mrope_positions
 from vlm_core.data.tokenization import grids_of_images, image_text, tokenize_listed
 from vlm_core.data.tokenization_generic import tokenize_rendered
@@ -41,16 +42,14 @@ class _Chat(ABC):
     def image_token(self) -> int:
         return self.processor.tokenizer.convert_tokens_to_ids(self.family.image_token)
 
-    def tokenize(
-        self, conversation: list[dict[str, Any]], grids: Sequence[ImageGrid] | None = None
-    ) -> TokenizedConversation:
+    def tokenize(self, conversation: Conversation, grids: Sequence[ImageGrid] | None = None) -> TokenizedConversation:
         return self._ids(conversation, grids, for_generation=False)
 
-    def prompt_ids(self, conversation: list[dict[str, Any]], grids: Sequence[ImageGrid] | None = None) -> list[int]:
+    def prompt_ids(self, conversation: Conversation, grids: Sequence[ImageGrid] | None = None) -> list[int]:
         return self._ids(conversation, grids, for_generation=True).input_ids
 
     def image_tokens(self, size: tuple[int, int]) -> int:
-        shown = [{"role": "user", "content": [{"type": "image"}]}]
+        shown: Conversation = [Turn(role="user", content=[Part(type="image")])]
         return self.prompt_ids(shown, self.image_grids([size])).count(self.image_token)
 
     def fingerprint(self) -> str:
@@ -63,7 +62,7 @@ class _Chat(ABC):
 
     @abstractmethod
     def _ids(
-        self, conversation: list[dict[str, Any]], grids: Sequence[ImageGrid] | None, *, for_generation: bool
+        self, conversation: Conversation, grids: Sequence[ImageGrid] | None, *, for_generation: bool
     ) -> TokenizedConversation: ...
 
     @abstractmethod
@@ -109,7 +108,7 @@ class FastChat(_Chat):
         return head_logits(model, states, self.family)
 
     def _ids(
-        self, conversation: list[dict[str, Any]], grids: Sequence[ImageGrid] | None, *, for_generation: bool
+        self, conversation: Conversation, grids: Sequence[ImageGrid] | None, *, for_generation: bool
     ) -> TokenizedConversation:
         if grids is None:  # Only a rule looks at the images: without one, they may be anything.
             grids = grids_of_images(conversation, self) if self.family.image_grid else []
@@ -151,7 +150,7 @@ class GenericChat(_Chat):
         return states
 
     def _ids(
-        self, conversation: list[dict[str, Any]], grids: Sequence[ImageGrid] | None, *, for_generation: bool
+        self, conversation: Conversation, grids: Sequence[ImageGrid] | None, *, for_generation: bool
     ) -> TokenizedConversation:
         grids = grids_of_images(conversation, self) if grids is None else grids
         return tokenize_rendered(conversation, self, grids, for_generation=for_generation)
