@@ -50,7 +50,9 @@ class _Chat(ABC):
 
     def image_tokens(self, size: tuple[int, int]) -> int:
         shown: Conversation = [Turn(role="user", content=[Part(type="image")])]
-        return self.prompt_ids(shown, self.image_grids([size])).count(self.image_token)
+        ids = torch.tensor([self.prompt_ids(shown, self.image_grids([size]))])
+        marked = [*self.token_types(ids).values()] or [ids == self.image_token]
+        return int(marked[0].sum())
 
     def fingerprint(self) -> str:
         tokenizer, end = self.processor.tokenizer.backend_tokenizer.to_str(), self.family.end_of_turn
@@ -59,6 +61,9 @@ class _Chat(ABC):
 
     @abstractmethod
     def image_grids(self, sizes: Sequence[tuple[int, int]]) -> list[ImageGrid]: ...
+
+    @abstractmethod
+    def token_types(self, input_ids: torch.Tensor) -> Batch: ...
 
     @abstractmethod
     def _ids(
