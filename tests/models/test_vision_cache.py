@@ -7,17 +7,21 @@ import pytest
 import torch
 
 from tests.conftest import fresh_home, small_config, tiny_directory
-from vlm_core.data.batches import DecodedImages
+from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import image_sizes
+from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.encode import encode
 from vlm_core.families import Family
+from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.prompts import Prompts, prompt_of
+from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.models.feature_store import FeatureStore
-from vlm_core.models.frozen_tower import feature_inputs, tower_fingerprint, vision_features
+from vlm_core.models.frozen_tower import DetachedTower, feature_inputs, tower_fingerprint, vision_features
 from vlm_core.models.load import load_model
 from vlm_core.models.prepare import prepare_model
 from vlm_core.training.distributed import Ranks
-from vlm_core.training.vision_cache import encode_images
+from vlm_core.training.vision_cache import FeatureInputs, encode_images
 
 CPU = torch.device("cpu")
 
@@ -39,6 +43,12 @@ def shards(home: Path) -> list[Path]:
     return sorted(home.glob("cache/vision/*/*.arrow"))
 
 
+def shown(features: FeatureInputs, image: int) -> torch.Tensor:
+    """Returns the features of one image."""
+    found = features([[image]])
+    return found[next(key for key in ("pixel_values", "image_features") if key in found)]
+
+
 def test_features_are_read_as_computed_and_computed_once(
     model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -53,7 +63,7 @@ def test_features_are_read_as_computed_and_computed_once(
     written = [(path, path.stat().st_mtime_ns) for path in shards(home)]
     monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # whoever encodes now fails
     again = encode_images(model, chat, conversations, Ranks(), CPU)
-    assert again([[5]])["pixel_values"].equal(features([[5]])["pixel_values"])
+    assert shown(again, 5).equal(shown(features, 5))
     assert [(path, path.stat().st_mtime_ns) for path in shards(home)] == written
 
 
@@ -87,7 +97,7 @@ def test_a_killed_job_goes_on_where_it_was(
 def test_damaged_bytes_are_noticed_and_encoded_again(
     model: Any, chat: ChatModel, conversations: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = encode_images(model, chat, conversations, Ranks(), CPU)([[7]])["pixel_values"]
+    good = shown(encode_images(model, chat, conversations, Ranks(), CPU), 7)
     (shard,) = shards(home)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -95,7 +105,7 @@ def test_damaged_bytes_are_noticed_and_encoded_again(
     store = FeatureStore(shard.parent)
     with pytest.raises(ValueError, match="is damaged .*delete it, and its images are encoded again"):
         store.read(list(store.places))
-    assert encode_images(model, chat, conversations, Ranks(), CPU)([[7]])["pixel_values"].equal(good)
+    assert shown(encode_images(model, chat, conversations, Ranks(), CPU), 7).equal(good)
     assert "is damaged" in caplog.text
 
 
@@ -150,3 +160,17 @@ def test_a_tower_that_trains_is_not_encoded_ahead(
     assert not shards(home)
     encode(small_config(), Ranks(), conversations)
     assert len(shards(home)) == 1
+
+
+def test_answers_from_features_are_those_from_pixels(model: Any, chat: ChatModel, conversations: Path) -> None:
+    tokens = TokenDataset(build_tokens(conversations, chat), "validation")
+    answerer, prompts = Answerer(model.eval(), chat), Prompts([prompt_of(tokens[i]) for i in range(12)], chat)
+
+    def answers(images: ImageInputs) -> dict[int, Any]:
+        (groups,) = prompts.batches(len(prompts))
+        return answerer.answer_groups(prompts, groups, images, GenerationSettings(4), [""] * len(prompts))
+
+    expected = answers(DecodedImages.of(conversations, chat))
+    features = encode_images(model, chat, conversations, Ranks(), CPU)
+    DetachedTower(model, chat.family)
+    assert answers(features) == expected

@@ -257,7 +257,8 @@ def test_cached_features_give_the_gradients_of_live_ones(
     expected_loss, expected = loss_and_gradients(model, chat, [live])
     grids = [grid for group in groups for grid in group[0].grids]
     features = vision_features(model, {key: live[key] for key in family.image_inputs}, family)
-    cached = live | feature_inputs([*features], grids, chat)
+    cached = {key: live[key] for key in live.keys() - set(family.image_inputs)}
+    cached |= feature_inputs([*features], grids, chat)
     names = {name for name, _ in model.named_parameters()}
     tower = DetachedTower(model, family)
     loss, gradients = loss_and_gradients(model, chat, [cached])

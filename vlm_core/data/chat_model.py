@@ -16,6 +16,9 @@ from vlm_core.families import Family
 
 Batch = dict[str, torch.Tensor]
 
+PIXELS = "pixel_values"
+FEATURES = "image_features"  # key of a batch for finished features, which take the place of its pixels
+
 # The rows and columns of an image, in the unit that its chat model counts in (tokens or pixels). Only that chat model
 # reads them. Images with equal grids have equal tokens.
 ImageGrid = tuple[int, int]

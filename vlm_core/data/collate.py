@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.chat_model import FEATURES, PIXELS, Batch, ChatModel
 from vlm_core.data.chat_template import TokenizedConversation
 from vlm_core.data.conversation import images_of
 from vlm_core.families import Family
@@ -75,10 +75,15 @@ def images_as_shown(images: Sequence[Sequence[Any]], chat: ChatModel) -> Batch:
     return kept
 
 
+def shows_images(batch: Batch) -> bool:
+    """Returns whether a batch has images, as pixels or as features."""
+    return PIXELS in batch or FEATURES in batch
+
+
 def require_keys(batch: Batch, family: Family) -> None:
-    """Raises ValueError where a batch with images lacks a key without which the family computes something else."""
-    missing = family.required_keys - batch.keys()
-    if "pixel_values" in batch and missing:
+    """Raises ValueError if a batch with images lacks a key without which the family computes something else."""
+    missing = family.required_keys - batch.keys() - {PIXELS}
+    if shows_images(batch) and missing:
         raise ValueError(
             f"a batch for {family.model_type} lacks {', '.join(sorted(missing))}; "
             f"the collate function must return {', '.join(sorted(family.required_keys))}"

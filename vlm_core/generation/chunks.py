@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from transformers import DynamicCache
 
-from vlm_core.data.chat_model import Batch
+from vlm_core.data.chat_model import FEATURES, Batch
 from vlm_core.families import Family
 
 TOKENS_AT_ONCE = 2048  # enough to keep a GPU busy; the tower sees at most eight images of 256 tokens
@@ -20,7 +20,7 @@ def few_rows_at_once(batch: Batch, family: Family) -> Iterator[Batch]:
     """
     count, length = batch["input_ids"].shape
     images = [0, *batch["image_ids"].amax(dim=1).cumsum(dim=0).tolist()]
-    starts = {key: _image_starts(batch, key) for key in family.image_inputs if key in batch}
+    starts = {key: _image_starts(batch, key) for key in (FEATURES, *family.image_inputs) if key in batch}
     at_once = max(1, TOKENS_AT_ONCE // length)
     for first in range(0, count, at_once):
         last = min(first + at_once, count)

@@ -4,7 +4,9 @@ import inspect
 from typing import Any
 
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from vlm_core.data.chat_model import FEATURES
 from vlm_core.families import Family
 from vlm_core.models.attention import Places, packed_masks
 
@@ -17,7 +19,7 @@ def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) ->
 
     `model` is the transformers model itself.
     """
-    inputs: dict[str, Any] = {key: value for key, value in batch.items() if key not in LABELS}
+    inputs = with_features({key: value for key, value in batch.items() if key not in LABELS})
     if "group_ids" in batch:
         places = Places.of(batch)
         inputs = packed_inputs(batch, family) | {"attention_mask": packed_masks(places, places, model, family)}
@@ -36,11 +38,21 @@ def target_logits(model: Any, batch: dict[str, torch.Tensor], chosen: torch.Tens
     return model(**inputs, use_cache=False).logits[chosen]
 
 
-def packed_inputs(batch: dict[str, torch.Tensor], family: Family) -> dict[str, torch.Tensor]:
+def packed_inputs(batch: dict[str, torch.Tensor], family: Family) -> dict[str, Any]:
     """Returns the model's arguments for a packed batch, without the masks: tokens, images and positions."""
-    inputs = {key: batch[key] for key in ("input_ids", *family.image_inputs) if key in batch}
+    inputs = {key: batch[key] for key in ("input_ids", FEATURES, *family.image_inputs) if key in batch}
     own_positions = family.mrope and "grid_position_ids" in batch  # Rows without images count tokens.
-    return inputs | {"position_ids": batch["grid_position_ids" if own_positions else "position_ids"]}
+    return with_features(inputs | {"position_ids": batch["grid_position_ids" if own_positions else "position_ids"]})
+
+
+def with_features(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Returns a model's arguments, with finished features of images as the model takes them."""
+    if FEATURES not in inputs:
+        return inputs
+    of_all_images: Any = [inputs[FEATURES]]
+    encoded = BaseModelOutputWithPooling(pooler_output=of_all_images)
+    others = {key: value for key, value in inputs.items() if key != FEATURES}
+    return others | {"mm_encoder_outputs": {"image": encoded}}
 
 
 def on_device(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

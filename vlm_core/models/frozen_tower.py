@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from vlm_core.data.chat_model import Batch, ChatModel, ImageGrid
+from vlm_core.data.chat_model import FEATURES, PIXELS, Batch, ChatModel, ImageGrid
 from vlm_core.data.grids import patch_grids
 from vlm_core.families import Family
 from vlm_core.models.load import unwrapped
@@ -54,7 +54,7 @@ def vision_features(model: Any, images: Batch, family: Family) -> Sequence[torch
 
     `images` is what `ChatModel.image_inputs` returns, on the tower's device and in its dtype.
     """
-    if family.image_grid:
+    if holds_projector(family):
         return unwrapped(model).get_image_features(**images).pooler_output
 
     def capture(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -78,31 +78,31 @@ def feature_inputs(features: Sequence[torch.Tensor], grids: Sequence[ImageGrid],
     """
     if not features:
         return {}
-    if not chat.family.image_grid:
-        return {"pixel_values": torch.stack([*features])}
-    where = patch_grids(grids, chat.processor.image_processor.merge_size)
-    return {"pixel_values": torch.cat([*features]), "image_grid_thw": where}
+    key = FEATURES if holds_projector(chat.family) else PIXELS  # A projector of its own gets them through the stub.
+    batch = {key: torch.cat([*features]) if chat.family.image_grid else torch.stack([*features])}
+    if "image_grid_thw" in chat.family.image_inputs:  # Positions depend on it.
+        batch["image_grid_thw"] = patch_grids(grids, chat.processor.image_processor.merge_size)
+    return batch
+
+
+def holds_projector(family: Family) -> bool:
+    """Returns whether the projector is part of the tower, so that cached features are those that the model takes."""
+    return all(name.startswith(f"{family.vision_tower}.") for name in family.parts["projector"])
 
 
 class _Stub(nn.Module):
-    """Takes features in place of pixels."""
+    """Takes features in place of pixels, so that the model's own code leads them to its projector, which may train."""
 
     def __init__(self, tower: nn.Module, *, pooled: bool) -> None:
         super().__init__()
-        self.pooled = pooled
-        # The model reads these attributes of its tower.
-        for name in ("dtype", "spatial_merge_size"):
-            if hasattr(tower, name):
-                setattr(self, name, getattr(tower, name))
+        self.pooled, self.dtype = pooled, next(tower.parameters()).dtype  # The model reads the dtype of its tower.
 
     def forward(self, pixel_values: torch.Tensor, **_: Any) -> BaseModelOutputWithPooling:
         if self.pooled:
             tokens = pixel_values.flatten(2).transpose(1, 2)
-        elif pixel_values.dim() == 4:
+        else:
             # The tower returns this memory layout; in another one, the next module would round differently.
             tokens = pixel_values.clone(memory_format=torch.channels_last)
-        else:
-            tokens = pixel_values.clone()
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)
 
 
@@ -113,7 +113,7 @@ class DetachedTower:
         self.model, self.name = unwrapped(model), family.vision_tower
         self.tower = self.model.get_submodule(family.vision_tower)
         pooled = family.vision_features != family.vision_tower
-        self.stub = _Stub(self.tower, pooled=pooled)
+        self.stub = nn.Identity() if holds_projector(family) else _Stub(self.tower, pooled=pooled)
         self.model.set_submodule(self.name, self.stub)
         if pooled:
             # The pooled patches go through the projector's own code: a square of tokens_per_side, pooled no further.

@@ -15,7 +15,7 @@ from torch import nn
 
 from vlm_core.config import Config
 from vlm_core.data.batches import AnyBatches, count_tokens
-from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.chat_model import FEATURES, PIXELS, Batch, ChatModel
 from vlm_core.data.collate import require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.models.freeze import PartCounts
@@ -204,9 +204,7 @@ class Trainer:
 
     def _to_device(self, batch: Batch) -> Batch:
         moved = {key: value.to(self.device, non_blocking=True) for key, value in batch.items()}
-        if "pixel_values" in moved:
-            moved["pixel_values"] = moved["pixel_values"].to(self.compute_dtype)
-        return moved
+        return moved | {key: moved[key].to(self.compute_dtype) for key in (PIXELS, FEATURES) if key in moved}
 
     def _precision(self) -> torch.autocast:
         """Trained weights are float32; what is computed with them is in the configured dtype."""

@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from vlm_core.data.chat_model import Batch, ChatModel
-from vlm_core.data.collate import IGNORE_INDEX
+from vlm_core.data.collate import IGNORE_INDEX, shows_images
 from vlm_core.families import part_of
 from vlm_core.models.forward import tokens_at_once
 from vlm_core.models.load import unwrapped
@@ -57,7 +57,7 @@ class TokenLoss(nn.Module):
         Without an image, trained parameters of tower and projector get gradients of zero: other ranks wait for them.
         """
         loss = self._loss(batch)
-        if "pixel_values" not in batch:
+        if not shows_images(batch):
             loss = loss + sum(0.0 * parameter.sum() for parameter in self._trained_on_images())
         return loss
 
