@@ -11,11 +11,14 @@ training stands beside them, and a verdict says whether the model has learnt. Wr
 and no model is asked the same twice.
 """
 
-from vlm_core.arguments import check_arguments, evaluate_parser
+from vlm_core.arguments import evaluate_parser, read_config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(evaluate_parser(__doc__), "torch and transformers")
+    ARGUMENTS = read_config(evaluate_parser(__doc__), "torch and transformers")
+else:
+    ARGUMENTS = None
 
+import argparse
 import logging
 import time
 from collections.abc import Sequence
@@ -209,9 +212,8 @@ def _say(result: dict[str, Any], output: Path) -> None:
         logger.info("against %s: token F1 %s%s", name, found, doubt)
 
 
-def main() -> None:
+def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
-    options, config = evaluate_parser(__doc__).parse_config()
     checkpoint = options.checkpoint_path
     is_directory = checkpoint is not None and Path(checkpoint).is_dir()
     beside = Path(checkpoint).resolve().parent if is_directory else Path.cwd()
@@ -220,5 +222,5 @@ def main() -> None:
         evaluate(config, checkpoint, output.absolute(), ranks, options.conversations)
 
 
-if __name__ == "__main__":
-    main()
+if ARGUMENTS:
+    main(*ARGUMENTS)

@@ -7,10 +7,12 @@ The answer goes to standard output, alone; messages go to standard error. An inp
 {"prompt": "...", "images": ["file or https address", ...]}, and gives a line of JSON an answer.
 """
 
-from vlm_core.arguments import check_arguments, generate_parser
+from vlm_core.arguments import generate_parser, read_arguments
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(generate_parser(__doc__), "torch and transformers")
+    OPTIONS = read_arguments(generate_parser(__doc__), "torch and transformers")
+else:
+    OPTIONS = None
 
 import argparse
 import json
@@ -32,7 +34,6 @@ from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
-from vlm_core.models.weights import is_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -109,12 +110,7 @@ def _model(options: argparse.Namespace) -> ModelFiles:
     if not (options.checkpoint_path or options.base_model):
         raise ValueError("nothing to load: give --checkpoint-path, --base-model, or both")
     base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model, torch_dtype="auto")
-    files = find_model(options.checkpoint_path, base)
-    if options.is_peft and not is_adapter(files.weights):
-        logger.warning("--is-peft has no effect: %s holds full weights", files.weights)
-    if options.peft_exclude_modules:
-        logger.info("--peft-exclude-modules is not needed: an adapter's own file says which modules it changes")
-    return files
+    return find_model(options.checkpoint_path, base)
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:
@@ -153,10 +149,9 @@ def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
     return record["response"] + "\n"
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    options = generate_parser(__doc__).parse_args()
-    configure_logging()
+    configure_logging()  # again: an imported library may have changed it
     try:
         text = render(generate(options), options)
         if options.output_file:
@@ -167,5 +162,5 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

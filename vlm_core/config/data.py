@@ -78,9 +78,5 @@ class CollateFnConfig(Section):
 
 
 class DataloaderConfig(Section):
-    target: Target = Field(
-        None, description="The guide's key: null, or its StatefulDataLoader; there is one loader here."
-    )
-    batch_size: PositiveInt | None = Field(None, description="The guide's name of step_scheduler.local_batch_size.")
     collate_fn: CollateFnConfig = CollateFnConfig()
     num_workers: int = Field(0, ge=0, description="Worker processes a rank that decode images; 0 = in the rank.")

@@ -30,12 +30,12 @@ from vlm_core.models.freeze import count_parameters, parameter_table
 from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
 from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.prepare import compute_dtype, prepare_model
-from vlm_core.run_directory import as_it_began, checkpoint_to_resume, require_compatible
-from vlm_core.targets import is_built_in, load_target
+from vlm_core.run_directory import checkpoint_to_resume
+from vlm_core.targets import load_target
 from vlm_core.training.distributed import Ranks, main_rank_first, same_as_main
 from vlm_core.training.loop import Trainer
 from vlm_core.training.optim import optimizer_class
-from vlm_core.training.run_length import with_run_length
+from vlm_core.training.run_length import decide_length
 from vlm_core.training.vision_cache import encode_images
 
 logger = logging.getLogger(__name__)
@@ -97,11 +97,7 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
         tokens = _read_tokens(config, conversations, processor, family, collate)
     # The main rank decides: over a shared file system, another host may see an older pointer for a minute.
     checkpoint = same_as_main(checkpoint_to_resume(directory, config.checkpoint.restore_from))
-    if checkpoint is not None:
-        config = as_it_began(config, checkpoint)
-    config = with_run_length(config, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
-    if checkpoint is not None:
-        require_compatible(checkpoint, config)
+    config = decide_length(config, checkpoint, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
     return RunInputs(config, directory, base, processor, family, conversations, tokens, collate, checkpoint, ranks)
 
 
@@ -216,7 +212,7 @@ def _read_tokens(
 def _own_collate(config: Config) -> Collate | None:
     """Returns the user's collate function, None for the family's own."""
     target = config.dataloader.collate_fn.target
-    if target is None or is_built_in("collate_fn", target):
+    if target is None:
         return None
     logger.warning("%s makes the batches: packing, vision_cache, dataset.max_length and dataset.train_on "
                    "have no effect", target)  # fmt: skip
