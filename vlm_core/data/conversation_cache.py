@@ -33,7 +33,7 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 3  # raise it whenever the same source must give another cache
+CONVERSATIONS_VERSION = 4  # raise it whenever the same source must give another cache
 
 _CONTENT = pa.struct([("type", pa.string()), ("text", pa.string()), ("image", pa.int32())])
 _TURN = pa.struct([("role", pa.string()), ("content", pa.list_(_CONTENT))])
