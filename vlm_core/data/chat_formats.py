@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vlm_core.data.cells import NoTextError, shown, text_of
+from vlm_core.data.conversation import Part, Turn, image_part, text_part
 
 SPEAKERS = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "model": "assistant",
@@ -38,8 +39,6 @@ UNTRAINED = {"weight": 0, "train": False, "loss": False}
 # Keys of a turn that hold more than its text.
 MORE = ("image", "images", "audio", "video", "tool_calls", "function_call", "reasoning_content", "thinking")
 
-Turn = dict[str, Any]
-
 
 class ChatFormatError(ValueError):
     """A conversation in a form that is not understood. The message is the reason, `detail` shows what was found."""
@@ -60,13 +59,14 @@ def turns_of(cell: Any, images: int | None) -> list[Turn]:
     texts = [turn["content"] for turn in turns if isinstance(turn["content"], str)]
     if any(_is_parts_text(text) for text in texts):
         turns = [turn | {"content": _content_of_json(turn["content"], texts)} for turn in turns]
-    turns = [turn | {"content": list(_parts(turn["content"]))} for turn in turns]
+    conversation: list[Turn] = [{"role": turn["role"], "content": list(_parts(turn["content"]))} for turn in turns]
     if images is not None:
-        require_as_many_places([part for turn in turns for part in turn["content"]], images, strict=_is_sharegpt(items))
-    return turns
+        parts = [part for turn in conversation for part in turn["content"]]
+        require_as_many_places(parts, images, strict=_is_sharegpt(items))
+    return conversation
 
 
-def require_as_many_places(parts: list[dict[str, Any]], images: int, *, strict: bool = False) -> None:
+def require_as_many_places(parts: list[Part], images: int, *, strict: bool = False) -> None:
     """Raises ChatFormatError if the parts have places for more or fewer images than there are.
 
     Without any place, the images precede the text, unless the form is `strict`.
@@ -82,14 +82,14 @@ def is_turns(cell: Any) -> bool:
     return isinstance(cell, list) and bool(cell) and all(isinstance(t, dict) and _form_of(t) for t in cell)
 
 
-def with_images(text: str) -> list[dict[str, Any]]:
+def with_images(text: str) -> list[Part]:
     """Returns the parts of a text in which each `<image>` is the place of an image."""
     if tag := OTHER_TAGS.search(text):
         raise ChatFormatError("an image tag other than <image>", f"found {shown(tag[0])}")
     first, *others = PLACEHOLDER.split(text)
-    parts = [{"type": "text", "text": first}]
+    parts: list[Part] = [text_part(first)]
     for other in others:
-        parts += [{"type": "image"}, {"type": "text", "text": other}]
+        parts.extend(({"type": "image"}, text_part(other)))
     return [part for part in parts if part.get("text") != ""] if others else parts
 
 
@@ -126,7 +126,7 @@ def _decoded(text: str) -> Any:
         raise ChatFormatError("a conversation as a text that is not JSON", f"found {shown(text)}; {remedy}") from None
 
 
-def _turns(items: list[Any]) -> Iterator[Turn]:
+def _turns(items: list[Any]) -> Iterator[dict[str, Any]]:
     for number, item in enumerate(items):
         place = f"turn {number}: "
         turn = _decoded_turn(item)
@@ -225,7 +225,7 @@ def _is_json_content(text: str) -> bool:
         return False
 
 
-def _parts(content: Any) -> Iterator[dict[str, Any]]:
+def _parts(content: Any) -> Iterator[Part]:
     if isinstance(content, Mapping):
         content = [content]
     if content is None:
@@ -239,7 +239,7 @@ def _parts(content: Any) -> Iterator[dict[str, Any]]:
         yield from _part(_filled(part))
 
 
-def _part(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _part(part: dict[str, Any]) -> Iterator[Part]:
     """Yields the parts that a part without empty keys means."""
     kind = part.get("type") or ("text" if "text" in part else "image" if part.keys() & {*IMAGE_KEYS} else None)
     if {"bytes", "path"} <= part.keys():
@@ -250,7 +250,7 @@ def _part(part: dict[str, Any]) -> Iterator[dict[str, Any]]:
             raise ChatFormatError("a text part without a text", f"found {shown(part)}")
         yield from with_images(_text(part["text"]))
     elif kind in IMAGE_TYPES and "text" not in part and (len(held) == 1 or not (held or _holds_more(part))):
-        yield {"type": "image", "image": _image(held[0], part[held[0]])} if held else {"type": "image"}
+        yield image_part(_image(held[0], part[held[0]])) if held else {"type": "image"}
     else:
         raise ChatFormatError("content that is neither text nor image", f"found {shown(part)}; understood are {PARTS}")
 

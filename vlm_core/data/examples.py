@@ -12,10 +12,9 @@ from typing import Any
 
 from vlm_core.data.cells import NoTextError, text_of
 from vlm_core.data.chat_formats import ChatFormatError, is_turns, require_as_many_places, turns_of, with_images
+from vlm_core.data.conversation import Conversation, Part, Turn, image_part, images_of, join_texts, map_parts, turn_text
 from vlm_core.data.image_folder import ImageError, ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
-
-Conversation = list[dict[str, Any]]
 
 
 class RejectedRow(ValueError):
@@ -134,7 +133,7 @@ def _text(row: dict[str, Any], columns: Columns, name: str) -> str | None:
         raise RejectedRow(f"{name} is {error}", _about_text(column, f"found {error.detail}; {remedy}")) from None
 
 
-def _turns(row: dict[str, Any], columns: Columns, images: int | None) -> list[dict[str, Any]]:
+def _turns(row: dict[str, Any], columns: Columns, images: int | None) -> list[Turn]:
     """Returns the turns of a row beside a number of `images` (None: unknown); see `turns_of`."""
     if columns.conversation:
         return turns_of(row[columns.conversation], images)
@@ -149,37 +148,26 @@ def _turns(row: dict[str, Any], columns: Columns, images: int | None) -> list[di
     return [{"role": "user", "content": parts}, {"role": "assistant", "content": with_images(answer)}]
 
 
-def _numbered(turns: list[dict[str, Any]], cells: list[Any]) -> tuple[Conversation, list[Any]]:
+def _numbered(turns: list[Turn], cells: list[Any]) -> tuple[Conversation, list[Any]]:
     """Returns the turns with images numbered, and the images in that order.
 
     Images without a place in the conversation precede the first question.
     """
     given, shown = iter(cells), []
 
-    def numbered(part: dict[str, Any]) -> dict[str, Any]:
+    def numbered(part: Part) -> Part:
         if part["type"] == "text":
             return part
         shown.append(part["image"] if "image" in part else next(given))
-        return {"type": "image", "image": len(shown) - 1}
+        return image_part(len(shown) - 1)
 
-    conversation = [
-        {"role": turn["role"], "content": [numbered(part) for part in _joined(turn["content"])]} for turn in turns
-    ]
+    conversation = map_parts(
+        [{"role": turn["role"], "content": join_texts(turn["content"])} for turn in turns], numbered
+    )
     left = list(given)
     first = next((turn for turn in conversation if turn["role"] == "user"), conversation[0])
-    first["content"] = [*({"type": "image", "image": len(shown) + i} for i in range(len(left))), *first["content"]]
+    first["content"] = [*(image_part(len(shown) + i) for i in range(len(left))), *first["content"]]
     return conversation, shown + left
-
-
-def _joined(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the parts of a turn with neighbouring texts as one, as the chat templates join them."""
-    joined: list[dict[str, Any]] = []
-    for part in parts:
-        if joined and part["type"] == joined[-1]["type"] == "text":
-            joined[-1] = {"type": "text", "text": joined[-1]["text"] + part["text"]}
-        else:
-            joined.append(part)
-    return joined
 
 
 def _require_sound(conversation: Conversation) -> None:
@@ -189,10 +177,9 @@ def _require_sound(conversation: Conversation) -> None:
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise RejectedRow("turns that do not go from user to assistant, and end there")
     for turn in conversation:
-        text = "".join(part["text"] for part in turn["content"] if part["type"] == "text")
+        text, has_image = turn_text(turn), bool(images_of([turn]))
         if MARKER_PATTERN.search(text):
             raise RejectedRow("reserved characters U+E000 and U+E001")
-        has_image = any(part["type"] == "image" for part in turn["content"])
         if has_image and turn["role"] == "assistant":
             raise RejectedRow("an image in an answer")
         if not text.strip() and not has_image:
