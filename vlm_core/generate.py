@@ -32,8 +32,8 @@ from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.log import configure_logging
-from vlm_core.models.layout import is_adapter
 from vlm_core.models.model_reference import ModelFiles, find_model
+from vlm_core.models.weights import is_adapter
 
 logger = logging.getLogger(__name__)
 

@@ -22,11 +22,11 @@ from tasks.registry.champion_history import (
     unrecorded,
 )
 from vlm_core.cache import locked
+from vlm_core.config.evaluation import CHAMPION
 from vlm_core.evaluation.metrics import Use, names
 from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.home import medpix_home
 
-CHAMPION = "champion"
 PREVIOUS = "previous_champion"  # tag of a version, of registries older than the history: the champion before it
 PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
 NOT_THERE = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))  # MLflow's error codes

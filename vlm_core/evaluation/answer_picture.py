@@ -16,7 +16,7 @@ INK, RIGHT, OTHER = "#1b1b1b", "#146b2e", "#a33a00"
 
 
 def draw_examples(images: Sequence[Image.Image], answers: Sequence[Sequence[dict[str, Any]]], path: Path) -> None:
-    """Writes a PNG with one row per image: the image, and the `question`, `reference` and `prediction` of its `answers`.
+    """Writes a PNG with one row per image: the image, and `question`, `reference` and `prediction` of its `answers`.
 
     A prediction is green if it equals the reference after normalisation; any other answer needs a reader's judgement.
     """

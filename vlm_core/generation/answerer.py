@@ -19,8 +19,9 @@ from vlm_core.generation.likelihood import Likelihood, likelihoods
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings, chooser, prompt_key
 from vlm_core.models.derived_family import family_of
-from vlm_core.models.load import device_of, load_processor, load_trained
+from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.model_reference import ModelFiles
+from vlm_core.models.weights import load_trained
 
 
 @dataclass(frozen=True)
