@@ -12,7 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_core.data.image_folder import ImageError, ImageFolder
+from vlm_core.data.case_ids import case_text
+from vlm_core.data.image_cells import ImageError, cells_of
+from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
 
 ROLES = ("system", "user", "assistant")
@@ -74,14 +76,15 @@ def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Ex
         )
         _require_sound(conversation)
         images = [folder.encoded(cell) for cell in shown]
+        case = None if columns.case is None else case_text(row[columns.case])
+        mode = None if columns.mode is None else row[columns.mode]
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError):  # of turns and parts that are none
         raise RejectedRow("malformed conversation") from None
     except ImageError as error:
         raise RejectedRow(str(error), _about_image(error, columns)) from None
     except ValueError as reason:
         raise RejectedRow(str(reason)) from None
-    case, mode = (None if name is None else row[name] for name in (columns.case, columns.mode))
-    return Example(conversation, images, None if case is None else str(case), None if mode is None else str(mode))
+    return Example(conversation, images, case, None if mode is None else str(mode))
 
 
 def _about_image(error: ImageError, columns: Columns) -> Callable[[], str]:
@@ -96,7 +99,7 @@ def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
     # Nothing where an image belongs is a defect of the dataset; an empty list says that a row has none.
     if cell is None and columns.conversation is None:
         raise RejectedRow("no image")
-    return cell if isinstance(cell, list) else [] if cell is None else [cell]
+    return cells_of(cell)
 
 
 def _single(row: dict[str, Any], columns: Columns, cells: list[Any]) -> tuple[Conversation, list[Any]]:

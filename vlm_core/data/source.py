@@ -19,6 +19,7 @@ from vlm_core.data.columns import resolve_columns
 from vlm_core.data.csv_rows import CsvRows
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
+from vlm_core.data.image_cells import LONGEST_PATH
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.row_readers import FunctionRows, Rows
@@ -209,10 +210,10 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[l
     """
     paths = {p for column in (columns.image, columns.conversation) if column for p in rows.image_paths(column)}
     found, by = [], defaultdict(list)
-    for path in sorted(paths):
+    for path in sorted(path for path in paths if len(path) <= LONGEST_PATH):  # a longer text is an image in base64
         try:
             image = folder.find(path)
-            found += [path, *_digests([image.path])]
+            found += [path, folder.digest(image.path)]
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
         except ValueError as reason:
             found += [path, str(reason)]
