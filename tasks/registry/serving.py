@@ -44,7 +44,8 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         return [answer.text for batch in batches for answer in self.answerer.answer(batch, settings)]
 
 
-def _conversation(number: int, image: Any, question: str) -> list[dict[str, Any]]:
+def _conversation(number: int, image: Any, question: str) -> list[Any]:
+    from vlm_core.data.conversation import question_turn
     from vlm_core.data.image_cells import encoded_image_of_caller
     from vlm_core.data.images import decode_image
 
@@ -52,7 +53,7 @@ def _conversation(number: int, image: Any, question: str) -> list[dict[str, Any]
         shown = decode_image(encoded_image_of_caller(image))
     except ValueError as error:
         raise MlflowException(f"row {number}: {error}", INVALID_PARAMETER_VALUE) from None
-    return [{"role": "user", "content": [{"type": "image", "image": shown}, {"type": "text", "text": question}]}]
+    return [question_turn(question, [shown])]
 
 
 set_model(ImageQuestionModel())

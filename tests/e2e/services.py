@@ -92,10 +92,11 @@ class Prefect:
     def __init__(self, environment: dict[str, str]) -> None:
         self.url = environment["PREFECT_API_URL"]
         user, _, password = environment.get("PREFECT_API_AUTH_STRING", "").partition(":")
-        self.client = PrefectHttpxSyncClient(auth=(user, password) if user else None, timeout=60)
+        self.auth = (user, password) if user else None
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        reply = self.client.request(method, f"{self.url}{path}", json=body)
+        with PrefectHttpxSyncClient(auth=self.auth, timeout=60) as client:
+            reply = client.request(method, f"{self.url}{path}", json=body)
         return reply.json() if reply.content else None
 
     def get(self, path: str) -> Any:

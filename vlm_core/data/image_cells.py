@@ -39,6 +39,10 @@ class ImageError(ValueError):
         return self._detail()
 
 
+class FromBase64(bytes):
+    """An encoded image that a cell held as base64 text; a reject says so, since the text may be what is damaged."""
+
+
 def cells_of(cell: Any) -> list[Any]:
     """Returns the images in a cell of an image column: those of a list, or the one that the cell is.
 
@@ -137,10 +141,10 @@ def _of_dictionary(cell: dict[str, Any]) -> Any:
 
 def _of_text(text: str) -> bytes | str:
     if text.lstrip()[:5] == "data:":
-        return decoded_base64(text)
+        return FromBase64(decoded_base64(text))
     start = "".join(text[: 2 * HEAD].split())[:HEAD]
     if len(text) >= SHORTEST_BASE64 and BASE64.fullmatch(start) and looks_like_image(decoded_base64(start)):
-        return decoded_base64(text)
+        return FromBase64(decoded_base64(text))
     if len(text) > LONGEST_PATH or any(len(part.encode(errors="replace")) > 255 for part in re.split(r"[/\\]", text)):
         raise ImageError("image as text that is neither a path nor base64", lambda: f"{len(text)} characters")
     if "\0" in text:

@@ -4,6 +4,7 @@ import hashlib
 from typing import Any
 
 from vlm_core.data.examples import RejectedRow
+from vlm_core.data.image_cells import FromBase64
 from vlm_core.data.images import inspect_image
 
 
@@ -41,8 +42,9 @@ class ImageTable:
         try:
             facts = inspect_image(encoded)
         except ValueError as error:
-            self._unreadable[digest] = str(error)
-            raise RejectedRow(str(error)) from None
+            reason = f"{error} (it was base64 text)" if isinstance(encoded, FromBase64) else str(error)
+            self._unreadable[digest] = reason
+            raise RejectedRow(reason) from None
         if facts.sha256 not in self._index_of_pixels:
             self._index_of_pixels[facts.sha256] = len(self.digests)
             self.digests.append(facts.sha256)
