@@ -37,7 +37,7 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import TRAIN
 from vlm_core.data.statistics import read_batches
 from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
-from vlm_core.evaluation.answering import Questions, answer_questions
+from vlm_core.evaluation.answering import Questions, answer_questions, shown_rows
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
 from vlm_core.evaluation.report import write_report
@@ -73,7 +73,9 @@ def evaluate(
     for label in identical:
         logger.info("evaluation.compare_with: %s is the evaluated model itself, and is left out", label)
         del others[label]
-    questions, conditions = _questions(config, conversations)
+    with main_rank_first(ranks):
+        shown = shown_rows(files, conversations)
+    questions, conditions = _questions(config, conversations, shown)
     answers = answer_questions(files, questions, conditions, config, ranks, MODEL)
     variants = {MODEL if condition == RIGHT else condition: found for condition, found in answers.items()}
     variants[COMMONEST] = _commonest_answers(questions) if ranks.is_main else []
@@ -104,10 +106,10 @@ def _other(reference: str, config: Config) -> ModelFiles:
     return find_model(None, config.model) if reference == BASE else find_model(reference)
 
 
-def _questions(config: Config, conversations: Path) -> tuple[Questions, list[str]]:
-    """Returns the questions and the conditions to ask them under."""
+def _questions(config: Config, conversations: Path, shown: list[int]) -> tuple[Questions, list[str]]:
+    """Returns the questions, of the rows `shown`, and the conditions to ask them under."""
     dataset = ConversationDataset(conversations, "validation")
-    chosen = _chosen(len(dataset), config.evaluation.limit)
+    chosen = [shown[i] for i in _chosen(len(shown), config.evaluation.limit)]
     shuffled = shuffle_between_cases([dataset.conversations[i] for i in chosen], config.rng.seed)
     controls = list(config.evaluation.controls)
     if shuffled is None and SHUFFLED in controls:

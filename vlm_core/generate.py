@@ -21,13 +21,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_core.config import ModelConfig
 from vlm_core.data.conversation import Conversation, question_turn
-from vlm_core.data.images import decode_image
+from vlm_core.data.image_cells import ImageError, open_image_file
+from vlm_core.data.images import UnreadableImageError, decode_image
 from vlm_core.files import write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
@@ -56,10 +56,12 @@ class Request:
 
 def read_image(name: str, allow_any_url: bool) -> Any:
     """Returns the image at a path or an address; raises ValueError where there is none."""
-    read = partial(read_image_url, name, any_address=allow_any_url) if "://" in name else Path(name).read_bytes
     try:
-        return decode_image(read())
-    except (OSError, SyntaxError) as error:  # Pillow raises both, and ValueError, for broken files
+        if "://" in name:
+            return decode_image(read_image_url(name, any_address=allow_any_url))
+        with open_image_file(Path(name)) as stream:
+            return decode_image(stream.read())
+    except (ImageError, UnreadableImageError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from None
 
 

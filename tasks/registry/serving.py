@@ -4,13 +4,14 @@ Input: a data frame with the columns `image` (an encoded image file in base64) a
 `max_new_tokens`. Output: a list of answers.
 """
 
-import base64
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pandas
+from mlflow.exceptions import MlflowException
 from mlflow.models import set_model
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
 
 class ImageQuestionModel(mlflow.pyfunc.PythonModel):
@@ -32,19 +33,27 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         self.answerer = Answerer.load(find_model(checkpoint, base))
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Returns one answer a row, as a list of strings."""
-        from vlm_core.data.conversation import question_turn
-        from vlm_core.data.images import decode_image
+        """Returns one answer a row, as a list of strings; raises MlflowException that names a row it cannot read."""
         from vlm_core.generation.sampling import GenerationSettings
 
-        conversations = [
-            [question_turn(question, [decode_image(base64.b64decode(image))])]
-            for image, question in zip(model_input["image"], model_input["question"], strict=True)
-        ]
+        rows = zip(model_input["image"], model_input["question"], strict=True)
+        conversations = [_conversation(number, image, question) for number, (image, question) in enumerate(rows)]
         size = context.model_config["batch_size"]
         settings = GenerationSettings((params or {})["max_new_tokens"])
         batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]
         return [answer.text for batch in batches for answer in self.answerer.answer(batch, settings)]
+
+
+def _conversation(number: int, image: Any, question: str) -> list[Any]:
+    from vlm_core.data.conversation import question_turn
+    from vlm_core.data.image_cells import encoded_image_of_caller
+    from vlm_core.data.images import decode_image
+
+    try:
+        shown = decode_image(encoded_image_of_caller(image))
+    except ValueError as error:
+        raise MlflowException(f"row {number}: {error}", INVALID_PARAMETER_VALUE) from None
+    return [question_turn(question, [shown])]
 
 
 set_model(ImageQuestionModel())

@@ -234,7 +234,7 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[l
     for path in sorted(paths):
         try:
             image = folder.find(path)
-            found += [path, *_digests([image.path])]
+            found += [path, folder.digest(image.path)]
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
         except ValueError as reason:
             found += [path, str(reason)]

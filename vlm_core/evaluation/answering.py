@@ -15,6 +15,7 @@ from vlm_core.data.batches import ImageInputs, image_inputs_of
 from vlm_core.data.conversation_cache import ConversationDataset, image_sizes
 from vlm_core.data.grids import grids_of
 from vlm_core.data.packing import Group, group_of
+from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, processor_fingerprint
 from vlm_core.data.tokenization import shared_image_token
 from vlm_core.evaluation.conditions import BLANK_SIZE, Asked, ask_under, blank_pixels, image_inputs
@@ -48,8 +49,16 @@ class Questions:
 
     def under(self, condition: str, tokens: TokenDataset, processor: Any, family: Family) -> Asked:
         """Returns the questions as they are asked under `condition`."""
-        examples = [tokens[i] for i in self.chosen]
+        examples = [tokens.of_row(i) for i in self.chosen]
         return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, self.sizes, processor, family)
+
+
+def shown_rows(files: ModelFiles, conversations: Path) -> list[int]:
+    """Returns the rows of the validation split that the model in `files` can be shown; warns of the others."""
+    tokens = TokenDataset(build_tokens(conversations, load_processor(files.base), family_of(files.base)), "validation")
+    if tokens.rejects:
+        logger.warning("left out of the evaluation: %s", describe_rejects(tokens.rejects))
+    return sorted(tokens.shown_rows())
 
 
 def answer_questions(
