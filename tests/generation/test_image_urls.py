@@ -84,15 +84,15 @@ def test_the_size_is_limited_and_nothing_is_unpacked(server: str, monkeypatch: p
 def test_one_deadline_holds_for_headers_and_body(server: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_urls, "MAX_SECONDS", 0.3)
     started = time.monotonic()
-    with pytest.raises(ValueError, match=r"took more than 0\.3 s|timed out"):
+    with pytest.raises(ValueError, match=r"took more than 0\.3 s"):
         read_image_url(f"{server}/{path}", any_address=True)
-    assert time.monotonic() - started < 1.5  # 3 s of drops
+    assert time.monotonic() - started < 2.5  # 3 s of drops
 
 
 def test_the_deadline_holds_for_the_resolver_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image_urls, "MAX_SECONDS", 0.2)
     monkeypatch.setattr(public_network.socket, "getaddrinfo", lambda *a, **k: time.sleep(1) or [])
-    with pytest.raises(ValueError, match=r"slow.example was not found within 0\.2 s"):
+    with pytest.raises(ValueError, match=r"slow.example was not found within 0\.2 s|took more than 0\.2 s"):
         read_image_url("https://slow.example/x")
 
 

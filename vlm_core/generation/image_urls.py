@@ -26,23 +26,26 @@ def read_image_url(url: str, *, any_address: bool = False) -> bytes:
     """
     here = url
     try:
-        with _client(Deadline(MAX_SECONDS), any_address) as client:
+        with _client(any_address) as client:
             for _ in range(MAX_REDIRECTS + 1):
                 _require_scheme(here, any_address)
                 with client.stream("GET", here) as response:
                     if not response.has_redirect_location:
                         return _read(response)
                     here = urljoin(here, response.headers["location"])
+    except httpx.TimeoutException:
+        raise ValueError(f"cannot read {_shown(url)}: it took more than {MAX_SECONDS:g} s") from None
     except (httpx.HTTPError, httpx.InvalidURL, OSError, ValueError) as error:
         raise ValueError(f"cannot read {_shown(url)}: {error or type(error).__name__}") from None
     raise ValueError(f"cannot read {_shown(url)}: more than {MAX_REDIRECTS} redirects")
 
 
-def _client(deadline: Deadline, any_address: bool) -> httpx.Client:
+def _client(any_address: bool) -> httpx.Client:
     """Returns a client on `PublicNetwork`, which httpx takes from httpcore's pool of connections."""
     transport = httpx.HTTPTransport()
     context = httpx.create_ssl_context()
-    transport._pool = httpcore.ConnectionPool(context, network_backend=PublicNetwork(deadline, any_address))
+    network = PublicNetwork(Deadline(MAX_SECONDS), any_address)  # the clock starts when all is prepared
+    transport._pool = httpcore.ConnectionPool(context, network_backend=network)
     return httpx.Client(transport=transport, headers=HEADERS, timeout=None, trust_env=False)
 
 
