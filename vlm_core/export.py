@@ -21,7 +21,7 @@ from transformers import AutoConfig
 
 from vlm_core.config import ModelConfig
 from vlm_core.files import published_directory
-from vlm_core.home import require_writable
+from vlm_core.home import keep_private, require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import ModelFiles, find_model
@@ -53,6 +53,7 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
 def main() -> None:
     """Runs the command."""
     options = export_parser(__doc__).parse_args()
+    keep_private()
     configure_logging()
     try:
         base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model)

@@ -31,6 +31,7 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
+from vlm_core.home import keep_private
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
 from vlm_core.models.weights import is_adapter
@@ -156,6 +157,7 @@ def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
 def main() -> None:
     """Runs the command."""
     options = generate_parser(__doc__).parse_args()
+    keep_private()
     configure_logging()
     try:
         text = render(generate(options), options)

@@ -27,7 +27,7 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits, resolved_config
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text
-from vlm_core.home import require_writable
+from vlm_core.home import keep_private, require_writable
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 def main() -> None:
     """Runs the command."""
     options, config = prepare_parser(__doc__).parse_config()
+    keep_private()
     configure_logging()
     prepare(config, options.output, options.init, next_command(options.init, sys.argv[1:]))
 
