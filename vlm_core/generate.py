@@ -33,6 +33,7 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
+from vlm_core.home import keep_private
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
 
@@ -153,6 +154,7 @@ def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
 
 def main(options: argparse.Namespace) -> None:
     """Runs the command."""
+    keep_private()
     configure_logging()  # again: an imported library may have changed it
     try:
         text = render(generate(options), options)

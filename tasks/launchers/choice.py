@@ -3,6 +3,7 @@
 import logging
 from importlib.util import find_spec
 
+from tasks.launchers.allowed import require_allowed
 from tasks.launchers.follow import Logger
 from tasks.launchers.job import Launcher
 from tasks.launchers.local import LocalLauncher
@@ -30,7 +31,8 @@ def launcher_of(compute: ComputeConfig, logger: Logger) -> Launcher:
 
 
 def require_launchable(compute: ComputeConfig) -> None:
-    """Raises ValueError where the engine that `compute` names is not there, or has not what it asks for."""
+    """Raises ValueError if `compute` names what is not allowed, or an engine that is missing or lacks what it needs."""
+    require_allowed(compute)
     if compute.launcher == "slurm":
         require_slurm(compute)
     if compute.launcher == "kubernetes":

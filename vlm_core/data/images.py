@@ -9,6 +9,8 @@ import hashlib
 import io
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +66,27 @@ def looks_like_image(head: bytes) -> bool:
     return head.startswith(SIGNATURES) or head[4:8] == b"ftyp"
 
 
+def pixel_count(encoded: bytes) -> int:
+    """Returns width times height by the header alone; raises UnreadableImageError as `decode_image` does."""
+    with _named_errors(encoded), _open(encoded) as image:
+        return image.width * image.height
+
+
 def _decoded(encoded: bytes) -> tuple[Image.Image, str, str, bool]:
     """Returns (the upright RGB image, its stored mode, its format, whether the file has several frames)."""
+    with _named_errors(encoded), _open(encoded) as image:
+        several = bool(getattr(image, "is_animated", False))
+        mode, kind = image.mode, image.format or "unknown"
+        return _to_rgb(_load(image, encoded)), mode, kind, several
+
+
+@contextmanager
+def _named_errors(encoded: bytes) -> Iterator[None]:
+    """Turns whatever Pillow raises into UnreadableImageError, and hides its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd metadata, and of many pixels, which `_open` refuses
-            with _open(encoded) as image:
-                several = bool(getattr(image, "is_animated", False))
-                mode, kind = image.mode, image.format or "unknown"
-                return _to_rgb(_load(image, encoded)), mode, kind, several
+            yield
     except UnreadableImageError:
         raise
     except Exception as error:  # Pillow's decoders raise any error for broken files: struct.error, SyntaxError, ...
