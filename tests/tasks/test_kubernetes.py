@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tasks.launchers.choice import launcher_of, require_launchable, say_what_has_no_effect
+from tasks.launchers.choice import launcher_of, require_launchable, warn_of_unused_settings
 from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job, JobFailedError
 from tasks.launchers.kubernetes_manifest import job_manifest, job_name, service_manifest
@@ -55,7 +55,7 @@ def job(directory: Path, *arguments: str) -> Job:
     return Job("job_under_test", arguments, compute(), directory / "finetune.log")
 
 
-def test_manifests_are_the_ones_that_were_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifests_are_as_reviewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDPIX_HOME", "/medpix")
     monkeypatch.delenv("OMP_WAIT_POLICY")
     cluster = {"gpus_per_node": 4, "cpus_per_node": 16, "memory_per_node": "64G", "max_restarts": 2}
@@ -115,7 +115,7 @@ def test_a_flow_that_comes_back_follows_the_same_job_and_can_cancel_it(
     launcher_of(submitted.compute, LOG).submit(submitted)  # by a flow that is killed
     wait_until(lambda: "rank 0" in submitted.log_file.read_text(), "the job is at work")
 
-    def look() -> None:
+    def poll() -> None:
         answers = [message for message in caplog.messages if message.startswith("Kubernetes Job")]
         silent = [message for message in answers if message.endswith("the API does not answer: down")]
         api.down = not silent
@@ -123,8 +123,8 @@ def test_a_flow_that_comes_back_follows_the_same_job_and_can_cancel_it(
             raise CancelledError
 
     with caplog.at_level(logging.INFO), pytest.raises(CancelledError):
-        run_job(submitted, launcher_of(submitted.compute, LOG), logger=LOG, on_look=look)
-    assert any("goes on with Kubernetes Job" in message for message in caplog.messages)
+        run_job(submitted, launcher_of(submitted.compute, LOG), logger=LOG, on_poll=poll)
+    assert any("follows Kubernetes Job" in message for message in caplog.messages)
     assert api.requests.count(f"POST {JOBS}") == 1
     assert api.objects == {}
 
@@ -140,8 +140,8 @@ def test_what_a_cluster_is_missing_is_said_before_anything_starts(
 
 
 def test_settings_of_another_launcher_warn(caplog: pytest.LogCaptureFixture) -> None:
-    say_what_has_no_effect(compute(cluster={"partition": "gpu", "gpus_per_node": 1}))
-    say_what_has_no_effect(ComputeConfig.model_validate({"kubernetes": POD}))
+    warn_of_unused_settings(compute(cluster={"partition": "gpu", "gpus_per_node": 1}))
+    warn_of_unused_settings(ComputeConfig.model_validate({"kubernetes": POD}))
     assert caplog.messages == [
         "compute.cluster.partition: no effect with compute.launcher=kubernetes",
         "compute.kubernetes.image, compute.kubernetes.volume_claim, compute.kubernetes.namespace: no effect with "

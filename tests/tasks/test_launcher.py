@@ -54,19 +54,19 @@ def job(program: str, *arguments: str, processes: int = 2, log_file: Path = Path
 
 
 def test_lines_reach_the_logger_and_the_file(program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    looks: list[float] = []
+    polls: list[float] = []
     with caplog.at_level(logging.INFO):
         run_job(
             job(program, "ok", "a b; $(c)", log_file=tmp_path / "logs" / "job.log"),
             LocalLauncher(),
             logger=logging.getLogger("test"),
-            on_look=lambda: looks.append(time.monotonic()),
+            on_poll=lambda: polls.append(time.monotonic()),
         )
     lines = [line for line in caplog.messages if line.startswith("rank")]
     assert sorted(line.split()[1] for line in lines) == ["0", "1"]
     assert all("arguments ['ok', 'a b; $(c)']" in line for line in lines)  # no shell in between
     assert set(lines) <= set((tmp_path / "logs" / "job.log").read_text().splitlines())
-    assert len(looks) >= 2
+    assert len(polls) >= 2
     # Levels are kept, and times are left to the logger: one a line.
     warned = [record for record in caplog.records if "look out" in record.getMessage()]
     assert sorted(record.getMessage() for record in warned) == ["look out, rank 0", "look out, rank 1"]
@@ -153,7 +153,7 @@ def test_no_process_survives(program: str, tmp_path: Path, killed: str) -> None:
 
     seen: list[psutil.Process] = []
 
-    def look() -> None:
+    def poll() -> None:
         if len(ranks()) == 2 and not seen:
             seen.extend([*ranks(), ranks()[0].parent()])
             if killed == "by the caller":
@@ -161,6 +161,6 @@ def test_no_process_survives(program: str, tmp_path: Path, killed: str) -> None:
             seen[-1].kill()
 
     with pytest.raises((Cancelled, JobFailedError)):
-        run_job(job(program, "wait"), LocalLauncher(), logger=logging.getLogger("test"), on_look=look)
+        run_job(job(program, "wait"), LocalLauncher(), logger=logging.getLogger("test"), on_poll=poll)
     assert len(seen) == 3
     assert psutil.wait_procs(seen, timeout=5)[1] == []

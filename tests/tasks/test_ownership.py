@@ -106,7 +106,7 @@ def test_a_directory_knows_its_run(client: mlflow.MlflowClient, tmp_path: Path) 
     assert mlflow_run_of(tmp_path) is None
     run = new_run(client, owner_tags(tmp_path))
     remember_mlflow_run(tmp_path, run)
-    with pytest.raises(ValueError, match=f"belongs to a run that is at work, process {os.getpid()}: wait for it"):
+    with pytest.raises(ValueError, match=f"belongs to a run that still works, process {os.getpid()}: wait for it"):
         mlflow_run_of(tmp_path)
     client.set_terminated(run, "KILLED")
     assert mlflow_run_of(tmp_path) == run

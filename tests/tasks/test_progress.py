@@ -33,18 +33,18 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str]]:
 def test_a_bar_is_followed_through_its_file(tmp_path: Path, sent: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "finetune.progress.json"
     artifact = ProgressArtifact("finetune", "demo-1", file)
-    artifact.look()
+    artifact.poll()
     assert sent == []  # the job has not begun
     with progress_sent_to(progress_writer(file)), ProgressBar(400, "finetune", "step", done=100) as bar:
         bar.update(100, "loss 6.1234, 12.3 samples/s")
-        artifact.look()
-        artifact.look()
+        artifact.poll()
+        artifact.poll()
         bar.update(1, "not yet")
-        artifact.look()
+        artifact.poll()
         assert len(sent) == 1  # every few seconds, and no oftener
         bar.update(199, "loss 0.5000, 12.4 samples/s")
-    artifact.look()  # the end is always shown
-    artifact.look()
+    artifact.poll()  # the end is always shown
+    artifact.poll()
     assert [(what, percent) for what, percent, _ in sent] == [("medpix-finetune-progress", 50.0), ("update", 100.0)]
     assert sent[1][2].splitlines() == [
         "| finetune | 400 of 400 steps |",

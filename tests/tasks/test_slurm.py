@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.launchers.choice import require_launchable, say_what_has_no_effect
+from tasks.launchers.choice import require_launchable, warn_of_unused_settings
 from tasks.launchers.job import Job
 from tasks.launchers.slurm import _seconds
 from tasks.launchers.slurm_commands import Status
@@ -65,7 +65,7 @@ def test_a_restart_that_cannot_begin_on_its_nodes_is_queued_again(
     """Not a first start, which would not begin later either, nor one whose directory is missing, nor the tenth."""
     for name, does in {
         "srun": f"exit {code_of_srun}",
-        "scontrol": f'echo "$@" > {tmp_path}/told',
+        "scontrol": f'echo "$@" > {tmp_path}/requeued',
         "module": "",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
@@ -73,9 +73,9 @@ def test_a_restart_that_cannot_begin_on_its_nodes_is_queued_again(
     variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "PATH": f"{tmp_path}:/usr/bin:/bin"}
     script = slurm_script(job(tmp_path / "run"), tmp_path / "exit")
     done = subprocess.run(["bash"], input=script, env=variables, capture_output=True, text=True)
-    assert (tmp_path / "told").exists() == queued_again
+    assert (tmp_path / "requeued").exists() == queued_again
     assert done.returncode == (0 if queued_again else code_of_srun)
-    assert ("Slurm job 7 could not begin on its nodes, and is queued again" in done.stdout) == queued_again
+    assert ("Slurm job 7 could not begin on its nodes: it is queued again" in done.stdout) == queued_again
     assert not (tmp_path / "exit").exists()
 
 
@@ -96,10 +96,10 @@ def test_nodes_take_a_cluster_and_count_as_processes() -> None:
 
 
 def test_what_only_a_cluster_heeds_is_named_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
-    say_what_has_no_effect(COMPUTE)
-    say_what_has_no_effect(ComputeConfig())
+    warn_of_unused_settings(COMPUTE)
+    warn_of_unused_settings(ComputeConfig())
     assert caplog.messages == []
-    say_what_has_no_effect(ComputeConfig(cluster=ClusterConfig(partition="gpu", gpus_per_node=2)))
+    warn_of_unused_settings(ComputeConfig(cluster=ClusterConfig(partition="gpu", gpus_per_node=2)))
     names = "compute.cluster.gpus_per_node, compute.cluster.partition"
     assert caplog.messages == [f"{names}: no effect with compute.launcher=local"]
     assert caplog.records[0].levelno == logging.WARNING

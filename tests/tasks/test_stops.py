@@ -10,7 +10,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.stops import ends_quietly, resumption, say_how_it_resumes, stoppable_task
+from tasks.stops import ends_quietly, report_stop, resumption, stoppable_task
 from vlm_core.files import write_json
 
 
@@ -62,7 +62,7 @@ def test_a_stopped_flow_is_cancelled_and_nothing_is_red(
         try:
             steps = train()
         except Exception as error:
-            say_how_it_resumes(directory, error)
+            report_stop(directory, error)
         later.append(steps)
         return steps
 

@@ -56,14 +56,14 @@ def test_a_terminal_has_one_live_line_and_whole_lines_of_the_log(
     with shown_to_a_person(monkeypatch) as screen:
         file = tmp_path / "finetune.progress.json"
         line = LiveLine(file)
-        line.look()  # the job has not begun
+        line.poll()  # the job has not begun
         write = progress_writer(file)  # as the job does
         write(Progress("finetune", "step", 3, 4, "loss 0.5, 12.0 samples/s", 0.2))
-        line.look()
+        line.poll()
         logging.getLogger("job").log(PROGRESS, "finetune 3/4 steps")  # what the bar shows
         logging.getLogger("job").info("saved")
         write(Progress("finetune", "step", 4, 4, "loss 0.4, 12.0 samples/s", 0.0))
-        line.look()
+        line.poll()
         line.close()
     *shown, last = re.split(r"[\r\n]+", screen.getvalue().rstrip())
     assert [
@@ -90,7 +90,7 @@ def test_without_a_terminal_there_is_no_bar(tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "job.progress.json"
     progress_writer(file)(Progress("finetune", "step", 1, 5, "", 60.0))
     line = LiveLine(file)
-    line.look()
+    line.poll()
     line.close()
     assert capsys.readouterr().err == ""
 
@@ -107,7 +107,7 @@ def test_each_stage_has_its_number(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     run = Stages([first, second]).run
     with caplog.at_level(logging.INFO):
         assert run(first, 3) == 6
-        with pytest.raises(ValueError, match="download_model runs as stage 2 of"):
+        with pytest.raises(ValueError, match="download_model cannot be stage 2; the stages are"):
             run(first, 3)
     assert caplog.messages == ["== 1/2 download model =="]
 
@@ -214,5 +214,5 @@ def test_no_image_is_written_where_none_may_leave_the_data(
     assert list(tmp_path.iterdir()) == []
     assert asked(private, monkeypatch)[-4:] == ["--prompt", "QUESTION", "--image", "FILE"]
     lines = next_steps(summary(tmp_path / "epoch_0_step_3"), "http://prefect/run/1").splitlines()
-    assert "report.images=false: no image of the data was written" in lines[-2]
+    assert "report.images=false: no example image was written" in lines[-2]
     assert "Prefect     http://prefect/run/1" in lines

@@ -84,7 +84,7 @@ def test_a_run_waits_until_the_one_before_it_is_killed_and_says_for_whom(
         assert wait_for_turn(tmp_path, number, kill_it) is True
         assert time.monotonic() - started < 30
         assert [path.name for path in tmp_path.glob("*.json")] == [f"{number:08d}.json"]
-    assert said == ["waits for medpix-finetune 'nightly', which works on this machine"]
+    assert said == ["waiting for medpix-finetune 'nightly', which is running on this machine"]
 
 
 def test_the_message_has_the_page_and_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +104,8 @@ def test_the_message_has_the_page_and_the_queue(tmp_path: Path, monkeypatch: pyt
         pytest.raises(Seen),
     ):
         wait_for_turn(tmp_path, third, stop)
-    assert said == [f"waits for {describe(of('first'))}, which works on this machine, and 1 more before this run"]
+    first = describe(of("first"))
+    assert said == [f"waiting for {first}, which is running on this machine, and 1 more before this run"]
     assert "http://prefect/runs/1" in said[0]
 
 

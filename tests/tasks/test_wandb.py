@@ -128,7 +128,7 @@ def test_the_server_is_sent_each_step_once(server: WandbServer, tmp_path: Path) 
     server.status = 401
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert re.match("error: Weights & Biases did not take the run: .* 401", done.stderr.splitlines()[-1])
+    assert re.match("error: Weights & Biases did not accept the run: .* 401", done.stderr.splitlines()[-1])
 
 
 def test_what_did_not_arrive_in_time_is_in_files(server: WandbServer, tmp_path: Path) -> None:
@@ -143,19 +143,19 @@ def test_what_did_not_arrive_in_time_is_in_files(server: WandbServer, tmp_path: 
         sender.terminate()
         said = sender.communicate(timeout=60)[1]
     assert sender.returncode == 1
-    assert re.search(rf"not all arrived in 3 s; wandb sync {tmp_path}/wandb/run-\S+ sends the rest", said)
+    assert re.search(rf"not everything arrived in 3 s; to send the rest: wandb sync {tmp_path}/wandb/run-\S+", said)
 
 
 def test_the_flow_warns_where_the_server_refuses_at_last(
     server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
-    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as look:
+    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as poll:
         report(tmp_path, 1, 1)
         until(lambda: sent(tmp_path).get(METRICS) == 1)
         server.status = 401
         report(tmp_path, 2, 2)
-        look()
+        poll()
     (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert "Use `wandb sync`" in warning
 
@@ -168,7 +168,7 @@ def test_what_wandb_does_not_take_is_said_in_a_line(tmp_path: Path) -> None:
     impatient = [sys.executable, "-c", IMPATIENT, str(tmp_path)]
     done = subprocess.run(impatient, env=os.environ | NO_NETWORK, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: Weights & Biases did not take the run: ")
+    assert done.stderr.splitlines()[-1].startswith("error: Weights & Biases did not accept the run: ")
     (tmp_path / CONFIG).write_text(small_config().to_yaml())
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
@@ -185,20 +185,20 @@ def test_the_flow_goes_on_without_a_key_and_warns_once(
     no_key: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
-    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as look:
-        until(lambda: look() or bool(caplog.messages))
-        look()
+    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as poll:
+        until(lambda: poll() or bool(caplog.messages))
+        poll()
     (warning,) = caplog.messages
-    assert "did not take the run" in warning
-    assert f"python -m tasks.trackers.wandb_run {tmp_path} sends what is missing (the training goes on" in warning
+    assert "did not accept the run" in warning
+    assert f"to send what is missing: python -m tasks.trackers.wandb_run {tmp_path} (the training continues" in warning
 
 
 def test_the_flow_sends_what_comes_until_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / CONFIG).write_text(small_config(**OFFLINE).to_yaml())
-    with sent_to_wandb(small_config(**OFFLINE), tmp_path, logging.getLogger("test")) as look:
+    with sent_to_wandb(small_config(**OFFLINE), tmp_path, logging.getLogger("test")) as poll:
         report(tmp_path, 1, 2)
         until(lambda: sent(tmp_path).get(METRICS) == 2)
-        look()
+        poll()
         report(tmp_path, 3, 4)
         write_json(tmp_path / RESULT, {"steps": 4})
     (run,) = wandb_runs(tmp_path)
@@ -211,8 +211,8 @@ def test_without_wandb_the_flow_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as look:
-        look()
+    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as poll:
+        poll()
     assert caplog.messages == [f"Weights & Biases gets nothing of this run: {NOT_INSTALLED}"]
     assert "pip install 'medpix-finetune[wandb]'" in NOT_INSTALLED
     assert list(tmp_path.iterdir()) == []

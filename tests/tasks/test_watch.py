@@ -37,5 +37,5 @@ def test_a_revision_is_new_until_a_version_was_trained_on_it(client: mlflow.Mlfl
 
 
 def test_a_recipe_without_the_hub_has_nothing_to_watch(client: mlflow.MlflowClient) -> None:
-    with pytest.raises(ValueError, match="nothing can change there"):
+    with pytest.raises(ValueError, match="so there is nothing to watch"):
         changes()
