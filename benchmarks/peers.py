@@ -14,6 +14,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.training import WARM_UP, order_of, repeated
 from benchmarks.workload import BFLOAT16, decode
 from vlm_core.config import Config
+from vlm_core.data.conversation import images_of, questions_and_answers
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
@@ -56,10 +57,8 @@ def _rows(config: Config, conversations: Path, processor: Any, steps: int) -> It
     source = ConversationDataset(conversations, "train")
     tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
     for index in (i for step in repeated(order_of(config, tokens), steps) for i in step):
-        user, model = source.conversations[index]["conversation"]
-        (image,) = (part["image"] for part in user["content"] if part["type"] == "image")
-        question = "".join(part["text"] for part in user["content"] if part["type"] == "text")
-        answer = model["content"][0]["text"]
+        conversation = source.conversations[index]["conversation"]
+        (image,), ((question, answer),) = images_of(conversation), questions_and_answers(conversation)
         yield {
             "images": [decode(source.images[image]["encoded"])],
             # Plain texts, not conversations: those would also supervise the line break after the answer.

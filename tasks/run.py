@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 
 from tasks.launchers.choice import require_launchable, warn_of_unused_settings
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
+from tasks.services.temporary_server import guard_temporary_server
 from tasks.stops import STOPS, report_stop
 from tasks.trackers.mlflow_run import end_mlflow_run, log_files, run_tags, start_mlflow_run
 from vlm_core.cache import read_manifest
@@ -25,6 +26,8 @@ from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
 from vlm_core.run_directory import CONFIG, as_it_began, checkpoint_to_resume, require_compatible, run_root
 from vlm_core.training.run_length import with_run_length
+
+guard_temporary_server()  # before a flow has Prefect start one
 
 
 @dataclass(frozen=True)

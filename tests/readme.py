@@ -1,20 +1,19 @@
-"""The README's blocks of code, as tests run them."""
+"""The pages that people read, and their blocks of code, as tests run them."""
 
 import re
 from pathlib import Path
 
-TEXT = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str, heading: str = "") -> list[str]:
-    """Returns the blocks of a language below a heading of the second level; below any without `heading`."""
-    section = TEXT if not heading else TEXT.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    assert section, f"the README has no section {heading!r}"
-    return re.findall(rf"^```{language}\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+def blocks(page: Path, language: str) -> list[str]:
+    """Returns the blocks of a language on a page."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def loading() -> str:
     """Returns the program that loads a registered model, with what it answers printed on the last line."""
-    (program,) = blocks("python", "The result")
+    (program,) = blocks(ROOT / "docs" / "registry.md", "python")
     *lines, last = program.rstrip().splitlines()
     return "\n".join([*lines, f"print({last})"])

@@ -13,8 +13,9 @@ from vlm_core import export
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import Family
-from vlm_core.models.load import load_model, load_trained, save_weights
+from vlm_core.models.load import load_model
 from vlm_core.models.prepare import prepare_model
+from vlm_core.models.weights import load_trained, save_weights
 
 
 def merge(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, output: Path) -> None:

@@ -17,8 +17,9 @@ from vlm_core import generate
 from vlm_core.families import GEMMA3
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
-from vlm_core.models.load import load_model, load_processor, save_weights
+from vlm_core.models.load import load_model, load_processor
 from vlm_core.models.prepare import prepare_model
+from vlm_core.models.weights import save_weights
 
 QUESTION = "Is there a lesion in this image?"
 

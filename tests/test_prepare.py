@@ -18,7 +18,7 @@ from tests.conftest import small_config
 from vlm_core.arguments import prepare_parser
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
-from vlm_core.data.commonest import last_question
+from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.new_recipe import recipe_text, share_for_intervals
 from vlm_core.data.prepare import prepare_conversations
@@ -196,7 +196,7 @@ def _cell(cell: str) -> str:
 
 
 def _pairs(conversations: Path, split: str) -> list[tuple[str, str]]:
-    return [last_question(row) for row in ConversationDataset(conversations, split).conversations]
+    return [last_question(row["conversation"]) for row in ConversationDataset(conversations, split).conversations]
 
 
 def test_the_table_has_a_row_a_split(conversations: Path) -> None:

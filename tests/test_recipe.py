@@ -210,3 +210,17 @@ def test_models_to_compare_with_have_names_of_their_own() -> None:
     for names in (["a/LATEST", "b/LATEST"], ["shuffled=base"]):
         with pytest.raises(ValueError, match="would name two things in the results; write NAME=MODEL"):
             small_config(**{"evaluation.compare_with": names})
+
+
+@pytest.mark.parametrize("alias", ["champion", "Champion", "latest", "LATEST", "v1", "V22"])
+def test_reserved_aliases_are_refused_before_anything_runs(alias: str) -> None:
+    with pytest.raises(ValueError, match=f"registry.alias='{alias}': '{alias}' is reserved: the gate alone gives"):
+        load_config("demo", {"registry.alias": alias})
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a b", "a@b", "../x", "a\n", "\u0441hampion", "x" * 101])
+@pytest.mark.parametrize("key", ["alias", "model_name"])
+def test_names_that_the_registry_would_refuse_are_refused_in_the_config(key: str, name: str) -> None:
+    with pytest.raises(ValueError, match=f"registry.{key}=.*should match pattern"):
+        load_config("demo", {f"registry.{key}": name})
+    assert load_config("demo", {f"registry.{key}": "medpix-gemma3_2"})

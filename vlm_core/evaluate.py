@@ -26,7 +26,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.config import BASE, Config
-from vlm_core.data.commonest import CommonestAnswers, last_question
+from vlm_core.data.commonest import CommonestAnswers
+from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_cache import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations
@@ -122,8 +123,8 @@ def _commonest_replies(questions: Questions) -> list[Reply]:
     commonest = CommonestAnswers()
     for batch in read_batches(questions.conversations / f"{TRAIN}.arrow"):
         for row in batch.to_pylist():
-            commonest.add(*last_question(row))
-    return [Reply(commonest.answer(*last_question(row)), generated=False) for row in questions.rows]
+            commonest.add(*last_question(row["conversation"]))
+    return [Reply(commonest.answer(*last_question(row["conversation"])), generated=False) for row in questions.rows]
 
 
 def _publish(

@@ -23,8 +23,9 @@ from vlm_core.config import ModelConfig
 from vlm_core.files import published_directory
 from vlm_core.home import require_writable
 from vlm_core.log import configure_logging
-from vlm_core.models.load import load_processor, load_trained
+from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import ModelFiles, find_model
+from vlm_core.models.weights import load_trained
 
 logger = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_core.config import ModelConfig
+from vlm_core.data.conversation import Conversation, question_turn
 from vlm_core.data.images import decode_image
 from vlm_core.files import write_text
 from vlm_core.generation.answerer import Answerer
@@ -31,8 +32,8 @@ from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.log import configure_logging
-from vlm_core.models.layout import is_adapter
 from vlm_core.models.model_reference import ModelFiles, find_model
+from vlm_core.models.weights import is_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +48,9 @@ class Request:
     prompt: str
     images: list[str]
 
-    def conversation(self, allow_any_url: bool) -> list[dict[str, Any]]:
+    def conversation(self, allow_any_url: bool) -> Conversation:
         """Returns the turn of the user; raises ValueError for an image that cannot be had."""
-        content: list[dict[str, Any]] = [{"type": "image", "image": read_image(i, allow_any_url)} for i in self.images]
-        return [{"role": "user", "content": [*content, {"type": "text", "text": self.prompt}]}]
+        return [question_turn(self.prompt, [read_image(name, allow_any_url) for name in self.images])]
 
 
 def read_image(name: str, allow_any_url: bool) -> Any:

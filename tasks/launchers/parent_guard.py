@@ -16,10 +16,15 @@ import sys
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def end_with_parent() -> None:
-    """Has the kernel send SIGTERM to this process when its parent dies."""
+def end_with_parent(parent: int | None = None) -> None:
+    """Has the kernel send SIGTERM to this process when its parent dies.
+
+    Raises SystemExit if it is no longer the child of `parent`, which died before the kernel was asked.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent not in (None, os.getppid()):
+        raise SystemExit(f"the process {parent} that started this one has ended")
 
 
 def run(command: list[str]) -> int:
@@ -34,9 +39,7 @@ def run(command: list[str]) -> int:
         told = True
 
     signal.signal(signal.SIGTERM, tell)
-    end_with_parent()
-    if os.getppid() != int(sys.argv[1]):  # It died before the kernel was asked.
-        raise SystemExit(f"the process {sys.argv[1]} that started this one has ended")
+    end_with_parent(int(sys.argv[1]))
     child = subprocess.Popen(command, preexec_fn=end_with_parent)
     if told:  # while it was started
         child.terminate()

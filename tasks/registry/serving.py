@@ -33,19 +33,12 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
         """Returns one answer a row, as a list of strings."""
+        from vlm_core.data.conversation import question_turn
         from vlm_core.data.images import decode_image
         from vlm_core.generation.sampling import GenerationSettings
 
         conversations = [
-            [
-                {
-                    "role": "user",
-                    "content": [
-                        {"type": "image", "image": decode_image(base64.b64decode(image))},
-                        {"type": "text", "text": question},
-                    ],
-                }
-            ]
+            [question_turn(question, [decode_image(base64.b64decode(image))])]
             for image, question in zip(model_input["image"], model_input["question"], strict=True)
         ]
         size = context.model_config["batch_size"]

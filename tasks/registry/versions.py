@@ -22,9 +22,9 @@ from tasks.registry.champion_history import (
     unrecorded,
 )
 from vlm_core.cache import locked
+from vlm_core.config.evaluation import CHAMPION
 from vlm_core.home import medpix_home
 
-CHAMPION = "champion"
 PREVIOUS = "previous_champion"  # tag of a version, of registries older than the history: the champion before it
 PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
 SHOWN = ("token_f1", "rouge_l", "closed_accuracy", "perplexity", "visual_reliance", "examples")  # tags

@@ -5,12 +5,18 @@ Values that are set already are respected. Prefect reads its own at import, so t
 
 import logging
 import os
+import secrets
 import sys
 import tomllib
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from tasks.services.password import home_password
 from vlm_core.home import medpix_home
+
+AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")  # the server's and its clients'
+API_URL = "PREFECT_API_URL"
 
 
 def default_tracking_uri() -> str:
@@ -44,6 +50,8 @@ def set_service_defaults() -> None:
         defaults["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if not _prefect_is_configured():
         defaults["PREFECT_HOME"] = str(home / "prefect")
+        if not os.environ.get(API_URL):
+            defaults |= dict.fromkeys(AUTH_STRINGS, _temporary_password())
     for name, value in defaults.items():
         if not (name.startswith("PREFECT_") and "prefect" in sys.modules):
             os.environ.setdefault(name, value)
@@ -54,11 +62,26 @@ def set_service_defaults() -> None:
             directory.mkdir(parents=True, exist_ok=True)
 
 
+def _temporary_password() -> str:
+    """Returns the password of the server that Prefect starts for a flow of a user who has no server."""
+    given = [os.environ[name] for name in AUTH_STRINGS if os.environ.get(name)]
+    if given:
+        return given[0]
+    try:
+        return home_password()
+    except (OSError, ValueError):  # a home that cannot be written to: the flow reports that before it starts
+        return f"medpix:{secrets.token_urlsafe(32)}"
+
+
 def _prefect_is_configured() -> bool:
-    """Whether the user's active Prefect profile names an API: another PREFECT_HOME would hide it."""
-    profiles = Path("~/.prefect/profiles.toml").expanduser()
-    if not profiles.is_file():
-        return False
-    settings = tomllib.loads(profiles.read_text(encoding="utf-8"))
-    active = settings.get("profiles", {}).get(os.environ.get("PREFECT_PROFILE") or settings.get("active"), {})
-    return "PREFECT_API_URL" in active
+    """Returns whether one of Prefect's files names an API; another PREFECT_HOME or password would get in its way."""
+    profiles = _toml(Path("~/.prefect/profiles.toml").expanduser())
+    active = profiles.get("profiles", {}).get(os.environ.get("PREFECT_PROFILE") or profiles.get("active"), {})
+    here = (_toml(Path("prefect.toml")), _toml(Path("pyproject.toml")).get("tool", {}).get("prefect", {}))
+    variables = Path(".env")
+    in_variables = variables.is_file() and API_URL in variables.read_text(encoding="utf-8", errors="replace")
+    return API_URL in active or any("url" in settings.get("api", {}) for settings in here) or in_variables
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

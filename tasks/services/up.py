@@ -21,13 +21,16 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
 from tasks.services.deploy import ROOT, WORK_POOL
-from tasks.services.environment import default_tracking_uri
+from tasks.services.environment import AUTH_STRINGS, default_tracking_uri
+from tasks.services.password import home_password, password_file
+from tasks.services.prefect_server import ORIGINS, SERVER_ENVIRONMENT, own_origins
 from vlm_core.files import read_json, write_json
 from vlm_core.home import medpix_home
 
 SECONDS_TO_START = 300  # a machine may be doing other things
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 ADDRESSES_FILE = "addresses.json"  # of the services that run: another shell may have other ports
+PASSWORD_FILE = "password_file"  # key in it
 
 
 class Services:
@@ -36,30 +39,29 @@ class Services:
     def __init__(self, environment: Mapping[str, str]) -> None:
         self.directory = medpix_home() / "services"
         self.own: dict[str, list[str]] = {}  # name -> command
+        # PWD and the home by name: the services and Prefect's deployments start in the project's root.
+        here = {"PWD": str(ROOT), "MEDPIX_HOME": str(medpix_home())}
         api, tracking = (environment.get(name, "") for name in ADDRESSES)
         prefect_port = environment.get("PREFECT_SERVER_API_PORT", "4200")
         mlflow_port = environment.get("MLFLOW_PORT", "5000")
         # Our own addresses may be set as well: a shell keeps them when the services have stopped.
         if api in ("", f"http://127.0.0.1:{prefect_port}/api"):
             api = f"http://127.0.0.1:{prefect_port}/api"
-            self.own["prefect"] = _module("prefect", "server", "start", "--host", "127.0.0.1", "--port", prefect_port)
+            factory = ("--factory", "tasks.services.prefect_server:create_app", "--log-level", "warning")
+            self.own["prefect"] = _module("uvicorn", *factory, "--host", "127.0.0.1", "--port", prefect_port)
         if not tracking.startswith("http") or tracking == f"http://127.0.0.1:{mlflow_port}":
             store = default_tracking_uri() if tracking.startswith("http") else tracking or default_tracking_uri()
             tracking = f"http://127.0.0.1:{mlflow_port}"
-            where = ("--backend-store-uri", store, "--artifacts-destination", medpix_home() / "mlflow" / "artifacts")
+            where = ("--artifacts-destination", medpix_home() / "mlflow" / "artifacts")
             address = ("--host", "127.0.0.1", "--port", mlflow_port, "--workers", 1)
             self.own["mlflow"] = _module("mlflow", "server", *where, *address)
+            here["MLFLOW_BACKEND_STORE_URI"] = store  # no argument: it may have a password, and `ps` shows arguments
         self.own["worker"] = _module("prefect", "worker", "start", "--pool", WORK_POOL, "--name", WORK_POOL)
-        # PWD and the home by name: the services and Prefect's deployments start in the project's root.
-        here = {
-            "PWD": str(ROOT),
-            "MEDPIX_HOME": str(medpix_home()),
-            "PREFECT_API_URL": api,
-            "MLFLOW_TRACKING_URI": tracking,
-        }
-        self.environment = {**environment, **here}
-        if "PREFECT_SERVER_API_AUTH_STRING" in environment:  # the server's; its clients have a variable of their own
-            self.environment.setdefault("PREFECT_API_AUTH_STRING", environment["PREFECT_SERVER_API_AUTH_STRING"])
+        self.environment = {**environment, **here, "PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking}
+        if "prefect" in self.own:
+            own_password = environment.get(AUTH_STRINGS[0])
+            self.environment |= dict.fromkeys(AUTH_STRINGS, own_password or home_password())
+            self.environment.setdefault(ORIGINS, own_origins(prefect_port))
 
     def up(self) -> str:
         """Starts what is not running, registers the deployments, and returns what to do next.
@@ -73,6 +75,7 @@ class Services:
             self._wait("prefect", f"{self.environment['PREFECT_API_URL']}/health")
         with _step(f"waiting for MLflow at {self.environment['MLFLOW_TRACKING_URI']}"):
             self._wait("mlflow", f"{self.environment['MLFLOW_TRACKING_URI']}/health")
+        self._require_password()
         with _step("registering the work pool and the deployments"):
             self._run(_module("tasks.services.deploy", *(["--own-server"] if "prefect" in self.own else [])))
         with _step("ending what stopped runs left"):
@@ -85,7 +88,7 @@ class Services:
         with _step(f"starting {', '.join(self.own)} under supervisord"):
             with (self.directory / "supervisord.conf").open("w", encoding="utf-8") as stream:
                 self._config().write(stream)
-            write_json(self.directory / ADDRESSES_FILE, {name: self.environment[name] for name in ADDRESSES})
+            write_json(self.directory / ADDRESSES_FILE, self._addresses())
             self._run(_module("supervisor.supervisord", "-c", self.directory / "supervisord.conf"))
 
     def down(self) -> None:
@@ -108,28 +111,49 @@ class Services:
         )
 
     def exports(self) -> str:
-        """Returns lines for a shell's `eval`; raises RuntimeError when no services run."""
+        """Returns lines for a shell's `eval`, without a password in them; raises RuntimeError when no services run."""
         if not self.is_up:
             raise RuntimeError(self.status())
-        found = read_json(self.directory / ADDRESSES_FILE)
-        if password := self.environment.get("PREFECT_API_AUTH_STRING"):
-            found["PREFECT_API_AUTH_STRING"] = password
-        return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in found.items())
+        return "\n".join(_exports(read_json(self.directory / ADDRESSES_FILE)))
 
     def instructions(self) -> str:
-        """Returns the addresses, and what lets a shell find them."""
-        exports = [f"  export {name}={shlex.quote(self.environment[name])}" for name in ADDRESSES]
+        """Returns the addresses, and what lets a shell and a browser use them."""
+        addresses = self._addresses()
         return "\n".join(
             [
                 f"Prefect  {self.environment['PREFECT_API_URL'].removesuffix('/api')}",
                 f"MLflow   {self.environment['MLFLOW_TRACKING_URI']}",
                 f"logs     {self.directory}",
+                *self._log_in(addresses),
                 "",
                 'For a shell that uses them, `eval "$(make env)"` or:',
-                *exports,
+                *(f"  {line}" for line in _exports(addresses)),
                 "then, for example: prefect deployment run medpix-finetune -p recipe=demo",
             ]
         )
+
+    def _log_in(self, addresses: Mapping[str, str]) -> list[str]:
+        """Returns how to log in to Prefect's pages in a browser; nothing if the server is not ours."""
+        if file := addresses.get(PASSWORD_FILE):
+            return ["", f"Prefect's pages ask for a password. It is the line that this prints: cat {shlex.quote(file)}"]
+        if AUTH_STRINGS[0] in addresses:
+            return ["", f"Prefect's pages ask for a password. It is the value of {AUTH_STRINGS[0]}."]
+        return []
+
+    def _addresses(self) -> dict[str, str]:
+        """Returns what another shell has to know of the services; where the password is, not the password."""
+        known = {name: self.environment[name] for name in ADDRESSES}
+        if "prefect" not in self.own:
+            return known
+        if password_file().exists() and self.environment[AUTH_STRINGS[0]] == home_password():
+            return known | {PASSWORD_FILE: str(password_file())}
+        return known | {AUTH_STRINGS[0]: "set by whoever started the server"}
+
+    def _require_password(self) -> None:
+        """Raises RuntimeError if our Prefect server answers without a password: an older version started it."""
+        api = self.environment["PREFECT_API_URL"]
+        if "prefect" in self.own and httpx.get(f"{api}/admin/version", timeout=60).is_success:
+            raise RuntimeError(f"Prefect at {api} runs without a password; `make down` and `make up` give it one")
 
     def _config(self) -> configparser.RawConfigParser:
         config = configparser.RawConfigParser()
@@ -157,6 +181,9 @@ class Services:
                 "killasgroup": "true",
                 "stopwaitsecs": "40",  # a run that is stopped saves a checkpoint
             }
+        if "prefect" in self.own:
+            variables = (f'{name}="{value}"' for name, value in SERVER_ENVIRONMENT.items())
+            config["program:prefect"]["environment"] = ",".join(variables)
         # It looks up no deployment by its name, and a hook's process would fail to set plugins up, with a traceback.
         config["program:worker"]["environment"] = 'PREFECT_PLUGINS_ENABLED="false"'
         return config
@@ -199,6 +226,17 @@ def _step(what: str) -> Iterator[None]:
 
 def _module(name: str, *arguments: object) -> list[str]:
     return [sys.executable, "-m", name, *map(str, arguments)]
+
+
+def _exports(addresses: Mapping[str, str]) -> list[str]:
+    """Returns what a shell evaluates to use the services; it reads the password itself, so that no log shows it."""
+    client = AUTH_STRINGS[1]
+    lines = [f"export {name}={shlex.quote(addresses[name])}" for name in ADDRESSES]
+    if file := addresses.get(PASSWORD_FILE):
+        lines.append(f'export {client}="$(cat {shlex.quote(file)})"')
+    elif AUTH_STRINGS[0] in addresses:
+        lines.append(f'export {client}="${AUTH_STRINGS[0]}"')
+    return lines
 
 
 def _quoted(word: str) -> str:

@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 STEPS = 50
-# The README's loop: an agent whose link was cut ends, and a new one joins the others.
+# The loop of docs/clusters.md: an agent whose link was cut ends, and a new one joins the others.
 AGAIN = 'for attempt in 1 2 3 4 5 6 7 8 9; do "$@" && exit 0; sleep 1; done; exit 1'
 
 
@@ -35,7 +35,7 @@ def hosts() -> Iterator[Hosts]:
 
 
 def agent(hosts: Hosts, host: int, root: Path, conversations: Path) -> subprocess.Popen[bytes]:
-    """Starts the README's command on a host for two trainings, of which nothing happens to the first."""
+    """Starts the command of docs/clusters.md on a host for two trainings, of which nothing happens to the first."""
     words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=medpix", "--max-restarts=3"]
     # A namespace has no name that could be looked up, so that each is told its address and who keeps the rendezvous.
     words += [f"--rdzv-endpoint={ADDRESSES[0]}:29400", f"--local-addr={ADDRESSES[host]}"]

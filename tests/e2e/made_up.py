@@ -70,4 +70,4 @@ def evaluated(exports: str) -> dict[str, str]:
     words = ["sh", "-c", 'eval "$0"; env -0', exports]
     shell = subprocess.run(words, env={"PATH": os.environ["PATH"]}, capture_output=True, text=True, check=True)
     found = dict(entry.split("=", 1) for entry in shell.stdout.split("\0") if entry)
-    return {name: found[name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")}
+    return {name: found[name] for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "PREFECT_API_AUTH_STRING")}

@@ -1,12 +1,13 @@
 """What people see in a browser of a run: the pages of Prefect and MLflow."""
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlflow
 import pytest
-from playwright.sync_api import Browser, Error, sync_playwright
+from playwright.sync_api import Browser, Error, Page, sync_playwright
 
 from tasks.result_page import closed_questions
 from tests.e2e.services import Prefect
@@ -14,15 +15,23 @@ from tests.tasks.test_result_page import HOSTILE
 
 
 @contextmanager
-def chromium() -> Iterator[Browser]:
-    """Yields a headless Chromium; without one the test is skipped."""
+def chromium(*options: str) -> Iterator[Browser]:
+    """Yields a headless Chromium with further options; without one the test is skipped."""
     with sync_playwright() as playwright:
         try:
-            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox", *options])
         except Error as error:
             pytest.skip(f"no Chromium (Debian: apt-get install chromium): {error.message.splitlines()[0]}")
         yield browser
         browser.close()
+
+
+def new_page(browser: Browser, served: dict[str, str]) -> Page:
+    """Returns a page of a browser that is logged in to Prefect."""
+    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    password = json.dumps(served["PREFECT_API_AUTH_STRING"])
+    page.add_init_script(f"localStorage.setItem('prefect-password', btoa({password}))")
+    return page
 
 
 def shown_artifact(served: dict[str, str], key: str) -> str:
@@ -34,7 +43,7 @@ def shown_artifact(served: dict[str, str], key: str) -> str:
 
 def check_result_pages(served: dict[str, str], browser: Browser, model: str) -> None:
     """Checks that version 1 of `model` is shown in Prefect and MLflow, and that the pages lead to each other."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page = new_page(browser, served)
     page.goto(shown_artifact(served, "medpix-summary"))
     page.get_by_role("cell", name="Token F1").wait_for()
     page.get_by_text(f"Version 1 of {model} is not promoted").wait_for()
@@ -54,9 +63,9 @@ def check_result_pages(served: dict[str, str], browser: Browser, model: str) -> 
     page.get_by_text("demo full lr=").first.wait_for()
 
 
-def submit_form(browser: Browser, address: str) -> None:
+def submit_form(browser: Browser, served: dict[str, str], address: str) -> None:
     """Fills in some fields of the form of medpix-finetune, and submits it."""
-    page = browser.new_page(viewport={"width": 1280, "height": 1000})
+    page = new_page(browser, served)
     page.goto(address)
     page.get_by_text("overrides (Optional)").wait_for()
     # The form is short: settings that are rarely changed are in closed tabs.
@@ -84,7 +93,7 @@ def check_that_text_stays_text(served: dict[str, str], browser: Browser) -> None
     client.set_terminated(run.info.run_id)
     in_mlflow = f"{served['MLFLOW_TRACKING_URI']}/#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
     for address in (shown_artifact(served, "hostile"), in_mlflow):
-        page = browser.new_page()
+        page = new_page(browser, served)
         page.on("dialog", lambda dialog: pytest.fail(dialog.message))
         page.goto(address)
         page.get_by_role("cell", name="<script>alert(1)</script> &lt;i&gt;").wait_for()

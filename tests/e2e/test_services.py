@@ -15,23 +15,22 @@ from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
-import httpx
 import pytest
 
 from tasks.services.deploy import local_timezone
 from tests.conftest import noise
+from tests.e2e.attacks import (
+    REBINDING,
+    check_foreign_page,
+    check_foreign_requests,
+    check_rebound_name,
+    check_sockets,
+    check_that_the_password_stays_secret,
+)
 from tests.e2e.made_up import COMMIT, hub, services_up
 from tests.e2e.pages import check_result_pages, check_that_text_stays_text, chromium, submit_form
-from tests.e2e.services import (
-    Prefect,
-    answers,
-    command,
-    free_port,
-    started_process,
-    trainings_of,
-    wait_for,
-    wait_until,
-)
+from tests.e2e.served_model import check_served_model
+from tests.e2e.services import Prefect, command, trainings_of, wait_for, wait_until
 from tests.readme import loading
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -129,19 +128,16 @@ def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_p
     )  # fmt: skip
     assert by_readme.returncode == 0, by_readme.stderr
     assert ast.literal_eval(by_readme.stdout.splitlines()[-1])[0].startswith(answer.rstrip("\ufffd"))
-    port, log = free_port(), tmp_path / "serve.log"
-    words = ("--model-uri", CHAMPION, "--env-manager", "local", "--host", "127.0.0.1", "--port", port)
-    # It starts uvicorn by name, as in an environment that is active.
-    active = served | {"PATH": f"{Path(sys.executable).parent}:{served['PATH']}"}
-    server = started_process("mlflow", "models", "serve", *words, environment=active, log=log)
-    try:
-        wait_until(lambda: answers(f"http://127.0.0.1:{port}/ping"), f"the model is served, see {log}")
-        body = {"dataframe_records": [asked], "params": {"max_new_tokens": 8}}
-        reply = httpx.post(f"http://127.0.0.1:{port}/invocations", json=body, timeout=60)
-        assert reply.json() == {"predictions": [answer]}, reply.text
-    finally:
-        os.killpg(server.pid, signal.SIGTERM)
-        server.wait()
+    check_served_model(served, CHAMPION, asked, answer, tmp_path / "serve.log")
+
+
+def test_foreign_pages_and_programs_get_nothing(served: dict[str, str]) -> None:
+    check_foreign_requests(served)
+    check_sockets(served)
+    with chromium(REBINDING) as browser:
+        check_foreign_page(served, browser)
+        check_rebound_name(served, browser)
+    check_that_the_password_stays_secret(served)
 
 
 @pytest.mark.parametrize(("name", "cron"), [("medpix-finetune", "0 2 * * 6"), ("medpix-retrain-watch", "0 1 * * *")])
@@ -275,7 +271,7 @@ def test_the_form_starts_a_run_with_what_was_filled_in_and_cancelling_ends_it(se
     deployment = prefect.deployment("medpix-finetune")
     assert [schedule["active"] for schedule in deployment["schedules"]] == [False]
     with chromium() as browser:
-        submit_form(browser, f"{pages}/v2/deployments/deployment/{deployment['id']}/run")
+        submit_form(browser, served, f"{pages}/v2/deployments/deployment/{deployment['id']}/run")
     started = wait_for(prefect.newest_run, "RUNNING")
     filled = {key: value for key, value in started["parameters"].items() if value}
     assert filled == {

@@ -10,9 +10,10 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.config import ModelConfig
 from vlm_core.families import GEMMA3, Family
 from vlm_core.files import read_json, write_json, write_text
-from vlm_core.models.load import load_model, load_trained, save_weights
+from vlm_core.models.load import load_model
 from vlm_core.models.model_reference import find_model
 from vlm_core.models.prepare import prepare_model
+from vlm_core.models.weights import load_trained, save_weights
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import FAMILIES, GEMMA3, Family, part_of
 from vlm_core.models.base_model import fetch_model
 from vlm_core.models.freeze import count_parameters, freeze, frozen_parts, parameter_table, require_trainable
-from vlm_core.models.load import load_model, load_processor, load_trained, save_weights
+from vlm_core.models.load import load_model, load_processor
 from vlm_core.models.lora import apply_lora, select_modules
+from vlm_core.models.weights import load_trained, save_weights
 
 GUIDE_EXCLUDES = ["*vision_tower*", "*vision*", "*visual*", "*audio*", "*image_encoder*", "*lm_head*"]
 

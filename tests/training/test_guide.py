@@ -17,8 +17,9 @@ from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
-from vlm_core.models.load import load_processor, load_trained
+from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import find_model
+from vlm_core.models.weights import load_trained
 from vlm_core.recipe import load_config
 from vlm_core.run_directory import LATEST, LOSS_PLOT, LOWEST_VAL, METRICS, PROGRESS, VALIDATION
 from vlm_core.training.distributed import Ranks

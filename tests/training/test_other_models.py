@@ -22,8 +22,9 @@ from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.models.derived_family import _own_row, family_of
 from vlm_core.models.freeze import frozen_parts
-from vlm_core.models.load import load_model, load_processor, load_trained
+from vlm_core.models.load import load_model, load_processor
 from vlm_core.models.lora import apply_lora
+from vlm_core.models.weights import load_trained
 from vlm_core.run_directory import LATEST, METRICS
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.loss import TokenLoss, supervised_tokens

@@ -21,8 +21,9 @@ from vlm_core.families import FAMILIES, Family
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.models.freeze import freeze, frozen_parts
-from vlm_core.models.load import load_model, load_processor, load_trained
+from vlm_core.models.load import load_model, load_processor
 from vlm_core.models.lora import apply_lora
+from vlm_core.models.weights import load_trained
 from vlm_core.run_directory import LATEST, LOWEST_VAL, METRICS, RESULT, VALIDATION
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.loss import TokenLoss, supervised_tokens

@@ -3,11 +3,13 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vlm_core.config.base import Names, PositiveInt, Section, listed
 
 BASE = "base"  # in compare_with: the base model
+CHAMPION = "champion"  # alias of the version that the gate or a person promoted
+RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # in any case
 RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest")  # of an evaluation's own variants
 Control = Literal["shuffled", "blank", "question_only"]
 
@@ -65,9 +67,15 @@ class ReportConfig(Section):
 
 class RegistryConfig(Section):
     model_name: str | None = Field(
-        None, description="Name in MLflow's registry; null = by the model family, as medpix-gemma3."
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$",
+        description="Name in MLflow's registry; null = by the model family, as medpix-gemma3.",
     )
-    alias: str = Field("challenger", min_length=1, description="Alias that the new version gets.")
+    alias: str = Field(
+        "challenger",
+        pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$",
+        description="Alias that the new version gets; not champion, which the gate gives.",
+    )
     promote: bool = Field(True, description="Make the new version the champion where it beats the present one.")
     metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob"] = Field(
         "token_f1",
@@ -77,3 +85,13 @@ class RegistryConfig(Section):
     require_interval: bool = Field(
         False, description="Promote only where the 95 % interval of the difference excludes 0."
     )
+
+    @field_validator("alias")
+    @classmethod
+    def _alias_is_free(cls, alias: str) -> str:
+        if re.fullmatch(RESERVED_ALIASES, alias, re.IGNORECASE):
+            raise ValueError(
+                f"{alias!r} is reserved: the gate alone gives {CHAMPION!r}, and MLflow gives latest and v1, v2 and so "
+                "on a meaning of their own; choose another alias, such as challenger"
+            )
+        return alias

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from vlm_core.data.conversation import Conversation, Structure, fill, role_texts
 from vlm_core.data.markers import MARKER, MARKER_PATTERN
-
-# Of each turn, its role and the types of its parts: all that a rendered template depends on besides the texts.
-Structure = tuple[tuple[str, tuple[str, ...]], ...]
 
 
 @dataclass(frozen=True)
@@ -20,18 +18,12 @@ class TokenizedConversation:
     supervised: list[bool]
 
 
-def structure_of(conversation: list[dict[str, Any]]) -> Structure:
-    """Returns roles and types of the parts of a conversation."""
-    return tuple((turn["role"], tuple(part["type"] for part in turn["content"])) for turn in conversation)
-
-
-def texts_of(conversation: list[dict[str, Any]]) -> list[tuple[str, str]]:
+def texts_of(conversation: Conversation) -> list[tuple[str, str]]:
     """Returns (role, text) of the texts of a conversation; raises ValueError for one with a marker's characters."""
-    parts = [(turn["role"], part) for turn in conversation for part in turn["content"]]
-    texts = [(role, part["text"]) for role, part in parts if part["type"] == "text"]
-    if any(MARKER_PATTERN.search(text) for _, text in texts):
+    found = role_texts(conversation)
+    if any(MARKER_PATTERN.search(text) for _, text in found):
         raise ValueError("a text holds the characters U+E000 and U+E001, which are reserved for internal use")
-    return texts
+    return found
 
 
 @lru_cache(maxsize=256)
@@ -46,13 +38,7 @@ def render_markers(processor: Any, structure: Structure, for_generation: bool) -
 
 def render(processor: Any, structure: Structure, texts: Iterator[str], for_generation: bool) -> str:
     """Returns what the processor renders of a conversation of `structure` with `texts`."""
-    conversation = [
-        {
-            "role": role,
-            "content": [{"type": kind, "text": next(texts)} if kind == "text" else {"type": kind} for kind in types],
-        }
-        for role, types in structure
-    ]
+    conversation = fill(structure, texts)
     return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=for_generation)
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from vlm_core.data.conversation import images_of
 from vlm_core.data.tokenization import (
     TokenizedConversation,
     image_token_id,
-    images_of,
     tokenize_conversation,
     tokenize_prompt,
 )

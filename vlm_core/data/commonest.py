@@ -5,7 +5,6 @@ A model that scores no more than this has learnt nothing that a table of counts 
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from typing import Any
 
 from vlm_core.data.closed_questions import YES_NO, closed_kind, normalize
 
@@ -45,12 +44,3 @@ def _likes(question: str, answer: str) -> Iterator[tuple[str, ...]]:
     yield "question", normalize(question)
     yield "kind", YES_NO if closed_kind(question, answer, {}) else "open"
     yield ("all",)
-
-
-def last_question(row: dict[str, Any]) -> tuple[str, str]:
-    """Returns the last question of a row of the conversation cache, and the answer to it."""
-    *_, asked, answered = row["conversation"]
-    text, reference = (
-        "\n".join(part["text"] for part in turn["content"] if part["type"] == "text") for turn in (asked, answered)
-    )
-    return text, reference

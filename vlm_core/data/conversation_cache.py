@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
+from PIL import Image
 
 from vlm_core.cache import cached_directory, read_manifest
 from vlm_core.data.closed_questions import ClosedQuestionCounter
-from vlm_core.data.examples import Conversation, RejectedRow, example_of
+from vlm_core.data.conversation import arrow_type, images_of, last_question, map_images, shown_images
+from vlm_core.data.examples import RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.images import decode_image
 from vlm_core.data.rejects import Rejects, describe_rejects
@@ -33,12 +34,10 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 3  # raise it whenever the same source must give another cache
+CONVERSATIONS_VERSION = 4  # raise it whenever the same source must give another cache
 
-_CONTENT = pa.struct([("type", pa.string()), ("text", pa.string()), ("image", pa.int32())])
-_TURN = pa.struct([("role", pa.string()), ("content", pa.list_(_CONTENT))])
 CONVERSATION_SCHEMA = pa.schema(
-    [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", pa.list_(_TURN))]
+    [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
 )
 # With what decides on the side of a row, until all rows are known.
 _STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
@@ -146,7 +145,7 @@ class _Builder:
             self.rows[split] += len(rows)
             writers[split].write_batch(pa.RecordBatch.from_pylist(rows, schema=CONVERSATION_SCHEMA))
         for record in kept[TRAIN]:
-            self._count_closed(record["conversation"])
+            self.closed.add(*last_question(record["conversation"]))
 
     def _side(self, record: dict[str, Any]) -> str:
         if self.splits.split_by == PUBLISHED:
@@ -186,16 +185,10 @@ class _Builder:
             "example_id": example_id,
             "case_id": case,
             "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
-            "conversation": _numbered(example.conversation, indices),
+            "conversation": map_images(example.conversation, indices.__getitem__),
             "published": name,
             "image": shown[0],
         }
-
-    def _count_closed(self, conversation: Conversation) -> None:
-        """Counts the question and answer of a conversation of one turn each."""
-        texts = [part["text"] for turn in conversation for part in turn["content"] if part["type"] == "text"]
-        if [turn["role"] for turn in conversation] == ["user", "assistant"] and len(texts) == 2:
-            self.closed.add(*texts)
 
     def _require_rows(self) -> None:
         rejects = self.rejects.by_reason
@@ -208,15 +201,6 @@ class _Builder:
                     f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
                     "correct the rows, or set another dataset.validation_share or split_seed"
                 )
-
-
-def _numbered(conversation: Conversation, indices: list[int]) -> Conversation:
-    """Returns a conversation whose image parts refer to the table of images, and no longer to the row's own."""
-
-    def part(content: dict[str, Any]) -> dict[str, Any]:
-        return content if content["type"] == "text" else {**content, "image": indices[content["image"]]}
-
-    return [{"role": turn["role"], "content": [part(c) for c in turn["content"]]} for turn in conversation]
 
 
 @contextmanager
@@ -248,24 +232,14 @@ class ConversationDataset:
     def with_images(self, example: dict[str, Any]) -> dict[str, Any]:
         """Returns a row of `conversations` with its image indices replaced by decoded images."""
 
-        def part(content: dict[str, Any]) -> dict[str, Any]:
-            if content["type"] == "text":
-                return {"type": "text", "text": content["text"]}
-            return {"type": "image", "image": decode_image(self.images[content["image"]]["encoded"])}
+        def decoded(index: int) -> Image.Image:
+            return decode_image(self.images[index]["encoded"])
 
-        turns = [
-            {"role": turn["role"], "content": [part(content) for content in turn["content"]]}
-            for turn in example["conversation"]
-        ]
-        return {**example, "conversation": turns}
+        return {**example, "conversation": map_images(example["conversation"], decoded)}
 
     def shown_images(self) -> set[int]:
         """Returns the indices of all images that the split shows."""
-        content: Any = self.conversations.data["conversation"]
-        for name in ("content", "image"):
-            flat = pc.call_function("list_flatten", [content])
-            content = pc.call_function("struct_field", [flat], pc.StructFieldOptions([name]))
-        return set(content.drop_null().unique().to_pylist())
+        return shown_images(self.conversations.data["conversation"])
 
     def encoded_image(self, sha256: str) -> bytes:
         """Returns the encoded image with a hash of `image_hashes`."""
@@ -291,5 +265,4 @@ def image_sizes(conversations: Path) -> list[tuple[int, int]]:
 
 def image_indices(example: dict[str, Any]) -> list[int]:
     """Returns the images of a row of the conversation cache, in their order, as indices into its table of images."""
-    parts = (part for turn in example["conversation"] for part in turn["content"])
-    return [part["image"] for part in parts if part["type"] == "image"]
+    return images_of(example["conversation"])

@@ -12,14 +12,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_core.data.conversation import (
+    Conversation,
+    Part,
+    answer_turn,
+    image_part,
+    images_of,
+    join_texts,
+    map_parts,
+    question_turn,
+    text_part,
+    turn_text,
+)
 from vlm_core.data.image_folder import ImageError, ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
 
 ROLES = ("system", "user", "assistant")
 SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT; those named as the roles are are themselves
 PLACEHOLDER = re.compile("\n?<image>\n?")  # with the line break that sets it apart from the text
-
-Conversation = list[dict[str, Any]]
 
 
 class RejectedRow(ValueError):
@@ -106,11 +116,7 @@ def _single(row: dict[str, Any], columns: Columns, cells: list[Any]) -> tuple[Co
     question, answer = ("" if row[name] is None else str(row[name]) for name in (columns.question, columns.answer))
     if not question.strip():
         raise RejectedRow("empty question")
-    parts = [{"type": "image", "image": index} for index in range(len(cells))]
-    return [
-        {"role": "user", "content": [*parts, {"type": "text", "text": question}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ], cells
+    return [question_turn(question, range(len(cells))), answer_turn(answer)], cells
 
 
 def _whole(turns: Any, cells: list[Any]) -> tuple[Conversation, list[Any]]:
@@ -123,21 +129,21 @@ def _whole(turns: Any, cells: list[Any]) -> tuple[Conversation, list[Any]]:
         turns = _sharegpt_turns(turns, len(cells))
     given, shown = iter(cells), []
 
-    def part(content: dict[str, Any]) -> dict[str, Any]:
-        if content["type"] == "text":
-            return {"type": "text", "text": content.get("text") or ""}
-        if content["type"] != "image":
+    def numbered(part: Part) -> Part:
+        if part["type"] == "text":
+            return text_part(part.get("text") or "")
+        if part["type"] != "image":
             raise RejectedRow("content that is neither text nor image")
-        own = content.get("image")
+        own = part.get("image")
         shown.append(next(given, None) if own is None else own)
-        return {"type": "image", "image": len(shown) - 1}
+        return image_part(len(shown) - 1)
 
-    conversation = [{"role": turn["role"], "content": [part(c) for c in _parts(turn["content"])]} for turn in turns]
+    conversation = map_parts([{"role": turn["role"], "content": _parts(turn["content"])} for turn in turns], numbered)
     left = list(given)
     if left and shown:
         raise RejectedRow("more images than the conversation shows")
     first = next((turn for turn in conversation if turn["role"] == "user"), conversation[0])
-    first["content"] = [*({"type": "image", "image": i} for i in range(len(left))), *first["content"]]
+    first["content"] = [*map(image_part, range(len(left))), *first["content"]]
     return conversation, shown or left
 
 
@@ -147,11 +153,11 @@ def _sharegpt_turns(turns: Any, images: int) -> Conversation:
     if placeholders != images:
         raise RejectedRow(f"{'more' if placeholders > images else 'fewer'} <image> than images")
 
-    def content(value: str) -> list[dict[str, Any]]:
+    def content(value: str) -> list[Part]:
         first, *others = PLACEHOLDER.split(value)
-        parts = [{"type": "text", "text": first}]
+        parts: list[Part] = [text_part(first)]
         for text in others:
-            parts += [{"type": "image"}, {"type": "text", "text": text}]
+            parts.extend(({"type": "image"}, text_part(text)))
         return [part for part in parts if part.get("text") != ""]
 
     return [
@@ -159,17 +165,9 @@ def _sharegpt_turns(turns: Any, images: int) -> Conversation:
     ]
 
 
-def _parts(content: Any) -> list[dict[str, Any]]:
-    """Returns the parts of a turn; neighbouring texts are one, as the templates make of them."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    parts: list[dict[str, Any]] = []
-    for part in content or []:
-        if parts and part["type"] == parts[-1]["type"] == "text":
-            parts[-1] = {"type": "text", "text": (parts[-1]["text"] or "") + (part["text"] or "")}
-        else:
-            parts.append(part)
-    return parts
+def _parts(content: Any) -> list[Part]:
+    """Returns the parts of a turn whose content is a text or a list of parts; neighbouring texts become one."""
+    return [text_part(content)] if isinstance(content, str) else join_texts(content or [])
 
 
 def _require_sound(conversation: Conversation) -> None:
@@ -181,10 +179,9 @@ def _require_sound(conversation: Conversation) -> None:
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise RejectedRow("turns that do not go from user to assistant, and end there")
     for turn in conversation:
-        text = "".join(part["text"] for part in turn["content"] if part["type"] == "text")
+        text, has_image = turn_text(turn), bool(images_of([turn]))
         if MARKER_PATTERN.search(text):
             raise RejectedRow("reserved characters U+E000 and U+E001")
-        has_image = any(part["type"] == "image" for part in turn["content"])
         if has_image and turn["role"] == "assistant":
             raise RejectedRow("an image in an answer")
         if not text.strip() and not has_image:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
-from vlm_core.data.commonest import last_question
+from vlm_core.data.conversation import images_of, last_question, questions_and_answers
 
 STATISTICS = "statistics.json"
 BINS = 20
@@ -43,20 +43,19 @@ class _Tally:
 
     def add(self, row: dict[str, Any], closed_questions: Mapping[str, list[str]]) -> None:
         """Counts a row of the cache."""
-        images = [p["image"] for turn in row["conversation"] for p in turn["content"] if p["type"] == "image"]
-        questions = [_text(turn) for turn in row["conversation"] if turn["role"] == "user"]
-        answers = [_text(turn) for turn in row["conversation"] if turn["role"] == "assistant"]
+        shown = images_of(row["conversation"])
+        questions, answers = zip(*questions_and_answers(row["conversation"]), strict=True)
         self.rows += 1
-        self.text_only += not images
+        self.text_only += not shown
         self.turns[len(answers)] += 1
         self.modes[row["mode"]] += 1
-        self.questions_of.update(set(images))
-        self.images_of[row["case_id"]].update(images)
+        self.questions_of.update(set(shown))
+        self.images_of[row["case_id"]].update(shown)
         self.rows_of_case[row["case_id"]] += 1
         self.question_words.append(len(questions[-1].split()))
         self.answer_words.append(len(answers[-1].split()))
         self.closed += closed_kind(questions[-1], answers[-1], closed_questions) is not None
-        asked, answered = _hash([images, questions]), _hash(answers)
+        asked, answered = _hash([shown, questions]), _hash(answers)
         self.duplicates += answered in self.answers_to[asked]
         self.answers_to[asked].add(answered)
 
@@ -87,7 +86,7 @@ def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         for batch in read_batches(directory / f"{split}.arrow"):
             for row in batch.to_pylist():
                 tallies[split].add(row, manifest["closed_questions"])
-                add_closed(*last_question(row))
+                add_closed(*last_question(row["conversation"]))
     rejected, kept = sum(r["rows"] for r in manifest["rejects"].values()), sum(manifest["rows"].values())
     found = {
         "splits": {split: tally.summary() for split, tally in tallies.items()},
@@ -201,10 +200,6 @@ def findings(found: Mapping[str, Any]) -> list[str]:
 
 def _share(part: int, whole: int) -> float:
     return round(part / whole, 4) if whole else 0.0
-
-
-def _text(turn: dict[str, Any]) -> str:
-    return "".join(part["text"] for part in turn["content"] if part["type"] == "text")
 
 
 def _hash(value: Sequence[Any]) -> bytes:

@@ -22,9 +22,9 @@ from vlm_core.data.chat_template import (
     TokenizedConversation,
     render_markers,
     special_tokens,
-    structure_of,
     texts_of,
 )
+from vlm_core.data.conversation import Conversation, answer_turn, images_of, question_turn, structure_of
 from vlm_core.data.grids import Grid, grids_of
 from vlm_core.data.markers import MARKER_PATTERN
 from vlm_core.data.tokenization_generic import tokenize_rendered
@@ -41,7 +41,7 @@ class _Piece:
 
 
 def tokenize_conversation(
-    conversation: list[dict[str, Any]], processor: Any, family: Family, grids: Sequence[Grid] | None = None
+    conversation: Conversation, processor: Any, family: Family, grids: Sequence[Grid] | None = None
 ) -> TokenizedConversation:
     """Returns the ids of a whole conversation; every assistant turn and its end-of-turn token are supervised.
 
@@ -53,14 +53,14 @@ def tokenize_conversation(
 
 
 def tokenize_prompt(
-    conversation: list[dict[str, Any]], processor: Any, family: Family, grids: Sequence[Grid] | None = None
+    conversation: Conversation, processor: Any, family: Family, grids: Sequence[Grid] | None = None
 ) -> list[int]:
     """Returns the ids of a conversation that ends with a user turn, up to where the answer begins."""
     return _tokenize(conversation, processor, family, grids, for_generation=True).input_ids
 
 
 def _tokenize(
-    conversation: list[dict[str, Any]],
+    conversation: Conversation,
     processor: Any,
     family: Family,
     grids: Sequence[Grid] | None,
@@ -84,12 +84,7 @@ def shared_image_token(processor: Any, family: Family) -> int | None:
     return None if family.plain_only else image_token_id(processor, family)
 
 
-def images_of(conversation: list[dict[str, Any]]) -> list[Any]:
-    """Returns what the image parts of a conversation hold, in their order."""
-    return [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
-
-
-def image_grids(conversation: list[dict[str, Any]], processor: Any, family: Family) -> list[Grid]:
+def image_grids(conversation: Conversation, processor: Any, family: Family) -> list[Grid]:
     """Returns the grids of the Pillow images of a conversation, where their number of tokens follows their size."""
     if not family.patches_a_token and not family.plain_only:
         return []
@@ -101,12 +96,9 @@ def require_template(processor: Any, family: Family) -> None:
 
     A tokenizer or template of another form than the family's would otherwise train on prompts that no one sends.
     """
-    for images in ((), *(SHOWN if family.plain_only else ())):
-        parts = [{"type": "image", "image": Image.new("RGB", size)} for size in images]
-        conversation = [
-            {"role": "user", "content": [*parts, {"type": "text", "text": "What is shown?"}]},
-            {"role": "assistant", "content": [{"type": "text", "text": "A mass."}]},
-        ]
+    for sizes in ((), *(SHOWN if family.plain_only else ())):
+        pictures = [Image.new("RGB", size) for size in sizes]
+        conversation = [question_turn("What is shown?", pictures), answer_turn("A mass.")]
         made = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
         expected, ids = list(made), tokenize_conversation(conversation, processor, family).input_ids
         if not family.end_of_turn:  # The tokenizer's own end stands where the template has none.
@@ -119,7 +111,7 @@ def require_template(processor: Any, family: Family) -> None:
 
 
 def _pieces(
-    conversation: list[dict[str, Any]],
+    conversation: Conversation,
     processor: Any,
     family: Family,
     grids: Sequence[Grid],

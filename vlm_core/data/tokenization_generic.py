@@ -23,9 +23,9 @@ from vlm_core.data.chat_template import (
     render,
     render_markers,
     special_tokens,
-    structure_of,
     texts_of,
 )
+from vlm_core.data.conversation import Conversation, answer_turn, question_turn, structure_of
 from vlm_core.data.grids import Grid
 from vlm_core.data.markers import MARKER_PATTERN
 from vlm_core.families import Family
@@ -46,7 +46,7 @@ class _Rendered:
 
 
 def tokenize_rendered(
-    conversation: list[dict[str, Any]], processor: Any, family: Family, sizes: Sequence[Grid], *, for_generation: bool
+    conversation: Conversation, processor: Any, family: Family, sizes: Sequence[Grid], *, for_generation: bool
 ) -> TokenizedConversation:
     """Returns the ids of a conversation and which of them are supervised; `sizes` are those of its images.
 
@@ -74,7 +74,7 @@ def tokenize_rendered(
 
 def end_of_turn(processor: Any) -> str:
     """Returns what the template writes behind an answer, up to its first special token; "" where it has none."""
-    conversation = [{"role": role, "content": [{"type": "text", "text": "x"}]} for role in ("user", "assistant")]
+    conversation = [question_turn("x"), answer_turn("x")]
     template, _ = render_markers(processor, structure_of(conversation), False)
     tail = MARKER_PATTERN.split(template)[-1]
     special = special_tokens(processor.tokenizer).search(tail)
@@ -97,9 +97,7 @@ def image_expansions(processor: Any, sizes: tuple[Grid, ...]) -> list[str]:
 class _Chat:
     """A conversation, and how its processor shows it."""
 
-    def __init__(
-        self, conversation: list[dict[str, Any]], processor: Any, family: Family, sizes: Sequence[Grid]
-    ) -> None:
+    def __init__(self, conversation: Conversation, processor: Any, family: Family, sizes: Sequence[Grid]) -> None:
         self.processor, self.family = processor, family
         self.structure, self.texts = structure_of(conversation), texts_of(conversation)
         self.expansions = image_expansions(processor, tuple(sizes)) if sizes else []

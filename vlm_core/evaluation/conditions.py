@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from vlm_core.data.batches import ExampleInputs, ImageInputs
+from vlm_core.data.conversation import without_images
 from vlm_core.data.conversation_cache import image_indices
 from vlm_core.data.grids import Grid, grids_of
 from vlm_core.data.token_cache import TokenizedExample, last_answer_of
@@ -95,11 +96,7 @@ def _with_images(
 
 
 def _without_images(row: dict[str, Any], processor: Any, family: Family) -> TokenizedExample:
-    turns = [
-        {"role": turn["role"], "content": [part for part in turn["content"] if part["type"] != "image"]}
-        for turn in row["conversation"]
-    ]
-    tokenized = tokenize_conversation(turns, processor, family)
+    tokenized = tokenize_conversation(without_images(row["conversation"]), processor, family)
     return TokenizedExample(tokenized.input_ids, tokenized.supervised, [])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlm_core.data.closed_questions import YES_NO, YES_NO_ANSWERS, closed_kind
-from vlm_core.data.commonest import last_question
+from vlm_core.data.conversation import last_question
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.metrics import Columns, Reply, columns_of
 from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN
@@ -54,7 +54,7 @@ def question_of(
     trained_images: set[str],
 ) -> Question:
     """Returns the question of a row of the conversation cache."""
-    text, reference = last_question(row)
+    text, reference = last_question(row["conversation"])
     kind = closed_kind(text, reference, closed_questions)
     answers = None if kind is None else YES_NO_ANSWERS if kind == YES_NO else tuple(closed_questions[kind])
     return Question(

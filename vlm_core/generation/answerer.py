@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from vlm_core.data.batches import ExampleInputs, ImageInputs, shown_images
+from vlm_core.data.conversation import Conversation, images_of
 from vlm_core.data.packing import Group
 from vlm_core.data.token_cache import TokenizedExample
-from vlm_core.data.tokenization import image_grids, image_token_id, images_of, shared_image_token, tokenize_prompt
+from vlm_core.data.tokenization import image_grids, image_token_id, shared_image_token, tokenize_prompt
 from vlm_core.families import Family
 from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_answer
 from vlm_core.generation.generic import answer_likelihoods, generate_answers
@@ -18,8 +19,9 @@ from vlm_core.generation.likelihood import Likelihood, likelihoods
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings, chooser, prompt_key
 from vlm_core.models.derived_family import family_of
-from vlm_core.models.load import device_of, load_processor, load_trained
+from vlm_core.models.load import device_of, load_processor
 from vlm_core.models.model_reference import ModelFiles
+from vlm_core.models.weights import load_trained
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Answerer:
         """The id that stands for an image in a prompt that others may share; None where none are shared."""
         return shared_image_token(self.processor, self.family)
 
-    def answer(self, conversations: Sequence[list[dict[str, Any]]], settings: GenerationSettings) -> list[Answer]:
+    def answer(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
         images: dict[str, tuple[int, Any]] = {}
         prompts, keys = [], []

@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from vlm_core.data.collate import Batch
+from vlm_core.data.conversation import Conversation
 from vlm_core.data.packing import pack
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.families import Family
@@ -47,7 +48,7 @@ class Branch:
     generated: list[int] = field(default_factory=list)
 
 
-def without_answer(conversation: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def without_answer(conversation: Conversation) -> Conversation:
     """Returns a conversation up to and without its last assistant turn."""
     return conversation[:-1] if conversation[-1]["role"] == "assistant" else conversation
 

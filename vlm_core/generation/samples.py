@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_core.data.batches import ImageInputs
+from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset
 from vlm_core.files import append_json_lines
@@ -49,6 +50,5 @@ def _spread(tokens: TokenDataset) -> list[int]:
 
 
 def _told(row: dict[str, Any]) -> dict[str, str]:
-    contents = [turn["content"] for turn in row["conversation"]]
-    texts = [" ".join(part["text"] for part in content if part["type"] == "text") for content in contents]
-    return {"example_id": row["example_id"], "question": texts[-2], "reference": texts[-1]}
+    question, reference = last_question(row["conversation"])
+    return {"example_id": row["example_id"], "question": question, "reference": reference}

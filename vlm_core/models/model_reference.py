@@ -21,13 +21,12 @@ from vlm_core.config import ModelConfig
 from vlm_core.files import read_json
 from vlm_core.hub import download, is_repository_id
 from vlm_core.models.base_model import PATTERNS, PROCESSOR_FILES, TINY_MODELS, fetch_model
-from vlm_core.models.layout import ADAPTER_CONFIG, is_adapter, is_distributed_checkpoint, weights_directory
+from vlm_core.models.weights import ADAPTER_CONFIG, TENSOR_FILES, format_of, is_adapter, weights_directory
 from vlm_core.run_directory import CONFIG
 
 logger = logging.getLogger(__name__)
 
 RESOLVERS = "medpix_finetune.models"
-WEIGHTS = ("*.safetensors", "*.bin", "*.distcp")
 # What an adapter's file says about where it was made, and not about what it computes.
 NOT_IDENTITY = ("base_model_name_or_path", "inference_mode", "revision")
 
@@ -62,8 +61,9 @@ def find_model(reference: str | Path | None, base: ModelConfig | None = None) ->
     weights = weights_directory(checkpoint)
     config = base or named or _base_of(checkpoint, weights)
     has_processor = any((weights / name).is_file() for name in PROCESSOR_FILES)
-    if is_adapter(weights) or is_distributed_checkpoint(weights) or not has_processor:
-        return ModelFiles(weights, fetch_model(config), config)  # the base model has what is not there
+    stored = format_of(weights)
+    if stored and not (stored.is_model and has_processor):
+        return ModelFiles(weights, fetch_model(config), config)  # config and processor come from the base model
     return ModelFiles(weights, weights, config)
 
 
@@ -107,9 +107,9 @@ def _directory_digest(directory: Path) -> str:
         if (directory / name).is_file():
             settings |= {key: value for key, value in read_json(directory / name).items() if key not in NOT_IDENTITY}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    weights = sorted(path for pattern in WEIGHTS for path in directory.glob(pattern))
+    weights = sorted(path for pattern in TENSOR_FILES for path in directory.glob(pattern))
     if not weights:
-        raise ValueError(f"{directory} has no weights ({', '.join(WEIGHTS)})")
+        raise ValueError(f"{directory} has no weights ({', '.join(TENSOR_FILES)})")
     for path in weights:
         with path.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -9,38 +9,35 @@ from transformers import AutoConfig
 from vlm_core.config import Config, ModelConfig
 from vlm_core.families import Family
 from vlm_core.models.freeze import freeze, frozen_parts, require_trainable
-from vlm_core.models.layout import is_distributed_checkpoint, weights_directory
-from vlm_core.models.load import load_adapter_weights, load_distributed_checkpoint, load_model
+from vlm_core.models.load import load_model
 from vlm_core.models.lora import apply_lora
+from vlm_core.models.weights import load_adapter_weights, load_trained, weights_directory
 
 
 def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path | None) -> Any:
-    """Returns the model of `config` on the CPU, with the weights of `checkpoint` where there is one.
+    """Returns the model to train on the CPU, with the weights of `checkpoint` if there is one.
 
-    Trained weights are float32 and frozen ones in the dtype to compute in: at a learning rate of 1e-5 nearly every
-    update of a bfloat16 weight would round to nothing. Raises ValueError where nothing is left to train.
+    Trained weights are float32 and frozen ones have the dtype to compute in: at a learning rate of 1e-5, nearly every
+    update of a bfloat16 weight would round to zero. Raises ValueError if nothing is left to train.
     """
     frozen = frozen_parts(config.freeze_config, family)
     dtype = compute_dtype(config.model, base)
-    torch.manual_seed(config.rng.seed)  # The LoRA matrices are drawn from it, alike on every rank.
+    torch.manual_seed(config.rng.seed)  # Every rank draws the same LoRA matrices.
     if config.peft is not None:
         # peft keeps its matrices in float32 over a base of lower precision.
-        model: Any = apply_lora(_load(base, config.model, dtype), config.peft, family, frozen)
+        model: Any = apply_lora(load_model(base, _with_dtype(config.model, dtype)), config.peft, family, frozen)
         if checkpoint:
             load_adapter_weights(model, weights_directory(checkpoint))
     else:
-        weights = weights_directory(checkpoint) if checkpoint else base
-        shards = is_distributed_checkpoint(weights)
-        model = _load(base if shards else weights, config.model, torch.float32)
-        if shards:
-            load_distributed_checkpoint(model, weights)
+        full = _with_dtype(config.model, torch.float32)
+        model = load_trained(checkpoint, base, full) if checkpoint else load_model(base, full)
         freeze(model, frozen, family)
         for parameter in model.parameters():
             if not parameter.requires_grad:
                 parameter.data = parameter.data.to(dtype)
     require_trainable(model)
     if config.compute.gradient_checkpointing:
-        # Reentrant checkpointing gives Gemma 3n wrong gradients without a word: its layers share keys and values.
+        # Reentrant checkpointing silently gives Gemma 3n wrong gradients, because its layers share keys and values.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
 
@@ -53,5 +50,5 @@ def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:
     return getattr(torch, config.torch_dtype)
 
 
-def _load(directory: Path, config: ModelConfig, dtype: torch.dtype) -> Any:
-    return load_model(directory, config.model_copy(update={"torch_dtype": str(dtype).removeprefix("torch.")}))
+def _with_dtype(config: ModelConfig, dtype: torch.dtype) -> ModelConfig:
+    return config.model_copy(update={"torch_dtype": str(dtype).removeprefix("torch.")})

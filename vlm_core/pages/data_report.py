@@ -8,6 +8,7 @@ from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.closed_questions import YES_NO
 from vlm_core.data.closed_statistics import closed_answers, closed_kinds
+from vlm_core.data.conversation import turn_text
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
@@ -119,10 +120,7 @@ def samples(conversations: Path) -> list[dict[str, Any]]:
                 "split": split,
                 "case": row["case_id"],
                 "images": [small[digest] for digest in dataset.image_hashes(row)],
-                "turns": [
-                    (turn["role"], " ".join(part["text"] for part in turn["content"] if part["type"] == "text"))
-                    for turn in row["conversation"]
-                ],
+                "turns": [(turn["role"], turn_text(turn)) for turn in row["conversation"]],
             }
             for row in rows
         ]

@@ -22,8 +22,8 @@ from transformers import ProcessorMixin
 
 from vlm_core.config import Config
 from vlm_core.files import point, published_directory, read_json, write_json, write_text
-from vlm_core.models.load import save_weights
-from vlm_core.run_directory import CONFIG, CONSOLIDATED, LATEST, LOWEST_VAL, PROGRESS
+from vlm_core.models.weights import save_weights
+from vlm_core.run_directory import CONFIG, CONSOLIDATED, LATEST, LOWEST_VAL, PROGRESS, TRAINING_STATE, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -98,15 +98,15 @@ def save_checkpoint(
     `model` is the model itself, outside any wrapper, and not read for its weights; `last` says that the run ends here.
     """
     settings = config.checkpoint
-    distributed = settings.model_save_format == "torch_save"
+    sharded = settings.model_save_format == "torch_save"
     consolidated = settings.save_consolidated == "every" or (last and settings.save_consolidated == "final")
     with published_directory(directory) as aside:
         weights = snapshot.weights
-        save_weights(model, aside / "model", weights, distributed=distributed, consolidated=consolidated)
-        for place in (aside / "model", aside / "model" / CONSOLIDATED):
+        save_weights(model, aside / WEIGHTS, weights, sharded=sharded, consolidated=consolidated)
+        for place in (aside / WEIGHTS, aside / WEIGHTS / CONSOLIDATED):
             if place.is_dir():
                 processor.save_pretrained(place)
-        torch.save(snapshot.training_state, aside / "training_state.pt")
+        torch.save(snapshot.training_state, aside / TRAINING_STATE)
         write_json(aside / PROGRESS, asdict(snapshot.progress))
         write_text(aside / CONFIG, config.to_yaml())
     if lowest:
@@ -133,4 +133,4 @@ def load_progress(checkpoint: Path) -> RunProgress:
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Returns the state dictionaries of optimizer and schedule, on the CPU."""
-    return torch.load(checkpoint / "training_state.pt", map_location="cpu", weights_only=True)
+    return torch.load(checkpoint / TRAINING_STATE, map_location="cpu", weights_only=True)

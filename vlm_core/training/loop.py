@@ -19,7 +19,7 @@ from vlm_core.data.collate import Batch, require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
 from vlm_core.families import Family
 from vlm_core.models.freeze import PartCounts
-from vlm_core.models.load import weights_to_save
+from vlm_core.models.weights import weights_to_save
 from vlm_core.training.checkpoint import (
     RunProgress,
     Snapshot,

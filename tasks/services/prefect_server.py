@@ -1,0 +1,70 @@
+"""Prefect's server for its own pages and clients: `uvicorn --factory tasks.services.prefect_server:create_app`.
+
+Prefect accepts every `Host` header. A page of a foreign name that resolves to this machine (DNS rebinding) would
+therefore share an origin with the server. `OwnPagesOnly` refuses foreign hosts and origins before Prefect sees them.
+"""
+
+import os
+import re
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from tasks.launchers.parent_guard import end_with_parent
+
+ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
+# The first saves 50 MB, as in Prefect's own command. Plugins would be set up inside the server's event loop, and fail.
+SERVER_ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_PLUGINS_ENABLED": "false"}
+PARENT = "MEDPIX_SERVER_PARENT"  # environment variable: the process that a temporary server belongs to
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+ANY = "*"
+
+
+class OwnPagesOnly:
+    """Passes on requests for a known host that come from a program or from a page of a known origin."""
+
+    def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
+        self.app, self.origins = app, origins
+        self.hosts = LOOPBACK | {urlsplit(origin).hostname or "" for origin in origins}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answers a refused request, or a refused WebSocket, with status 403."""
+        refusal = self.refusal(Headers(scope=scope)) if scope["type"] in ("http", "websocket") else None
+        answer: ASGIApp = self.app
+        if refusal:
+            answer = PlainTextResponse(refusal, 403) if scope["type"] == "http" else WebSocketClose(1008, refusal)
+        await answer(scope, receive, send)
+
+    def refusal(self, headers: Headers) -> str | None:
+        """Returns why a request is refused, None if it is not."""
+        if ANY in self.origins:
+            return None
+        hosts, origins = headers.getlist("host"), headers.getlist("origin")
+        if [_name(host) in self.hosts for host in hosts] != [True]:
+            return f"this server does not answer for this host; {ORIGINS} names the addresses of its pages"
+        if not {origin.lower() for origin in origins} <= self.origins:
+            return f"this server does not answer pages of this origin; {ORIGINS} names those it answers"
+        return None
+
+
+def _name(host: str) -> str:
+    """Returns a `Host` header without its port."""
+    return re.sub(r":\d*$", "", host.lower())
+
+
+def own_origins(port: int | str) -> str:
+    """Returns the origins of the pages of a server on loopback, as Prefect's setting takes them."""
+    return f"http://127.0.0.1:{port},http://localhost:{port}"
+
+
+def create_app() -> ASGIApp:
+    """Returns Prefect's app behind `OwnPagesOnly`; the server of a flow ends with the flow's process."""
+    if parent := os.environ.get(PARENT):
+        end_with_parent(int(parent))
+    from prefect.server.api.server import create_app as prefect_app  # seconds: of the server's process alone
+
+    origins = os.environ.get(ORIGINS, "").split(",")
+    return OwnPagesOnly(prefect_app(), frozenset(origin.strip().rstrip("/").lower() for origin in origins if origin))

@@ -1,0 +1,31 @@
+"""The server that Prefect starts for a flow if no server is configured: with a password, and gone with its flow.
+
+Prefect stops it when the flow's process exits. After SIGKILL nobody would: 200 MB and an open port stayed.
+"""
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+from prefect.settings import PREFECT_API_URL, get_current_settings
+
+from tasks.services.prefect_server import ORIGINS, PARENT, SERVER_ENVIRONMENT, own_origins
+
+
+def guard_temporary_server() -> None:
+    """Lets Prefect start its temporary server by our app; does nothing if a server is configured."""
+    if not PREFECT_API_URL.value():
+        from prefect.server.api.server import SubprocessASGIServer  # seconds, which this server takes anyway
+
+        setattr(SubprocessASGIServer, "_run_uvicorn_command", _start)  # noqa: B010
+
+
+def _start(server: Any) -> subprocess.Popen[bytes]:
+    """Starts the server as Prefect's own method does, except for the app and its environment."""
+    settings = get_current_settings().to_environment_variables(exclude_unset=True)
+    environment = SERVER_ENVIRONMENT | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
+    environment |= {PARENT: str(os.getpid()), ORIGINS: own_origins(server.port)}
+    words = ("uvicorn", "--factory", "tasks.services.prefect_server:create_app", "--host", "127.0.0.1", "--port")
+    command = [sys.executable, "-m", *words, str(server.port), "--log-level", "error", "--lifespan", "on"]
+    return subprocess.Popen(command, env=os.environ | settings | environment)

@@ -1,0 +1,223 @@
+"""Makes a run ready to start: `gather` collects and checks its inputs, `build_trainer` loads the model.
+
+Everything that can be wrong with the input is found by `gather`, before the model is loaded and before anything is
+written into the run directory.
+"""
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlm_core.cache import read_manifest
+from vlm_core.config import Config
+from vlm_core.data.batches import CollatedBatches, ImageInputs, build_batches, image_inputs_of
+from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
+from vlm_core.data.token_cache import TokenDataset, build_tokens
+from vlm_core.data.tokenization import require_template
+from vlm_core.families import Family
+from vlm_core.home import require_writable
+from vlm_core.models.base_model import fetch_model
+from vlm_core.models.derived_family import family_of
+from vlm_core.models.freeze import count_parameters, parameter_table
+from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
+from vlm_core.models.load import device_of, load_processor
+from vlm_core.models.prepare import compute_dtype, prepare_model
+from vlm_core.run_directory import as_it_began, checkpoint_to_resume, require_compatible
+from vlm_core.targets import is_built_in, load_target
+from vlm_core.training.distributed import Ranks, main_rank_first, same_as_main
+from vlm_core.training.loop import Trainer
+from vlm_core.training.optim import optimizer_class
+from vlm_core.training.run_length import with_run_length
+from vlm_core.training.vision_cache import encode_images
+
+logger = logging.getLogger(__name__)
+
+Collate = Callable[..., Any]
+# Called after each validation with the step, on all ranks.
+AfterValidation = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class RunInputs:
+    """What a run is made of: all of it is checked, and the length of the run is decided."""
+
+    config: Config
+    directory: Path  # of the run
+    base: Path  # directory of the base model
+    processor: Any
+    family: Family
+    conversations: Path  # cache directory
+    tokens: dict[str, TokenDataset]  # by split
+    collate: Collate | None  # the user's own function; None = the family's
+    checkpoint: Path | None  # to resume from
+    ranks: Ranks
+
+    @property
+    def train(self) -> TokenDataset:
+        """The examples to train on."""
+        return self.tokens[TRAIN]
+
+    @property
+    def validation(self) -> TokenDataset:
+        """The examples of the validation loss."""
+        return self.tokens[VALIDATION]
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this rank."""
+        return device_of(self.ranks.local_rank)
+
+
+def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | None = None) -> RunInputs:
+    """Returns the inputs of the run of `config`; raises ValueError for wrong ones.
+
+    `conversations` is a cache directory that belongs to `config`; without one it is found or built.
+    """
+    config.require_divisible_batch(ranks.world_size)
+    collate = _own_collate(config)
+    _require_kernels(config, device_of(ranks.local_rank))
+    optimizer_class(config.optimizer.target)
+    if config.peft is not None and config.checkpoint.model_save_format == "torch_save":
+        logger.warning("checkpoint.model_save_format=torch_save has no effect: an adapter is saved in safetensors")
+    require_writable(directory)
+    with main_rank_first(ranks):
+        conversations = conversations or prepare_conversations(config)[0]
+        base = fetch_model(config.model)
+        processor, family = load_processor(base), family_of(base)
+        if collate is None:
+            config = _with_effective_savings(config, family)
+        tokens = _read_tokens(config, conversations, processor, family, collate)
+    # The main rank decides: over a shared file system, another host may see an older pointer for a minute.
+    checkpoint = same_as_main(checkpoint_to_resume(directory, config.checkpoint.restore_from))
+    if checkpoint is not None:
+        config = as_it_began(config, checkpoint)
+    config = with_run_length(config, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
+    if checkpoint is not None:
+        require_compatible(checkpoint, config)
+    return RunInputs(config, directory, base, processor, family, conversations, tokens, collate, checkpoint, ranks)
+
+
+def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInputs], AfterValidation]) -> Trainer:
+    """Returns the trainer of a run, with the model loaded and the state of its checkpoint restored.
+
+    `after_validation` is called once with the model and what shows it images; the result is called at each validation.
+    """
+    config, family, ranks, device = inputs.config, inputs.family, inputs.ranks, inputs.device
+    model = prepare_model(config, inputs.base, family, inputs.checkpoint)
+    parameters = count_parameters(model, family)  # before the vision tower may be detached
+    logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
+    images, whole_model = _images(inputs, model)
+    train, validation = (_batches(inputs, split, images) for split in SPLITS)
+    trainer = Trainer(
+        config=config,
+        directory=inputs.directory,
+        model=model,
+        processor=inputs.processor,
+        family=family,
+        train=train,
+        validation=validation,
+        dataset_fingerprint=read_manifest(inputs.conversations)["fingerprint"],
+        parameters=parameters,
+        ranks=ranks,
+        device=device,
+        compute_dtype=compute_dtype(config.model, inputs.base),
+        whole_model=whole_model,
+    )
+    trainer.after_validation = after_validation(trainer.model, images)
+    if inputs.checkpoint:
+        trainer.resume(inputs.checkpoint)
+    return trainer
+
+
+def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], AbstractContextManager[None]]]:
+    """Returns what shows images to `model`, and a block in which the model has all weights that a checkpoint needs.
+
+    If the vision tower is frozen, its features come from the cache and the tower leaves the model.
+    """
+    config, family = inputs.config, inputs.family
+    if inputs.collate or not config.vision_cache.enabled or not is_tower_frozen(model, family):
+        return image_inputs_of(inputs.conversations, inputs.processor, family), nullcontext
+    images = encode_images(model, inputs.processor, family, inputs.conversations, inputs.ranks, inputs.device)
+    detached = DetachedTower(model, family)
+    # A full checkpoint holds the tower too. An adapter does not.
+    return images, detached.attached if config.peft is None else nullcontext
+
+
+def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
+    if inputs.collate is None:
+        return build_batches(inputs.config, inputs.tokens[split], images, inputs.processor, inputs.family)
+    dataset = ConversationDataset(inputs.conversations, split)
+    return CollatedBatches(dataset, inputs.collate, inputs.processor, inputs.config.step_scheduler.local_batch_size)
+
+
+def _require_kernels(config: Config, device: torch.device) -> None:
+    """Raises ValueError for a kernel that is not installed, or does not run on a CPU."""
+    if device.type == "cpu" and config.model.attn_implementation == "flex_attention":
+        raise ValueError("model.attn_implementation=flex_attention has no backward pass on a CPU; set it to sdpa")
+    if device.type == "cpu" and config.loss_fn.is_fused:
+        raise ValueError(f"loss_fn._target_={config.loss_fn.target} needs a GPU; leave it out on a CPU")
+    if config.loss_fn.is_fused and find_spec("liger_kernel") is None:
+        raise ValueError(
+            f"loss_fn._target_={config.loss_fn.target} needs pip install 'medpix-finetune[liger]'; or leave it out"
+        )
+
+
+def _with_effective_savings(config: Config, family: Family) -> Config:
+    """Returns `config` without the savings that the model's type cannot have; warns of settings without effect."""
+    savings = [name for name in ("packing", "vision_cache") if getattr(config, name).enabled]
+    if family.plain_only and savings:
+        logger.warning("%s have no effect: the model type %s has no row in vlm_core/families.py, so it trains on "
+                       "unpacked examples", " and ".join(savings), family.model_type)  # fmt: skip
+        off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in savings}
+        return config.model_copy(update=off)
+    if not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
+        logger.warning("packing.max_tokens has no effect: packing.enabled=false")
+    if config.packing.enabled and config.step_scheduler.local_batch_size > 1:
+        logger.warning("step_scheduler.local_batch_size=%d has no effect: packing fills a forward pass up to "
+                       "packing.max_tokens=%d; change that, or set packing.enabled=false",
+                       config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
+    return config
+
+
+def _read_tokens(
+    config: Config, conversations: Path, processor: Any, family: Family, collate: Collate | None
+) -> dict[str, TokenDataset]:
+    """Returns the token ids of both splits; raises ValueError if too many examples are longer than allowed.
+
+    A collate function of the user's gets all examples, whatever their length here.
+    """
+    require_template(processor, family)
+    directory, dataset = build_tokens(conversations, processor, family), config.dataset
+    last_only = dataset.train_on == "last_answer"
+    longest = None if collate else dataset.max_length
+    found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
+    for split, tokens in found.items():
+        left_out, rows = len(tokens.too_long), ConversationDataset(conversations, split).conversations
+        if not left_out:
+            continue
+        first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
+        said = f"{left_out} of {len(rows)} examples of {split} are longer than dataset.max_length={dataset.max_length}"
+        if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
+            raise ValueError(
+                f"{said} ({first}), and dataset.max_reject_share={dataset.max_reject_share} allows fewer: raise either"
+            )
+        logger.warning("%s and left out: %s", said, first)
+    return found
+
+
+def _own_collate(config: Config) -> Collate | None:
+    """Returns the user's collate function, None for the family's own."""
+    target = config.dataloader.collate_fn.target
+    if target is None or is_built_in("collate_fn", target):
+        return None
+    logger.warning("%s makes the batches: packing, vision_cache, dataset.max_length and dataset.train_on "
+                   "have no effect", target)  # fmt: skip
+    return load_target("collate_fn", target)
