@@ -83,7 +83,7 @@ def reap_after_crash(flow: Any, flow_run: Any, state: Any) -> None:
 def mlflow_run_of(directory: Path) -> str | None:
     """Returns the MLflow run of a run directory, or None if there is none or it was deleted.
 
-    Raises ValueError if the process that owns the run still works.
+    Raises ValueError if the run is active, that is, if the process that owns it still runs.
     """
     if not (directory / MLFLOW_RUN).is_file():
         return None
@@ -98,7 +98,7 @@ def mlflow_run_of(directory: Path) -> str | None:
         owner = _owner(run.data.tags)
         if owner is not None:
             raise ValueError(
-                f"{directory} belongs to a run that still works, process {owner.pid}: wait for it, cancel it, or set "
+                f"{directory} belongs to an active run, process {owner.pid}: wait for it, cancel it, or set "
                 "checkpoint.checkpoint_dir to another directory"
             )
     return run.info.run_id

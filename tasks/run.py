@@ -89,7 +89,7 @@ def tracked_run(
 
     If the directory holds an interrupted run, that run resumes, in MLflow too. `evaluated` names the model of an
     evaluation without a training.
-    Raises ValueError if the configured directory holds a different run, or a run that still works.
+    Raises ValueError if the configured directory holds a different run, or an active one.
     """
     warn_of_unused_settings(config.compute)
     reap_dead_runs()  # first: a job of a dead run may still be saving the checkpoint to resume from

@@ -52,7 +52,7 @@ def turns_directory() -> Path:
 def turn(compute: ComputeConfig) -> Iterator[None]:
     """Reserves this machine for the block; a deployed run first waits for earlier runs, and shows this on its page.
 
-    Raises Stopped for a run that a schedule or an automation started, if a run with the same parameters works or waits.
+    Raises Stopped for a run that a schedule or an automation started, if one with the same parameters runs or waits.
     """
     logger, local = get_run_logger(), compute.launcher == "local"
     waits = local and bool(deployment.id)
@@ -82,7 +82,7 @@ def _work() -> str:
 
 
 def _require_no_duplicate(directory: Path, number: int, mine: Ticket) -> None:
-    """Raises Stopped if this run is automatic and an equal run works or waits: automatic runs must not pile up."""
+    """Raises Stopped if this run is automatic and an equal one runs or waits: automatic runs must not pile up."""
     same = [other for other in _others(directory, number) if other["work"] == mine["work"] and other["number"] < number]
     if not same or not deployment.id:
         return

@@ -100,7 +100,7 @@ class Interrupted:
             self.happened = True
             self.act()
         if self.happened:
-            self.cluster.start_what_waits()
+            self.cluster.start_requeued_jobs()
 
 
 def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
@@ -176,7 +176,7 @@ def test_a_job_whose_id_was_lost_is_found_by_its_script(cluster: Cluster, tmp_pa
     try:
         record_file(job).unlink()
         assert launcher.submit(job).job_id == first.job_id
-        assert len(cluster.asked("squeue", "--noheader").splitlines()) == 1
+        assert len(cluster.output_of("squeue", "--noheader").splitlines()) == 1
     finally:
         first.cancel()
     assert launcher.submit(job).job_id > first.job_id
@@ -193,7 +193,7 @@ def test_a_cancelled_job_saves_and_is_gone(cluster: Cluster, conversations: Path
     job = training(tmp_path / "run", conversations, SLURM)
     with pytest.raises(Cancelled):
         run(job, Interrupted(cluster, tmp_path / "run", cancel))
-    assert cluster.asked("squeue", "--noheader") == ""
+    assert cluster.output_of("squeue", "--noheader") == ""
     assert cluster.processes_of_jobs() == []
     last = steps_done(tmp_path / "run")
     assert 20 <= read_json(tmp_path / "run" / LATEST / PROGRESS)["step"] == last < STEPS
@@ -206,7 +206,7 @@ def test_a_preempted_job_saves_waits_and_goes_on(
 ) -> None:
     job = training(tmp_path / "run", conversations, SLURM)
     words = ("--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
-    run(job, Interrupted(cluster, tmp_path / "run", lambda: cluster.asked("sbatch", *words)))
+    run(job, Interrupted(cluster, tmp_path / "run", lambda: cluster.output_of("sbatch", *words)))
     require_same_curve(tmp_path / "run", expected)
     log = job.log_file.read_text()
     for said in ("stopped by SIGTERM behind step", "was stopped by the cluster: it is queued again", ", start 2\n"):
@@ -225,7 +225,7 @@ def test_a_node_that_dies(
 
     def poll() -> None:
         dies()
-        if dies.happened and not returned and "down" in cluster.asked("sinfo", "--noheader", "--format=%T"):
+        if dies.happened and not returned and "down" in cluster.output_of("sinfo", "--noheader", "--format=%T"):
             cluster.start_node(node)
             returned.append(True)
 
@@ -283,7 +283,7 @@ def test_a_job_beyond_a_limit_leaves_none_in_the_queue(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         run(Job("job_under_test", (), ComputeConfig.model_validate(SLURM | compute), tmp_path / "job.log"))
-    assert cluster.asked("squeue", "--noheader") == ""
+    assert cluster.output_of("squeue", "--noheader") == ""
     assert list(tmp_path.glob("*.json")) == []
 
 

@@ -1,4 +1,4 @@
-"""Jobs on Kubernetes: manifests that fit the published schemas, and the official client against a stand-in of it."""
+"""Jobs on Kubernetes: manifests that fit the published schemas, and the official client against a stub of the API."""
 
 import json
 import logging
@@ -66,13 +66,13 @@ def test_manifests_are_as_reviewed(monkeypatch: pytest.MonkeyPatch) -> None:
     for manifest in manifests:
         kubernetes_validate.validate(manifest, "1.37", strict=True)
         kubernetes_validate.validate(manifest, "1.31", strict=True)
-    # Through JSON: what is in it twice would become an alias.
+    # Through JSON, since YAML would write repeated objects as aliases.
     written = yaml.safe_dump_all(json.loads(json.dumps(manifests)), sort_keys=False, width=120)
     assert written == SNAPSHOT.read_text()
-    assert PROGRESS_FILE == "MEDPIX_PROGRESS_FILE"  # as PROGRAM has it
+    assert PROGRESS_FILE == "MEDPIX_PROGRESS_FILE"  # PROGRAM has the same name
 
 
-def test_memory_is_asked_for_in_slurms_units(tmp_path: Path) -> None:
+def test_memory_is_given_in_slurms_units(tmp_path: Path) -> None:
     for given, asked in (("64G", "64Gi"), ("500", "500Mi")):
         wanted = Job("m", (), compute(cluster={"memory_per_node": given}), tmp_path / "a.log")
         (container,) = job_manifest(wanted, 0)["spec"]["template"]["spec"]["containers"]
@@ -93,7 +93,7 @@ def test_a_job_runs_on_its_pods_and_leaves_nothing(api: Api, tmp_path: Path, cap
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_says_so(api: Api, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported(api: Api, tmp_path: Path) -> None:
     submitted = job(tmp_path, "fail")
     with pytest.raises(
         JobFailedError, match=r"code 1 \(Kubernetes Job .*: Failed: BackoffLimitExceeded\)(.|\n)*exitcode  : 3"
@@ -103,17 +103,17 @@ def test_a_job_that_fails_says_so(api: Api, tmp_path: Path) -> None:
 
 
 class CancelledError(Exception):
-    """Stands for what ends a flow."""
+    """The exception that ends a flow here."""
 
 
 @pytest.mark.slow
-def test_a_flow_that_comes_back_follows_the_same_job_and_can_cancel_it(
+def test_a_restarted_flow_follows_the_same_job_and_can_cancel_it(
     api: Api, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     submitted = job(tmp_path, "wait")
     submitted.log_file.touch()
-    launcher_of(submitted.compute, LOG).submit(submitted)  # by a flow that is killed
-    wait_until(lambda: "rank 0" in submitted.log_file.read_text(), "the job is at work")
+    launcher_of(submitted.compute, LOG).submit(submitted)  # submitted by a flow that was killed
+    wait_until(lambda: "rank 0" in submitted.log_file.read_text(), "the job is running")
 
     def poll() -> None:
         answers = [message for message in caplog.messages if message.startswith("Kubernetes Job")]
@@ -129,7 +129,7 @@ def test_a_flow_that_comes_back_follows_the_same_job_and_can_cancel_it(
     assert api.objects == {}
 
 
-def test_what_a_cluster_is_missing_is_said_before_anything_starts(
+def test_missing_settings_and_clusters_are_reported_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"needs compute\.kubernetes\.image and compute\.kubernetes\.volume_claim"):
