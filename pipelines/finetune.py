@@ -96,7 +96,7 @@ def medpix_finetune(
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
     with turn(config.compute), tracked_run(config, base_model, splits, conversations) as run:
-        stage(report_data, run, conversations)
+        stage(report_data, run, conversations, splits)
         write_example(run, conversations)
         training = stage(finetune, run, conversations)
         scores = stage(evaluate, run, base_model, training["checkpoint"], conversations)
