@@ -46,8 +46,12 @@ class ConfigParser(argparse.ArgumentParser):
         self.add_argument("--help-all", action=_HelpAll, help="show this message with every config key, and exit")
 
     def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
-        """Returns the command's own options and the checked config; exits with status 2 and a reason otherwise."""
+        """Returns the command's own options and the checked config; exits with status 2 and a reason if they are wrong.
+
+        The options also hold the `overrides` by dotted key.
+        """
         options, overrides = self.parse_with_overrides(arguments)
+        options.overrides = overrides
         try:
             return options, load_config(options.recipe, overrides)
         except ValueError as error:

@@ -240,8 +240,8 @@ def test_a_function_of_the_users_own(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_function_must_be_there(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDPIX_TARGETS", "tests,  os.path ")
     for target, message in (
-        ("os.system", "module 'os' is not admitted"),
-        ("testsuite.load", "not admitted"),
+        ("os.system", "module 'os' is not allowed"),
+        ("testsuite.load", "not allowed"),
         ("tests.data.test_formats.nothing", "cannot be loaded"),
         ("tests.data.test_formats.ROWS", "is no function"),
     ):

@@ -5,15 +5,16 @@ of the formats of `vlm_core.data.chat_formats`. A question and an answer may als
 prompt and completion.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_core.data.case_ids import case_text
 from vlm_core.data.cells import NoTextError, text_of
 from vlm_core.data.chat_formats import ChatFormatError, is_turns, require_as_many_places, turns_of, with_images
 from vlm_core.data.conversation import Conversation, Part, Turn, image_part, images_of, join_texts, map_parts, turn_text
-from vlm_core.data.image_folder import ImageError, ImageFolder
+from vlm_core.data.image_cells import ImageError, cells_of, image_or_path
+from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
 
 
@@ -71,8 +72,14 @@ def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Ex
         raise RejectedRow(str(error), _about_image(error, columns)) from None
     except ChatFormatError as error:
         raise RejectedRow(str(error), _about_text(columns.conversation or columns.question, error.detail)) from None
-    case, mode = (_text(row, columns, name) for name in ("case", "mode"))
-    return Example(conversation, images, case, mode)
+    return Example(conversation, images, _case(row, columns), _text(row, columns, "mode"))
+
+
+def _case(row: dict[str, Any], columns: Columns) -> str | None:
+    try:
+        return None if columns.case is None else case_text(row[columns.case])
+    except ValueError as error:
+        raise RejectedRow(str(error)) from None
 
 
 def image_paths(row: dict[str, Any], columns: Columns) -> list[str]:
@@ -86,22 +93,12 @@ def image_paths(row: dict[str, Any], columns: Columns) -> list[str]:
     return [path for cell in (*cells, *own) if (path := _path_of(cell))]
 
 
-def cells_of(cell: Any) -> list[Any]:
-    """Returns the images in a cell of an image column; a list may also be JSON text."""
-    if isinstance(cell, str) and cell.lstrip().startswith(("[", "{")):
-        try:
-            cell = json.loads(cell)
-        except ValueError:
-            return [cell]
-    return cell if isinstance(cell, list) else [] if cell is None else [cell]
-
-
 def _path_of(cell: Any) -> str | None:
-    if isinstance(cell, dict):
-        cell = cell.get("bytes") or cell.get("path")
-    if isinstance(cell, int | float) and not isinstance(cell, bool):
-        cell = text_of(cell)
-    return cell if isinstance(cell, str) and cell and not cell.startswith("data:") else None
+    try:
+        found = image_or_path(cell)
+    except ImageError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _about_image(error: ImageError, columns: Columns) -> Callable[[], str]:

@@ -24,7 +24,7 @@ from vlm_core.data.row_readers import FunctionRows, Rows
 from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
-from vlm_core.targets import is_built_in, load_target
+from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
 
     Raises ValueError as `open_dataset` and `OpenDataset.take` do.
     """
-    if not is_built_in("dataset", config.target):
+    if config.target is not None:
         return _of_function(config)
     return open_dataset(config).take(config.split)
 
@@ -234,7 +234,7 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[l
     for path in sorted(paths):
         try:
             image = folder.find(path)
-            found += [path, *_digests([image.path])]
+            found += [path, folder.digest(image.path)]
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
         except ValueError as reason:
             found += [path, str(reason)]

@@ -9,7 +9,6 @@ from typing import Any
 
 from vlm_core.config import AUTO, Config
 from vlm_core.data.source import TRAIN, SplitSource, fetch_split, open_dataset
-from vlm_core.targets import is_built_in
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ def fetch_splits(config: Config) -> Splits:
     Raises ValueError as `fetch_split` does.
     """
     rule = config.dataset
-    if not is_built_in("dataset", rule.target):
+    if rule.target is not None:
         return _of_function(config)
     opened = open_dataset(rule)
     sources = {TRAIN: opened.take(rule.split)}
@@ -159,7 +158,7 @@ def resolved_config(config: Config, splits: Splits) -> Config:
     rule["split_by"] = splits.split_by
     if other["split"] == AUTO:
         other["split"] = splits.sources[VALIDATION].split if VALIDATION in splits.sources else None
-    if is_built_in("dataset", config.dataset.target):
+    if config.dataset.target is None:
         _, bracket, part = rule["split"].partition("[")
         rule["split"] = splits.sources[TRAIN].split + bracket + part
         rule |= _found_columns(rule, splits)
