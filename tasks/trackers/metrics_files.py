@@ -40,5 +40,6 @@ class RecordReader:
 
 
 def measured(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Returns what is a metric of a record, by its name in a tracker: `train/loss`."""
-    return {f"{prefix}/{key}": float(value) for key, value in record.items() if key not in NOT_METRICS}
+    """Returns the metrics of a record by their names in a tracker: `train/loss`. A null was not finite and is none."""
+    values = {key: value for key, value in record.items() if key not in NOT_METRICS and value is not None}
+    return {f"{prefix}/{key}": float(value) for key, value in values.items()}
