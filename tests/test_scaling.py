@@ -41,4 +41,4 @@ def test_the_command_takes_other_inputs() -> None:
     tables = report(Inputs(images=100, gpu="A100"), [1])
     assert said == "\n\n".join(f"## {title}\n\n{table}" for title, table in tables) + "\n"
     assert Inputs(gpu="A100").flops == 0.35 * PEAK_FLOPS["A100"]
-    assert "| questions a step | 20 |" in said
+    assert "| questions per step | 20 |" in said

@@ -24,7 +24,7 @@ from transformers import AutoConfig
 
 from vlm_core.config import ModelConfig
 from vlm_core.files import published_directory
-from vlm_core.home import require_writable
+from vlm_core.home import keep_private, require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import ModelFiles, find_model
@@ -55,6 +55,7 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
 
 def main(options: argparse.Namespace) -> None:
     """Runs the command."""
+    keep_private()
     configure_logging()  # again: an imported library may have changed it
     try:
         base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model)

@@ -162,3 +162,13 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def stays_inside(directory: Path, path: Path) -> bool:
+    """Returns whether a path lies below `directory` once all links are followed.
+
+    The files of a snapshot in the hub's cache are links to the blobs of their repository: these count as inside.
+    """
+    root, target = directory.resolve(), path.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    return target.is_relative_to(root) or target.parent == blobs

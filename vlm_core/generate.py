@@ -21,18 +21,19 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_core.config import ModelConfig
 from vlm_core.data.conversation import Conversation, question_turn
-from vlm_core.data.images import decode_image
+from vlm_core.data.image_cells import ImageError, open_image_file
+from vlm_core.data.images import UnreadableImageError, decode_image
 from vlm_core.files import to_json, write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
+from vlm_core.home import keep_private
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
 
@@ -56,10 +57,12 @@ class Request:
 
 def read_image(name: str, allow_any_url: bool) -> Any:
     """Returns the image at a path or an address; raises ValueError where there is none."""
-    read = partial(read_image_url, name, any_address=allow_any_url) if "://" in name else Path(name).read_bytes
     try:
-        return decode_image(read())
-    except (OSError, SyntaxError) as error:  # Pillow raises both, and ValueError, for broken files
+        if "://" in name:
+            return decode_image(read_image_url(name, any_address=allow_any_url))
+        with open_image_file(Path(name)) as stream:
+            return decode_image(stream.read())
+    except (ImageError, UnreadableImageError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from None
 
 
@@ -151,6 +154,7 @@ def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
 
 def main(options: argparse.Namespace) -> None:
     """Runs the command."""
+    keep_private()
     configure_logging()  # again: an imported library may have changed it
     try:
         text = render(generate(options), options)

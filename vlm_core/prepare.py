@@ -30,7 +30,7 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits, resolved_config
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text
-from vlm_core.home import require_writable
+from vlm_core.home import keep_private, require_writable
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
+    keep_private()
     configure_logging()  # again: an imported library may have changed it
     prepare(config, options.output, options.init, next_command(options.init, sys.argv[1:]))
 

@@ -83,7 +83,7 @@ def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path,
         wait_until(lambda: steps_of(run) >= 6, "a few steps of training")
         hosts.cut()
         time.sleep(2)
-        hosts.mend()
+        hosts.reconnect()
         wait_until(lambda: steps_of(run) >= 20, "training that goes on")
         assert restarts() == 0
         hosts.cut()
@@ -91,7 +91,7 @@ def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path,
         wait_until(lambda: ended in log_of(tmp_path, 1).read_text(), "the second host notices", 120)
         reached = steps_of(run)
         assert 20 <= reached < STEPS
-        hosts.mend()
+        hosts.reconnect()
         assert [process.wait(400) for process in processes] == [0, 0], log_of(tmp_path, 0).read_text()
     assert restarts() >= 1  # on a busy machine an agent may give up waiting for the others, and come again
     whole, cut = (read_json_lines(tmp_path / name / METRICS)[0] for name in ("whole", "cut"))

@@ -1,4 +1,4 @@
-"""The gate, case by case; and what it writes, in a real registry."""
+"""The promotion gate case by case, and its entries in a real registry."""
 
 import math
 import re
@@ -66,7 +66,13 @@ NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
         ),
         (result(WORSE, BETTER), {}, PRESENT, False, "a margin of 0.0 is needed"),
         (result(None, BETTER), {}, PRESENT, True, "on all 100 questions"),
-        (result(WORSE, BETTER, cases=19), {}, PRESENT, True, "on all 100 questions"),  # few must not overrule many
+        (
+            result(WORSE, BETTER, cases=19),
+            {},
+            PRESENT,
+            True,
+            "on all 100 questions",
+        ),  # few cases must not outweigh many
         (result(None, NO_INTERVAL), {}, PRESENT, True, "no interval on all"),
         (result(None, NO_INTERVAL), {"require_interval": True}, PRESENT, False, "must exclude 0"),
         (result(UNKNOWN, BETTER), {}, PRESENT, True, "on all 100 questions"),
@@ -140,7 +146,7 @@ def test_the_gate(
 
 @pytest.fixture
 def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A registered model with three versions in a registry of its own."""
+    """A registered model with three versions, in a new registry."""
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client = mlflow.MlflowClient()
@@ -157,7 +163,7 @@ def promote_after(version: str, found: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_champions_follow_each_other(name: str) -> None:
+def test_each_better_version_becomes_the_champion(name: str) -> None:
     assert find_champion(name) is None
     assert promote_after("1", result(BETTER, BETTER))["promoted"]
     assert not promote_after("2", result(WORSE, WORSE))["promoted"]
@@ -172,8 +178,8 @@ def test_champions_follow_each_other(name: str) -> None:
 
 
 @pytest.mark.slow
-def test_of_two_runs_that_end_at_once_one_is_promoted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both beat version 1; the second to decide finds another champion than the one that it was compared with."""
+def test_if_two_runs_end_at_once_one_is_promoted(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both beat version 1, but the second one finds a new champion that it was not compared with."""
     promote_after("1", result(BETTER, BETTER, compared={}))
     outcomes: list[dict[str, Any]] = []
     threads = [

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vlm_core.config.base import Section
 from vlm_core.config.compute import ClusterConfig, ComputeConfig, KubernetesConfig
-from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ValidationDatasetConfig
+from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ImagesConfig, ValidationDatasetConfig
 from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
 from vlm_core.config.training import (
     CheckpointConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "DatasetConfig",
     "EvaluationConfig",
     "FreezeConfig",
+    "ImagesConfig",
     "KubernetesConfig",
     "LRSchedulerConfig",
     "ModelConfig",
@@ -110,8 +111,9 @@ class Config(Section):
             return None
         changes = {
             "path_or_dataset": own.path_or_dataset or self.dataset.path_or_dataset,
-            # A revision belongs to its repository: it follows only together with the path.
+            # A revision and a config belong to their repository: they follow only together with the path.
             "revision": own.revision or (None if own.path_or_dataset else self.dataset.revision),
+            "config_name": own.config_name or (None if own.path_or_dataset else self.dataset.config_name),
             "split": own.split,
         }
         return self.dataset.model_copy(update=changes)

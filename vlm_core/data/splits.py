@@ -82,7 +82,8 @@ def fetch_splits(config: Config) -> Splits:
     sources = {TRAIN: opened.take(rule.split)}
     held, notes = None, []
     if config.validation_source is not None:
-        same = config.validation_dataset.path_or_dataset is None and config.validation_dataset.revision is None
+        own = config.validation_dataset
+        same = own.path_or_dataset is None and own.revision is None and own.config_name is None
         other = opened if same else open_dataset(config.validation_source)
         held, notes = _validation_split(config, other.tables.by_split, sources[TRAIN] if same else None)
         if held is not None:

@@ -19,6 +19,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, ImageInputs, build_batches, image_inputs_of
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.data.tokenization import require_template
@@ -196,17 +197,25 @@ def _read_tokens(
     longest = None if collate else dataset.max_length
     found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
     for split, tokens in found.items():
-        left_out, rows = len(tokens.too_long), ConversationDataset(conversations, split).conversations
-        if not left_out:
-            continue
-        first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
-        said = f"{left_out} of {len(rows)} examples of {split} are longer than dataset.max_length={dataset.max_length}"
-        if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
-            raise ValueError(
-                f"{said} ({first}), and dataset.max_reject_share={dataset.max_reject_share} allows fewer: raise either"
-            )
-        logger.warning("%s and left out: %s", said, first)
+        _require_few_left_out(config, split, tokens, ConversationDataset(conversations, split).conversations)
     return found
+
+
+def _require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows: Any) -> None:
+    """Warns of examples that are too long or that the model cannot take; raises ValueError if they are too many."""
+    dataset, reasons = config.dataset, []
+    if refused := sum(reject["rows"] for reject in tokens.rejects.values()):
+        reasons.append(f"{refused} cannot be shown to this model ({describe_rejects(tokens.rejects)})")
+    if too_long := len(tokens.too_long):
+        first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
+        reasons.append(f"{too_long} are longer than dataset.max_length={dataset.max_length} ({first})")
+    if not reasons:
+        return
+    left_out, said = refused + too_long, f"of {len(rows)} examples of {split}, {' and '.join(reasons)}"
+    if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
+        remedy = "raise either" if too_long else "correct these rows (crop or pad their images), or raise it"
+        raise ValueError(f"{said}, and dataset.max_reject_share={dataset.max_reject_share} allows fewer: {remedy}")
+    logger.warning("%s; they are left out", said)
 
 
 def _own_collate(config: Config) -> Collate | None:
