@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 
 from tasks.launchers.choice import require_launchable, say_what_has_no_effect
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
+from tasks.services.databases import require_databases
 from tasks.services.temporary_server import guard_temporary_server
 from tasks.stops import STOPS, say_how_it_resumes
 from tasks.trackers.mlflow_run import end_mlflow_run, log_files, run_tags, start_mlflow_run
@@ -47,13 +48,15 @@ class Run:
 def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
     """Returns the config of a run.
 
-    Raises ValueError for wrong values, a place that cannot be written to, and a launcher that is not there.
+    Raises ValueError for wrong values, a place that cannot be written to, a database that cannot be used, and a
+    launcher that is not there.
     """
     config = load_config(recipe, overrides)
     if not config.checkpoint.enabled:
         raise ValueError("checkpoint.enabled=false: the flow evaluates and registers the checkpoint; set it to true")
     require_writable(medpix_home())
     require_writable(_directory(config))
+    require_databases()
     require_launchable(config.compute)
     return config
 

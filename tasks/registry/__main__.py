@@ -14,6 +14,8 @@ from mlflow.exceptions import MlflowException
 
 from tasks.registry.champion_history import Change, plain
 from tasks.registry.versions import HEADLINES, PROMOTION, SHOWN, changes, promote, roll_back, versions
+from tasks.services.databases import require_databases
+from vlm_core.plain_text import printable
 
 
 def render(rows: list[dict[str, Any]]) -> str:
@@ -60,6 +62,7 @@ def main() -> None:
     """Runs the command."""
     options = _parser().parse_args()
     try:
+        require_databases()
         if options.command == "promote":
             promote(options.name, options.version, options.reason)
         elif options.command == "rollback":
@@ -69,7 +72,7 @@ def main() -> None:
         else:
             print(render_history(changes(options.name)))
     except (ValueError, MlflowException) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
 if __name__ == "__main__":
