@@ -6,11 +6,14 @@
 base model, that loads in `AutoModelForImageTextToText` and in servers such as vLLM.
 """
 
-from vlm_core.arguments import check_arguments, export_parser
+from vlm_core.arguments import export_parser, read_arguments
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(export_parser(__doc__), "torch and transformers")
+    OPTIONS = read_arguments(export_parser(__doc__), "torch and transformers")
+else:
+    OPTIONS = None
 
+import argparse
 import logging
 from pathlib import Path
 from typing import Any
@@ -51,11 +54,10 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
     return dtype
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    options = export_parser(__doc__).parse_args()
     keep_private()
-    configure_logging()
+    configure_logging()  # again: an imported library may have changed it
     try:
         base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model)
         files = find_model(options.checkpoint_path, base)
@@ -66,5 +68,5 @@ def main() -> None:
                 options.output_dir, str(dtype).removeprefix("torch."))  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

@@ -10,18 +10,10 @@ from tasks.markdown import code, escaped, link
 from tasks.registry.versions import CHAMPION
 from tasks.run import Run
 from vlm_core.config import Config
+from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for
 from vlm_core.evaluation.result_names import MODEL, with_interval
 from vlm_core.hub import is_repository_id
 from vlm_core.plain_text import without_secrets
-
-SCORES = {
-    "token_f1": "Token F1",
-    "rouge_l": "ROUGE-L",
-    "bleu_4": "BLEU-4",
-    "exact_match": "Exact match",
-    "closed_accuracy": "Closed accuracy",
-    "perplexity": "Perplexity",
-}
 
 
 def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
@@ -73,11 +65,12 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
     limit = f" Limited to {result['limit']} questions: no basis for a promotion." if result["limit"] else ""
     names = list(result["scores"])
     rows = [
-        f"| {title} | " + " | ".join(with_interval(result["scores"][name][metric]) for name in names) + " |"
-        for metric, title in SCORES.items()
+        f"| {metric.title} | " + " | ".join(with_interval(result["scores"][name][metric.name]) for name in names) + " |"
+        for metric in metrics_for(Use.CARD)
     ]
     by_case = [
-        f"- cases {group}: {entry['examples']} questions, token F1 {with_interval(entry['scores'][MODEL]['token_f1'])}"
+        f"- cases {group}: {entry['examples']} questions, {METRICS[PRIMARY].words} "
+        f"{with_interval(entry['scores'][MODEL][PRIMARY])}"
         for group, entry in result["groups"]["case"].items()
     ]
     return [
@@ -98,7 +91,7 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
 
 def _intervals(result: dict[str, Any]) -> str:
     """Returns whether the scores have intervals: fewer than 10 cases give none."""
-    has_intervals = result["scores"][MODEL]["token_f1"]["low"] is not None
+    has_intervals = result["scores"][MODEL][PRIMARY]["low"] is not None
     return "with 95 % intervals over cases" if has_intervals else "too few cases for intervals"
 
 

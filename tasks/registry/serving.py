@@ -5,8 +5,6 @@ Input: a data frame with the columns `image` (an encoded image file in base64) a
 error says what is wrong with the request but shows nothing of the server.
 """
 
-import base64
-import io
 import logging
 import sys
 import threading
@@ -118,49 +116,39 @@ def _allowed_length(max_new_tokens: int) -> int:
 
 def _conversations(rows: pandas.DataFrame) -> list[Any]:
     """Returns the rows as conversations; raises ValueError that names the row and what is wrong with it."""
-    from vlm_core.data.conversation import question_turn
-    from vlm_core.data.images import decode_image
-
     if not 1 <= len(rows) <= MAX_ROWS:
         raise ValueError(f"{len(rows)} rows: a request has between 1 and {MAX_ROWS}")
     conversations, pixels = [], 0
     for number, (image, question) in enumerate(zip(rows["image"], rows["question"], strict=True)):
-        encoded = _encoded(number, image)
-        pixels += _pixels(number, encoded)
-        if pixels > MAX_PIXELS:
-            raise ValueError(f"row {number}: the images have more than {MAX_PIXELS:,} pixels together")
         try:
-            shown = decode_image(encoded)
-        except Exception:  # whatever a decoder raises
-            raise ValueError(f"row {number}: the image cannot be decoded") from None
-        conversations.append([question_turn(_question(number, question), [shown])])
+            shown = _decoded(image, MAX_PIXELS - pixels)
+            pixels += shown.width * shown.height
+            conversations.append([_turn(question, shown)])
+        except ValueError as error:
+            raise ValueError(f"row {number}: {error}") from None
     return conversations
 
 
-def _encoded(number: int, image: Any) -> bytes:
-    try:
-        return base64.b64decode("".join(image.split()), validate=True)  # programs wrap its lines
-    except (ValueError, AttributeError):
-        raise ValueError(f"row {number}: the image is no base64 of an image file") from None
+def _decoded(image: Any, most_pixels: int) -> Image.Image:
+    from vlm_core.data.image_cells import encoded_image_of_caller
+    from vlm_core.data.images import decode_image, pixel_count
+
+    encoded = encoded_image_of_caller(image)
+    if pixel_count(encoded) > most_pixels:  # before anything is decoded
+        raise ValueError(f"the images have more than {MAX_PIXELS:,} pixels together")
+    return decode_image(encoded)
 
 
-def _pixels(number: int, encoded: bytes) -> int:
-    """Returns width times height, by the header alone: nothing is decoded yet."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.width * image.height
-    except Exception:
-        raise ValueError(f"row {number}: the image has no known format, or too many pixels") from None
+def _turn(question: Any, image: Image.Image) -> Any:
+    from vlm_core.data.conversation import question_turn
 
-
-def _question(number: int, question: Any) -> str:
     if not isinstance(question, str) or not 1 <= len(question) <= MAX_CHARACTERS:
-        raise ValueError(f"row {number}: a question is a text of 1 to {MAX_CHARACTERS:,} characters")
+        raise ValueError(f"a question is a text of 1 to {MAX_CHARACTERS:,} characters")
     try:
         question.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"row {number}: the question has characters that no text can have") from None
-    return question
+        raise ValueError("the question has characters that no text can have") from None
+    return question_turn(question, [image])
 
 
 set_model(ImageQuestionModel())

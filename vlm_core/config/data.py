@@ -20,6 +20,9 @@ class DatasetConfig(Section):
         "`builtin:phantom?images=N&seed=N`."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    config_name: str | None = Field(
+        None, description="Config (subset) of the dataset's card; null = the only one, or the card's default."
+    )
     split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
     image_column: str | None = Field(
         AUTO, description=f"Column of an image, its path, or a list of either; null = text alone; {_COMMON}."
@@ -63,6 +66,7 @@ class DatasetConfig(Section):
 class ValidationDatasetConfig(Section):
     path_or_dataset: str | None = Field(None, description="null = the same as `dataset.path_or_dataset`.")
     revision: str | None = Field(None, description="null = the same as `dataset.revision`.")
+    config_name: str | None = Field(None, description="null = the same as `dataset.config_name`.")
     split: str | None = Field(
         AUTO,
         description="Split expression, for example `validation[:500]`; null = none, `dataset.split_by` divides; "
@@ -78,9 +82,5 @@ class CollateFnConfig(Section):
 
 
 class DataloaderConfig(Section):
-    target: Target = Field(
-        None, description="The guide's key: null, or its StatefulDataLoader; there is one loader here."
-    )
-    batch_size: PositiveInt | None = Field(None, description="The guide's name of step_scheduler.local_batch_size.")
     collate_fn: CollateFnConfig = CollateFnConfig()
     num_workers: int = Field(0, ge=0, description="Worker processes a rank that decode images; 0 = in the rank.")
