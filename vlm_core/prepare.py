@@ -39,6 +39,7 @@ from vlm_core.home import keep_private, require_writable
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
+from vlm_core.plain_text import printable
 from vlm_core.run_directory import REPORT
 
 logger = logging.getLogger(__name__)
@@ -97,13 +98,13 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, wit
 
             rows = viewed(rows, config.model)
     except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     write_data_report(config, conversations, output / REPORT, rows)
     found = read_json(conversations / STATISTICS)
     logger.info("%s %s", "reused" if reused else "built", conversations)
     if recipe is not None:
         write_recipe(recipe, config, found)
-    print("\n".join(summary(config, found, read_manifest(conversations)["rejects"])))
+    print(printable("\n".join(summary(config, found, read_manifest(conversations)["rejects"]))))
     print(f"report      open {(output / REPORT).resolve()} in a browser")
     print(f"next        {then}")
 
