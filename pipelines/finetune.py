@@ -3,11 +3,14 @@
 Uses the configured Prefect API, or a temporary server if none is configured.
 """
 
-from vlm_core.arguments import check_arguments, flow_parser
+from vlm_core.arguments import flow_parser, read_config
 
 if __name__ == "__main__":  # first: the imports below take seconds
-    check_arguments(flow_parser(__doc__), "Prefect and MLflow")
+    ARGUMENTS = read_config(flow_parser(__doc__), "Prefect and MLflow")
+else:
+    ARGUMENTS = None
 
+import argparse
 from typing import Any
 
 from prefect import Task, flow
@@ -102,9 +105,9 @@ def medpix_finetune(
         return stage(summarize, run, conversations, training, scores, registered)
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the flow by hand; reports wrong input before anything starts."""
-    options, overrides = flow_parser(__doc__).parse_with_overrides()
+    overrides = options.overrides
     try:
         checked_config(options.recipe, overrides)
         tidy_log()
@@ -118,5 +121,5 @@ def main() -> None:
     print(f"\n{render(summary)}\n{next_steps(summary, page_of(state))}")
 
 
-if __name__ == "__main__":
-    main()
+if ARGUMENTS:
+    main(ARGUMENTS[0])

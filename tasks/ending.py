@@ -9,6 +9,7 @@ from typing import Any
 import mlflow
 
 from tasks.links import mlflow_run_link, report_link
+from vlm_core.evaluation.metrics import METRICS, PRIMARY
 from vlm_core.evaluation.result_names import with_interval
 from vlm_core.files import read_json
 from vlm_core.home import medpix_home
@@ -20,12 +21,12 @@ WIDTH = 100  # of the box, in characters
 def render(summary: dict[str, Any]) -> str:
     """Returns a box of text: verdict, headline score, gain from the right image, training loss, champion."""
     training, scores, model = (summary[key] for key in ("training", "evaluation", "registered_model"))
-    score = with_interval(scores["scores"]["model"]["token_f1"])
+    score = with_interval(scores["scores"]["model"][PRIMARY])
     limit = f", limited to {scores['limit']}" if scores["limit"] else ""
     loss = f"{_number(training['first_loss'])} -> {_number(training['last_loss'])}"
     rows = [
         ("verdict", scores["verdict"]["text"]),
-        ("token F1", f"{score} on {scores['examples']:,} questions{limit}"),
+        (METRICS[PRIMARY].words, f"{score} on {scores['examples']:,} questions{limit}"),
         ("looking adds", _looking(scores["visual_reliance"])),
         ("training loss", f"{loss} in {training['steps']} steps, {training['seconds']:.0f} s"),
         ("champion", f"{'yes' if model['promotion']['promoted'] else 'no'}: {model['promotion']['reason']}"),
@@ -40,7 +41,7 @@ def _looking(reliance: dict[str, Any] | None) -> str:
     """Returns how much of the score comes from seeing the right image."""
     if not reliance:
         return "not measured: evaluation.controls does not list shuffled"
-    return f"{with_interval(reliance['token_f1'], sign='+')} token F1, against another case's image"
+    return f"{with_interval(reliance[PRIMARY], sign='+')} {METRICS[PRIMARY].words}, against another case's image"
 
 
 def _number(value: float | None) -> str:

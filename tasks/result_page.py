@@ -5,9 +5,10 @@ from typing import Any
 
 from tasks.links import flow_run_link, mlflow_run_link, report_link, version_link
 from tasks.markdown import code, escaped, link, table
-from tasks.registry.card import SCORES, tuning
+from tasks.registry.card import tuning
 from tasks.registry.versions import version_uri
 from tasks.run import Run
+from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for
 from vlm_core.evaluation.result_names import with_interval
 from vlm_core.run_directory import EVALUATION
 
@@ -107,16 +108,16 @@ def _found(result: dict[str, Any]) -> list[str]:
     """Returns the scores of each variant as a table, and the differences between the model and the others."""
     variants = list(result["scores"])
     rows = [
-        [title, *(with_interval(result["scores"][name][metric]) for name in variants)]
-        for metric, title in SCORES.items()
+        [metric.title, *(with_interval(result["scores"][name][metric.name]) for name in variants)]
+        for metric in metrics_for(Use.CARD)
     ]
     better = [
-        f"- against {escaped(name)}: token F1 {with_interval(changes['token_f1'], sign='+')}"
+        f"- against {escaped(name)}: {METRICS[PRIMARY].words} {with_interval(changes[PRIMARY], sign='+')}"
         for name, changes in result["differences"].items()
     ]
     if result["visual_reliance"]:
-        by_looking = with_interval(result["visual_reliance"]["token_f1"], sign="+")
-        better.append(f"- by looking at the right image: token F1 {by_looking}")
+        by_looking = with_interval(result["visual_reliance"][PRIMARY], sign="+")
+        better.append(f"- by looking at the right image: {METRICS[PRIMARY].words} {by_looking}")
     return ["### Scores\n\n" + table(["", *map(escaped, variants)], rows), "\n".join(better)]
 
 

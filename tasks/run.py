@@ -24,8 +24,8 @@ from vlm_core.form import form_overrides
 from vlm_core.home import medpix_home, require_writable
 from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
-from vlm_core.run_directory import CONFIG, as_it_began, checkpoint_to_resume, require_compatible, run_root
-from vlm_core.training.run_length import with_run_length
+from vlm_core.run_directory import CONFIG, checkpoint_to_resume, run_root
+from vlm_core.training.run_length import decide_length
 
 guard_temporary_server()  # before a flow has Prefect start one
 
@@ -96,11 +96,8 @@ def tracked_run(
     directory = _directory(config)
     config = _resolved(config, directory, base_model, splits)
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
-    if checkpoint is not None:
-        config = as_it_began(config, checkpoint)
-    config = with_run_length(config, read_manifest(conversations)["rows"][TRAIN], config.compute.processes)
-    if checkpoint is not None:
-        require_compatible(checkpoint, config)
+    questions = read_manifest(conversations)["rows"][TRAIN]
+    config = decide_length(config, checkpoint, questions, config.compute.processes)
     # MLflow comes before the first file: if its server cannot be reached, no incomplete run directory is left.
     known = mlflow_run_of(directory)
     tags = run_tags(config, evaluated) | owner_tags(directory)

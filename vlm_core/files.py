@@ -102,3 +102,13 @@ def point(pointer: Path, target: Path) -> None:
     aside.unlink(missing_ok=True)
     aside.symlink_to(os.path.relpath(target, pointer.parent))
     aside.replace(pointer)
+
+
+def stays_inside(directory: Path, path: Path) -> bool:
+    """Returns whether a path lies below `directory` once all links are followed.
+
+    The files of a snapshot in the hub's cache are links to the blobs of their repository: these count as inside.
+    """
+    root, target = directory.resolve(), path.resolve()
+    blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None
+    return target.is_relative_to(root) or target.parent == blobs

@@ -7,10 +7,12 @@ The answer goes to standard output, alone; messages go to standard error. An inp
 {"prompt": "...", "images": ["file or https address", ...]}, and gives a line of JSON an answer.
 """
 
-from vlm_core.arguments import check_arguments, generate_parser
+from vlm_core.arguments import generate_parser, read_arguments
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(generate_parser(__doc__), "torch and transformers")
+    OPTIONS = read_arguments(generate_parser(__doc__), "torch and transformers")
+else:
+    OPTIONS = None
 
 import argparse
 import json
@@ -19,21 +21,21 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_core.config import ModelConfig
 from vlm_core.data.conversation import Conversation, question_turn
-from vlm_core.data.images import decode_image
+from vlm_core.data.image_cells import ImageError, open_image_file
+from vlm_core.data.images import UnreadableImageError, decode_image
 from vlm_core.files import write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
+from vlm_core.home import keep_private
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
-from vlm_core.models.weights import is_adapter
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +57,12 @@ class Request:
 
 def read_image(name: str, allow_any_url: bool) -> Any:
     """Returns the image at a path or an address; raises ValueError where there is none."""
-    read = partial(read_image_url, name, any_address=allow_any_url) if "://" in name else Path(name).read_bytes
     try:
-        return decode_image(read())
-    except (OSError, SyntaxError) as error:  # Pillow raises both, and ValueError, for broken files
+        if "://" in name:
+            return decode_image(read_image_url(name, any_address=allow_any_url))
+        with open_image_file(Path(name)) as stream:
+            return decode_image(stream.read())
+    except (ImageError, UnreadableImageError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from None
 
 
@@ -109,12 +113,7 @@ def _model(options: argparse.Namespace) -> ModelFiles:
     if not (options.checkpoint_path or options.base_model):
         raise ValueError("nothing to load: give --checkpoint-path, --base-model, or both")
     base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model, torch_dtype="auto")
-    files = find_model(options.checkpoint_path, base)
-    if options.is_peft and not is_adapter(files.weights):
-        logger.warning("--is-peft has no effect: %s holds full weights", files.weights)
-    if options.peft_exclude_modules:
-        logger.info("--peft-exclude-modules is not needed: an adapter's own file says which modules it changes")
-    return files
+    return find_model(options.checkpoint_path, base)
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:
@@ -153,10 +152,10 @@ def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> st
     return record["response"] + "\n"
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    options = generate_parser(__doc__).parse_args()
-    configure_logging()
+    keep_private()
+    configure_logging()  # again: an imported library may have changed it
     try:
         text = render(generate(options), options)
         if options.output_file:
@@ -167,5 +166,5 @@ def main() -> None:
         raise SystemExit(f"error: {error}") from error
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

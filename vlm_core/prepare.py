@@ -8,11 +8,14 @@ Later commands find the cache. The report says what is wrong with the data, and 
 about cases that training has seen.
 """
 
-from vlm_core.arguments import check_arguments, data_path_of, name_of, prepare_parser
+from vlm_core.arguments import data_path_of, name_of, prepare_parser, read_config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(prepare_parser(__doc__), "pyarrow and datasets")
+    ARGUMENTS = read_config(prepare_parser(__doc__), "pyarrow and datasets")
+else:
+    ARGUMENTS = None
 
+import argparse
 import logging
 import shlex
 import sys
@@ -27,7 +30,7 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits, resolved_config
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text
-from vlm_core.home import require_writable
+from vlm_core.home import keep_private, require_writable
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
@@ -36,10 +39,10 @@ from vlm_core.run_directory import REPORT
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
+def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
-    options, config = prepare_parser(__doc__).parse_config()
-    configure_logging()
+    keep_private()
+    configure_logging()  # again: an imported library may have changed it
     prepare(config, options.output, options.init, next_command(options.init, sys.argv[1:]))
 
 
@@ -135,5 +138,5 @@ def _without_output(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-if __name__ == "__main__":
-    main()
+if ARGUMENTS:
+    main(*ARGUMENTS)

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vlm_core.config import Config
+from vlm_core.guide import translate
 
 RECIPES = Path(__file__).parent / "recipes"
 # Two keys for one setting: an override of one replaces the other as well.
@@ -33,13 +34,17 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
     tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold a mapping of config sections, not {type(tree).__name__}")
-    tree = _merge({"name": path.stem}, tree)
+    changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
-        tree = _merge(tree, _nest(key, value))
+        changes = _merge(changes, _nest(key, value))
     try:
-        return Config.model_validate(tree)
+        # Each is translated alone, so that an override in the guide's words replaces a value in ours, and vice versa.
+        tree = _merge({"name": path.stem}, translate(tree))
+        return Config.model_validate(_merge(tree, translate(changes)))
     except ValidationError as error:
         raise ValueError(f"{path.name}: {_explain(error)}") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:

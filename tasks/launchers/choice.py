@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
+from tasks.launchers.allowed import require_allowed
 from tasks.launchers.follow import Logger
 from tasks.launchers.job import Launcher
 from tasks.launchers.local import LocalLauncher
@@ -59,7 +60,8 @@ def launcher_of(compute: ComputeConfig, logger: Logger) -> Launcher:
 
 
 def require_launchable(compute: ComputeConfig) -> None:
-    """Raises ValueError if this machine cannot submit jobs to the launcher, or if it cannot run what is asked for."""
+    """Raises ValueError if `compute` names what is not allowed, or what this machine or its launcher cannot run."""
+    require_allowed(compute)
     LAUNCHERS[compute.launcher].require(compute)
 
 

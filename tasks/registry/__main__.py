@@ -13,22 +13,31 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from tasks.registry.champion_history import Change, plain
-from tasks.registry.versions import HEADLINES, PROMOTION, SHOWN, changes, promote, roll_back, versions
+from tasks.registry.versions import (
+    PROMOTION,
+    changes,
+    history_scores,
+    listed_tags,
+    promote,
+    roll_back,
+    versions,
+)
 
 
 def render(rows: list[dict[str, Any]]) -> str:
     """Returns `versions` as a table for people."""
-    columns = ("name", "version", "aliases", "created", *SHOWN, PROMOTION)
+    columns = ("name", "version", "aliases", "created", *listed_tags(), PROMOTION)
     return _table(columns, [[", ".join(row[c]) if c == "aliases" else str(row[c]) for c in columns] for row in rows])
 
 
 def render_history(history: list[Change]) -> str:
     """Returns the entries as a table for people, the newest last."""
+    scores = history_scores()
     rows = [
-        [c.time, c.user, c.kind, c.before or "-", c.after or "-", *(c.scores.get(k, "-") for k in HEADLINES), c.reason]
+        [c.time, c.user, c.kind, c.before or "-", c.after or "-", *(c.scores.get(k, "-") for k in scores), c.reason]
         for c in history
     ]
-    return _table(("time", "user", "kind", "from", "to", *HEADLINES, "reason"), rows)
+    return _table(("time", "user", "kind", "from", "to", *scores, "reason"), rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -164,6 +164,7 @@ class Services:
         config["supervisord"] = {
             "logfile": str(self.directory / "supervisord.log"),
             "pidfile": str(self.directory / "supervisord.pid"),
+            "umask": f"{0o777 & ~self.directory.parent.stat().st_mode:03o}",  # supervisord does not keep ours
         }
         config["rpcinterface:supervisor"] = {
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"

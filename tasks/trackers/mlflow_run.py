@@ -22,7 +22,8 @@ from tasks.trackers.metrics_files import PREFIXES, RecordReader, metrics_of
 from tasks.trackers.provenance import provenance
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
-from vlm_core.evaluation.result_names import MODEL
+from vlm_core.evaluation.metrics import PRIMARY, Use, names
+from vlm_core.evaluation.result_names import MODEL, VISUAL_RELIANCE
 from vlm_core.files import read_json
 from vlm_core.home import medpix_home
 from vlm_core.run_directory import EVALUATION, EXAMPLES, PARAMETERS, PREDICTIONS, REPORT, RESULT
@@ -33,7 +34,6 @@ EXPERIMENT = "medpix-finetune"
 CURVES = (
     "loss", "lr", "grad_norm", "samples_per_second", "tokens_per_second", "peak_memory_mb", "model_flops_utilisation",
 )  # fmt: skip
-HEADLINES = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity")  # metrics of the evaluated model
 
 
 def start_mlflow_run(
@@ -123,8 +123,8 @@ def log_files(run_id: str, files: Sequence[Path], artifact_directory: str | None
 def _headlines(result: dict[str, Any]) -> dict[str, float]:
     """Returns the few scores for comparing runs; the report and the description have all scores, with intervals."""
     model, reliance = result["scores"][MODEL], result["visual_reliance"]
-    found = {metric: model[metric]["value"] for metric in HEADLINES}
-    found["visual_reliance"] = reliance and reliance["token_f1"]["value"]
+    found = {metric: model[metric]["value"] for metric in names(Use.CHART)}
+    found[VISUAL_RELIANCE] = reliance and reliance[PRIMARY]["value"]
     return {key: value for key, value in found.items() if value is not None}
 
 

@@ -12,7 +12,7 @@ import pytest
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
 from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
-from vlm_core.data.images import decode_image
+from vlm_core.data.images import FORMATS, decode_image
 from vlm_core.data.phantom import write_phantom
 from vlm_core.data.splits import Splits, fetch_splits
 
@@ -82,7 +82,7 @@ def test_rejects_are_counted_by_reason_with_examples(directory: Path) -> None:
             "about": f"dataset.image_column=image_id: 'gone.png' was looked for as {directory / 'gone.png'}; "
             "no file there has a similar name",
         },
-        "image of no known format": {"rows": 2, "examples": ["train-7", "train-8"]},
+        f"image of no supported format ({', '.join(FORMATS)})": {"rows": 2, "examples": ["train-7", "train-8"]},
     }
     assert manifest["rows"]["train"] == 94
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.trackers.mlflow_run import HEADLINES, MetricsFollower, log_evaluation, log_parameters, run_tags
+from tasks.trackers.mlflow_run import MetricsFollower, log_evaluation, log_parameters, run_tags
 from tests.conftest import small_config
+from vlm_core.evaluation.metrics import Use, names
 from vlm_core.files import read_json, write_json
 from vlm_core.run_directory import METRICS, PARAMETERS
 from vlm_core.training.reporter import Reporter
@@ -69,14 +70,16 @@ def test_trainable_and_frozen_parameters_are_parameters_and_a_table(run_id: str,
 
 
 def test_an_evaluation_logs_a_few_headlines_without_intervals(run_id: str, tmp_path: Path) -> None:
-    scored = {metric: {"value": 0.5, "low": 0.4, "high": 0.6} for metric in (*HEADLINES, "bleu_1", "mean_tokens")}
+    scored = {
+        metric: {"value": 0.5, "low": 0.4, "high": 0.6} for metric in (*names(Use.CHART), "bleu_1", "mean_tokens")
+    }
     scored["closed_accuracy"] = {"value": None, "low": None, "high": None}
     reliance = {"token_f1": {"value": 0.25, "low": 0.1, "high": 0.3}, "closed_examples": 3}
     for name in ("report.html", "result.json"):
         (tmp_path / name).write_text("{}")
     result = {"scores": {"model": scored, "shuffled": scored}, "visual_reliance": reliance}
     log_evaluation(run_id, result, tmp_path, with_texts=False)
-    expected = dict.fromkeys(set(HEADLINES) - {"closed_accuracy"}, 0.5) | {"visual_reliance": 0.25}
+    expected = dict.fromkeys(set(names(Use.CHART)) - {"closed_accuracy"}, 0.5) | {"visual_reliance": 0.25}
     found = mlflow.MlflowClient().get_run(run_id).data.metrics
     assert found == {f"evaluation/{name}": value for name, value in expected.items()}
 

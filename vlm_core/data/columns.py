@@ -8,6 +8,7 @@ from itertools import islice
 
 from vlm_core.config import AUTO, DatasetConfig
 from vlm_core.data.examples import Columns
+from vlm_core.data.image_cells import cells_of
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.row_readers import Rows
 
@@ -97,7 +98,7 @@ def _shows_image(column: str, rows: Rows, folder: ImageFolder) -> bool:
 
 def _leads_to_image(folder: ImageFolder) -> Callable[[object], bool]:
     def leads(cell: object) -> bool:
-        cells = cell if isinstance(cell, list) else [cell]
+        cells = cells_of(cell)
         try:
             return bool(cells) and all(folder.encoded(one) for one in cells)
         except ValueError:

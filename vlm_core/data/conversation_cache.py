@@ -19,6 +19,7 @@ from datasets import Dataset
 from PIL import Image
 
 from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
 from vlm_core.data.conversation import arrow_type, images_of, last_question, map_images, shown_images
 from vlm_core.data.examples import RejectedRow, example_of
@@ -43,12 +44,13 @@ CONVERSATION_SCHEMA = pa.schema(
 _STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
 IMAGE_SCHEMA = pa.schema(
     [
-        ("sha256", pa.string()),
+        ("sha256", pa.string()),  # of the decoded pixels
         ("encoded", pa.binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("mode", pa.string()),
         ("format", pa.string()),
+        ("several_frames", pa.bool_()),
     ]
 )
 
@@ -82,7 +84,7 @@ class _Builder:
         self.drawn: dict[str, str] = {}
         self.images = ImageTable()
         self.connected = ConnectedImages()
-        self.cases: set[str] = set()
+        self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
         self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects = Rejects()
         self.closed = ClosedQuestionCounter()
@@ -118,7 +120,7 @@ class _Builder:
         manifest = {
             "fingerprint": self.key,
             "rows": self.rows,
-            "images": len(self.images.index_of),
+            "images": len(self.images.digests),
             "cases": len(self.cases),
             "rejects": self.rejects.by_reason,
             "closed_questions": self.closed.closed_questions(),
@@ -151,7 +153,7 @@ class _Builder:
         if self.splits.split_by == PUBLISHED:
             return record["published"]
         by_image = self.splits.split_by == IMAGE
-        name = self.connected.name(record["image"]) if by_image else record["case_id"]
+        name = self.connected.name(record["image"]) if by_image else case_key(record["case_id"])
         if name not in self.drawn:
             self.drawn[name] = self.moved.get(name) or self.splits.side_of(name)
         return self.drawn[name]
@@ -180,7 +182,7 @@ class _Builder:
         shown = [self.images.digests[index] for index in indices] or [example_id]
         self.connected.join(shown)
         case = shown[0][:16] if example.case is None else example.case
-        self.cases.add(case)
+        case = self.cases.setdefault(case_key(case), case)
         return {
             "example_id": example_id,
             "case_id": case,
@@ -250,7 +252,7 @@ class ConversationDataset:
         return {digest: index for index, digest in enumerate(self.images["sha256"])}
 
     def image_hashes(self, example: dict[str, Any]) -> list[str]:
-        """Returns the sha256 of each encoded image of a row of `conversations`."""
+        """Returns the hash of the pixels of each image of a row of `conversations`."""
         return [self.images[index]["sha256"] for index in image_indices(example)]
 
 

@@ -7,15 +7,19 @@ from pathlib import Path
 
 from vlm_core.cache import MANIFEST
 from vlm_core.data.image_folder import files_below
+from vlm_core.data.text_files import unpacked_name
 
 FORMATS = {
     ".parquet": "parquet",
     ".jsonl": "json",
+    ".ndjson": "json",
     ".json": "json",
     ".csv": "csv",
     ".tsv": "csv",
     ".arrow": "arrow",
+    ".feather": "arrow",
 }
+TEXT_FORMATS = ("json", "csv")  # These may be compressed.
 SPLIT_WORDS = {
     "train": "train", "training": "train",
     "validation": "validation", "valid": "validation", "dev": "validation", "val": "validation",
@@ -30,8 +34,13 @@ Splits = dict[str, list[Path]]
 
 
 def format_of(path: Path) -> str | None:
-    """Returns the format that a file's suffix says, in small or capital letters; None if the file is not a table."""
-    return FORMATS.get(path.suffix.lower())
+    """Returns the format that a file's suffix says, in small or capital letters; None if the file is not a table.
+
+    JSON and CSV files may be compressed: `train.csv.gz`.
+    """
+    plain = unpacked_name(path)
+    found = FORMATS.get(plain.suffix.lower())
+    return found if plain == path or found in TEXT_FORMATS else None
 
 
 def find_tables(directory: Path, name: str) -> tuple[Splits, list[str]]:
@@ -41,9 +50,9 @@ def find_tables(directory: Path, name: str) -> tuple[Splits, list[str]]:
     table if their names differ in numbers alone. Returns nothing for a directory without a table.
     Raises ValueError that lists the tables for several that are neither, and for one split in several formats.
     """
-    known = [file for file in files_below(directory) if format_of(Path(file)) and Path(file).name not in NO_TABLES]
+    known = [file for file in files_below(directory) if format_of(Path(file)) and _plain_name(file) not in NO_TABLES]
     # Beside another table, a .json file mostly holds settings; which files are not read is said.
-    files = [file for file in known if Path(file).suffix.lower() != ".json"] or known
+    files = [file for file in known if not _plain_name(file).lower().endswith(".json")] or known
     for split_of in (_split_of_shard, _split_of_folder, _split_of_name):
         if splits := _divided(files, split_of):
             break
@@ -86,7 +95,11 @@ def _split_of_folder(file: str) -> str | None:
 
 
 def _split_of_name(file: str) -> str | None:
-    return _split_of_word(Path(file).stem)
+    return _split_of_word(Path(_plain_name(file)).stem)
+
+
+def _plain_name(file: str) -> str:
+    return unpacked_name(Path(file)).name
 
 
 def _split_of_word(text: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The conditions that questions are asked under: with the right images, and with controls in their place.
+"""The conditions that questions are asked under: with the right images, and with controls instead.
 
 A model that scores the same with another case's image, a black one, or none has not learnt to look.
 """
@@ -31,7 +31,7 @@ class Asked:
 
     condition: str
     prompts: list[TokenizedExample]
-    answered: list[TokenizedExample]  # with the reference behind the prompt, which alone is supervised
+    answered: list[TokenizedExample]  # prompt and reference; only the reference is supervised
     prompt_keys: list[str]
     answered_keys: list[str]
 
@@ -88,7 +88,7 @@ def _with_images(
     processor: Any,
     family: Family,
 ) -> TokenizedExample:
-    """Returns an example with other images; where these have another number of tokens, with that many."""
+    """Returns the example with other images, and with as many image tokens as those need."""
     if grids == example.grids:
         return replace(example, images=images)
     tokenized = tokenize_conversation(row["conversation"], processor, family, grids)
@@ -121,7 +121,7 @@ def _black() -> Image.Image:
 def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> dict[int, int] | None:
     """Returns `{image index: index of an image of another case}` for all images of `examples`.
 
-    None where all images belong to one case, so that there is nothing to shuffle with.
+    None if all images belong to one case: then there is nothing to shuffle with.
     """
     cases: dict[int, set[str]] = {}
     for example in examples:

@@ -71,7 +71,8 @@ def named_columns(config: Config) -> dict[str, str]:
 def _rejects(config: Config, conversations: Path) -> dict[str, Any]:
     """Returns the rejects by reason, without the first one's detail if images may not be shown: it has paths."""
     found = read_manifest(conversations)["rejects"]
-    return found if config.report.images else {reason: reject | {"about": ""} for reason, reject in found.items()}
+    shown = config.report.images
+    return {reason: reject | {"about": reject.get("about", "") if shown else ""} for reason, reject in found.items()}
 
 
 def _plot(splits: Mapping[str, Any], name: str) -> str:
