@@ -19,6 +19,7 @@ if "MEDPIX_TESTS" not in os.environ:
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "HF_TOKEN"):
     os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
+os.environ["MEDPIX_CLUSTER_ALLOWS"] = "*"  # tests/tasks/test_allowed.py removes it
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # two workers share the cores
 
 from tasks.services.environment import set_service_defaults

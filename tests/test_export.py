@@ -10,6 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core import export
+from vlm_core.arguments import export_parser
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
@@ -19,10 +20,9 @@ from vlm_core.models.prepare import prepare_model
 from vlm_core.models.weights import load_trained, save_weights
 
 
-def merge(monkeypatch: pytest.MonkeyPatch, checkpoint: Path, output: Path) -> None:
-    arguments = ["export", "merge", "--checkpoint-path", str(checkpoint), "--output-dir", str(output)]
-    monkeypatch.setattr("sys.argv", arguments)
-    export.main()
+def merge(checkpoint: Path, output: Path) -> None:
+    arguments = ["merge", "--checkpoint-path", str(checkpoint), "--output-dir", str(output)]
+    export.main(export_parser(None).parse_args(arguments))
 
 
 def adapter(base: Path, family: Family, directory: Path) -> Path:
@@ -46,7 +46,7 @@ def test_merged_weights_give_the_adapters_logits(
 ) -> None:
     processor, base = chat.processor, tiny_directory(chat.family.model_type)
     checkpoint = adapter(base, chat.family, tmp_path / "adapter")
-    merge(monkeypatch, checkpoint, tmp_path / "merged")
+    merge(checkpoint, tmp_path / "merged")
     batch = collate([ConversationDataset(conversations, "validation")[i] for i in (0, 11)], chat)
     expected = logits(load_trained(checkpoint, base, small_config().model), batch)
     merged = logits(AutoModelForImageTextToText.from_pretrained(tmp_path / "merged"), batch)
@@ -60,7 +60,7 @@ def test_merged_weights_give_the_adapters_logits(
 def test_the_dtype_is_that_of_the_base_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Family) -> None:
     base = shutil.copytree(tiny_directory(family.model_type), tmp_path / "base")
     load_model(base, small_config().model).to(torch.bfloat16).save_pretrained(base)
-    merge(monkeypatch, adapter(base, family, tmp_path / "adapter"), tmp_path / "merged")
+    merge(adapter(base, family, tmp_path / "adapter"), tmp_path / "merged")
     merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged")
     assert merged.dtype == torch.bfloat16
     assert not list(tmp_path.glob(".merged*"))
@@ -69,5 +69,5 @@ def test_the_dtype_is_that_of_the_base_model(tmp_path: Path, monkeypatch: pytest
 def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit, match="is not empty"):
-        merge(monkeypatch, tiny_directory("gemma3"), tmp_path)
+        merge(tiny_directory("gemma3"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core import generate
+from vlm_core.arguments import generate_parser
 from vlm_core.families import GEMMA3
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
@@ -62,7 +63,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         monkeypatch.setattr("sys.argv", ["generate", *map(str, arguments)])
         monkeypatch.setattr("sys.stdin", io.StringIO(stdin))
         capsys.readouterr()
-        generate.main()
+        generate.main(generate_parser(None).parse_args())
         return capsys.readouterr().out
 
     return command
@@ -94,9 +95,7 @@ def test_images_come_in_their_order(run: Any, models: dict[str, Path], images: l
     assert both["response"] == asked(run, *arguments, "--image", *images)["response"]
 
 
-def test_what_a_checkpoint_is_gets_detected(
-    run: Any, models: dict[str, Path], images: list[str], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_what_a_checkpoint_is_gets_detected(run: Any, models: dict[str, Path], images: list[str]) -> None:
     arguments = ["--prompt", QUESTION, "--image", images[0]]
     guide = ["--is-peft", "--peft-exclude-modules", "*vision_tower*", "*lm_head*"]
     adapter = asked(run, "--checkpoint-path", models["adapter"], *arguments)
@@ -188,7 +187,7 @@ def test_an_empty_answer_is_explained(
     monkeypatch.setattr(Answerer, "answer", lambda self, conversations, settings: [answer])
     command = ["generate", "--checkpoint-path", str(models["full"]), "--prompt", QUESTION]
     monkeypatch.setattr("sys.argv", command)
-    generate.main()
+    generate.main(generate_parser(None).parse_args())
     said = capsys.readouterr()
     assert said.out == answer.text + "\n"
     if why is None:

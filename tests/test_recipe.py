@@ -107,6 +107,40 @@ def test_overrides_on_the_command_line() -> None:
         parse_overrides(["stray"])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "scans #2",
+        "a: b",
+        "'quoted'",
+        '"x"',
+        "on",
+        "1",
+        "1.0",
+        "yes",
+        "~",
+        "[1]",
+        "{a}",
+        "*x",
+        "&x",
+        "!x",
+        "null ",
+        "2026-01-01",
+    ],
+)
+def test_a_text_on_the_command_line_is_that_text(text: str) -> None:
+    keys = ("dataset.path_or_dataset", "dataset.case_column", "model.revision", "dataset.split")
+    for words in ([f"--{key}", text] for key in keys):
+        assert parse_overrides(words) == {words[0][2:]: text}
+        assert parse_overrides(["=".join(words)]) == {words[0][2:]: text}
+    listed = parse_overrides(["--peft.exclude_modules", "on", "a #b", "--evaluation.compare_with", "1"])
+    assert listed == {"peft.exclude_modules": ["on", "a #b"], "evaluation.compare_with": "1"}
+    assert parse_overrides(["--dataset.case_column", "null", "--peft", "null"]) == {
+        "dataset.case_column": None,
+        "peft": None,
+    }
+
+
 def keys_of_schema(schema: dict[str, Any], definitions: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yields (dotted key, JSON schema) of all keys: pydantic's own account of the config."""
     for name, found in schema["properties"].items():
@@ -172,7 +206,7 @@ def test_bounds_are_told_in_the_help(capsys: pytest.CaptureFixture[str]) -> None
         "--evaluation.controls  list of shuffled | blank | question_only, default ",
         "--packing.enabled  bool, default true",
         "--peft  section | null, default null",
-        "--registry.alias  str of a length >= 1, default challenger",
+        "--registry.alias  str like ^[A-Za-z][A-Za-z0-9_-]{0,99}$, default challenger",
     ):
         assert f"  {line}" in text
 

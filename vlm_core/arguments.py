@@ -1,7 +1,7 @@
-"""The arguments of the commands, by themselves.
+"""The arguments of the commands.
 
-A command reads its arguments before it imports torch and the like, which takes ten seconds and more: `--help` and a
-misspelt option are answered at once. So nothing here may import more than the config does.
+A command reads its arguments before it imports torch and the like, which takes ten seconds and more, so `--help` and a
+misspelt option are answered at once. This module must not import more than the config does.
 """
 
 import argparse
@@ -9,11 +9,14 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from vlm_core.cli import ConfigParser
+from vlm_core.config import Config
+from vlm_core.guide import GENERATE_FLAGS
 from vlm_core.log import configure_logging
 
 logger = logging.getLogger(__name__)
@@ -59,15 +62,27 @@ EVALUATION_KEYS = (
 )
 
 
-def check_arguments(parser: argparse.ArgumentParser, loaded: str) -> None:
-    """Ends the command if its arguments are wrong; otherwise says which slow imports (`loaded`) follow."""
-    if isinstance(parser, ConfigParser):
-        parser.parse_config()
-    else:
-        parser.parse_args()
-    if os.environ.get("RANK", "0") == "0":  # one of torchrun's processes speaks
-        configure_logging()
-        logger.info("loading %s", loaded)
+def read_arguments(parser: argparse.ArgumentParser, loaded: str) -> argparse.Namespace:
+    """Returns the arguments of a command without a recipe, and logs which slow imports (`loaded`) follow.
+
+    Ends the command if an argument is wrong.
+    """
+    with _slow_imports_after(loaded):
+        return parser.parse_args()
+
+
+def read_config(parser: ConfigParser, loaded: str) -> tuple[argparse.Namespace, Config]:
+    """Returns the options and the config of a command with a recipe, as `read_arguments` does."""
+    with _slow_imports_after(loaded):
+        return parser.parse_config()
+
+
+@contextmanager
+def _slow_imports_after(loaded: str) -> Iterator[None]:
+    is_main = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one logs
+    configure_logging(quiet=not is_main)
+    yield
+    logger.info("loading %s", loaded)
 
 
 def flow_parser(description: str | None) -> ConfigParser:
@@ -101,12 +116,22 @@ def prepare_parser(description: str | None) -> ConfigParser:
     """Returns the parser of `python -m vlm_core.prepare`."""
     parser = _DataParser(
         prog="python -m vlm_core.prepare",
-        usage="%(prog)s [PATH] [--config RECIPE] [--init FILE] [options] [--section.key VALUE ...]",
+        usage="%(prog)s [PATH] [--config RECIPE] [--init FILE] [--explain ROW] [options] [--section.key VALUE ...]",
         description=description,
         common=PREPARE_KEYS,
     )
     parser.add_argument("--init", type=Path, metavar="FILE", help="write a recipe for this data into a new file")
     parser.add_argument("--output", type=Path, default=Path("data-report"), help="directory of the report")
+    parser.add_argument(
+        "--explain",
+        metavar="ROW",
+        help="show one row from its file to what the model sees, and stop: train-12 or 12; the first row is 0",
+    )
+    parser.add_argument(
+        "--model",
+        help="hub id or directory: show rows as this model sees them, without its weights; default of --explain: the "
+        "recipe's model",
+    )
     return parser
 
 
@@ -142,6 +167,13 @@ def evaluate_parser(description: str | None) -> ConfigParser:
     return parser
 
 
+class _NotNeeded(argparse.Action):
+    """A flag that is accepted and has no effect: a warning says why."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, flag: str | None = None) -> None:
+        logger.warning("%s has no effect: %s", flag, self.const)
+
+
 def generate_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m vlm_core.generate`."""
     parser = _plain_parser("python -m vlm_core.generate", description)
@@ -159,8 +191,8 @@ def generate_parser(description: str | None) -> argparse.ArgumentParser:
     add("--seed", type=int, default=42, help="of the draws")
     add("--output-format", choices=("text", "json"), help="default: text")
     add("--output-file", type=Path, help="write the answer there and not to standard output")
-    add("--is-peft", action="store_true", help="not needed: what a checkpoint is gets detected")
-    add("--peft-exclude-modules", nargs="*", help="not needed: an adapter knows its modules")
+    for flag, reason in GENERATE_FLAGS.items():
+        add(flag, nargs="*", action=_NotNeeded, const=reason, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
 
 

@@ -46,8 +46,12 @@ class ConfigParser(argparse.ArgumentParser):
         self.add_argument("--help-all", action=_HelpAll, help="show this message with every config key, and exit")
 
     def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
-        """Returns the command's own options and the checked config; exits with status 2 and a reason otherwise."""
+        """Returns the command's own options and the checked config; exits with status 2 and a reason if they are wrong.
+
+        The options also hold the `overrides` by dotted key.
+        """
         options, overrides = self.parse_with_overrides(arguments)
+        options.overrides = overrides
         try:
             return options, load_config(options.recipe, overrides)
         except ValueError as error:
@@ -99,8 +103,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     >>> parse_overrides(["--optimizer.lr", "2e-5", "--checkpoint.enabled=false"])
     {'optimizer.lr': '2e-5', 'checkpoint.enabled': False}
 
-    `2e-5` stays the string that YAML 1.1 makes of it: the typed config turns it into a float.
-    Raises ValueError for a word that belongs to no key.
+    A word for a key that holds a text is that text: `scans #2`, `on` and `1` stay as they are, and only `null` is none
+    where the key allows it. All other words are read as YAML. `2e-5` stays the string that YAML 1.1 makes of it: the
+    typed config turns it into a float. Raises ValueError for a word that belongs to no key.
     """
     words: dict[str, list[str]] = {}
     key = None
@@ -112,18 +117,40 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             raise ValueError(f"{argument!r} belongs to no option; write --section.key value")
         else:
             words[key].append(argument)
-    return {key: _value(values) for key, values in words.items()}
+    kinds = {key: field.annotation for key, field in config_keys()}
+    return {key: _value(values, kinds.get(key)) for key, values in words.items()}
 
 
-def _value(words: list[str]) -> Any:
-    values = [_scalar(word) for word in words]
+def _value(words: list[str], kind: Any) -> Any:
+    """Returns the value of a key that holds a `kind`, None for an unknown key."""
+    is_flow_list = len(words) == 1 and words[0].startswith("[") and _list_item(kind) is not None
+    if is_flow_list or not (_is_text(kind) or _is_text(_list_item(kind))):
+        values = [_scalar(word) for word in words]
+    else:
+        nullable = any(NoneType in get_args(part) for part in (kind, _list_item(kind)))
+        values = [None if word == "null" and nullable else word for word in words]
     return True if not values else values[0] if len(values) == 1 else values
+
+
+def _list_item(kind: Any) -> Any:
+    """Returns the kind of the items of a list, None for another kind."""
+    return get_args(kind)[0] if get_origin(kind) is list else None
+
+
+def _is_text(kind: Any) -> bool:
+    """Returns whether a key holds nothing but texts (or null)."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _is_text(arguments[0])
+    if origin in (Union, UnionType):
+        return all(part is NoneType or _is_text(part) for part in arguments)
+    return kind is str or (origin is Literal and all(isinstance(choice, str) for choice in arguments))
 
 
 def _scalar(word: str) -> Any:
     try:
         return yaml.safe_load(word)
-    except yaml.YAMLError:  # A wildcard such as *vision* is no YAML: it is the text itself.
+    except yaml.YAMLError:  # A wildcard such as *vision* is not YAML: it is the text itself.
         return word
 
 

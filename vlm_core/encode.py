@@ -4,11 +4,14 @@ The vision cache then has the features of a frozen vision tower, for training an
 already are not encoded again, so a job that was killed resumes where it stopped.
 """
 
-from vlm_core.arguments import check_arguments, encode_parser
+from vlm_core.arguments import encode_parser, read_config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(encode_parser(__doc__), "torch and transformers")
+    ARGUMENTS = read_config(encode_parser(__doc__), "torch and transformers")
+else:
+    ARGUMENTS = None
 
+import argparse
 import logging
 from pathlib import Path
 
@@ -45,12 +48,11 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
     encode_images(model, chat, conversations, ranks, device_of(ranks.local_rank))
 
 
-def main() -> None:
+def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
-    options, config = encode_parser(__doc__).parse_config()
     with command() as ranks:
         encode(config, ranks, options.conversations)
 
 
-if __name__ == "__main__":
-    main()
+if ARGUMENTS:
+    main(*ARGUMENTS)

@@ -11,11 +11,14 @@ training stands beside them, and a verdict says whether the model has learnt. Wr
 and no model is asked the same twice.
 """
 
-from vlm_core.arguments import check_arguments, evaluate_parser
+from vlm_core.arguments import evaluate_parser, read_config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(evaluate_parser(__doc__), "torch and transformers")
+    ARGUMENTS = read_config(evaluate_parser(__doc__), "torch and transformers")
+else:
+    ARGUMENTS = None
 
+import argparse
 import logging
 import time
 from collections.abc import Sequence
@@ -34,12 +37,13 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import TRAIN
 from vlm_core.data.statistics import read_batches
 from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
-from vlm_core.evaluation.answering import Questions, answer_questions
+from vlm_core.evaluation.answering import Questions, answer_questions, shown_rows
 from vlm_core.evaluation.conditions import shuffle_between_cases
-from vlm_core.evaluation.metrics import Reply, metric_versions
+from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.result_names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
 from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
+from vlm_core.evaluation.text_scores import package_versions
 from vlm_core.evaluation.verdict import verdict
 from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
@@ -69,10 +73,12 @@ def evaluate(
     for label in identical:
         logger.info("evaluation.compare_with: %s is the evaluated model itself, and is left out", label)
         del others[label]
-    questions, conditions = _questions(config, conversations)
-    replies = answer_questions(files, questions, conditions, config, ranks, MODEL)
-    variants = {MODEL if condition == RIGHT else condition: found for condition, found in replies.items()}
-    variants[COMMONEST] = _commonest_replies(questions) if ranks.is_main else []
+    with main_rank_first(ranks):
+        shown = shown_rows(files, conversations)
+    questions, conditions = _questions(config, conversations, shown)
+    answers = answer_questions(files, questions, conditions, config, ranks, MODEL)
+    variants = {MODEL if condition == RIGHT else condition: found for condition, found in answers.items()}
+    variants[COMMONEST] = _commonest_answers(questions) if ranks.is_main else []
     for label, other in others.items():
         variants[label] = answer_questions(other, questions, [RIGHT], config, ranks, label)[RIGHT]
     if ranks.is_main:
@@ -85,7 +91,7 @@ def evaluate(
             "complete": config.evaluation.limit is None and "[" not in "".join(config.evaluated_splits),
             "generation": config.evaluation.model_dump(include={"max_new_tokens", "temperature", "top_p"}),
             "seed": config.rng.seed,
-            "metrics": metric_versions(),
+            "metrics": package_versions(),
         }
         _publish(config, questions, variants, about, output, files, started)
     barrier()
@@ -100,10 +106,10 @@ def _other(reference: str, config: Config) -> ModelFiles:
     return find_model(None, config.model) if reference == BASE else find_model(reference)
 
 
-def _questions(config: Config, conversations: Path) -> tuple[Questions, list[str]]:
-    """Returns the questions and the conditions to ask them under."""
+def _questions(config: Config, conversations: Path, shown: list[int]) -> tuple[Questions, list[str]]:
+    """Returns the questions, of the rows `shown`, and the conditions to ask them under."""
     dataset = ConversationDataset(conversations, "validation")
-    chosen = _chosen(len(dataset), config.evaluation.limit)
+    chosen = [shown[i] for i in _chosen(len(shown), config.evaluation.limit)]
     shuffled = shuffle_between_cases([dataset.conversations[i] for i in chosen], config.rng.seed)
     controls = list(config.evaluation.controls)
     if shuffled is None and SHUFFLED in controls:
@@ -118,19 +124,20 @@ def _chosen(rows: int, limit: int | None) -> list[int]:
     return [i * rows // count for i in range(count)]
 
 
-def _commonest_replies(questions: Questions) -> list[Reply]:
+def _commonest_answers(questions: Questions) -> list[ScoredAnswer]:
     """Returns the answer to each question that training gives most often to its like."""
     commonest = CommonestAnswers()
     for batch in read_batches(questions.conversations / f"{TRAIN}.arrow"):
         for row in batch.to_pylist():
             commonest.add(*last_question(row["conversation"]))
-    return [Reply(commonest.answer(*last_question(row["conversation"])), generated=False) for row in questions.rows]
+    asked = [last_question(row["conversation"]) for row in questions.rows]
+    return [ScoredAnswer(commonest.answer(*question), generated=False) for question in asked]
 
 
 def _publish(
     config: Config,
     asked: Questions,
-    variants: dict[str, list[Reply]],
+    variants: dict[str, list[ScoredAnswer]],
     about: dict[str, Any],
     output: Path,
     files: ModelFiles,
@@ -150,7 +157,7 @@ def _publish(
     result["verdict"] = verdict(
         result,
         config.registry.metric,
-        [reply.text for reply in variants[MODEL]],
+        [answer.text for answer in variants[MODEL]],
         has_images=any(question.image_sha256 for question in questions),
         quote=config.report.images,
     )
@@ -197,22 +204,23 @@ def _draw(records: Sequence[dict[str, Any]], dataset: ConversationDataset, path:
 def _say(result: dict[str, Any], output: Path) -> None:
     model, reliance = result["scores"][MODEL], result["visual_reliance"]
     limit = f" (limited to {result['limit']}: no basis for a promotion)" if result["limit"] else ""
-    logger.info("%d questions on %d cases%s: token F1 %s, closed accuracy %s -> %s",
-                result["examples"], result["cases"], limit, with_interval(model["token_f1"]),
-                with_interval(model["closed_accuracy"]), output / REPORT)  # fmt: skip
+    headlines = metrics_for(Use.HEADLINE)
+    found = ", ".join(f"{metric.words} {with_interval(model[metric.name])}" for metric in headlines)
+    logger.info(
+        "%d questions on %d cases%s: %s -> %s", result["examples"], result["cases"], limit, found, output / REPORT
+    )
     logger.log(logging.INFO if result["verdict"]["learnt"] else logging.WARNING, "the verdict on %s: %s",
                result["checkpoint"], result["verdict"]["text"])  # fmt: skip
     if reliance:
-        logger.info("looking at the right image adds %s to token F1", with_interval(reliance["token_f1"]))
+        logger.info("looking at the right image adds %s to %s", with_interval(reliance[PRIMARY]), headlines[0].words)
     for name, change in result["differences"].items():
-        found = ", ".join(filter(None, [with_interval(change["token_f1"], sign="+"), p_value(change["token_f1"])]))
+        found = ", ".join(filter(None, [with_interval(change[PRIMARY], sign="+"), p_value(change[PRIMARY])]))
         doubt = "" if result["verdict"]["learnt"] else " (but see the verdict)"
-        logger.info("against %s: token F1 %s%s", name, found, doubt)
+        logger.info("against %s: %s %s%s", name, headlines[0].words, found, doubt)
 
 
-def main() -> None:
+def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
-    options, config = evaluate_parser(__doc__).parse_config()
     checkpoint = options.checkpoint_path
     is_directory = checkpoint is not None and Path(checkpoint).is_dir()
     beside = Path(checkpoint).resolve().parent if is_directory else Path.cwd()
@@ -221,5 +229,5 @@ def main() -> None:
         evaluate(config, checkpoint, output.absolute(), ranks, options.conversations)
 
 
-if __name__ == "__main__":
-    main()
+if ARGUMENTS:
+    main(*ARGUMENTS)

@@ -6,11 +6,14 @@
 base model, that loads in `AutoModelForImageTextToText` and in servers such as vLLM.
 """
 
-from vlm_core.arguments import check_arguments, export_parser
+from vlm_core.arguments import export_parser, read_arguments
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(export_parser(__doc__), "torch and transformers")
+    OPTIONS = read_arguments(export_parser(__doc__), "torch and transformers")
+else:
+    OPTIONS = None
 
+import argparse
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,12 @@ from transformers import AutoConfig
 
 from vlm_core.config import ModelConfig
 from vlm_core.files import published_directory
-from vlm_core.home import require_writable
+from vlm_core.home import keep_private, require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import ModelFiles, find_model
 from vlm_core.models.weights import load_trained
+from vlm_core.plain_text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -50,19 +54,19 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
     return dtype
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    options = export_parser(__doc__).parse_args()
-    configure_logging()
+    keep_private()
+    configure_logging()  # again: an imported library may have changed it
     try:
         base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model)
         files = find_model(options.checkpoint_path, base)
         dtype = merge(files, options.output_dir.absolute())
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     logger.info("%s has the merged model in %s: AutoModelForImageTextToText.from_pretrained loads it",
                 options.output_dir, str(dtype).removeprefix("torch."))  # fmt: skip
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

@@ -3,11 +3,14 @@
 Resumes from LATEST if the run directory has one. A finished run says so and ends at once.
 """
 
-from vlm_core.arguments import check_arguments, finetune_parser
+from vlm_core.arguments import finetune_parser, read_config
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(finetune_parser(__doc__), "torch and transformers")
+    ARGUMENTS = read_config(finetune_parser(__doc__), "torch and transformers")
+else:
+    ARGUMENTS = None
 
+import argparse
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -147,7 +150,7 @@ def _outcome(inputs: RunInputs) -> Path | None:
 def _write_result(inputs: RunInputs, steps: int) -> dict[str, Any]:
     directory, checkpoint = inputs.directory, _outcome(inputs)
     records = read_json_lines(directory / METRICS)[0]
-    losses = [record["loss"] for record in records]
+    losses = [record["loss"] for record in records if record["loss"] is not None]  # null: it was not finite
     result = {
         "steps": steps,
         "first_loss": losses[0] if losses else None,
@@ -161,9 +164,8 @@ def _write_result(inputs: RunInputs, steps: int) -> dict[str, Any]:
     return result
 
 
-def main() -> None:
+def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
-    options, config = finetune_parser(__doc__).parse_config()
     with command() as ranks:
         try:
             finetune(config, ranks, options.conversations, plan_only=options.plan)
@@ -172,5 +174,5 @@ def main() -> None:
             raise SystemExit(EXIT_PREEMPTED) from None
 
 
-if __name__ == "__main__":
-    main()
+if ARGUMENTS:
+    main(*ARGUMENTS)

@@ -7,10 +7,12 @@ The answer goes to standard output, alone; messages go to standard error. An inp
 {"prompt": "...", "images": ["file or https address", ...]}, and gives a line of JSON an answer.
 """
 
-from vlm_core.arguments import check_arguments, generate_parser
+from vlm_core.arguments import generate_parser, read_arguments
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    check_arguments(generate_parser(__doc__), "torch and transformers")
+    OPTIONS = read_arguments(generate_parser(__doc__), "torch and transformers")
+else:
+    OPTIONS = None
 
 import argparse
 import json
@@ -19,21 +21,22 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vlm_core.config import ModelConfig
 from vlm_core.data.conversation import Conversation, question_turn
-from vlm_core.data.images import decode_image
-from vlm_core.files import write_text
+from vlm_core.data.image_cells import ImageError, open_image_file
+from vlm_core.data.images import UnreadableImageError, decode_image
+from vlm_core.files import to_json, write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
 from vlm_core.generation.sampling import GenerationSettings
+from vlm_core.home import keep_private
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
-from vlm_core.models.weights import is_adapter
+from vlm_core.plain_text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +58,12 @@ class Request:
 
 def read_image(name: str, allow_any_url: bool) -> Any:
     """Returns the image at a path or an address; raises ValueError where there is none."""
-    read = partial(read_image_url, name, any_address=allow_any_url) if "://" in name else Path(name).read_bytes
     try:
-        return decode_image(read())
-    except (OSError, SyntaxError) as error:  # Pillow raises both, and ValueError, for broken files
+        if "://" in name:
+            return decode_image(read_image_url(name, any_address=allow_any_url))
+        with open_image_file(Path(name)) as stream:
+            return decode_image(stream.read())
+    except (ImageError, UnreadableImageError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from None
 
 
@@ -109,12 +114,7 @@ def _model(options: argparse.Namespace) -> ModelFiles:
     if not (options.checkpoint_path or options.base_model):
         raise ValueError("nothing to load: give --checkpoint-path, --base-model, or both")
     base = options.base_model and ModelConfig(pretrained_model_name_or_path=options.base_model, torch_dtype="auto")
-    files = find_model(options.checkpoint_path, base)
-    if options.is_peft and not is_adapter(files.weights):
-        logger.warning("--is-peft has no effect: %s holds full weights", files.weights)
-    if options.peft_exclude_modules:
-        logger.info("--peft-exclude-modules is not needed: an adapter's own file says which modules it changes")
-    return files
+    return find_model(options.checkpoint_path, base)
 
 
 def _requests(options: argparse.Namespace) -> list[Request]:
@@ -146,26 +146,26 @@ def _request(number: int, line: str) -> Request:
 def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     """Returns the output: an answer as text or JSON, or a line of JSON an answer."""
     if options.input_file is not None:
-        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        return "".join(to_json(record) + "\n" for record in records)
     (record,) = records
     if options.output_format == "json":
-        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        return to_json(record, indent=2) + "\n"
     return record["response"] + "\n"
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    options = generate_parser(__doc__).parse_args()
-    configure_logging()
+    keep_private()
+    configure_logging()  # again: an imported library may have changed it
     try:
         text = render(generate(options), options)
         if options.output_file:
             write_text(options.output_file, text)
         else:
-            sys.stdout.write(text)
+            sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from vlm_core.config import Config
+from vlm_core.guide import translate
 from vlm_core.home import medpix_home
 
 CONFIG = "config.yaml"
@@ -49,9 +50,9 @@ EXAMPLES = "examples.png"
 EXAMPLE = "example.json"
 REPORT = "report.html"
 
-# What must not change between the run that wrote a checkpoint and the one that goes on from it.
+# What must not change between the run that wrote a checkpoint and the one that resumes from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
-# Keys of other sections, with the value of checkpoints that are older than the key.
+# The same for keys of other sections, each with the value that a checkpoint older than the key had.
 FIXED_KEYS = {
     "step_scheduler.global_batch_size": 8,
     "packing.enabled": False,
@@ -65,9 +66,9 @@ def run_root() -> Path:
 
 
 def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path | None:
-    """Returns the checkpoint that a run goes on from; None for a fresh start.
+    """Returns the checkpoint that a run resumes from; None for a fresh start.
 
-    `restore_from` is a pointer or a checkpoint of the run directory, or a path; without it LATEST is taken where it is.
+    `restore_from` is a pointer or a checkpoint of the run directory, or a path; without it LATEST is taken.
     Raises ValueError for a name that is none of these.
     """
     if restore_from is None:
@@ -86,7 +87,7 @@ def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path 
 def as_it_began(config: Config, checkpoint: Path) -> Config:
     """Returns `config` with the batch size, epochs and warm-up that its run began with, unless it gives them itself.
 
-    A share of warm-up became steps when the run began; these steps stay.
+    A share of warm-up became steps when the run began, and those steps stay.
     """
     began = Config.model_validate(_stored(checkpoint))
     schedule, lr = config.step_scheduler, config.lr_scheduler
@@ -104,7 +105,7 @@ def as_it_began(config: Config, checkpoint: Path) -> Config:
 
 def _stored(checkpoint: Path) -> dict[str, Any]:
     """Returns the config of a checkpoint, with the values that older ones had for keys that they lack."""
-    stored = yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))
+    stored = translate(yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8")))
     for key, in_older_ones in FIXED_KEYS.items():
         section, _, name = key.partition(".")
         stored.setdefault(section, {}).setdefault(name, in_older_ones)
@@ -112,7 +113,7 @@ def _stored(checkpoint: Path) -> dict[str, Any]:
 
 
 def require_compatible(checkpoint: Path, config: Config) -> None:
-    """Raises ValueError that names what differs, where going on from `checkpoint` would not be the same run."""
+    """Raises ValueError that names what differs, if `checkpoint` belongs to another run than `config`."""
     began = Config.model_validate(_stored(checkpoint))  # with the defaults of keys that the checkpoint is older than
     before = began.model_dump(mode="json")
     now = config.model_dump(mode="json")

@@ -1,4 +1,4 @@
-"""Functions that a config names by a dotted path (`_target_`): which are admitted, and where they are found.
+"""Functions that a config names by a dotted path (`_target_`): which are allowed, and how they are loaded.
 
 A config may come from a form or a repository, and a dotted path can name anything that is installed, `os.system` too.
 So a function is called only when its module is one that the operator named in the environment.
@@ -9,33 +9,17 @@ import os
 from collections.abc import Callable
 from typing import Any, Final
 
-ADMITTED: Final = "MEDPIX_TARGETS"  # environment variable: modules or packages, divided by commas
-
-# What the guide's own functions do is what happens here without a `_target_`.
-BUILT_IN: Final = {
-    "dataset": ("make_medpix_vqa_dataset", "make_medpix_dataset"),
-    "collate_fn": ("default_collate_fn", "qwen2_5_collate_fn"),
-}
-_OWN: Final = ("nemo_automodel.", "vlm_core.")
-
-
-def is_built_in(slot: str, target: str | None) -> bool:
-    """Returns whether `target` means what the slot does by itself: none, or the guide's own function for it.
-
-    >>> is_built_in("dataset", "nemo_automodel.datasets.vlm.datasets.make_medpix_vqa_dataset")
-    True
-    """
-    return target is None or (target.startswith(_OWN) and target.rpartition(".")[2] in BUILT_IN[slot])
+ALLOWED: Final = "MEDPIX_TARGETS"  # environment variable: modules or packages, separated by commas
 
 
 def load_target(slot: str, target: str) -> Callable[..., Any]:
-    """Returns the function at a dotted path; raises ValueError for a module that is not admitted, or lacks it."""
+    """Returns the function at a dotted path; raises ValueError for a module that is not allowed, or lacks it."""
     module, _, name = target.rpartition(".")
-    admitted = [entry.strip() for entry in os.environ.get(ADMITTED, "").split(",") if entry.strip()]
-    if not any(module == entry or module.startswith(f"{entry}.") for entry in admitted):
+    allowed = [entry.strip() for entry in os.environ.get(ALLOWED, "").split(",") if entry.strip()]
+    if not any(module == entry or module.startswith(f"{entry}.") for entry in allowed):
         raise ValueError(
-            f"{slot}._target_={target!r}: the module {module!r} is not admitted; whoever runs this machine names it in "
-            f"{ADMITTED} (now {', '.join(admitted) or 'unset'}), or leave _target_ out"
+            f"{slot}._target_={target!r}: the module {module!r} is not allowed; whoever operates this machine names it "
+            f"in {ALLOWED} (now {', '.join(allowed) or 'unset'}), or leave _target_ out"
         )
     try:
         function = getattr(importlib.import_module(module), name)

@@ -13,22 +13,33 @@ from typing import Any
 from mlflow.exceptions import MlflowException
 
 from tasks.registry.champion_history import Change, plain
-from tasks.registry.versions import HEADLINES, PROMOTION, SHOWN, changes, promote, roll_back, versions
+from tasks.registry.versions import (
+    PROMOTION,
+    changes,
+    history_scores,
+    listed_tags,
+    promote,
+    roll_back,
+    versions,
+)
+from tasks.services.databases import require_databases
+from vlm_core.plain_text import printable
 
 
 def render(rows: list[dict[str, Any]]) -> str:
     """Returns `versions` as a table for people."""
-    columns = ("name", "version", "aliases", "created", *SHOWN, PROMOTION)
+    columns = ("name", "version", "aliases", "created", *listed_tags(), PROMOTION)
     return _table(columns, [[", ".join(row[c]) if c == "aliases" else str(row[c]) for c in columns] for row in rows])
 
 
 def render_history(history: list[Change]) -> str:
     """Returns the entries as a table for people, the newest last."""
+    scores = history_scores()
     rows = [
-        [c.time, c.user, c.kind, c.before or "-", c.after or "-", *(c.scores.get(k, "-") for k in HEADLINES), c.reason]
+        [c.time, c.user, c.kind, c.before or "-", c.after or "-", *(c.scores.get(k, "-") for k in scores), c.reason]
         for c in history
     ]
-    return _table(("time", "user", "kind", "from", "to", *HEADLINES, "reason"), rows)
+    return _table(("time", "user", "kind", "from", "to", *scores, "reason"), rows)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -60,6 +71,7 @@ def main() -> None:
     """Runs the command."""
     options = _parser().parse_args()
     try:
+        require_databases()
         if options.command == "promote":
             promote(options.name, options.version, options.reason)
         elif options.command == "rollback":
@@ -69,7 +81,7 @@ def main() -> None:
         else:
             print(render_history(changes(options.name)))
     except (ValueError, MlflowException) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
 if __name__ == "__main__":

@@ -6,20 +6,14 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
+from tasks.markdown import code, escaped, link
 from tasks.registry.versions import CHAMPION
 from tasks.run import Run
 from vlm_core.config import Config
+from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for
 from vlm_core.evaluation.result_names import MODEL, with_interval
 from vlm_core.hub import is_repository_id
-
-SCORES = {
-    "token_f1": "Token F1",
-    "rouge_l": "ROUGE-L",
-    "bleu_4": "BLEU-4",
-    "exact_match": "Exact match",
-    "closed_accuracy": "Closed accuracy",
-    "perplexity": "Perplexity",
-}
+from vlm_core.plain_text import without_secrets
 
 
 def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
@@ -30,7 +24,7 @@ def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
         [
             f"{_link(base, 'models')} ({tuning(config)}), trained on "
             f"{_link(config.dataset.path_or_dataset, 'datasets')} "
-            f"(`{config.dataset.split}`{_at(config.dataset.revision)}) to answer questions about medical images. "
+            f"({code(config.dataset.split)}{_at(config.dataset.revision)}) to answer questions about medical images. "
             f"Run `{run.run_id}`, seed {config.rng.seed}.",
             "",
             "### Evaluation",
@@ -71,20 +65,21 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
     limit = f" Limited to {result['limit']} questions: no basis for a promotion." if result["limit"] else ""
     names = list(result["scores"])
     rows = [
-        f"| {title} | " + " | ".join(with_interval(result["scores"][name][metric]) for name in names) + " |"
-        for metric, title in SCORES.items()
+        f"| {metric.title} | " + " | ".join(with_interval(result["scores"][name][metric.name]) for name in names) + " |"
+        for metric in metrics_for(Use.CARD)
     ]
     by_case = [
-        f"- cases {group}: {entry['examples']} questions, token F1 {with_interval(entry['scores'][MODEL]['token_f1'])}"
+        f"- cases {group}: {entry['examples']} questions, {METRICS[PRIMARY].words} "
+        f"{with_interval(entry['scores'][MODEL][PRIMARY])}"
         for group, entry in result["groups"]["case"].items()
     ]
     return [
-        f"**Verdict**: this model {result['verdict']['text']}.",
+        f"**Verdict**: this model {escaped(result['verdict']['text'], longest=500)}.",
         "",
         f"{result['examples']} questions on {result['cases']} cases, {_intervals(result)}; data "
         f"`{result['dataset_fingerprint']}`.{limit}",
         "",
-        f"| | {' | '.join(names)} |",
+        f"| | {' | '.join(map(escaped, names))} |",
         "|---" * (len(names) + 1) + "|",
         *rows,
         "",
@@ -96,7 +91,7 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
 
 def _intervals(result: dict[str, Any]) -> str:
     """Returns whether the scores have intervals: fewer than 10 cases give none."""
-    has_intervals = result["scores"][MODEL]["token_f1"]["low"] is not None
+    has_intervals = result["scores"][MODEL][PRIMARY]["low"] is not None
     return "with 95 % intervals over cases" if has_intervals else "too few cases for intervals"
 
 
@@ -107,11 +102,11 @@ def tuning(config: Config) -> str:
 
 def _link(name: str, kind: str) -> str:
     page = f"https://huggingface.co/{'datasets/' if kind == 'datasets' else ''}{name}"
-    return f"[{name}]({page})" if is_repository_id(name) else f"`{name}`"
+    return link(name, page) if is_repository_id(name) else code(without_secrets(name))
 
 
 def _at(revision: str | None) -> str:
-    return f", revision `{revision}`" if revision else ""
+    return f", revision {code(revision)}" if revision else ""
 
 
 def _licence(base_model: Path) -> str:
@@ -121,4 +116,4 @@ def _licence(base_model: Path) -> str:
         licence = ModelCard.load(card).data.get("license") if card.is_file() else None
     except (ValueError, yaml.YAMLError):  # a card that is none says nothing
         licence = None
-    return str(licence or "not stated in its directory")
+    return escaped(licence or "not stated in its directory")

@@ -21,6 +21,8 @@ from tasks.registry.versions import look_up
 from tasks.run import Run
 from vlm_core.cache import cached_directory, checksums
 from vlm_core.config import Config
+from vlm_core.evaluation.metrics import PRIMARY, Use, names
+from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
 from vlm_core.run_directory import CONSOLIDATED, REGISTERED
@@ -116,8 +118,8 @@ def _tags(result: dict[str, Any]) -> dict[str, Any]:
     model = result["scores"]["model"]
     return {
         **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
-        **{metric: model[metric]["value"] for metric in ("token_f1", "rouge_l", "closed_accuracy", "perplexity")},
-        "visual_reliance": result["visual_reliance"] and result["visual_reliance"]["token_f1"]["value"],
+        **{metric: model[metric]["value"] for metric in names(Use.TAG)},
+        VISUAL_RELIANCE: result["visual_reliance"] and result["visual_reliance"][PRIMARY]["value"],
     }
 
 

@@ -23,13 +23,24 @@ from tasks.registry.champion_history import (
 )
 from vlm_core.cache import locked
 from vlm_core.config.evaluation import CHAMPION
+from vlm_core.evaluation.metrics import Use, names
+from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.home import medpix_home
+from vlm_core.plain_text import without_secrets
 
 PREVIOUS = "previous_champion"  # tag of a version, of registries older than the history: the champion before it
 PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
-SHOWN = ("token_f1", "rouge_l", "closed_accuracy", "perplexity", "visual_reliance", "examples")  # tags
-HEADLINES = ("token_f1", "closed_accuracy", "visual_reliance")  # those of them in the history
 NOT_THERE = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))  # MLflow's error codes
+
+
+def listed_tags() -> list[str]:
+    """Returns the tags of a version that the list of versions shows."""
+    return [*names(Use.TAG), VISUAL_RELIANCE, "examples"]
+
+
+def history_scores() -> list[str]:
+    """Returns the tags of a version that the history of champions keeps."""
+    return [*names(Use.HEADLINE), VISUAL_RELIANCE]
 
 
 def look_up(name: str, alias: str) -> dict[str, Any]:
@@ -85,7 +96,7 @@ def keep_champion(name: str, version: str, reason: str) -> None:
 def promote(name: str, version: str, reason: str) -> None:
     """Makes a version the champion by hand; raises ValueError for a version that is not there."""
     if not _exists(name, version):
-        raise ValueError(f"no version {version} of {name!r} at {mlflow.get_tracking_uri()}")
+        raise ValueError(f"no version {version} of {name!r} at {without_secrets(mlflow.get_tracking_uri())}")
     with only_promoter(name):
         make_champion(name, version, reason, BY_HAND)
 
@@ -157,7 +168,7 @@ def _exists(name: str, version: str) -> bool:
 
 def _scores(name: str, version: str) -> dict[str, str]:
     tags = mlflow.MlflowClient().get_model_version(name, version).tags
-    return {key: tags[key] for key in HEADLINES if key in tags}
+    return {key: tags[key] for key in history_scores() if key in tags}
 
 
 def versions(name: str | None = None) -> list[dict[str, Any]]:
@@ -175,7 +186,7 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
                     # search_model_versions leaves the aliases out (MLflow 3.17)
                     "aliases": sorted(alias for alias, at in model.aliases.items() if str(at) == str(version.version)),
                     "created": created.strftime("%Y-%m-%d %H:%M UTC"),
-                    **{key: version.tags.get(key, "-") for key in (*SHOWN, PROMOTION)},
+                    **{key: version.tags.get(key, "-") for key in (*listed_tags(), PROMOTION)},
                 }
             )
     return sorted(rows, key=lambda row: (row["name"], int(row["version"])))

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tasks.services.password import home_password
-from vlm_core.home import medpix_home
+from vlm_core.home import keep_private, medpix_home
+from vlm_core.plain_text import keep_logs_plain
 
 AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")  # the server's and its clients'
 API_URL = "PREFECT_API_URL"
@@ -25,11 +26,13 @@ def default_tracking_uri() -> str:
 
 
 def set_service_defaults() -> None:
-    """Sets the environment variables of Prefect and MLflow that have no value yet.
+    """Sets the environment variables of Prefect and MLflow that have no value yet, and keeps the home private.
 
     Prefect's own only before it is imported: later they would reach nothing but the processes that it starts, which
     would then look for another home than it does itself.
     """
+    keep_private()
+    keep_logs_plain()
     home = medpix_home()
     defaults = {
         "MLFLOW_TRACKING_URI": default_tracking_uri(),

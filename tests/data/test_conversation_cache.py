@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
 from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
-from vlm_core.data.images import decode_image
+from vlm_core.data.images import FORMATS, decode_image
 from vlm_core.data.phantom import write_phantom
 from vlm_core.data.splits import Splits, fetch_splits
 
@@ -73,6 +74,9 @@ def test_rejects_are_counted_by_reason_with_examples(directory: Path) -> None:
     replace(directory, "image_id", {6: {"bytes": None, "path": "gone.png"}, 7: broken, 8: broken})
     cache, _ = build_conversations(splits(directory))
     manifest = read_manifest(cache)
+    for reject in manifest["rejects"].values():
+        rows = [name.removeprefix("train-") for name in reject["examples"]]
+        assert [re.sub(r".*, row (\d+) \(the first is 0\)", r"\1", place) for place in reject.pop("places")] == rows
     assert manifest["rejects"] == {
         "empty answer": {"rows": 2, "examples": ["train-3", "train-4"]},
         "empty question": {"rows": 1, "examples": ["train-5"]},
@@ -82,7 +86,7 @@ def test_rejects_are_counted_by_reason_with_examples(directory: Path) -> None:
             "about": f"dataset.image_column=image_id: 'gone.png' was looked for as {directory / 'gone.png'}; "
             "no file there has a similar name",
         },
-        "image of no known format": {"rows": 2, "examples": ["train-7", "train-8"]},
+        f"image of no supported format ({', '.join(FORMATS)})": {"rows": 2, "examples": ["train-7", "train-8"]},
     }
     assert manifest["rows"]["train"] == 94
 

@@ -107,7 +107,8 @@ def test_images_that_are_shown_together_stay_together(tmp_path: Path, monkeypatc
 def test_single_images_are_drawn_by_their_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
     sides = divided(tmp_path / "pictures", [[number] for number in range(20)], validation_share=0.5)
-    digests = [sha256((tmp_path / "pictures" / f"{n}.png").read_bytes()).hexdigest() for n in range(20)]
+    pixels = [Image.open(tmp_path / "pictures" / f"{n}.png").convert("RGB").tobytes() for n in range(20)]
+    digests = [sha256(b"8 8 " + content).hexdigest() for content in pixels]
     drawn = [int.from_bytes(sha256(f"0|{digest}".encode()).digest()[:8]) / 2**64 for digest in digests]
     assert [sides[n] for n in range(20)] == ["validation" if share < 0.5 else "train" for share in drawn]
 

@@ -7,7 +7,9 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
-from vlm_core.evaluation.metrics import METRICS, Reply, choice, columns_of, exact_match, metric_versions, word_scores
+from vlm_core.data.closed_questions import choice
+from vlm_core.evaluation.metrics import METRICS, ScoredAnswer, columns_of
+from vlm_core.evaluation.text_scores import exact_match, package_versions, word_scores
 
 
 def test_exact_match_forgives_case_articles_and_punctuation() -> None:
@@ -58,9 +60,9 @@ def texts(seed: int, count: int) -> list[str]:
 
 
 def scores_of(predictions: list[str], references: list[str]) -> dict[str, float]:
-    replies = [Reply(text, 3, False, -2.0, 4) for text in predictions]
+    replies = [ScoredAnswer(text, 3, False, -2.0, 4) for text in predictions]
     sums = {k: column.sum() for k, column in columns_of(replies, references, [None] * len(replies)).items()}
-    return {name: float(metric(sums)) for name, metric in METRICS.items()}
+    return {name: float(metric.score(sums)) for name, metric in METRICS.items()}
 
 
 @pytest.mark.parametrize("count", [1, 2, 60])  # few texts have no 4-gram in common: smoothing shows
@@ -73,21 +75,22 @@ def test_bleu_and_rouge_are_those_of_their_packages(count: int) -> None:
     rouge = RougeScorer(["rougeL"])
     fmeasures = [rouge.score(r, p)["rougeL"].fmeasure for p, r in zip(predictions, references, strict=True)]
     assert scores["rouge_l"] == pytest.approx(np.mean(fmeasures))
-    assert "version:" in metric_versions()["bleu"]
+    assert "version:" in package_versions()["bleu"]
 
 
 def test_closed_questions_alone_count_for_their_accuracy() -> None:
     replies = [
-        Reply(text, 2, truncated, -1.0, 2) for text, truncated in (("Left", False), ("no", True), ("Mass", False))
+        ScoredAnswer(text, 2, truncated, -1.0, 2)
+        for text, truncated in (("Left", False), ("no", True), ("Mass", False))
     ]
     columns = columns_of(replies, ["left", "Yes", "mass"], [("left", "right"), ("no", "yes"), None])
     sums = {name: column.sum() for name, column in columns.items()}
-    assert METRICS["closed_accuracy"](sums) == 0.5
-    assert METRICS["exact_match"](sums) == pytest.approx(2 / 3)
-    assert METRICS["truncated_share"](sums) == pytest.approx(1 / 3)
-    assert METRICS["perplexity"](sums) == pytest.approx(np.exp(0.5))
+    assert METRICS["closed_accuracy"].score(sums) == 0.5
+    assert METRICS["exact_match"].score(sums) == pytest.approx(2 / 3)
+    assert METRICS["truncated_share"].score(sums) == pytest.approx(1 / 3)
+    assert METRICS["perplexity"].score(sums) == pytest.approx(np.exp(0.5))
     # An answer that training never gave is right where it is the reference.
-    unseen = columns_of([Reply("X-ray", 2, False, -1.0, 2)], ["X-ray"], [("ct", "mr")])
+    unseen = columns_of([ScoredAnswer("X-ray", 2, False, -1.0, 2)], ["X-ray"], [("ct", "mr")])
     assert unseen["right"].tolist() == [1.0]
     nothing = {name: column[2] for name, column in columns.items()}
-    assert np.isnan(METRICS["closed_accuracy"](nothing))
+    assert np.isnan(METRICS["closed_accuracy"].score(nothing))

@@ -1,4 +1,4 @@
-"""The vision cache: what is read is what the tower computed, or an error; nothing is computed twice."""
+"""The vision cache returns exactly the tower's features or an error, and computes none of them twice."""
 
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ def model(family: Family) -> Any:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversations: Path) -> Path:
-    """A home of its own, so that every test begins without features."""
+    """A separate home, so that every test starts without features."""
     home = fresh_home(tmp_path / "home")
     monkeypatch.setenv("MEDPIX_HOME", str(home))
     return home
@@ -61,13 +61,13 @@ def test_features_are_read_as_computed_and_computed_once(
     assert found.keys() == expected.keys()
     assert all(found[key].equal(expected[key]) for key in found)
     written = [(path, path.stat().st_mtime_ns) for path in shards(home)]
-    monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # whoever encodes now fails
+    monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # encoding now fails
     again = encode_images(model, chat, conversations, Ranks(), CPU)
     assert shown(again, 5).equal(shown(features, 5))
     assert [(path, path.stat().st_mtime_ns) for path in shards(home)] == written
 
 
-def test_a_killed_job_goes_on_where_it_was(
+def test_a_killed_job_resumes(
     model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_A_SHARD", 10)
@@ -76,10 +76,10 @@ def test_a_killed_job_goes_on_where_it_was(
     assert len(expected) == 4
     for lost in shards(home)[1:3]:
         lost.unlink()
-    rubbish = shards(home)[0].parent / ".0123.arrow.77"
-    rubbish.write_bytes(b"half a shard")
+    leftover = shards(home)[0].parent / ".0123.arrow.77"
+    leftover.write_bytes(b"half a shard")
     cut = shards(home)[0]
-    cut.write_bytes(cut.read_bytes()[:-200])  # the power went
+    cut.write_bytes(cut.read_bytes()[:-200])  # as after a power cut
     encoded: list[int] = []
 
     def counted(*arguments: Any) -> Any:
@@ -91,7 +91,7 @@ def test_a_killed_job_goes_on_where_it_was(
     encode_images(model, chat, conversations, Ranks(), CPU)
     assert sum(encoded) == 30
     assert len(FeatureStore(shards(home)[0].parent).places) == 40
-    assert not rubbish.exists()
+    assert not leftover.exists()
 
 
 def test_damaged_bytes_are_noticed_and_encoded_again(
@@ -109,7 +109,7 @@ def test_damaged_bytes_are_noticed_and_encoded_again(
     assert "is damaged" in caplog.text
 
 
-def test_a_full_disk_is_said_before_encoding(
+def test_a_full_disk_is_reported_before_encoding(
     model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from collections import namedtuple
@@ -143,7 +143,7 @@ def test_other_weights_dtype_or_preprocessing_are_another_cache(model: Any, chat
 def test_training_and_evaluation_in_bfloat16_share_the_cache(peft: dict[str, int] | None, chat: ChatModel) -> None:
     family = chat.family
     base = tiny_directory(family.model_type)
-    # Qwen's projector lies in the tower, and is in its cache only where it is frozen as well.
+    # Qwen's projector is part of the tower, and in the cache only if it is frozen as well.
     frozen = {"freeze_config.freeze_projector": family.vision_features == "model.visual"}
     config = small_config(**{"model.torch_dtype": "bfloat16", "peft": peft}, **frozen)
     trained = tower_fingerprint(prepare_model(config, base, family, None), chat)

@@ -6,8 +6,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.trackers.mlflow_run import HEADLINES, MetricsFollower, log_evaluation, log_parameters, run_tags
+from tasks.trackers.mlflow_run import MetricsFollower, log_evaluation, log_parameters, run_tags
 from tests.conftest import small_config
+from vlm_core.evaluation.metrics import Use, names
 from vlm_core.files import read_json, write_json
 from vlm_core.run_directory import METRICS, PARAMETERS
 from vlm_core.training.reporter import Reporter
@@ -37,11 +38,11 @@ def steps(run_id: str) -> list[int]:
 
 def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> None:
     follower = MetricsFollower(run_id, tmp_path)
-    follower.look()
+    follower.poll()
     report(tmp_path, 1, 5)
     with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 6, "lo')  # killed while it wrote
-    follower.look()
+    follower.poll()
     assert steps(run_id) == [1, 2, 3, 4, 5]
     assert sorted(mlflow.MlflowClient().get_run(run_id).data.metrics) == [
         "train/grad_norm",
@@ -51,9 +52,9 @@ def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> No
     ]
     (tmp_path / METRICS).write_text((tmp_path / METRICS).read_text().rpartition("\n")[0] + "\n")
     report(tmp_path, 4, 9)  # goes on from a checkpoint at step 3: the file is shorter for a while
-    follower.look()
+    follower.poll()
     assert steps(run_id) == list(range(1, 10))
-    follower.look()
+    follower.poll()
     assert steps(run_id) == list(range(1, 10))
 
 
@@ -69,14 +70,16 @@ def test_trainable_and_frozen_parameters_are_parameters_and_a_table(run_id: str,
 
 
 def test_an_evaluation_logs_a_few_headlines_without_intervals(run_id: str, tmp_path: Path) -> None:
-    scored = {metric: {"value": 0.5, "low": 0.4, "high": 0.6} for metric in (*HEADLINES, "bleu_1", "mean_tokens")}
+    scored = {
+        metric: {"value": 0.5, "low": 0.4, "high": 0.6} for metric in (*names(Use.CHART), "bleu_1", "mean_tokens")
+    }
     scored["closed_accuracy"] = {"value": None, "low": None, "high": None}
     reliance = {"token_f1": {"value": 0.25, "low": 0.1, "high": 0.3}, "closed_examples": 3}
     for name in ("report.html", "result.json"):
         (tmp_path / name).write_text("{}")
     result = {"scores": {"model": scored, "shuffled": scored}, "visual_reliance": reliance}
     log_evaluation(run_id, result, tmp_path, with_texts=False)
-    expected = dict.fromkeys(set(HEADLINES) - {"closed_accuracy"}, 0.5) | {"visual_reliance": 0.25}
+    expected = dict.fromkeys(set(names(Use.CHART)) - {"closed_accuracy"}, 0.5) | {"visual_reliance": 0.25}
     found = mlflow.MlflowClient().get_run(run_id).data.metrics
     assert found == {f"evaluation/{name}": value for name, value in expected.items()}
 
@@ -99,15 +102,15 @@ def test_a_tracker_that_is_down_gets_the_records_later(
     report(tmp_path, 1, 2)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(follower, "run_id", "f" * 32)  # the store refuses a run that it does not know
-        follower.look()
+        follower.poll()
     assert "MLflow did not take 2 records" in caplog.text
-    follower.look()
+    follower.poll()
     assert steps(run_id) == [1, 2]
 
 
 def test_a_run_that_goes_on_sends_no_step_twice(run_id: str, tmp_path: Path) -> None:
     report(tmp_path, 1, 5)
-    MetricsFollower(run_id, tmp_path).look()
+    MetricsFollower(run_id, tmp_path).poll()
     report(tmp_path, 4, 7)  # killed, and started again behind the checkpoint of step 3
-    MetricsFollower(run_id, tmp_path).look()
+    MetricsFollower(run_id, tmp_path).poll()
     assert steps(run_id) == list(range(1, 8))

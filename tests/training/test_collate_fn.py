@@ -11,7 +11,6 @@ from tests.conftest import small_config
 from vlm_core.data.batches import CollatedBatches, PlainMicroBatch
 from vlm_core.data.collate import IGNORE_INDEX, collate
 from vlm_core.data.conversation_cache import ConversationDataset
-from vlm_core.data.datasets import make_medpix_vqa_dataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
@@ -83,12 +82,3 @@ def test_a_batch_that_cannot_be_learned_from_is_refused(conversations: Path, tin
         made(lambda batch: batch | {"labels": batch["labels"][:, :-1]})
     uncounted = CollatedBatches(dataset, shifted, processor, 2).batch(PlainMicroBatch([0], counted=False))
     assert (uncounted["targets"] == IGNORE_INDEX).all()
-
-
-def test_the_guides_dataset_is_a_sequence_of_conversations() -> None:
-    dataset = make_medpix_vqa_dataset("builtin:phantom?images=40", "train[:10]")
-    assert len(dataset) == 10
-    user, assistant = dataset[3]["conversation"]
-    assert [part["type"] for part in user["content"]] == ["image", "text"]
-    assert user["content"][0]["image"].size == (56, 56)
-    assert assistant["role"] == "assistant"

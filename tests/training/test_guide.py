@@ -11,12 +11,14 @@ from torch import nn
 from transformers import AutoModelForImageTextToText
 
 from tests.conftest import small_config
+from vlm_core.arguments import generate_parser
 from vlm_core.config import OptimizerConfig
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
+from vlm_core.guide import GENERATE_FLAGS, translate
 from vlm_core.models.chat import FastChat
 from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import find_model
@@ -108,7 +110,11 @@ def test_a_schedule_may_go_by_the_name_of_its_class() -> None:
     [
         ("loss_fn._target_", "torch.nn.CrossEntropyLoss", "there is one loss"),
         ("lr_scheduler._target_", "torch.optim.lr_scheduler.StepLR", "is no schedule here; take torch.optim"),
-        ("lr_scheduler", {"_target_": LINEAR, "lr_decay_style": "cosine"}, "and lr_decay_style=cosine differ"),
+        (
+            "lr_scheduler",
+            {"_target_": LINEAR, "lr_decay_style": "cosine"},
+            "and lr_scheduler.lr_decay_style=cosine are one setting",
+        ),
         ("dataloader.batch_size", 4, "batch_size=4 and step_scheduler.local_batch_size=8 are one setting"),
         ("peft.peft_fn", "os.system", "apply_lora_to_linear_modules"),
         ("wandb", {"project": "p", "api_key": "secret"}, "unknown config key 'wandb.api_key'"),
@@ -117,6 +123,39 @@ def test_a_schedule_may_go_by_the_name_of_its_class() -> None:
 def test_what_is_not_the_guides_is_refused(key: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         small_config(**{key: value})
+
+
+def test_flags_of_the_guides_script_are_named_and_not_needed(caplog: pytest.LogCaptureFixture) -> None:
+    command = ["--is-peft", "--peft-exclude-modules", "*vision*", "*lm_head*", "--prompt=Why?"]
+    assert vars(generate_parser(None).parse_args(command)) == vars(generate_parser(None).parse_args(["--prompt=Why?"]))
+    for flag, reason in GENERATE_FLAGS.items():
+        assert f"{flag} has no effect: {reason}" in caplog.text
+
+
+def test_an_override_replaces_the_same_setting_in_the_other_dialect(tmp_path: Path) -> None:
+    (tmp_path / "guide.yaml").write_text(GUIDE)
+    ours = {"step_scheduler.local_batch_size": 2, "checkpoint.save_consolidated": "final"}
+    config = load_config(tmp_path / "guide.yaml", ours)
+    assert (config.step_scheduler.local_batch_size, config.checkpoint.save_consolidated) == (2, "final")
+    guides = {"dataloader.batch_size": 3, "checkpoint.save_consolidated": True, "model.torch_dtype": "torch.bfloat16"}
+    config = load_config(tmp_path / "guide.yaml", ours | guides | {"step_scheduler.local_batch_size": 3})
+    assert (config.step_scheduler.local_batch_size, config.checkpoint.save_consolidated) == (3, "every")
+    assert config.model.torch_dtype == "bfloat16"
+    mine = {"dataset._target_": "mine.rows", "dataloader.collate_fn._target_": "mine.collate"}
+    (tmp_path / "mine.yaml").write_text(load_config(tmp_path / "guide.yaml", mine).to_yaml())
+    config = load_config(tmp_path / "mine.yaml", dict.fromkeys(mine))
+    assert (config.dataset.target, config.dataloader.collate_fn.target) == (None, None)
+
+
+def test_translation_touches_nothing_else() -> None:
+    tree = yaml.safe_load(small_config().to_yaml())
+    assert translate(tree) == tree
+    older = {"dataloader": {"_target_": None, "batch_size": None}, "peft": None, "lr_scheduler": {"_target_": None}}
+    assert translate(older) == {"dataloader": {}, "peft": None, "lr_scheduler": {}}
+    wrong = {"model": 3, "dataset": ["a"], "lr_scheduler": None}
+    assert translate(wrong) == wrong  # validation names what is wrong
+    with pytest.raises(ValueError, match="there is one loader here"):
+        translate({"dataloader": {"_target_": "torch.utils.data.DataLoader"}})
 
 
 def train(directory: Path, conversations: Path, **overrides: Any) -> dict[str, Any]:

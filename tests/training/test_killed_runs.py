@@ -33,13 +33,13 @@ RUN = {
 STARTER = """
 import json, os, sys
 import transformers.models.gemma3.modeling_gemma3, vlm_core.models.tiny
+from vlm_core.arguments import finetune_parser
 from vlm_core.finetune import main
 
 for line in sys.stdin:
     child = os.fork()
     if not child:
-        sys.argv = ["finetune", *json.loads(line)]
-        main()
+        main(*finetune_parser(None).parse_config(json.loads(line)))
         os._exit(0)
     print(child, flush=True)
     print(os.waitpid(child, 0)[1], flush=True)

@@ -14,7 +14,7 @@ from vlm_core.finetune import finetune
 from vlm_core.recipe import load_config, recipe_names
 from vlm_core.run_directory import CONFIG, METRICS
 from vlm_core.training.distributed import Ranks
-from vlm_core.training.run_length import length_warnings, total_steps, with_run_length
+from vlm_core.training.run_length import decide_length, length_warnings, total_steps, with_run_length
 
 OPEN = {
     "step_scheduler": {"global_batch_size": None, "num_epochs": None, "max_steps": None},
@@ -139,3 +139,15 @@ def test_a_resumed_run_keeps_the_length_that_it_began_with(
     peak = small_config().optimizer.lr
     assert rates[:3] == pytest.approx([0, peak / 2, peak])  # a share of 5 steps would still warm up
     assert rates[3] < peak
+
+
+def test_a_changed_share_of_warm_up_is_named_when_a_run_resumes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = {share: small_config(**OPEN, **{"lr_scheduler.lr_warmup_share": share}) for share in (0.1, 0.5)}
+    began = decide_length(asked[0.1], None, 100, 1)
+    (tmp_path / CONFIG).write_text(began.to_yaml())
+    assert decide_length(asked[0.1], tmp_path, 100, 1) == began
+    assert "has no effect" not in caplog.text
+    assert decide_length(asked[0.5], tmp_path, 100, 1) == began
+    assert "lr_warmup_share=0.5 has no effect: the run began with 32 steps of warm-up and keeps them" in caplog.text

@@ -1,17 +1,15 @@
 """The one typed config: the YAML recipe, the command line and the flow's parameters are three faces of it.
 
-Section and key names are those of NeMo Automodel's Gemma 3 guide. An unknown key anywhere is an error
-(`vlm_core.recipe` says which key was meant).
+Section and key names are those of NeMo Automodel's Gemma 3 guide; `vlm_core.guide` translates what the guide writes
+otherwise. An unknown key anywhere is an error (`vlm_core.recipe` says which key was meant).
 """
-
-from typing import Any
 
 import yaml
 from pydantic import Field, model_validator
 
 from vlm_core.config.base import Section
 from vlm_core.config.compute import ClusterConfig, ComputeConfig, KubernetesConfig
-from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ValidationDatasetConfig
+from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ImagesConfig, ValidationDatasetConfig
 from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
 from vlm_core.config.training import (
     CheckpointConfig,
@@ -41,6 +39,7 @@ __all__ = [
     "DatasetConfig",
     "EvaluationConfig",
     "FreezeConfig",
+    "ImagesConfig",
     "KubernetesConfig",
     "LRSchedulerConfig",
     "ModelConfig",
@@ -83,21 +82,6 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_batch_size(cls, tree: Any) -> Any:
-        """Takes the guide's dataloader.batch_size for what it means here."""
-        size = (tree.get("dataloader") or {}).get("batch_size") if isinstance(tree, dict) else None
-        if size is None:
-            return tree
-        schedule = dict(tree.get("step_scheduler") or {})
-        if schedule.setdefault("local_batch_size", size) != size:
-            raise ValueError(
-                f"dataloader.batch_size={size} and step_scheduler.local_batch_size={schedule['local_batch_size']} are "
-                "one setting; give one of them"
-            )
-        return tree | {"step_scheduler": schedule}
-
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
         self.require_divisible_batch(self.compute.processes)
@@ -127,8 +111,9 @@ class Config(Section):
             return None
         changes = {
             "path_or_dataset": own.path_or_dataset or self.dataset.path_or_dataset,
-            # A revision belongs to its repository: it follows only together with the path.
+            # A revision and a config belong to their repository: they follow only together with the path.
             "revision": own.revision or (None if own.path_or_dataset else self.dataset.revision),
+            "config_name": own.config_name or (None if own.path_or_dataset else self.dataset.config_name),
             "split": own.split,
         }
         return self.dataset.model_copy(update=changes)

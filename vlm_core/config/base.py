@@ -20,6 +20,6 @@ def listed(value: Any) -> Any:
 
 Names = Annotated[list[str], BeforeValidator(listed)]
 PositiveInt = Annotated[int, Field(ge=1)]
-# A dotted path of a function or class; `vlm_core.targets` says which are admitted.
+# A dotted path of a function or class; `vlm_core.targets` says which are allowed.
 Target = Annotated[str | None, Field(alias="_target_")]
 Share = Annotated[float, Field(ge=0, le=1)]

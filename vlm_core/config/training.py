@@ -2,22 +2,15 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from vlm_core.config.base import Names, PositiveInt, Section, Target
 
 
-def _strip_torch(value: Any) -> Any:
-    return value.removeprefix("torch.") if isinstance(value, str) else value
-
-
 def _refuse_flash(value: Any) -> Any:
     if isinstance(value, str) and "flash" in value:
-        raise ValueError("FlashAttention takes no mask: it would drop Gemma 3's over the image tokens; take sdpa")
+        raise ValueError("FlashAttention takes no mask, so it would drop Gemma 3's over the image tokens; take sdpa")
     return value
-
-
-Dtype = Annotated[Literal["auto", "float32", "bfloat16"], BeforeValidator(_strip_torch)]
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -28,14 +21,14 @@ class ModelConfig(Section):
         description="Hub id, local directory, or `builtin:tiny-gemma3`, `-gemma3n` or `-qwen2_5_vl`, made locally."
     )
     revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
-    torch_dtype: Dtype = Field(
+    torch_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "bfloat16",
         description="Dtype to compute in and of frozen weights; auto = as stored.",
     )
     attn_implementation: Annotated[Literal["sdpa", "eager", "flex_attention"], BeforeValidator(_refuse_flash)] = Field(
         "sdpa",
         description="Attention of the language model; flex_attention skips the empty blocks of packed rows, on a GPU. "
-        "FlashAttention is no choice: it drops Gemma 3's mask over the image tokens.",
+        "FlashAttention is not offered: it drops Gemma 3's mask over the image tokens.",
     )
 
 
@@ -51,6 +44,9 @@ class StepSchedulerConfig(Section):
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
     ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
     val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
+    max_nonfinite_steps: PositiveInt = Field(
+        5, description="Stop with an error after this many steps in a row whose loss or gradient is not finite."
+    )
     early_stop_patience: PositiveInt | None = Field(
         None, description="Stop after this many validation losses without a new lowest one; null = never."
     )
@@ -91,9 +87,11 @@ FUSED_LOSS = "liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss"
 
 
 class LossConfig(Section):
-    target: Target = Field(
+    target: Annotated[
+        Literal["liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss"] | None, Field(alias="_target_")
+    ] = Field(
         None,
-        description="null, or the guide's MaskedCrossEntropy: the mean over all supervised tokens of a step. "
+        description="null: the mean cross entropy over all supervised tokens of a step. "
         f"{FUSED_LOSS} computes the same in one kernel with the head, on a GPU.",
     )
 
@@ -102,31 +100,8 @@ class LossConfig(Section):
         """Whether liger's kernel computes the loss."""
         return self.target == FUSED_LOSS
 
-    @field_validator("target")
-    @classmethod
-    def _known(cls, target: str | None) -> str | None:
-        names = ("MaskedCrossEntropy", "masked_cross_entropy")
-        if target not in (None, FUSED_LOSS) and target.rpartition(".")[2] not in names:
-            raise ValueError(
-                "there is one loss, the token-normalised cross entropy (MaskedCrossEntropy); leave it out, or take "
-                f"{FUSED_LOSS} on a GPU"
-            )
-        return target
-
-
-# After the warm-up, to zero at the last step; None: as `lr_decay_style` says.
-SCHEDULERS = {
-    "torch.optim.lr_scheduler.CosineAnnealingLR": "cosine",
-    "torch.optim.lr_scheduler.LinearLR": "linear",
-    "torch.optim.lr_scheduler.ConstantLR": "constant",
-    "nemo_automodel.components.optim.scheduler.OptimizerParamScheduler": None,
-}
-
 
 class LRSchedulerConfig(Section):
-    target: Target = Field(
-        None, description="null, or the class in torch.optim.lr_scheduler that goes by the name of an lr_decay_style."
-    )
     lr_decay_style: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
     lr_warmup_steps: int | None = Field(
         None, ge=0, description="Optimizer steps of linear warm-up; null = lr_warmup_share of the run's steps."
@@ -134,19 +109,6 @@ class LRSchedulerConfig(Section):
     lr_warmup_share: float | None = Field(
         None, ge=0, lt=1, description="Share of the run's steps that warms up; null = 0.05, or lr_warmup_steps."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_schedule(cls, tree: Any) -> Any:
-        target = tree.get("_target_") if isinstance(tree, dict) else None
-        if target is None:
-            return tree
-        if target not in SCHEDULERS:
-            raise ValueError(f"_target_={target!r} is no schedule here; take {', '.join(SCHEDULERS)}")
-        style, given = SCHEDULERS[target], tree.get("lr_decay_style")
-        if None not in (style, given) and style != given:
-            raise ValueError(f"_target_={target} and lr_decay_style={given} differ; give one of them")
-        return tree if style is None else tree | {"lr_decay_style": style}
 
     @model_validator(mode="after")
     def _one_warmup(self) -> "LRSchedulerConfig":
@@ -172,15 +134,11 @@ class FreezeConfig(Section):
     freeze_embeddings: bool = Field(True, description="Freeze the token embeddings (and the head tied to them).")
     freeze_vision_tower: bool = Field(True, description="Freeze the vision encoder.")
     freeze_audio_tower: bool = Field(True, description="Freeze the audio encoder and its projector.")
-    freeze_projector: bool = Field(False, description="Freeze what leads from image features to the language model.")
+    freeze_projector: bool = Field(False, description="Freeze the multimodal projector.")
     freeze_language_model: bool = Field(False, description="Freeze the decoder's layers.")
 
 
 class PeftConfig(Section):
-    peft_fn: Literal["nemo_automodel._peft.lora.apply_lora_to_linear_modules"] | None = Field(
-        None, description="The guide's key, for its own function; there is one LoRA here, and null names it too."
-    )
-    use_triton: bool = Field(False, description="The guide's key; without effect, since peft has no such kernels.")
     dim: PositiveInt = Field(8, description="LoRA rank.")
     alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
@@ -197,18 +155,14 @@ class PeftConfig(Section):
         return self
 
 
-def _by_name(value: Any) -> Any:
-    return {False: "never", True: "every"}.get(value, value) if isinstance(value, bool) else value
-
-
 class CheckpointConfig(Section):
     enabled: bool = Field(True, description="Write checkpoints.")
     model_save_format: Literal["safetensors", "torch_save"] = Field(
         "safetensors",
         description="torch_save = torch's distributed checkpoint; an adapter is safetensors always.",
     )
-    save_consolidated: Annotated[Literal["never", "final", "every"], BeforeValidator(_by_name)] = Field(
-        "final", description="With torch_save: when to write a plain transformers directory `consolidated` beside it."
+    save_consolidated: Literal["never", "final", "every"] = Field(
+        "final", description="With torch_save: when to write a plain transformers directory `consolidated` too."
     )
     is_async: bool = Field(
         False, description="Write beside the training, from a copy in host memory; one checkpoint at a time."
@@ -217,7 +171,7 @@ class CheckpointConfig(Section):
         None, description="The run directory; null = a directory of its own under $MEDPIX_HOME/runs."
     )
     restore_from: str | None = Field(
-        None, description="LATEST, LOWEST_VAL, epoch_E_step_S, or a path; null = LATEST where there is one."
+        None, description="LATEST, LOWEST_VAL, epoch_E_step_S, or a path; null = LATEST if there is one."
     )
     max_recent_checkpoints: PositiveInt | None = Field(
         None, description="Checkpoints to keep, besides the targets of LATEST and LOWEST_VAL; null = all."
@@ -229,7 +183,7 @@ class RngConfig(Section):
 
 
 class WandbConfig(Section):
-    """Without a key of the API: that comes from the environment alone, `WANDB_API_KEY`."""
+    """The API key is not a setting: it comes from the environment variable `WANDB_API_KEY` alone."""
 
     project: str = Field(min_length=1, description="Project in Weights & Biases.")
     entity: str | None = Field(None, description="User or team that the project belongs to; null = your default one.")

@@ -8,6 +8,7 @@ from itertools import islice
 
 from vlm_core.config import AUTO, DatasetConfig
 from vlm_core.data.examples import Columns
+from vlm_core.data.image_cells import cells_of
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.row_readers import Rows
 
@@ -20,7 +21,11 @@ COMMON_NAMES = {
         "filename filepath file path",
     ),
     "question": ("question questions questiontext", "prompt query instruction"),
-    "answer": ("answer answers answertext", "response reply", "label target output caption groundtruth reference"),
+    "answer": (
+        "answer answers answertext",
+        "response reply",
+        "completion label target output caption groundtruth reference",
+    ),
     "case": (
         "patient patientid patientnumber pid mrn subject subjectid person personid",
         "case caseid casenumber",
@@ -97,7 +102,7 @@ def _shows_image(column: str, rows: Rows, folder: ImageFolder) -> bool:
 
 def _leads_to_image(folder: ImageFolder) -> Callable[[object], bool]:
     def leads(cell: object) -> bool:
-        cells = cell if isinstance(cell, list) else [cell]
+        cells = cells_of(cell)
         try:
             return bool(cells) and all(folder.encoded(one) for one in cells)
         except ValueError:

@@ -19,12 +19,14 @@ from datasets import Dataset
 from PIL import Image
 
 from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
 from vlm_core.data.conversation import arrow_type, images_of, last_question, map_images, shown_images
 from vlm_core.data.examples import RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.images import decode_image
 from vlm_core.data.rejects import Rejects, describe_rejects
+from vlm_core.data.row_places import places_of
 from vlm_core.data.source import SplitSource
 from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, VALIDATION, ConnectedImages, Splits
 from vlm_core.data.statistics import STATISTICS, describe, read_batches
@@ -34,7 +36,7 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 4  # raise it whenever the same source must give another cache
+CONVERSATIONS_VERSION = 5  # raise it whenever the same source must give another cache
 
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
@@ -43,12 +45,13 @@ CONVERSATION_SCHEMA = pa.schema(
 _STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
 IMAGE_SCHEMA = pa.schema(
     [
-        ("sha256", pa.string()),
+        ("sha256", pa.string()),  # of the decoded pixels
         ("encoded", pa.binary()),
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("mode", pa.string()),
         ("format", pa.string()),
+        ("several_frames", pa.bool_()),
     ]
 )
 
@@ -82,7 +85,7 @@ class _Builder:
         self.drawn: dict[str, str] = {}
         self.images = ImageTable()
         self.connected = ConnectedImages()
-        self.cases: set[str] = set()
+        self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
         self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects = Rejects()
         self.closed = ClosedQuestionCounter()
@@ -114,11 +117,12 @@ class _Builder:
 
     def finish(self) -> dict[str, Any]:
         """Returns the manifest, after the statistics are written; raises ValueError if a side has no row."""
+        self.rejects.locate(self._places)
         self._require_rows()
         manifest = {
             "fingerprint": self.key,
             "rows": self.rows,
-            "images": len(self.images.index_of),
+            "images": len(self.images.digests),
             "cases": len(self.cases),
             "rejects": self.rejects.by_reason,
             "closed_questions": self.closed.closed_questions(),
@@ -151,7 +155,7 @@ class _Builder:
         if self.splits.split_by == PUBLISHED:
             return record["published"]
         by_image = self.splits.split_by == IMAGE
-        name = self.connected.name(record["image"]) if by_image else record["case_id"]
+        name = self.connected.name(record["image"]) if by_image else case_key(record["case_id"])
         if name not in self.drawn:
             self.drawn[name] = self.moved.get(name) or self.splits.side_of(name)
         return self.drawn[name]
@@ -180,7 +184,7 @@ class _Builder:
         shown = [self.images.digests[index] for index in indices] or [example_id]
         self.connected.join(shown)
         case = shown[0][:16] if example.case is None else example.case
-        self.cases.add(case)
+        case = self.cases.setdefault(case_key(case), case)
         return {
             "example_id": example_id,
             "case_id": case,
@@ -188,6 +192,19 @@ class _Builder:
             "conversation": map_images(example.conversation, indices.__getitem__),
             "published": name,
             "image": shown[0],
+        }
+
+    def _places(self, example_ids: list[str]) -> dict[str, str]:
+        """Returns `{example id: file and line}` of the rows that files are known for."""
+        numbers: dict[str, list[int]] = {}
+        for name, _, number in (example_id.rpartition("-") for example_id in example_ids):
+            numbers.setdefault(name, []).append(int(number))
+        return {
+            f"{name}-{number}": place
+            for name, wanted in numbers.items()
+            for number, place in places_of(
+                self.splits.sources[name].rows, wanted, self.splits.sources[name].folder.root
+            ).items()
         }
 
     def _require_rows(self) -> None:
@@ -250,7 +267,7 @@ class ConversationDataset:
         return {digest: index for index, digest in enumerate(self.images["sha256"])}
 
     def image_hashes(self, example: dict[str, Any]) -> list[str]:
-        """Returns the sha256 of each encoded image of a row of `conversations`."""
+        """Returns the hash of the pixels of each image of a row of `conversations`."""
         return [self.images[index]["sha256"] for index in image_indices(example)]
 
 

@@ -4,7 +4,6 @@ A file is read from start to end once to check it, so that a row that does not f
 before anything is built. No more than a batch of rows is ever in memory.
 """
 
-import codecs
 import csv
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -14,22 +13,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from vlm_core.data.text_files import encoding_of, open_text, unpacked_name
+
 CSV_SUFFIXES = (".csv", ".tsv")
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
-MARKS = (  # UTF-32 first: its little-endian mark begins with that of UTF-16
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-    (codecs.BOM_UTF8, "utf-8-sig"),
-)
-TITLES = {"utf-8-sig": "UTF-8 with a byte-order mark"}
 SAMPLE = 1000  # records that the separator is chosen by
-CHUNK = 2**20  # bytes
-NEWLINE = b"\n"
-LARGEST_CELL = (
-    2**26
-)  # characters: an image as base64 fits; text after a quote that is never closed does not fill memory
+# Characters: an image as base64 fits, and an unclosed quote does not fill the memory.
+LARGEST_CELL = 2**26
 ROWS_AT_ONCE = 64
 
 
@@ -47,7 +37,7 @@ class CsvFile:
     @classmethod
     def checked(cls, path: Path) -> "CsvFile":
         """Reads the whole file once; raises ValueError with file, line and remedy for what is not a table."""
-        encoding, decoded = _encoding_of(path)
+        encoding, decoded = encoding_of(path)
         separator = _separator_of(path, encoding)
         records = _records(path, encoding, separator)
         line, header = next(records, (1, []))
@@ -55,7 +45,7 @@ class CsvFile:
             raise ValueError(f"{path} is empty: its first line must have the names of the columns")
         names = _names(path, line, header)
         length = sum(1 for _ in _checked_rows(path, records, names, separator))
-        unusual = separator != "," and path.suffix.lower() != ".tsv"
+        unusual = separator != "," and not _is_tsv(path)
         read = [*decoded, *([f"separated by {SEPARATORS[separator]}s"] if unusual else [])]
         return cls(path, encoding, separator, names, length, (f"{path}: {', '.join(read)}",) if read else ())
 
@@ -65,6 +55,12 @@ class CsvFile:
         next(records)
         for fields in _checked_rows(self.path, records, self.names, self.separator):
             yield dict(zip(self.names, fields, strict=True))
+
+    def lines(self) -> Iterator[int]:
+        """Yields the line on which each row begins."""
+        records = _records(self.path, self.encoding, self.separator)
+        next(records)
+        yield from (line for line, _ in records)
 
 
 @dataclass(frozen=True)
@@ -76,19 +72,16 @@ class CsvRows:
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> "CsvRows":
-        """Checks all files; raises ValueError as `CsvFile.checked` does, and for files whose columns differ."""
+        """Checks all files; raises ValueError as `CsvFile.checked` does."""
         files = tuple(CsvFile.checked(path) for path in paths)
-        for file in files[1:]:
-            if set(file.names) != set(files[0].names):
-                raise ValueError(
-                    f"{file.path} has the columns {', '.join(file.names)}, and {files[0].path} has "
-                    f"{', '.join(files[0].names)}: files of one split must have the same columns"
-                )
         return cls(files, tuple(note for file in files for note in file.notes))
 
     @property
     def columns(self) -> list[str]:
-        return list(self.files[0].names)
+        return [*dict.fromkeys(name for file in self.files for name in file.names)]
+
+    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
+        return [(file.path, file.names) for file in self.files if file.length]
 
     def __len__(self) -> int:
         return sum(file.length for file in self.files)
@@ -102,9 +95,8 @@ class CsvRows:
                 yield start, batch
                 start += len(batch)
 
-    def image_paths(self, column: str) -> set[str]:
-        with closing(_chained(self.files)) as every:
-            return {row[column] for row in every} - {""}
+    def holds_images(self, column: str) -> bool:
+        return False
 
 
 def _chained(files: Iterable[CsvFile]) -> Generator[dict[str, str], None, None]:
@@ -114,7 +106,7 @@ def _chained(files: Iterable[CsvFile]) -> Generator[dict[str, str], None, None]:
 def _records(path: Path, encoding: str, separator: str) -> Generator[tuple[int, list[str]], None, None]:
     """Yields (number of its first line, fields) of each record; raises ValueError for broken quotes or encoding."""
     csv.field_size_limit(LARGEST_CELL)
-    with path.open(newline="", encoding=encoding) as stream:
+    with open_text(path, encoding) as stream:
         hint = stream.readline()
         skipped = hint[:4].lower() == "sep=" and len(hint.strip()) == 5  # Excel's own hint
         if not skipped:
@@ -167,7 +159,7 @@ def _names(path: Path, line: int, header: list[str]) -> tuple[str, ...]:
 
 def _separator_of(path: Path, encoding: str) -> str:
     """Returns the separator that divides the header, and if several do, the one that divides all rows alike."""
-    if path.suffix.lower() == ".tsv":
+    if _is_tsv(path):
         return "\t"
     counts = {separator: _field_counts(path, encoding, separator) for separator in SEPARATORS}
     dividing = {separator: found for separator, found in counts.items() if found and found[0] > 1}
@@ -192,40 +184,5 @@ def _field_counts(path: Path, encoding: str, separator: str) -> list[int]:
             return []
 
 
-def _encoding_of(path: Path) -> tuple[str, list[str]]:
-    """Returns the encoding that the whole file decodes in, and what to say about it if it is not plain UTF-8."""
-    with path.open("rb") as stream:
-        head = stream.read(4096)
-    marked = next((encoding for mark, encoding in MARKS if head.startswith(mark)), None)
-    if marked:
-        return marked, [f"read as {TITLES.get(marked, marked.upper())}"]
-    if b"\0" in head:
-        raise ValueError(
-            f"{path} holds NUL bytes (UTF-16 without its mark, or no text): export the table as CSV in UTF-8"
-        )
-    _require_utf8(path)
-    return "utf-8", []
-
-
-def _require_utf8(path: Path) -> None:
-    """Raises ValueError with the line of the first byte that is not UTF-8.
-
-    Which 8-bit encoding a file has cannot be known from its bytes, and a wrong guess would change texts silently.
-    """
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    lines = 1
-    with path.open("rb") as stream:
-        chunk = b" "
-        while chunk:
-            chunk = stream.read(CHUNK)
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                content, at = bytes(error.object), error.start
-                line = lines + content[:at].count(NEWLINE)
-                raise ValueError(
-                    f"{path}, line {line}: byte 0x{content[at]:02x} is not UTF-8. Export the table again as "
-                    '"CSV UTF-8", or convert it from the encoding that it has, for example: '
-                    "iconv -f WINDOWS-1252 -t UTF-8 old.csv > new.csv"
-                ) from None
-            lines += chunk.count(NEWLINE)
+def _is_tsv(path: Path) -> bool:
+    return unpacked_name(path).suffix.lower() == ".tsv"

@@ -1,28 +1,32 @@
-"""The tables of a directory or file, by split: parquet and CSV as they lie there, all else through `datasets`."""
+"""The tables of a directory or file, by split; folders of images go through `datasets`."""
 
 import glob
 import os
-import re
+from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from datasets import Dataset, DatasetDict, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
+from vlm_core.data.arrow_cells import label_decoders
 from vlm_core.data.csv_rows import CsvRows
-from vlm_core.data.row_readers import ParquetRows, TableRows
-from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, spreadsheets
+from vlm_core.data.dataset_card import card_config
+from vlm_core.data.json_rows import JsonRows, checked_files
+from vlm_core.data.row_readers import ArrowRows, LabelledRows, ParquetRows, SizedRows, TableRows
+from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, split_of, spreadsheets
 from vlm_core.home import medpix_home
 
 SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 HEAD = 2**20  # bytes of a metadata file that its columns are looked for in
-BUILDERS = ("parquet", "json", "csv", "arrow", "imagefolder")
+TEXT_ROWS = (CsvRows, JsonRows)  # Files without a schema that names labels.
 
 
 class Table(NamedTuple):
     """The rows of a split, and the files that its content lies in."""
 
-    rows: ParquetRows | TableRows | CsvRows
+    rows: SizedRows
     files: list[Path]
 
 
@@ -38,83 +42,102 @@ def data_files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if format_of(path) and path.is_file()]
 
 
-def read_table(path: Path, name: str, *, anywhere: bool, image_column: str | None = None) -> Tables:
+def read_table(
+    path: Path, name: str, *, anywhere: bool, image_column: str | None = None, config_name: str | None = None
+) -> Tables:
     """Returns the tables of a directory or file; of parquet, only names of columns and numbers of rows are read.
 
-    A local directory (`anywhere`) gives the tables below it, and without a table its images. The `image_column` image
-    asks for the images of an image folder, whose metadata is then not a table of its own.
+    The dataset's card says which files are which split, for the config `config_name` if it has several. Without such a
+    card, the tables below the directory are taken, and without a table its images. The `image_column` image asks for
+    the images of an image folder, whose metadata is then not a table of its own.
     Raises ValueError, in which the dataset is called `name`, for a dataset without a table that can be read, and,
     unless a table may lie `anywhere`, for a card that names files outside of the dataset.
     """
     if any((path / file).is_file() for file in SAVED):
         return Tables(_saved(path), [])
     if path.is_file():
-        kind = format_of(path)
-        if kind is None:
-            raise ValueError(f"dataset {name!r} is not a file of {', '.join(FORMATS)}")
-        return Tables(_read(kind, {"train": [path]}, name), [])
-    images = _is_image_folder(path, image_column)
-    if anywhere and not _names_its_files(path) and not images:
-        if found := _found(path, name):
-            return found
-        if sheets := spreadsheets(path):
+        if format_of(path) is None:
+            raise ValueError(f"dataset {name!r} is not a file of {', '.join(FORMATS)}; .json, .csv and .tsv may be .gz")
+        return Tables(_read({"train": [path]}, name), [])
+    card = card_config(path, name, config_name, anywhere=anywhere)
+    if card.files and all(map(format_of, chain.from_iterable(card.files.values()))):
+        return Tables(_read(card.files, name, card.features), [])
+    if not card.files and not _is_image_folder(card.directory, image_column):
+        splits, notes = find_tables(card.directory, name)
+        if splits:
+            return Tables(_read(splits, name, card.features), notes)
+        if sheets := spreadsheets(card.directory):
             raise ValueError(f"dataset {name!r} has no table but {sheets[0]}: save it as CSV (UTF-8)")
-    builder = _builder(path, name, anywhere)
-    if builder.name == "imagefolder" and not images and (found := _found(path, name)):
-        return found  # `datasets` looks at the images alone
-    files = {str(s): sorted(Path(p) for p in paths) for s, paths in builder.config.data_files.items()}
-    return Tables(_read(builder.name, files, name, builder), [])
+    return Tables(_image_folder(path, name, config_name, anywhere), [])
 
 
-def _found(directory: Path, name: str) -> Tables | None:
-    """Returns the tables that lie below a directory, None if there is none."""
-    splits, notes = find_tables(directory, name)
-    tables = {split: _read(format_of(files[0]) or "", {split: files}, name)[split] for split, files in splits.items()}
-    return Tables(tables, notes) if tables else None
+def _read(files: Splits, name: str, features: Mapping[str, Any] | None = None) -> dict[str, Table]:
+    """Returns the tables of files by split; a single JSON file may have its splits inside."""
+    formats = {format_of(path) for paths in files.values() for path in paths}
+    every = [*chain.from_iterable(files.values())]
+    if formats == {"json"} and len(every) == 1:
+        found = checked_files(every[0])
+        if "" not in found:
+            files = dict.fromkeys(found, every)
+            tables: dict[str, SizedRows] = {split: JsonRows.joined([file]) for split, file in found.items()}
+        else:
+            tables = {split: JsonRows.joined([found[""]]) for split in files}
+    else:
+        tables = {split: _rows_of(paths, split, name) for split, paths in files.items()}
+    labels = label_decoders(features or {})
+    return {
+        split: Table(LabelledRows(rows, labels) if labels and isinstance(rows, TEXT_ROWS) else rows, files[split])
+        for split, rows in tables.items()
+    }
 
 
-def _builder(path: Path, name: str, anywhere: bool) -> Any:
-    """Returns `datasets`' builder of a directory: what its card says, or what it takes the files for."""
+def _rows_of(paths: list[Path], split: str, name: str) -> SizedRows:
+    kinds = {format_of(path) for path in paths}
+    if len(kinds) > 1:
+        raise ValueError(f"dataset {name!r} has the split {split} in several formats: {', '.join(map(str, paths[:8]))}")
+    kind = kinds.pop()
+    if kind == "csv":
+        return CsvRows.of(paths)
+    if kind == "json":
+        return JsonRows.of(paths)
+    return (ParquetRows if kind == "parquet" else ArrowRows)(tuple(paths))
+
+
+def _image_files(path: Path) -> dict[str, Any]:
+    """Returns what tells `datasets` the files of an image folder; brackets in a folder's name are a pattern to it."""
+    if glob.escape(str(path)) == str(path):
+        return {"path": str(path)}
+    folders = {
+        split: folder for folder in sorted(path.iterdir()) if folder.is_dir() and (split := split_of(folder.name))
+    }
+    patterns = {split: f"{glob.escape(str(folder))}/**" for split, folder in (folders or {"train": path}).items()}
+    return {"path": "imagefolder", "data_files": patterns}
+
+
+def _image_folder(path: Path, name: str, config_name: str | None, anywhere: bool) -> dict[str, Table]:
+    """Returns the tables that `datasets` makes of a folder of images and its metadata."""
     try:
-        builder: Any = load_dataset_builder(str(path), cache_dir=_cache())
+        builder: Any = load_dataset_builder(**_image_files(path), name=config_name, cache_dir=_cache())
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise ValueError(f"dataset {name!r} holds no data files: {error}") from None
-    if builder.name not in BUILDERS or not builder.config.data_files:
+    files = {str(s): sorted(Path(p) for p in paths) for s, paths in (builder.config.data_files or {}).items()}
+    if builder.name != "imagefolder" or not files:
         raise ValueError(f"dataset {name!r} must hold parquet, Arrow, JSONL, CSV or images, found {builder.name}")
-    outside = [str(p) for paths in builder.config.data_files.values() for p in paths if not _lies_in(path, str(p))]
+    outside = [str(p) for paths in files.values() for p in paths if not _lies_in(path, str(p))]
     if outside and not anywhere:
         raise ValueError(f"dataset {name!r} names files outside of itself: {outside[0]}")
-    return builder
-
-
-def _read(kind: str, files: Splits, name: str, builder: Any = None) -> dict[str, Table]:
-    if kind == "parquet":
-        return {split: Table(ParquetRows(tuple(paths)), paths) for split, paths in files.items()}
-    if kind == "csv":
-        return {split: Table(CsvRows.of(paths), paths) for split, paths in files.items()}
     try:
-        if builder is None:
-            texts = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
-            builder = load_dataset_builder(kind, data_files=texts, cache_dir=_cache())
         builder.download_and_prepare()
     except (DatasetGenerationError, ValueError) as error:
-        raise ValueError(f"dataset {name!r} cannot be read as {kind}: {error.__cause__ or error}") from error
+        raise ValueError(f"dataset {name!r} cannot be read as images: {error.__cause__ or error}") from error
     return {split: Table(TableRows(builder.as_dataset(split)), paths) for split, paths in files.items()}
-
-
-def _names_its_files(directory: Path) -> bool:
-    """Returns whether the dataset's card says which files are which split."""
-    card = directory / "README.md"
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    header = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    return header is not None and re.search(r"^(configs|data_files):", header[1], re.MULTILINE) is not None
 
 
 def _is_image_folder(directory: Path, image_column: str | None) -> bool:
     """Returns whether the images of a folder with `datasets`' own metadata (a column `file_name`) are asked for."""
     if image_column != "image":
         return False
-    found = [path for path in sorted(directory.rglob("metadata.*")) if format_of(path)]
+    found = [path for path in sorted(directory.rglob("metadata.*")) if format_of(path) and path.is_file()]
     return any(b"file_name" in _head(path) for path in found)
 
 

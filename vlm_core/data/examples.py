@@ -1,35 +1,21 @@
 """How a row becomes an example: a conversation in the Hugging Face message format, its images, its case.
 
-A row has an image, a question and an answer in columns of their own, as in MedPix-VQA, or a whole conversation:
-turns `{"role", "content"}` whose content is a text, or a list of `{"type": "text", "text"}` and `{"type": "image"}`.
-An image part may hold its image; those that do not take the images of the image column, in their order. In turns of
-ShareGPT's and LLaVA's form, `{"from": "human" | "gpt" | ..., "value"}`, each `<image>` in a text is such a part.
+A row has an image, a question and an answer in columns of their own, as in MedPix-VQA, or a whole conversation in one
+of the formats of `vlm_core.data.chat_formats`. A question and an answer may also be lists of turns, which TRL calls
+prompt and completion.
 """
 
-import json
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vlm_core.data.conversation import (
-    Conversation,
-    Part,
-    answer_turn,
-    image_part,
-    images_of,
-    join_texts,
-    map_parts,
-    question_turn,
-    text_part,
-    turn_text,
-)
-from vlm_core.data.image_folder import ImageError, ImageFolder
+from vlm_core.data.case_ids import case_text
+from vlm_core.data.cells import NoTextError, text_of
+from vlm_core.data.chat_formats import ChatFormatError, is_turns, require_as_many_places, turns_of, with_images
+from vlm_core.data.conversation import Conversation, Part, Turn, image_part, images_of, join_texts, map_parts, turn_text
+from vlm_core.data.image_cells import ImageError, cells_of, image_or_path
+from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
-
-ROLES = ("system", "user", "assistant")
-SPEAKERS = {"human": "user", "gpt": "assistant"}  # of ShareGPT; those named as the roles are are themselves
-PLACEHOLDER = re.compile("\n?<image>\n?")  # with the line break that sets it apart from the text
 
 
 class RejectedRow(ValueError):
@@ -75,28 +61,53 @@ def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Ex
     """Returns the example of a row.
 
     Raises RejectedRow for one without question or answer (an empty answer would train the model to say nothing), an
-    image that is not there, or a conversation that does not end with an answer.
+    image that is not there, a cell without a text, or a conversation that does not end with an answer.
     """
     try:
         cells = _image_cells(row, columns)
-        conversation, shown = (
-            _whole(row[columns.conversation], cells) if columns.conversation else _single(row, columns, cells)
-        )
+        conversation, shown = _numbered(_turns(row, columns, len(cells)), cells)
         _require_sound(conversation)
         images = [folder.encoded(cell) for cell in shown]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError):  # of turns and parts that are none
-        raise RejectedRow("malformed conversation") from None
     except ImageError as error:
         raise RejectedRow(str(error), _about_image(error, columns)) from None
-    except ValueError as reason:
-        raise RejectedRow(str(reason)) from None
-    case, mode = (None if name is None else row[name] for name in (columns.case, columns.mode))
-    return Example(conversation, images, None if case is None else str(case), None if mode is None else str(mode))
+    except ChatFormatError as error:
+        raise RejectedRow(str(error), _about_text(columns.conversation or columns.question, error.detail)) from None
+    return Example(conversation, images, _case(row, columns), _text(row, columns, "mode"))
+
+
+def _case(row: dict[str, Any], columns: Columns) -> str | None:
+    try:
+        return None if columns.case is None else case_text(row[columns.case])
+    except ValueError as error:
+        raise RejectedRow(str(error)) from None
+
+
+def image_paths(row: dict[str, Any], columns: Columns) -> list[str]:
+    """Returns the paths (and addresses) of the images that a row refers to, in any form that `example_of` reads."""
+    cells = [] if columns.image is None else cells_of(row[columns.image])
+    try:
+        turns = _turns(row, columns, None) if columns.conversation else []
+    except (ChatFormatError, RejectedRow):
+        turns = []
+    own = [part["image"] for turn in turns for part in turn["content"] if "image" in part]
+    return [path for cell in (*cells, *own) if (path := _path_of(cell))]
+
+
+def _path_of(cell: Any) -> str | None:
+    try:
+        found = image_or_path(cell)
+    except ImageError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _about_image(error: ImageError, columns: Columns) -> Callable[[], str]:
     where = f"dataset.image_column={columns.image}: " if columns.image else ""
     return lambda: f"{where}{error.detail}" if error.detail else ""
+
+
+def _about_text(column: str | None, detail: str) -> Callable[[], str]:
+    return lambda: f"column {column}: {detail}" if detail else ""
 
 
 def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
@@ -106,75 +117,59 @@ def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
     # Nothing where an image belongs is a defect of the dataset; an empty list says that a row has none.
     if cell is None and columns.conversation is None:
         raise RejectedRow("no image")
-    return cell if isinstance(cell, list) else [] if cell is None else [cell]
+    return cells_of(cell)
 
 
-def _single(row: dict[str, Any], columns: Columns, cells: list[Any]) -> tuple[Conversation, list[Any]]:
-    assert columns.question
-    assert columns.answer
-    # A table may have read the answer 2 as a number.
-    question, answer = ("" if row[name] is None else str(row[name]) for name in (columns.question, columns.answer))
+def _text(row: dict[str, Any], columns: Columns, name: str) -> str | None:
+    """Returns the text of a row in the column of a setting; None if there is none."""
+    column = getattr(columns, name)
+    try:
+        return None if column is None else text_of(row[column])
+    except NoTextError as error:
+        remedy = f"dataset.{name}_column={column} must hold one text a row"
+        raise RejectedRow(f"{name} is {error}", _about_text(column, f"found {error.detail}; {remedy}")) from None
+
+
+def _turns(row: dict[str, Any], columns: Columns, images: int | None) -> list[Turn]:
+    """Returns the turns of a row beside a number of `images` (None: unknown); see `turns_of`."""
+    if columns.conversation:
+        return turns_of(row[columns.conversation], images)
+    cells = [row.get(name or "") for name in (columns.question, columns.answer)]
+    if all(map(is_turns, cells)):
+        return turns_of([turn for cell in cells for turn in cell or ()], images)
+    question, answer = (_text(row, columns, name) or "" for name in ("question", "answer"))
     if not question.strip():
         raise RejectedRow("empty question")
-    return [question_turn(question, range(len(cells))), answer_turn(answer)], cells
+    parts = with_images(question)
+    require_as_many_places(parts, images or 0)
+    return [{"role": "user", "content": parts}, {"role": "assistant", "content": with_images(answer)}]
 
 
-def _whole(turns: Any, cells: list[Any]) -> tuple[Conversation, list[Any]]:
-    """Returns the turns with images numbered, and the images in that order."""
-    if not turns:
-        raise RejectedRow("empty conversation")
-    if isinstance(turns, list):  # `datasets` hands on turns of JSON as texts where they have not all the same keys
-        turns = [json.loads(turn) if isinstance(turn, str) else turn for turn in turns]
-    if any(turn.get("from") is not None for turn in turns):
-        turns = _sharegpt_turns(turns, len(cells))
+def _numbered(turns: list[Turn], cells: list[Any]) -> tuple[Conversation, list[Any]]:
+    """Returns the turns with images numbered, and the images in that order.
+
+    Images without a place in the conversation precede the first question.
+    """
     given, shown = iter(cells), []
 
     def numbered(part: Part) -> Part:
         if part["type"] == "text":
-            return text_part(part.get("text") or "")
-        if part["type"] != "image":
-            raise RejectedRow("content that is neither text nor image")
-        own = part.get("image")
-        shown.append(next(given, None) if own is None else own)
+            return part
+        shown.append(part["image"] if "image" in part else next(given))
         return image_part(len(shown) - 1)
 
-    conversation = map_parts([{"role": turn["role"], "content": _parts(turn["content"])} for turn in turns], numbered)
+    conversation = map_parts(
+        [{"role": turn["role"], "content": join_texts(turn["content"])} for turn in turns], numbered
+    )
     left = list(given)
-    if left and shown:
-        raise RejectedRow("more images than the conversation shows")
     first = next((turn for turn in conversation if turn["role"] == "user"), conversation[0])
-    first["content"] = [*map(image_part, range(len(left))), *first["content"]]
-    return conversation, shown or left
-
-
-def _sharegpt_turns(turns: Any, images: int) -> Conversation:
-    """Returns turns `{"from", "value"}` as roles and parts; each `<image>` is the next one of the row's `images`."""
-    placeholders = sum(len(PLACEHOLDER.findall(turn["value"] or "")) for turn in turns)
-    if placeholders != images:
-        raise RejectedRow(f"{'more' if placeholders > images else 'fewer'} <image> than images")
-
-    def content(value: str) -> list[Part]:
-        first, *others = PLACEHOLDER.split(value)
-        parts: list[Part] = [text_part(first)]
-        for text in others:
-            parts.extend(({"type": "image"}, text_part(text)))
-        return [part for part in parts if part.get("text") != ""]
-
-    return [
-        {"role": SPEAKERS.get(turn["from"], turn["from"]), "content": content(turn["value"] or "")} for turn in turns
-    ]
-
-
-def _parts(content: Any) -> list[Part]:
-    """Returns the parts of a turn whose content is a text or a list of parts; neighbouring texts become one."""
-    return [text_part(content)] if isinstance(content, str) else join_texts(content or [])
+    first["content"] = [*(image_part(len(shown) + i) for i in range(len(left))), *first["content"]]
+    return conversation, shown + left
 
 
 def _require_sound(conversation: Conversation) -> None:
     """Raises RejectedRow unless user and assistant take turns, each says something, and the assistant ends it."""
     roles = [turn["role"] for turn in conversation]
-    if not set(roles) <= set(ROLES):
-        raise RejectedRow("a role other than system, user and assistant")
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
         raise RejectedRow("turns that do not go from user to assistant, and end there")

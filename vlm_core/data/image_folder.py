@@ -1,38 +1,30 @@
 """Finds the images that a table refers to: by path, beside the table, or below the folder by a name that is unique."""
 
 import difflib
-import io
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from PIL import Image
 
+from vlm_core.data.image_cells import ImageError, image_or_path, open_image_file
+from vlm_core.files import file_sha256, stays_inside
 from vlm_core.home import medpix_home
 
 MISSING = "image file is missing"
 AMBIGUOUS = "image name that several files have"
+LEADS_OUT = "image path that leads out of the dataset"
 BY_NAME = "by name, not at the path in the table"
 BY_STEM = "by name without a suffix"
+SHOWN = 120  # characters of a path in a message
 COMPARED = 20_000  # file names that a misspelt one is compared with
 SKIPPED = ("__MACOSX",)
-
-
-class ImageError(ValueError):
-    """An image cannot be found. Rejects are counted by the message; `detail` describes this one."""
-
-    def __init__(self, reason: str, detail: Callable[[], str] = str) -> None:
-        super().__init__(reason)
-        self._detail = detail
-
-    @property
-    def detail(self) -> str:
-        """Returns the path that was tried and the file that was probably meant; found when it is asked for."""
-        return self._detail()
 
 
 @dataclass(frozen=True)
@@ -52,28 +44,20 @@ class ImageFolder:
     beside: tuple[Path, ...] = ()  # the directories of its tables
 
     def encoded(self, cell: Any) -> bytes:
-        """Returns the encoded image of a cell: bytes, a path, both as `datasets` stores them, or a Pillow image.
+        """Returns the encoded image of a cell, which holds it or names its file; see `image_or_path`.
 
         Raises ImageError that says why there is none.
         """
-        if isinstance(cell, dict):  # {"bytes", "path"}; bytes that are there are the image, whatever the path says
-            cell = cell.get("bytes") or cell.get("path")
-        if isinstance(cell, Image.Image):
-            stream = io.BytesIO()
-            cell.save(stream, "png")
-            return stream.getvalue()
-        if isinstance(cell, int) and not isinstance(cell, bool):
-            cell = str(cell)
-        if isinstance(cell, str) and cell:
-            try:
-                return self.locate(cell).read_bytes()
-            except OSError as error:  # no permission; or no path at all, but an image as text
-                raise ImageError(f"image file cannot be read ({type(error).__name__})") from None
-        if not cell:
-            raise ImageError("no image")
-        if not isinstance(cell, bytes):
-            raise ImageError("image that is neither bytes nor a path", lambda: f"found {type(cell).__name__}")
-        return cell
+        found = image_or_path(cell)
+        if isinstance(found, bytes):
+            return found
+        with open_image_file(self.locate(found)) as stream:
+            return stream.read()
+
+    def digest(self, path: Path) -> str:
+        """Returns the sha256 of an image file; raises ImageError for one that cannot be read."""
+        with open_image_file(path):  # which checks it
+            return file_sha256(path)
 
     def locate(self, path: str) -> Path:
         """Returns the file that `path` means; raises ImageError for one that is not there or lies outside."""
@@ -85,20 +69,19 @@ class ImageFolder:
         A file at that path comes first. Otherwise the path, or its name without suffix, must be the end of the path of
         exactly one file below the directory: a name alone finds it in any folder; `p2/1.png` never finds `p1/1.png`.
         """
+        if path.startswith("file://") and self.anywhere:
+            path = url2pathname(urlsplit(path).path)
         if "://" in path:
             raise ImageError("image by URL: download it, and give its path")
         if not self.anywhere and (Path(path).is_absolute() or ".." in Path(path).parts):
-            raise ImageError("image path that leads out of the dataset", lambda: path)
+            raise ImageError(LEADS_OUT, lambda: repr(path))
         root = self.root or Path()
-        try:
-            if (root / path).is_file():  # of an absolute path, the path itself
-                return FoundImage(root / path)
-        except OSError as error:  # no path, but an image as text
-            raise ImageError(f"image file cannot be read ({type(error).__name__})") from None
+        if _is_file(root / path):  # of an absolute path, the path itself
+            return self._inside(FoundImage(root / path), path)
         spelled = path.strip().replace("\\", "/")
-        near = {found.resolve(): found for folder in (root, *self.beside) if (found := folder / spelled).is_file()}
+        near = {found.resolve(): found for folder in (root, *self.beside) if _is_file(found := folder / spelled)}
         if len(near) == 1:
-            return FoundImage(next(iter(near.values())))
+            return self._inside(FoundImage(next(iter(near.values()))), path)
         if len(near) > 1:
             raise self._ambiguous(path, near.values())
         return self._find_below(path, spelled)
@@ -109,10 +92,16 @@ class ImageFolder:
             for names, how in ((self._names, BY_NAME), (self._stems, BY_STEM)):
                 matches = _ending_in(wanted, names.get(wanted[-1].casefold(), ()))
                 if len(matches) == 1:
-                    return FoundImage(self.root / matches[0], how)
+                    return self._inside(FoundImage(self.root / matches[0], how), path)
                 if matches:
                     raise self._ambiguous(path, [self.root / file for file in matches])
         raise ImageError(MISSING, lambda: self._nearest(path, spelled))
+
+    def _inside(self, found: FoundImage, path: str) -> FoundImage:
+        """Returns `found`; raises ImageError if a link of somebody else's dataset leads to a file outside of it."""
+        if not self.anywhere and not stays_inside(self.root or Path(), found.path):
+            raise ImageError(LEADS_OUT, lambda: repr(path))
+        return found
 
     def _ambiguous(self, path: str, found: Iterable[Path]) -> ImageError:
         named = sorted(os.path.relpath(file, self.root or Path()) for file in found)
@@ -120,8 +109,10 @@ class ImageFolder:
 
     def _nearest(self, path: str, spelled: str) -> str:
         """Returns the first path that was tried, and the file with the most similar name."""
-        tried = f"{path[:255]!r} was looked for as {(self.root or Path()) / path[:255]}"
-        name, meant = spelled.rpartition("/")[2].casefold()[:255], None
+        place = str((self.root or Path()) / path[:SHOWN])
+        place = place if place.isprintable() else place.encode("unicode_escape").decode()
+        tried = f"{path[:SHOWN]!r} was looked for as {place}"
+        name, meant = spelled.rpartition("/")[2].casefold(), None
         same = self._names.get(name) or self._stems.get(name) or self._stems.get(name.rpartition(".")[0])
         if same:
             meant = same[0]
@@ -164,6 +155,14 @@ def files_below(root: Path) -> list[str]:
         prefix = "" if inside == "." else f"{inside}/"
         found += [prefix + file for file in files if not file.startswith(".")]
     return sorted(found)
+
+
+def _is_file(path: Path) -> bool:
+    """Returns whether there is a file; not for a device, a pipe or a text that is too long to be a path."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _ending_in(wanted: list[str], files: Iterable[str]) -> list[str]:

@@ -1,74 +1,148 @@
-"""From an image as a dataset stores it to what an image processor expects."""
+"""The one place that opens images: from an encoded image to the upright 8-bit RGB that an image processor expects.
 
+Images come from datasets, from the web and from callers of a served model. Pillow tries only the formats in `FORMATS`:
+others start programs (EPS runs Ghostscript) or are seldom tested. Every error of a decoder becomes an
+UnreadableImageError.
+"""
+
+import hashlib
 import io
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L")  # grey with more than 8 bits, as Pillow names them
+from vlm_core.data.deep_images import UnreadableImageError, deep_to_eight_bits
+
+FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF", "PPM")  # as Pillow names them
+ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
+# How a file of these formats begins; JPEG 2000 is a box or a bare codestream, and AVIF has its name after a length.
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+", b"BM", b"GIF8", b"RIFF",
+              b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What an encoded image is: width and height in pixels once it stands upright, Pillow's mode and format."""
+    """What an encoded image is: size in pixels once it stands upright, Pillow's mode and format, what it shows.
+
+    `sha256` is a hash of the decoded image: equal for equal pictures, whatever file format they are stored in.
+    """
 
     width: int
     height: int
     mode: str
     format: str
+    several_frames: bool
+    sha256: str
 
 
 def decode_image(encoded: bytes) -> Image.Image:
     """Returns the first frame as an upright 8-bit RGB image.
 
-    Grey values of more than 8 bits are scaled linearly from their own range, since Pillow's own conversion clips
-    them at 255. Raises ValueError or OSError (Pillow's UnidentifiedImageError is one) for bytes that do not decode,
-    and for more pixels than Pillow's limit.
+    Values of more than 8 bits are scaled linearly from their own range, see `deep_images`. Raises UnreadableImageError,
+    which is a ValueError.
     """
-    with _open(encoded) as image:
-        return _to_rgb(ImageOps.exif_transpose(image))
+    return _decoded(encoded)[0]
 
 
 def inspect_image(encoded: bytes) -> ImageFacts:
-    """Returns the facts of an image that `decode_image` decodes; raises ValueError that says why it does not."""
+    """Returns the facts of an image; raises UnreadableImageError as `decode_image` does."""
+    image, mode, kind, several = _decoded(encoded)
+    return ImageFacts(image.width, image.height, mode, kind, several, pixel_hash(image))
+
+
+def pixel_hash(image: Image.Image) -> str:
+    """Returns a hash of the size and the pixels of an 8-bit RGB image."""
+    return hashlib.sha256(f"{image.width} {image.height} ".encode() + image.tobytes()).hexdigest()
+
+
+def looks_like_image(head: bytes) -> bool:
+    """Returns whether bytes begin as a file of a supported format does."""
+    return head.startswith(SIGNATURES) or head[4:8] == b"ftyp"
+
+
+def pixel_count(encoded: bytes) -> int:
+    """Returns width times height by the header alone; raises UnreadableImageError as `decode_image` does."""
+    with _named_errors(encoded), _open(encoded) as image:
+        return image.width * image.height
+
+
+def _decoded(encoded: bytes) -> tuple[Image.Image, str, str, bool]:
+    """Returns (the upright RGB image, its stored mode, its format, whether the file has several frames)."""
+    with _named_errors(encoded), _open(encoded) as image:
+        several = bool(getattr(image, "is_animated", False))
+        mode, kind = image.mode, image.format or "unknown"
+        return _to_rgb(_load(image, encoded)), mode, kind, several
+
+
+@contextmanager
+def _named_errors(encoded: bytes) -> Iterator[None]:
+    """Turns whatever Pillow raises into UnreadableImageError, and hides its warnings."""
     try:
-        with _open(encoded) as image:
-            mode, kind = image.mode, image.format or "unknown"
-            upright = _to_rgb(ImageOps.exif_transpose(image))
-            return ImageFacts(upright.width, upright.height, mode, kind)
-    except UnidentifiedImageError:
-        raise ValueError("image of no known format") from None
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three for broken files
-        if "truncated" in str(error):
-            raise ValueError("image file is truncated") from None
-        if "decompression bomb" in str(error):
-            raise ValueError(f"image of more than {Image.MAX_IMAGE_PIXELS} pixels") from None
-        raise ValueError(f"image does not decode ({type(error).__name__})") from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of odd metadata, and of many pixels, which `_open` refuses
+            yield
+    except UnreadableImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise any error for broken files: struct.error, SyntaxError, ...
+        raise UnreadableImageError(_reason(error, encoded)) from None
 
 
 def _open(encoded: bytes) -> Image.Image:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        try:
-            image = Image.open(io.BytesIO(encoded))
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # derive from Exception alone
-            raise ValueError(str(error)) from None
-    image.load()
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    most = Image.MAX_IMAGE_PIXELS
+    if most is not None and image.width * image.height > most:
+        raise Image.DecompressionBombError
     return image
 
 
+def _load(image: Any, encoded: bytes) -> Image.Image:
+    """Returns the pixels of an opened image, upright, 8 bits a channel."""
+    eight = deep_to_eight_bits(image, encoded, lambda: Image.open(io.BytesIO(encoded), formats=FORMATS))
+    if eight is None:
+        image.load()
+    return ImageOps.exif_transpose(image if eight is None else eight)
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in DEEP_MODES:
-        image = _to_eight_bits(image)
-    elif "transparency" in image.info:  # of a palette, which Pillow would warn about
-        image = image.convert("RGBA")
-    return image.convert("RGB")
+    if image.mode == "LAB":
+        raise UnreadableImageError("image in LAB colours: save it as RGB")
+    if image.mode not in ALPHA_MODES and "transparency" not in image.info:
+        return image.convert("RGB")
+    image = image.convert("RGBA")  # which Pillow wants of a palette with transparency
+    rgb = image.convert("RGB")
+    return _on_contrast(image) if _only_alpha_varies(image) else rgb
 
 
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    values = np.asarray(image, dtype=np.float32)
-    low, high = float(values.min()), float(values.max())
-    scaled = (values - low) * (255.0 / (high - low) if high > low else 0.0)
-    return Image.fromarray(scaled.round().astype(np.uint8))
+def _only_alpha_varies(image: Image.Image) -> bool:
+    """Returns whether a drawing lies in the transparency alone, as black lines on a transparent ground do."""
+    extremes: Any = image.getextrema()
+    *colours, (low, high) = extremes
+    return low < high and all(least == most for least, most in colours)
+
+
+def _on_contrast(image: Image.Image) -> Image.Image:
+    """Returns an image of one colour on white, or on black if it is bright itself."""
+    ground = 0 if np.asarray(image.convert("L"))[0, 0] > 127 else 255
+    return Image.alpha_composite(Image.new("RGBA", image.size, (ground, ground, ground, 255)), image).convert("RGB")
+
+
+def _reason(error: Exception, encoded: bytes) -> str:
+    """Returns the reason of a decoder's error in few different words, without anything of the image."""
+    said = str(error)
+    if isinstance(error, UnidentifiedImageError):
+        if looks_like_image(encoded):
+            return "image is damaged, or of a rare kind (such as TIFF of 64 bits) that is not read: save it as PNG"
+        return f"image of no supported format ({', '.join(FORMATS)})"
+    if isinstance(error, Image.DecompressionBombError):
+        return f"image of more than {Image.MAX_IMAGE_PIXELS} pixels"
+    if "truncated" in said.lower() or isinstance(error, EOFError | struct.error):
+        return "image file is truncated"
+    if isinstance(error, OSError):
+        return "image file is damaged"
+    return f"image does not decode ({type(error).__name__})"

@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from vlm_core.config import Config
+from vlm_core.data.case_ids import case_key
 from vlm_core.data.splits import CASE, SPLITS, Splits
 from vlm_core.data.statistics import FEW_CASES, read_batches
 from vlm_core.recipe import RECIPES
@@ -48,7 +49,8 @@ def share_for_intervals(config: Config, splits: Splits, conversations: Path) -> 
     if splits.split_by != CASE or config.dataset.validation_share != usual:
         return None
     batches = (batch for split in SPLITS for batch in read_batches(conversations / f"{split}.arrow"))
-    drawn = sorted(splits.drawn(case) for case in {case for batch in batches for case in batch["case_id"].to_pylist()})
+    cases = {case_key(case) for batch in batches for case in batch["case_id"].to_pylist()}
+    drawn = sorted(map(splits.drawn, cases))
     if len(drawn) < FEW_CASES or drawn[FEW_CASES - 1] < usual:
         return None
     share = (math.floor(drawn[FEW_CASES - 1] * 100) + 1) / 100

@@ -1,9 +1,10 @@
-"""Readers of rows: parquet files in batches, any other table through `datasets`, a user's own function.
+"""Readers of rows: parquet and Arrow files in batches, tables of the `datasets` library, a user's own function.
 
-None of them decodes an image: a cell holds what the dataset stores, and `vlm_core.data.examples` takes it apart.
+No reader decodes an image: a cell holds what the dataset stores, and `vlm_core.data.examples` interprets it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -15,66 +16,148 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from datasets import Dataset
 
-ROWS_AT_ONCE = 64  # bounds the memory of a build: of MedPix-VQA, 20 MB
+from vlm_core.data.arrow_cells import Decode, decoded, decoders_of, features_of
+from vlm_core.data.text_files import require_content
 
+ROWS_AT_ONCE = 64  # Bounds the memory of a build: 20 MB of MedPix-VQA.
 BUFFER = 2**20  # bytes
+ARROW_FILE = b"ARROW1"
 
 Row = dict[str, Any]
 
 
 class Rows(Protocol):
-    """Rows `[start, stop)` of a split, read as often as asked for and never all at once."""
+    """Rows `[start, stop)` of a split, read as often as wanted and never all at once."""
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns."""
+        """The names of the columns, each file's own."""
+        ...
+
+    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
+        """Returns the names of the columns of each file that has rows."""
         ...
 
     def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
         """Yields (number of the first row, rows with `columns`)."""
         ...
 
-    def image_paths(self, column: str) -> set[str]:
-        """Returns the paths of the images that a column refers to and does not hold itself."""
+    def holds_images(self, column: str) -> bool:
+        """Returns whether a column is known to hold the bytes of every image, so that it names no file."""
         ...
 
 
+class SizedRows(Rows, Sized, Protocol):
+    """Rows whose number is known."""
+
+
 @dataclass(frozen=True)
-class ParquetRows:
-    """Rows of parquet files, one behind the other."""
+class ArrowTables:
+    """Rows of files that Arrow reads, one file after the other: what parquet and Arrow files share."""
 
     files: tuple[Path, ...]
 
+    def schema(self, path: Path) -> pa.Schema:
+        """Returns the schema of a file."""
+        raise NotImplementedError
+
+    def length(self, path: Path) -> int:
+        """Returns the number of rows of a file."""
+        raise NotImplementedError
+
+    def record_batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yields the rows of a file with some of its columns."""
+        raise NotImplementedError
+
+    @cached_property
+    def _schemas(self) -> dict[Path, pa.Schema]:
+        return {path: self.schema(path) for path in self.files}
+
+    @cached_property
+    def _lengths(self) -> dict[Path, int]:
+        return {path: self.length(path) for path in self.files}
+
     @property
     def columns(self) -> list[str]:
-        return pq.read_schema(self.files[0]).names
+        """The names of the columns of all files; a name that one file has twice is there twice."""
+        twins = [name for schema in self._schemas.values() for name in schema.names if schema.names.count(name) > 1]
+        return [
+            *dict.fromkeys(name for schema in self._schemas.values() for name in schema.names),
+            *dict.fromkeys(twins),
+        ]
+
+    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
+        return [(path, self._schemas[path].names) for path in self.files if self._lengths[path]]
 
     def __len__(self) -> int:
-        return sum(pq.read_metadata(path).num_rows for path in self.files)
+        return sum(self._lengths.values())
 
     def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
         position = 0
         for path in self.files:
-            # Read as it goes: by default, a file's whole columns are fetched ahead, images and all.
-            file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
-            end = position + file.metadata.num_rows
+            end = position + self._lengths[path]
             if end > start and (stop is None or position < stop):
-                yield from _cut(file.iter_batches(ROWS_AT_ONCE, columns=list(columns)), position, start, stop)
+                schema = self._schemas[path]
+                decoders = decoders_of(schema, features_of(schema))
+                with named_in_errors(path):
+                    found = self.record_batches(path, columns)
+                    yield from _cut(found, position, start, stop, decoders)
             position = end
 
-    def image_paths(self, column: str) -> set[str]:
-        found: set[str] = set()
+
+@dataclass(frozen=True)
+class ParquetRows(ArrowTables):
+    """Rows of parquet files."""
+
+    def schema(self, path: Path) -> pa.Schema:
+        with named_in_errors(path):
+            return pq.read_schema(path)
+
+    def length(self, path: Path) -> int:
+        with named_in_errors(path):
+            return pq.read_metadata(path).num_rows
+
+    def record_batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        # By default, pyarrow reads a file's whole columns ahead, with all images.
+        file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+        return file.iter_batches(ROWS_AT_ONCE, columns=list(columns))
+
+    def holds_images(self, column: str) -> bool:
+        """Returns whether the statistics of all files say that a column holds the bytes of every image."""
+        files = (pq.read_metadata(path) for path in self.files)
+        groups = (metadata.row_group(number) for metadata in files for number in range(metadata.num_row_groups))
+        return all(_holds_all_images(group, column) for group in groups)
+
+
+@dataclass(frozen=True)
+class ArrowRows(ArrowTables):
+    """Rows of Arrow files (of the stream or the file format), memory-mapped."""
+
+    def schema(self, path: Path) -> pa.Schema:
+        with named_in_errors(path), _arrow_batches(path) as (schema, _):
+            return schema
+
+    def length(self, path: Path) -> int:
+        with named_in_errors(path), _arrow_batches(path) as (_, batches):
+            return sum(len(batch) for batch in batches)
+
+    def record_batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        with _arrow_batches(path) as (_, batches):
+            for batch in batches:
+                yield batch.select(list(columns))
+
+    def holds_images(self, column: str) -> bool:
+        """Returns whether a column holds the bytes of every image."""
         for path in self.files:
-            file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
-            for number in range(file.num_row_groups):
-                if not _holds_all_images(file.metadata.row_group(number), column):
-                    found.update(_paths(file.read_row_group(number, columns=[column])[column]))
-        return found
+            with named_in_errors(path), _arrow_batches(path) as (_, batches):
+                if not all(_stores_bytes(batch[column]) for batch in batches):
+                    return False
+        return True
 
 
 @dataclass(frozen=True)
 class TableRows:
-    """Rows of a dataset of the `datasets` library, memory-mapped."""
+    """Rows of a table of the `datasets` library, memory-mapped."""
 
     table: Dataset
 
@@ -82,27 +165,58 @@ class TableRows:
     def columns(self) -> list[str]:
         return self.table.column_names
 
+    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
+        return []
+
     def __len__(self) -> int:
         return len(self.table)
 
     def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
         chosen: Any = self.table.select_columns(list(columns)).with_format("arrow")
+        decoders = decoders_of(chosen.data.schema, self.table.features)
         stop = len(self) if stop is None else stop
         for first in range(start, stop, ROWS_AT_ONCE):
-            yield first, chosen[first : min(first + ROWS_AT_ONCE, stop)].to_pylist()
+            rows = chosen[first : min(first + ROWS_AT_ONCE, stop)].to_pylist()
+            yield first, [decoded(row, decoders) for row in rows]
 
-    def image_paths(self, column: str) -> set[str]:
-        chosen: Any = self.table.select_columns([column]).with_format("arrow")
-        return {
-            path
-            for first in range(0, len(self), ROWS_AT_ONCE)
-            for path in _paths(chosen[first : first + ROWS_AT_ONCE][column])
-        }
+    def holds_images(self, column: str) -> bool:
+        """Returns whether a column holds the bytes of every image."""
+        return all(_stores_bytes(chunk) for chunk in self.table.data[column].chunks)
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows whose labels have names that only the dataset's card says."""
+
+    rows: Any
+    decoders: Mapping[str, Decode]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say about how the files were read."""
+        return self.rows.notes
+
+    @property
+    def columns(self) -> list[str]:
+        return self.rows.columns
+
+    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
+        return self.rows.columns_by_file()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
+        for first, rows in self.rows.batches(columns, start, stop):
+            yield first, [decoded(row, self.decoders) for row in rows]
+
+    def holds_images(self, column: str) -> bool:
+        return self.rows.holds_images(column)
 
 
 @dataclass(frozen=True)
 class FunctionRows:
-    """What a function of the user's returns: called when the first row is wanted, not when it is known already."""
+    """What a function of the user's returns; it is called when the first row is wanted."""
 
     call: Callable[[], Any]
 
@@ -112,58 +226,69 @@ class FunctionRows:
     def _items(self) -> Any:
         return self.call()
 
+    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
+        return []
+
     def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
         items, number = iter(self._items), 0
         while rows := list(islice(items, ROWS_AT_ONCE)):
             yield number, [{column: row.get(column) for column in columns} for row in rows]
             number += len(rows)
 
-    def image_paths(self, column: str) -> set[str]:
-        return set()  # What the function reads is its own affair: `path_or_dataset` identifies it.
+    def holds_images(self, column: str) -> bool:
+        return True  # The function answers for what it reads: `path_or_dataset` identifies it.
+
+
+@contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """Raises ValueError with the file's name for what Arrow says about a damaged file."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as stream:
+            require_content(path, stream.read(64))
+        what = "it is empty" if not path.stat().st_size else " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:].lower()}: {what}; copy it again") from None
+
+
+@contextmanager
+def _arrow_batches(path: Path) -> Iterator[tuple[pa.Schema, Iterator[pa.RecordBatch]]]:
+    """Opens an Arrow file: (its schema, its batches of at most ROWS_AT_ONCE rows)."""
+    with pa.memory_map(str(path)) as source:
+        is_file = source.read(len(ARROW_FILE)) == ARROW_FILE
+        source.seek(0)
+        if is_file:
+            file = pa.ipc.open_file(source)
+            yield file.schema, _sliced(file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            stream = pa.ipc.open_stream(source)
+            yield stream.schema, _sliced(stream)
+
+
+def _sliced(batches: Any) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        yield from (batch.slice(first, ROWS_AT_ONCE) for first in range(0, len(batch), ROWS_AT_ONCE))
 
 
 def _cut(
-    batches: Iterator[pa.RecordBatch], position: int, start: int, stop: int | None
+    batches: Iterator[pa.RecordBatch], position: int, start: int, stop: int | None, decoders: Mapping[str, Decode]
 ) -> Iterator[tuple[int, list[Row]]]:
     for batch in batches:
         first, last = max(start - position, 0), len(batch) if stop is None else min(stop - position, len(batch))
         if first < last:
-            yield position + first, batch.slice(first, last - first).to_pylist()
+            yield position + first, [decoded(row, decoders) for row in batch.slice(first, last - first).to_pylist()]
         position += len(batch)
 
 
 def _holds_all_images(row_group: Any, column: str) -> bool:
-    """Returns whether a column holds the bytes of all its images, as its statistics say: then it refers to no file."""
     columns = (row_group.column(i) for i in range(row_group.num_columns))
     encoded = next((c for c in columns if c.path_in_schema == f"{column}.bytes"), None)
     return encoded is not None and encoded.statistics is not None and encoded.statistics.null_count == 0
 
 
-def _paths(column: Any) -> list[str]:
-    """Returns the distinct paths in a column of images, of lists of them, or of conversations with images in them.
-
-    Whole numbers name image files too.
-    """
-    if pa.types.is_integer(column.type):
-        column = column.cast(pa.string())
-    while pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
-        column = pc.call_function("list_flatten", [column])
-    if pa.types.is_struct(column.type):
-        names = {column.type.field(i).name for i in range(column.type.num_fields)}
-        if {"bytes", "path"} <= names:
-            missing = pc.call_function("is_null", [_field(column, "bytes")])
-            return _paths(_field(column, "path").filter(missing))
-        # Of a conversation: the images among the parts of its turns, and not what a turn says as plain text.
-        inner = _field(column, "image" if "image" in names else "content") if names & {"image", "content"} else None
-        return _paths(inner) if inner is not None and ("image" in names or not _is_text(inner.type)) else []
-    if not _is_text(column.type):
-        return []
-    return column.drop_null().unique().to_pylist()
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _field(column: Any, name: str) -> Any:
-    return pc.call_function("struct_field", [column], pc.StructFieldOptions([name]))
+def _stores_bytes(column: pa.Array) -> bool:
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column = pc.call_function("struct_field", [column], pc.StructFieldOptions(["bytes"]))
+        kind = column.type
+    return (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)) and not column.null_count

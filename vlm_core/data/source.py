@@ -6,7 +6,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -16,16 +16,15 @@ from datasets import ReadInstruction
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
 from vlm_core.data.columns import resolve_columns
-from vlm_core.data.csv_rows import CsvRows
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
-from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
+from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.row_readers import FunctionRows, Rows
 from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
-from vlm_core.targets import is_built_in, load_target
+from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +73,10 @@ class OpenDataset:
         rows, files = self.tables.by_split[split]
         root = self.directory if self.directory.is_dir() else self.directory.parent
         folder = ImageFolder(root, anywhere=not is_remote, beside=tuple(sorted({file.parent for file in files})))
-        columns, notes = resolve_columns(self.config, rows, folder)
         if start >= stop:
-            raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows")
+            raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows{_listed_files(files)}")
+        columns, notes = resolve_columns(self.config, rows, folder)
+        _require_in_every_file(rows, columns)
         # A commit names its content, but not how images are found in it; without one, the tables and images are hashed.
         found, how = _image_digests(rows, columns, folder)
         content = [self.revision, *how] if self.revision else [*_digests(files), *found]
@@ -88,7 +88,9 @@ class OpenDataset:
             stop=stop,
             columns=columns,
             folder=folder,
-            fingerprint=_hash([split, start, stop, sorted(columns.settings.items()), *content]),
+            fingerprint=_hash(
+                [split, start, stop, self.config.config_name, sorted(columns.settings.items()), *content]
+            ),
             revision=self.revision if is_remote else None,
             notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *how),
         )
@@ -110,7 +112,13 @@ def open_dataset(config: DatasetConfig) -> OpenDataset:
     """
     directory, revision = _fetch(config)
     anywhere = not is_repository_id(config.path_or_dataset)
-    tables = read_table(directory, config.path_or_dataset, anywhere=anywhere, image_column=config.image_column)
+    tables = read_table(
+        directory,
+        config.path_or_dataset,
+        anywhere=anywhere,
+        image_column=config.image_column,
+        config_name=config.config_name,
+    )
     return OpenDataset(config, directory, revision, tables)
 
 
@@ -119,7 +127,7 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
 
     Raises ValueError as `open_dataset` and `OpenDataset.take` do.
     """
-    if not is_built_in("dataset", config.target):
+    if config.target is not None:
         return _of_function(config)
     return open_dataset(config).take(config.split)
 
@@ -199,7 +207,21 @@ def _resolve_split(dataset: str, expression: str, tables: dict[str, Table]) -> t
 
 
 def _notes_of(rows: Rows) -> tuple[str, ...]:
-    return rows.notes if isinstance(rows, CsvRows) else ()
+    return tuple(getattr(rows, "notes", ()))
+
+
+def _listed_files(files: list[Path]) -> str:
+    return f" ({', '.join(map(str, files[:3]))})" if files else ""
+
+
+def _require_in_every_file(rows: Rows, columns: Columns) -> None:
+    """Raises ValueError that names the first file that lacks a column in use."""
+    for path, names in rows.columns_by_file():
+        if lacking := {key: column for key, column in columns.settings.items() if column not in names}:
+            raise ValueError(
+                f"{path} lacks the column {', '.join(lacking.values())}, which other files of its split have: it has "
+                f"{', '.join(names)}. Rename the column there, or set {', '.join(f'dataset.{key}' for key in lacking)}"
+            )
 
 
 def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[list[str], list[str]]:
@@ -207,17 +229,31 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[l
 
     A missing image is rejected later, row by row.
     """
-    paths = {p for column in (columns.image, columns.conversation) if column for p in rows.image_paths(column)}
+    paths = _image_paths(rows, columns)
     found, by = [], defaultdict(list)
     for path in sorted(paths):
         try:
             image = folder.find(path)
-            found += [path, *_digests([image.path])]
+            found += [path, folder.digest(image.path)]
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
         except ValueError as reason:
             found += [path, str(reason)]
     by.pop("", None)
     return found, [f"{len(which)} images were found {how}: {which[0]}" for how, which in by.items()]
+
+
+def _image_paths(rows: Rows, columns: Columns) -> set[str]:
+    """Returns the paths in the image cells and conversations of all rows, in every form that an example may have them.
+
+    Images that a column holds itself are not read for it.
+    """
+    stored = columns.image is not None and rows.holds_images(columns.image)
+    without = replace(columns, image=None) if stored and columns.conversation is None else columns
+    if without.image is None and without.conversation is None:
+        return set()
+    used = [column for column in (without.image, without.conversation, without.question) if column]
+    batches = (batch for _, batch in rows.batches(used, 0, None))
+    return {path for batch in batches for row in batch for path in image_paths(row, without)}
 
 
 def _digests(files: Iterable[Path]) -> list[str]:

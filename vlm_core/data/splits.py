@@ -9,7 +9,6 @@ from typing import Any
 
 from vlm_core.config import AUTO, Config
 from vlm_core.data.source import TRAIN, SplitSource, fetch_split, open_dataset
-from vlm_core.targets import is_built_in
 
 logger = logging.getLogger(__name__)
 
@@ -77,13 +76,14 @@ def fetch_splits(config: Config) -> Splits:
     Raises ValueError as `fetch_split` does.
     """
     rule = config.dataset
-    if not is_built_in("dataset", rule.target):
+    if rule.target is not None:
         return _of_function(config)
     opened = open_dataset(rule)
     sources = {TRAIN: opened.take(rule.split)}
     held, notes = None, []
     if config.validation_source is not None:
-        same = config.validation_dataset.path_or_dataset is None and config.validation_dataset.revision is None
+        own = config.validation_dataset
+        same = own.path_or_dataset is None and own.revision is None and own.config_name is None
         other = opened if same else open_dataset(config.validation_source)
         held, notes = _validation_split(config, other.tables.by_split, sources[TRAIN] if same else None)
         if held is not None:
@@ -158,7 +158,7 @@ def resolved_config(config: Config, splits: Splits) -> Config:
     rule["split_by"] = splits.split_by
     if other["split"] == AUTO:
         other["split"] = splits.sources[VALIDATION].split if VALIDATION in splits.sources else None
-    if is_built_in("dataset", config.dataset.target):
+    if config.dataset.target is None:
         _, bracket, part = rule["split"].partition("[")
         rule["split"] = splits.sources[TRAIN].split + bracket + part
         rule |= _found_columns(rule, splits)

@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from vlm_core.data.case_ids import without_zeros
 from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.conversation import images_of, last_question, questions_and_answers
+from vlm_core.data.rejects import counted_rows
 
 STATISTICS = "statistics.json"
 BINS = 20
@@ -136,6 +138,7 @@ def _overlap(train: _Tally, validation: _Tally) -> dict[str, Any]:
             "shared": len(cases),
             "share_of_validation_cases": _share(len(cases), len(validation.images_of)),
             "share_of_validation_rows": _share(sum(validation.rows_of_case[c] for c in cases), validation.rows),
+            "but_for_zeros": _alike_but_for_zeros(train.images_of, validation.images_of),
         },
         "images": {
             "shared": len(images),
@@ -145,8 +148,14 @@ def _overlap(train: _Tally, validation: _Tally) -> dict[str, Any]:
     }
 
 
+def _alike_but_for_zeros(train: Iterable[str], validation: Iterable[str]) -> int:
+    """Returns how many validation cases have the id of a training case, but with other zeros before its numbers."""
+    known, trained = set(train), {without_zeros(case) for case in train}
+    return sum(without_zeros(case) in trained for case in validation if case not in known)
+
+
 def _images(path: Path) -> dict[str, Any]:
-    sizes, modes, formats, count, size = Counter(), Counter(), Counter(), 0, 0
+    sizes, modes, formats, count, size, several = Counter(), Counter(), Counter(), 0, 0, 0
     for batch in read_batches(path):
         facts = zip(*(batch[name].to_pylist() for name in ("width", "height", "mode", "format")), strict=True)
         for width, height, mode, kind in facts:
@@ -155,9 +164,10 @@ def _images(path: Path) -> dict[str, Any]:
             formats[kind] += 1
         count += len(batch)
         size += batch["encoded"].nbytes
+        several += sum(batch["several_frames"].to_pylist())
     counted = {"sizes": sizes, "modes": modes, "formats": formats}
     common = {name: dict(counter.most_common(COMMON)) for name, counter in counted.items()}
-    return {"count": count, "bytes": size, "distinct_sizes": len(sizes), **common}
+    return {"count": count, "bytes": size, "distinct_sizes": len(sizes), "several_frames": several, **common}
 
 
 def findings(found: Mapping[str, Any]) -> list[str]:
@@ -179,6 +189,11 @@ def findings(found: Mapping[str, Any]) -> list[str]:
             "the scores of unseen cases, or set dataset.split_by=case.",
         ),
         (
+            cases["but_for_zeros"],
+            f"{cases['but_for_zeros']} validation cases have the id of a training case with other leading zeros: if "
+            "they are the same patients, write their ids alike.",
+        ),
+        (
             validation["cases"] < FEW_CASES,
             f"Validation has {validation['cases']} cases: too few for intervals (an evaluation needs {FEW_CASES}).",
         ),
@@ -191,11 +206,21 @@ def findings(found: Mapping[str, Any]) -> list[str]:
             f"Always giving the commonest answer would be right in {commonest or 0:.0%} of the closed validation "
             "questions: compare an accuracy with that.",
         ),
-        (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected; the reasons are below."),
+        (
+            found["images"]["several_frames"],
+            f"{found['images']['several_frames']} images have several frames: only the first is shown to the model.",
+        ),
+        (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected: {_reasons(found['rejects'])}."),
         (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),
         (contradicted, f"{contradicted} questions about an image are answered in more than one way."),
     ]
     return [text for applies, text in said if applies]
+
+
+def _reasons(rejects: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the reasons with their numbers of rows, the most frequent first."""
+    ordered = sorted(rejects.items(), key=lambda item: -item[1]["rows"])
+    return "; ".join(f"{reason} ({counted_rows(reject)})" for reason, reject in ordered)
 
 
 def _share(part: int, whole: int) -> float:

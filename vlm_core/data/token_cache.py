@@ -22,12 +22,15 @@ from vlm_core.cache import cached_directory, read_manifest
 from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import TokenizedConversation
 from vlm_core.data.conversation_cache import SPLITS, image_indices, image_sizes
+from vlm_core.data.examples import RejectedRow
+from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.home import medpix_home
 from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-TOKENS_VERSION = 2  # raise it whenever the same conversations must give other ids
+TOKENS_VERSION = 3  # raise it whenever the same conversations must give other ids
+REJECTS = "rejects"  # in the manifest, by split and reason
 ROWS_AT_ONCE = 256  # bounds the memory of the build
 
 SCHEMA = pa.schema(
@@ -56,7 +59,8 @@ def build_tokens(conversations: Path, chat: ChatModel) -> Path:
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
     def build(directory: Path) -> dict[str, Any]:
-        return {split: _build_split(conversations, directory, split, chat) for split in SPLITS}
+        rejects = {split: _build_split(conversations, directory, split, chat) for split in SPLITS}
+        return {REJECTS: {split: found.by_reason for split, found in rejects.items()}}
 
     directory, reused = cached_directory(medpix_home() / "cache" / "tokens", key, build)
     logger.info("token ids %s: %s", "reused" if reused else "built", directory)
@@ -104,10 +108,32 @@ def last_answer_of(example: TokenizedExample) -> TokenizedExample:
     return replace(example, supervised=[False] * end + example.supervised[end:])
 
 
-def _build_split(conversations: Path, directory: Path, split: str, chat: ChatModel) -> int:
+def _build_split(conversations: Path, directory: Path, split: str, chat: ChatModel) -> Rejects:
+    """Writes the token ids of a split; returns the rows that the model cannot be shown, whose ids are empty."""
     rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
     sizes = image_sizes(conversations)
     group_of: dict[Any, int] = {}
+    rejects = Rejects()
+
+    def record(number: int, example: dict[str, Any]) -> dict[str, Any]:
+        images = image_indices(example)
+        try:
+            grids = chat.image_grids([sizes[image] for image in images])
+            tokenized = chat.tokenize(example["conversation"], grids)
+        except (ValueError, ArithmeticError, RuntimeError, TemplateError) as error:
+            rejects.add(example["example_id"], _cannot_be_shown(error))
+            return {"input_ids": [], "supervised": [], "images": images, "prefix": 0, "group": -1, "grids": []}
+        prefix = shared_prefix(tokenized, chat)
+        key = group_key(images, tokenized.input_ids, prefix, number)
+        return {
+            "input_ids": tokenized.input_ids,
+            "supervised": tokenized.supervised,
+            "images": images,
+            "prefix": prefix,
+            "group": group_of.setdefault(key, len(group_of)),
+            "grids": grids,
+        }
+
     with (
         pa.OSFile(str(directory / f"{split}.arrow"), "wb") as sink,
         pa.ipc.new_stream(sink, SCHEMA) as writer,
@@ -115,50 +141,40 @@ def _build_split(conversations: Path, directory: Path, split: str, chat: ChatMod
     ):
         for first in range(0, len(rows), ROWS_AT_ONCE):
             batch = rows.select(range(first, min(first + ROWS_AT_ONCE, len(rows)))).to_list()
-            records = []
-            for number, example in enumerate(batch, start=first):
-                images = image_indices(example)
-                try:
-                    grids = chat.image_grids([sizes[image] for image in images])
-                    tokenized = chat.tokenize(example["conversation"], grids)
-                except (ValueError, TemplateError) as error:
-                    raise ValueError(f"{example['example_id']} cannot be shown to this model: {error}") from error
-                prefix = shared_prefix(tokenized, chat)
-                key = group_key(images, tokenized.input_ids, prefix, number)
-                records.append(
-                    {
-                        "input_ids": tokenized.input_ids,
-                        "supervised": tokenized.supervised,
-                        "images": images,
-                        "prefix": prefix,
-                        "group": group_of.setdefault(key, len(group_of)),
-                        "grids": grids,
-                    }
-                )
+            records = [record(number, example) for number, example in enumerate(batch, start=first)]
             writer.write_batch(pa.RecordBatch.from_pylist(records, schema=SCHEMA))
             progress.update(len(batch))
-    return len(rows)
+    return rejects
+
+
+def _cannot_be_shown(error: Exception) -> RejectedRow:
+    """Returns the reject of a row that a processor refuses; what differs between rows stays out of the reason."""
+    rule, value = str(error).partition(", got")[:2]
+    found = str(error)
+    return RejectedRow(f"this model cannot take it ({rule or type(error).__name__})", lambda: found if value else "")
 
 
 class TokenDataset:
-    """A split of a token cache, memory-mapped; without its examples of more than `max_length` tokens.
+    """A split of a token cache, memory-mapped; without examples of more than `max_length` tokens or that were rejected.
 
     `lengths`, `prefixes` and `groups` are int arrays with an entry an example: its number of tokens; how many of them
     it may share with the examples of its group; and that group, which has the same images and the same prefix.
-    `too_long` has the rows of the cache that were left out. With `last_answer_only` the answers before the last one of
+    `too_long` has the rows of the cache that were left out for their length, `rejects` those that the model cannot be
+    shown, by reason. With `last_answer_only` the answers before the last one of
     a conversation are read and not supervised.
     """
 
     def __init__(
         self, directory: Path, split: str, max_length: int | None = None, *, last_answer_only: bool = False
     ) -> None:
-        read_manifest(directory)
+        self.rejects: dict[str, dict[str, Any]] = read_manifest(directory)[REJECTS][split]
         self.rows = Dataset.from_file(str(directory / f"{split}.arrow"))
         self.last_answer_only = last_answer_only
         table = self.rows.data
         lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
-        kept = lengths <= (np.iinfo(lengths.dtype).max if max_length is None else max_length)
-        self.too_long, self._rows = np.flatnonzero(~kept), np.flatnonzero(kept)
+        fits = lengths <= (np.iinfo(lengths.dtype).max if max_length is None else max_length)
+        kept = fits & (lengths > 0)
+        self.too_long, self._rows = np.flatnonzero(~fits), np.flatnonzero(kept)
         self.lengths = lengths[kept]
         self.prefixes: np.ndarray = table["prefix"].to_numpy()[kept]
         self.groups: np.ndarray = table["group"].to_numpy()[kept]
@@ -169,6 +185,17 @@ class TokenDataset:
     def row_of(self, index: int) -> int:
         """Returns the row of the conversation cache that an example was made of."""
         return int(self._rows[index])
+
+    def shown_rows(self) -> set[int]:
+        """Returns the rows of the conversation cache that examples were made of."""
+        return set(self._rows.tolist())
+
+    def of_row(self, row: int) -> TokenizedExample:
+        """Returns the example of a row of the conversation cache; raises ValueError if it was left out."""
+        index = int(np.searchsorted(self._rows, row))
+        if index == len(self._rows) or self._rows[index] != row:
+            raise ValueError(f"row {row} of the data cannot be shown to this model: {describe_rejects(self.rejects)}")
+        return self[index]
 
     def __getitem__(self, index: int) -> TokenizedExample:
         row = self.rows[self.row_of(index)]

@@ -16,18 +16,18 @@ INK, RIGHT, OTHER = "#1b1b1b", "#146b2e", "#a33a00"
 
 
 def draw_examples(images: Sequence[Image.Image], answers: Sequence[Sequence[dict[str, Any]]], path: Path) -> None:
-    """Writes a PNG with a row an image: it and the `question`, `reference` and `prediction` of its `answers`.
+    """Writes a PNG with one row per image: the image, and `question`, `reference` and `prediction` of its `answers`.
 
-    A prediction is green where it equals the reference after normalisation; any other needs a reader's judgement.
+    A prediction is green if it equals the reference after normalisation; any other answer needs a reader's judgement.
     """
-    sheet = Image.new("RGB", (WIDTH, len(images) * (SIDE + MARGIN) + MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
+    picture = Image.new("RGB", (WIDTH, len(images) * (SIDE + MARGIN) + MARGIN), "white")
+    draw = ImageDraw.Draw(picture)
     for row, (image, records) in enumerate(zip(images, answers, strict=True)):
         top = MARGIN + row * (SIDE + MARGIN)
-        sheet.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (MARGIN, top))
+        picture.paste(image.resize((SIDE, SIDE), Image.Resampling.BICUBIC), (MARGIN, top))
         spread = records[:: max(1, len(records) // QUESTIONS)][:QUESTIONS]
         _draw_answers(draw, spread, top)
-    sheet.save(path)
+    picture.save(path)
 
 
 def _draw_answers(draw: ImageDraw.ImageDraw, records: Sequence[dict[str, Any]], top: int) -> None:

@@ -15,9 +15,10 @@ from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import ConversationDataset, image_sizes
 from vlm_core.data.packing import Group, group_of
+from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
 from vlm_core.evaluation.conditions import Asked, ask_under, black_image
-from vlm_core.evaluation.metrics import Reply
+from vlm_core.evaluation.metrics import ScoredAnswer
 from vlm_core.evaluation.result_names import BLANK
 from vlm_core.evaluation.store import Store
 from vlm_core.generation.answerer import Answerer
@@ -46,14 +47,22 @@ class Questions:
 
     def under(self, condition: str, tokens: TokenDataset, chat: ChatModel) -> Asked:
         """Returns the questions as they are asked under `condition`."""
-        examples = [tokens[i] for i in self.chosen]
+        examples = [tokens.of_row(i) for i in self.chosen]
         return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, self.sizes, chat)
+
+
+def shown_rows(files: ModelFiles, conversations: Path) -> list[int]:
+    """Returns the rows of the validation split that the model in `files` can be shown; warns of the others."""
+    tokens = TokenDataset(build_tokens(conversations, load_chat(files.base)), "validation")
+    if tokens.rejects:
+        logger.warning("left out of the evaluation: %s", describe_rejects(tokens.rejects))
+    return sorted(tokens.shown_rows())
 
 
 def answer_questions(
     files: ModelFiles, questions: Questions, conditions: Sequence[str], config: Config, ranks: Ranks, name: str
-) -> dict[str, list[Reply]]:
-    """Returns `{condition: a reply a question}` of the model in `files`; every rank answers its share.
+) -> dict[str, list[ScoredAnswer]]:
+    """Returns `{condition: one answer per question}` of the model in `files`; every rank answers its share.
 
     `name` says in the progress bar which model answers. A model whose answers are all known is not loaded.
     """
@@ -73,12 +82,12 @@ def answer_questions(
             _Asker(files, questions, config, ranks, stores).ask(shares, name)
         barrier()
     stores.refresh()
-    return {item.condition: stores.replies(item) for item in asked}
+    return {item.condition: stores.scored_answers(item) for item in asked}
 
 
 @dataclass(frozen=True)
 class _Work:
-    """What to ask a model under a condition: distinct questions with their keys, and where the answers are kept."""
+    """What to ask a model under one condition: distinct questions with their keys, and the store of the answers."""
 
     store: Store
     condition: str
@@ -98,7 +107,7 @@ class _Work:
     def batches(self, batch_size: int) -> Iterator[list[Group]]:
         """Yields what is missing of each batch of all questions.
 
-        So the batches of an evaluation that goes on are those of one that was never interrupted, bit for bit.
+        So a resumed evaluation has the same batches, bit for bit, as one that was never interrupted.
         """
         for groups in self.prompts.batches(batch_size):
             missing = [[i for i in group.members if self.keys[i] not in self.store] for group in groups]
@@ -146,10 +155,10 @@ class _Stores:
                 distinct: dict[str, TokenizedExample] = dict(zip(keys, examples, strict=True))
                 yield _Work(store, item.condition, Prompts([*distinct.values()], chat), [*distinct])
 
-    def replies(self, asked: Asked) -> list[Reply]:
+    def scored_answers(self, asked: Asked) -> list[ScoredAnswer]:
         pairs = zip(asked.prompt_keys, asked.answered_keys, strict=True)
         return [
-            Reply(
+            ScoredAnswer(
                 text=self.answers[prompt]["text"],
                 tokens=self.answers[prompt]["tokens"],
                 truncated=self.answers[prompt]["truncated"],

@@ -1,4 +1,4 @@
-"""The conditions that questions are asked under: with the right images, and with controls in their place.
+"""The conditions that questions are asked under: with the right images, and with controls instead.
 
 A model that scores the same with another case's image, a black one, or none has not learnt to look.
 """
@@ -27,7 +27,7 @@ class Asked:
 
     condition: str
     prompts: list[TokenizedExample]
-    answered: list[TokenizedExample]  # with the reference behind the prompt, which alone is supervised
+    answered: list[TokenizedExample]  # prompt and reference; only the reference is supervised
     prompt_keys: list[str]
     answered_keys: list[str]
 
@@ -82,7 +82,7 @@ def _with_images(
     grids: list[ImageGrid],
     chat: ChatModel,
 ) -> TokenizedExample:
-    """Returns an example with other images, and with as many tokens as these have."""
+    """Returns the example with other images, and with as many image tokens as those need."""
     if grids == example.grids:
         return replace(example, images=images)
     tokenized = chat.tokenize(row["conversation"], grids)
@@ -102,7 +102,7 @@ def black_image() -> Image.Image:
 def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> dict[int, int] | None:
     """Returns `{image index: index of an image of another case}` for all images of `examples`.
 
-    None where all images belong to one case, so that there is nothing to shuffle with.
+    None if all images belong to one case: then there is nothing to shuffle with.
     """
     cases: dict[int, set[str]] = {}
     for example in examples:

@@ -22,7 +22,7 @@ class Scored:
     """A score of the questions as they are, and of each draw."""
 
     value: float
-    draws: np.ndarray  # none where there are too few cases
+    draws: np.ndarray  # empty if there are too few cases
 
     def __sub__(self, other: "Scored") -> "Scored":
         return Scored(self.value - other.value, self.draws - other.draws)
@@ -38,19 +38,20 @@ class CaseBootstrap:
         # How often each draw has each case: (draws, cases).
         self.weights = generator.multinomial(self.cases, [1 / self.cases] * self.cases, size=draws).astype(np.float64)
 
-    def scores(self, columns: Columns, metrics: Sequence[str] = tuple(METRICS)) -> dict[str, Scored]:
-        """Returns each of `metrics` for columns with an entry a question."""
+    def scores(self, columns: Columns, metrics: Sequence[str] | None = None) -> dict[str, Scored]:
+        """Returns the score of each of `metrics` (by default of all) for columns with one entry per question."""
         by_case = {name: np.bincount(self.case_of, column, self.cases) for name, column in columns.items()}
         totals = {name: column.sum() for name, column in by_case.items()}
         weights = self.weights if self.cases >= MIN_CASES else self.weights[:0]
         drawn = {name: weights @ column for name, column in by_case.items()}
-        return {name: Scored(float(METRICS[name](totals)), METRICS[name](drawn)) for name in metrics}
+        chosen = [METRICS[name] for name in (METRICS if metrics is None else metrics)]
+        return {metric.name: Scored(float(metric.score(totals)), metric.score(drawn)) for metric in chosen}
 
 
 def interval(scored: Scored) -> dict[str, float | None]:
     """Returns `{value, low, high}`: the score and the percentiles between which 95 % of the draws lie.
 
-    Of fewer than `MIN_CASES` cases there is no interval.
+    Fewer than `MIN_CASES` cases have no interval.
     """
     known = scored.draws[~np.isnan(scored.draws)]
     tail = (1 - LEVEL) / 2

@@ -1,65 +1,29 @@
-"""Scores of an answer against its reference, and of many of them together.
+"""The metrics of an evaluation, one row each. To add a metric, add a row to `METRICS`: nothing else lists metrics.
 
-`columns_of` turns answers into columns of numbers that can be added up; `METRICS` are functions of such sums. So a
-score over a split, over a group of questions and over each bootstrap sample is the same function of other sums.
+A metric has two functions. `columns` turns one answer into numbers that can be added up. `score` computes the score
+from their sums. So a score over a split, over a group of questions and over each bootstrap draw is the same function
+of other sums. `uses` says where people meet the metric; scores, report, model card, registry and trackers ask `names`.
 """
 
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
-from importlib.metadata import version
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from enum import Flag, auto
+from typing import NamedTuple
 
 import numpy as np
-from sacrebleu.metrics.bleu import BLEU
 
 from vlm_core.data.closed_questions import choice, normalize
+from vlm_core.evaluation.text_scores import bleu_counts, bleu_of, exact_match, rouge_l, word_scores
 
-BLEU_ORDERS = (1, 4)
 DECIMALS = 4  # of a published score
-_BLEU = BLEU(lowercase=True, effective_order=False)
+PRIMARY = "token_f1"  # the metric of the plots, of visual reliance in one number, and of verdicts without another one
 
 
-class WordScores(NamedTuple):
-    """Precision, recall and F1 of two normalised texts as bags of words (SQuAD's definition), from 0 to 1."""
+class ScoredAnswer(NamedTuple):
+    """A model's answer to a question, and how likely the model finds the reference (natural logarithm, tokens).
 
-    precision: float
-    recall: float
-    f1: float
-
-
-def exact_match(prediction: str, reference: str) -> float:
-    """Returns 1.0 where both are equal after normalisation, else 0.0."""
-    return float(normalize(prediction) == normalize(reference))
-
-
-def word_scores(prediction: str, reference: str) -> WordScores:
-    """Returns the overlap of words; a repeated word counts as often as it is in both."""
-    predicted, expected = normalize(prediction).split(), normalize(reference).split()
-    if not predicted or not expected:
-        return WordScores(*[float(predicted == expected)] * 3)
-    common = (Counter(predicted) & Counter(expected)).total()
-    precision, recall = common / len(predicted), common / len(expected)
-    return WordScores(precision, recall, 2 * precision * recall / (precision + recall) if common else 0.0)
-
-
-def rouge_l(prediction: str, reference: str) -> float:
-    """Returns ROUGE-L F1 as the package rouge-score computes it, without stemming, from 0 to 1."""
-    return _rouge().score(reference, prediction)["rougeL"].fmeasure
-
-
-@cache
-def _rouge() -> Any:
-    from rouge_score.rouge_scorer import RougeScorer  # takes two seconds: it imports all of nltk
-
-    return RougeScorer(["rougeL"], use_stemmer=False)
-
-
-class Reply(NamedTuple):
-    """A model's answer to a question, with how likely it finds the reference (natural logarithm, tokens).
-
-    Where `generated` is false, no model wrote the text: its tokens and its likelihood say nothing.
+    If `generated` is false, no model wrote the text: its tokens and its likelihood mean nothing.
     """
 
     text: str
@@ -70,52 +34,67 @@ class Reply(NamedTuple):
     generated: bool = True
 
 
-Columns = dict[str, np.ndarray]  # float64, an entry an answer, or a sum over some of them
+Columns = dict[str, np.ndarray]  # float64; one entry per answer, or sums of them in any shape
+Choices = Sequence[str] | None  # the normalised answers that a closed question can have; None if the question is open
 
 
-def columns_of(replies: Sequence[Reply], references: Sequence[str], closed: Sequence[Sequence[str] | None]) -> Columns:
-    """Returns the columns of a list of answers; `closed` has the possible answers of each closed question."""
-    rows = [_row(*item) for item in zip(replies, references, closed, strict=True)]
-    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+class Use(Flag):
+    """Where a metric appears."""
+
+    NOWHERE = 0  # in result.json and the report's table of scores only, as every metric
+    HEADLINE = auto()  # a card at the top of the report, the log, and the history of champions
+    CARD = auto()  # the model card, and the page of a run in Prefect and MLflow
+    CHART = auto()  # a metric of the MLflow run, which draws a chart of each
+    TAG = auto()  # a tag of a registered version
+    COMPARED = auto()  # differences to other models and to the controls
+    GROUPS = auto()  # the report's table of groups of questions
+    RELIANCE = auto()  # what the right image adds
+    ANSWERS = auto()  # beside each answer in the report; only for means, which have a value for each answer
+    DECIDES = auto()  # `registry.metric` may name it, so it is compared in groups as well (see also RegistryConfig)
 
 
-def _row(reply: Reply, reference: str, answers: Sequence[str] | None) -> dict[str, float]:
-    # The reference may be an answer that training never gave.
-    expected = normalize(reference)
-    is_right = answers is not None and choice(reply.text, [*{*answers, expected}]) == expected
-    return {
-        "examples": 1.0,
-        **_text_scores(reply.text, reference),
-        "closed": float(answers is not None),
-        "right": float(is_right),
-        "generated": float(reply.generated),
-        "tokens": reply.tokens,
-        "truncated": float(reply.truncated),
-        "logprob": reply.logprob,
-        "reference_tokens": reply.reference_tokens,
-    }
+@dataclass(frozen=True)
+class Metric:
+    """One metric: how it is computed, what people call it, and where they meet it."""
+
+    name: str
+    title: str
+    columns: Callable[[ScoredAnswer, str, Choices], Mapping[str, float]]  # of an answer, its reference, its choices
+    score: Callable[[Columns], np.ndarray]  # of summed columns; NaN if there is nothing to score
+    uses: Use = Use.NOWHERE
+    about: str = ""  # one clause for readers of the report
+    is_mean: bool = False  # the mean of the column of its own name, which predictions.parquet then has for each answer
+
+    @property
+    def words(self) -> str:
+        """The title as it stands inside a sentence."""
+        return self.title if self.title[1].isupper() else self.title[0].lower() + self.title[1:]
 
 
-@cache
-def _text_scores(prediction: str, reference: str) -> Mapping[str, float]:
-    """Returns what depends on the two texts alone: many questions have the same answers."""
-    words = word_scores(prediction, reference)
-    bleu = _BLEU.corpus_score([prediction], [[reference]])
-    return {
-        "exact_match": exact_match(prediction, reference),
-        "token_precision": words.precision,
-        "token_recall": words.recall,
-        "token_f1": words.f1,
-        "rouge_l": rouge_l(prediction, reference),
-        **{f"bleu_matches_{n}": count for n, count in enumerate(bleu.counts, start=1)},
-        **{f"bleu_ngrams_{n}": total for n, total in enumerate(bleu.totals, start=1)},
-        "bleu_length": bleu.sys_len,
-        "bleu_reference_length": bleu.ref_len,
-    }
+def mean_metric(name: str, title: str, score: Callable[[str, str], float], uses: Use, about: str) -> Metric:
+    """Returns a metric that is the mean of `score(prediction, reference)` over all answers."""
+    return Metric(
+        name,
+        title,
+        columns=lambda answer, reference, choices: {name: score(answer.text, reference)},
+        score=lambda sums: _ratio(sums[name], sums["examples"]),
+        uses=uses,
+        about=about,
+        is_mean=True,
+    )
 
 
-def _mean(name: str) -> Callable[[Columns], np.ndarray]:
-    return lambda sums: _ratio(sums[name], sums["examples"])
+def ratio_metric(
+    name: str,
+    title: str,
+    columns: Callable[[ScoredAnswer, str, Choices], Mapping[str, float]],
+    ratio: tuple[str, str],
+    uses: Use,
+    about: str,
+) -> Metric:
+    """Returns a metric that divides the sum of one column by the sum of another."""
+    above, below = ratio
+    return Metric(name, title, columns, lambda sums: _ratio(sums[above], sums[below]), uses, about)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -123,41 +102,82 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.where(below > 0, above / below, np.nan)
 
 
-def _bleu(order: int) -> Callable[[Columns], np.ndarray]:
-    """Returns sacrebleu's corpus BLEU up to n-grams of `order`, from 0 to 1, as a function of summed counts."""
-    names = [f"bleu_{kind}_{n}" for kind in ("matches", "ngrams") for n in range(1, order + 1)]
-
-    def compute(*sums: float) -> float:
-        *counts, length, reference_length = (round(float(value)) for value in sums)
-        return (
-            BLEU.compute_bleu(
-                counts[:order], counts[order:], length, reference_length, _BLEU.smooth_method, max_ngram_order=order
-            ).score
-            / 100
-        )
-
-    vectorized = np.vectorize(compute, otypes=[np.float64])
-    return lambda sums: vectorized(*(sums[name] for name in (*names, "bleu_length", "bleu_reference_length")))
+def _closed_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
+    expected = normalize(reference)  # may be an answer that training never gave
+    is_right = choices is not None and choice(answer.text, [*{*choices, expected}]) == expected
+    return {"closed": float(choices is not None), "right": float(is_right)}
 
 
-METRICS: dict[str, Callable[[Columns], np.ndarray]] = {
-    **{name: _mean(name) for name in ("token_f1", "token_precision", "token_recall", "exact_match", "rouge_l")},
-    **{f"bleu_{order}": _bleu(order) for order in BLEU_ORDERS},
-    "closed_accuracy": lambda sums: _ratio(sums["right"], sums["closed"]),
-    "logprob": lambda sums: _ratio(sums["logprob"], sums["reference_tokens"]),  # natural logarithm, a token
-    "perplexity": lambda sums: np.exp(-_ratio(sums["logprob"], sums["reference_tokens"])),
-    "mean_tokens": lambda sums: _ratio(sums["tokens"], sums["generated"]),
-    "truncated_share": lambda sums: _ratio(sums["truncated"], sums["generated"]),
-}
-"""Name -> function of summed columns, of any shape."""
+def _bleu_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
+    return bleu_counts(answer.text, reference)
 
 
-def metric_versions() -> dict[str, str]:
-    """Returns what computed the scores that others compute as well, in the form in which they are to be reported."""
-    _BLEU.corpus_score(["."], [["."]])  # sacrebleu knows its signature once it has scored something
-    return {"bleu": str(_BLEU.get_signature()), "rouge_l": f"rouge-score {version('rouge-score')}, without stemming"}
+def _likelihood_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
+    return {"logprob": answer.logprob, "reference_tokens": answer.reference_tokens}
+
+
+def _length_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
+    return {"generated": float(answer.generated), "tokens": answer.tokens, "truncated": float(answer.truncated)}
+
+
+_WORDS = "words are compared in lower case without punctuation and articles, as for SQuAD"
+_FULL = Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.DECIDES
+_ROWS = (
+    mean_metric("token_f1", "Token F1", lambda said, expected: word_scores(said, expected).f1,
+                _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.ANSWERS,
+                "overlap of words with the reference, 0 to 1"),
+    mean_metric("token_precision", "Token precision", lambda said, expected: word_scores(said, expected).precision,
+                Use.NOWHERE, "share of the answer's words that are in the reference"),
+    mean_metric("token_recall", "Token recall", lambda said, expected: word_scores(said, expected).recall,
+                Use.NOWHERE, "share of the reference's words that are in the answer"),
+    mean_metric("rouge_l", "ROUGE-L", rouge_l, _FULL | Use.TAG,
+                "longest common subsequence of words, as F1"),
+    Metric("bleu_1", "BLEU-1", _bleu_columns, bleu_of(1), Use.NOWHERE, "common words, over the whole split"),
+    Metric("bleu_4", "BLEU-4", _bleu_columns, bleu_of(4), Use.CARD | Use.COMPARED,
+           "common runs of up to four words, over the whole split"),
+    mean_metric("exact_match", "Exact match", exact_match, _FULL, _WORDS),
+    ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
+                 _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
+                 "share of the closed questions (few possible answers, or yes/no) that are answered right"),
+    ratio_metric("logprob", "Log-probability a token", _likelihood_columns, ("logprob", "reference_tokens"),
+                 Use.COMPARED | Use.RELIANCE | Use.DECIDES, "of the reference, in nats"),
+    Metric("perplexity", "Perplexity", _likelihood_columns,
+           lambda sums: np.exp(-_ratio(sums["logprob"], sums["reference_tokens"])),
+           Use.CARD | Use.CHART | Use.TAG | Use.GROUPS, "of the reference"),
+    ratio_metric("mean_tokens", "Tokens an answer", _length_columns, ("tokens", "generated"), Use.NOWHERE, ""),
+    ratio_metric("truncated_share", "Cut off", _length_columns, ("truncated", "generated"), Use.GROUPS,
+                 "share of the answers that reached evaluation.max_new_tokens"),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ROWS}
+"""Every metric by name, in the order in which people read them."""
+
+
+def metrics_for(uses: Use) -> list[Metric]:
+    """Returns the metrics that have at least one of `uses`, in order."""
+    return [metric for metric in METRICS.values() if metric.uses & uses]
+
+
+def names(uses: Use) -> list[str]:
+    """Returns the names of the metrics that have at least one of `uses`, in order."""
+    return [metric.name for metric in metrics_for(uses)]
+
+
+def columns_of(
+    answers: Sequence[ScoredAnswer], references: Sequence[str], choices: Sequence[Choices]
+) -> dict[str, np.ndarray]:
+    """Returns the columns of all metrics, one entry per answer; "examples" counts the answers."""
+    rows = [_row(*item) for item in zip(answers, references, choices, strict=True)]
+    return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
+
+
+def _row(answer: ScoredAnswer, reference: str, choices: Choices) -> dict[str, float]:
+    row = {"examples": 1.0}
+    for metric in METRICS.values():
+        row |= metric.columns(answer, reference, choices)
+    return row
 
 
 def rounded(value: float) -> float | None:
-    """Returns a score as it is published, None where there was nothing to score or the score is not finite."""
+    """Returns a score as it is published; None if there was nothing to score or the score is not finite."""
     return round(float(value), DECIMALS) if math.isfinite(value) else None

@@ -8,14 +8,13 @@ from typing import Any
 from vlm_core.config import Config
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
-from vlm_core.evaluation.result_names import COMMONEST, TITLES, p_value, with_interval
-from vlm_core.evaluation.scores import COMPARED, MODEL
+from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for, names
+from vlm_core.evaluation.result_names import COMMONEST, MODEL, p_value, with_interval
 from vlm_core.files import write_text
 from vlm_core.pages.plots import bars, losses
 from vlm_core.pages.render import render
 from vlm_core.pages.thumbnails import thumbnails
 
-SHOWN_IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "truncated_share")
 HEADLINE_ROWS = 100  # closed questions from which their accuracy is a headline
 NAMES = {
     MODEL: "this model",
@@ -45,15 +44,25 @@ def write_report(
         config=config,
         result=result,
         names={name: NAMES.get(name, name) for name in result["scores"]},
-        metrics=TITLES,
-        headline_rows=HEADLINE_ROWS,
+        metrics=METRICS,
+        primary=METRICS[PRIMARY],
+        headlines=_headlines(result),
         changes=_changes(result),
-        compared=COMPARED,
-        in_groups=SHOWN_IN_GROUPS,
+        compared=names(Use.COMPARED | Use.DECIDES),
+        in_groups=names(Use.GROUPS),
         plots=_plots(result, history),
         browse=_browse(records, list(result["scores"]), dataset) if config.report.images else None,
     )
     write_text(path, page)
+
+
+def _headlines(result: dict[str, Any]) -> dict[str, str]:
+    """Returns `{metric: explanation}` of the cards at the top; closed accuracy only with enough closed questions."""
+    headlines = {metric.name: metric.about for metric in metrics_for(Use.HEADLINE)}
+    closed = (result["visual_reliance"] or {}).get("closed_examples", 0)
+    if closed < HEADLINE_ROWS:
+        return {name: about for name, about in headlines.items() if name != "closed_accuracy"}
+    return headlines | {"closed_accuracy": f"{closed} questions with few possible answers"}
 
 
 def _changes(result: dict[str, Any]) -> dict[str, Any]:
@@ -64,8 +73,8 @@ def _changes(result: dict[str, Any]) -> dict[str, Any]:
 def _plots(result: dict[str, Any], history: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, str]:
     """Returns `{title: SVG}`."""
     plots = {
-        "Token F1 by mode": _by_group(result["groups"]["mode"]),
-        "Token F1 by length of the reference": _by_group(result["groups"]["length"]),
+        f"{METRICS[PRIMARY].title} by mode": _by_group(result["groups"]["mode"]),
+        f"{METRICS[PRIMARY].title} by length of the reference": _by_group(result["groups"]["length"]),
     }
     if history["training"]:
         plots["Loss"] = losses(history["training"], history["validation"])
@@ -74,8 +83,9 @@ def _plots(result: dict[str, Any], history: Mapping[str, Sequence[dict[str, Any]
 
 def _by_group(groups: Mapping[str, Any]) -> str:
     shown = next(iter(groups.values()))["scores"]
-    series = {NAMES.get(n, n): [group["scores"][n]["token_f1"] for group in groups.values()] for n in shown}
-    return bars([f"{name}\n(n = {group['examples']:,})" for name, group in groups.items()], series, "token F1")
+    series = {NAMES.get(n, n): [group["scores"][n][PRIMARY] for group in groups.values()] for n in shown}
+    labels = [f"{name}\n(n = {group['examples']:,})" for name, group in groups.items()]
+    return bars(labels, series, METRICS[PRIMARY].words)
 
 
 def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset: ConversationDataset) -> dict[str, Any]:
@@ -99,13 +109,15 @@ def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset:
         "images": list(images.values()),
         "left_out": len(digests) - len(images),
         "variants": [{"key": name, "name": NAMES.get(name, name)} for name in variants],
+        "metrics": [metric.words for metric in metrics_for(Use.ANSWERS)],
         "modes": sorted({record["mode"] for record in records}),
         "questions": questions,
     }
 
 
 def _answer(record: dict[str, Any], suffix: str) -> list[Any]:
-    """Returns `[text, token F1, right or None, log-probability a token or None]`."""
+    """Returns `[text, right or None, log-probability a token or None, score of each metric beside an answer...]`."""
     total = record[f"logprob{suffix}"]
     logprob = None if total is None else round(total / max(1, record[f"reference_tokens{suffix}"]), 3)
-    return [record[f"prediction{suffix}"], record[f"token_f1{suffix}"], record[f"right{suffix}"], logprob]
+    scores = [record[f"{name}{suffix}"] for name in names(Use.ANSWERS)]
+    return [record[f"prediction{suffix}"], record[f"right{suffix}"], logprob, *scores]

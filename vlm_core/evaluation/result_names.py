@@ -11,31 +11,17 @@ COMMONEST = "commonest"
 MODEL = "model"
 """The variant in question: the evaluated model, with the right images."""
 
+VISUAL_RELIANCE = "visual_reliance"
+"""What the right images add to shuffled ones: differences in `result.json`, the primary one in registry and MLflow."""
+
 UNSEEN = "not seen in training"
 """The group of questions about cases that are not in the training split."""
-
-
-TITLES = {
-    "token_f1": "Token F1",
-    "token_precision": "Token precision",
-    "token_recall": "Token recall",
-    "exact_match": "Exact match",
-    "rouge_l": "ROUGE-L",
-    "bleu_1": "BLEU-1",
-    "bleu_4": "BLEU-4",
-    "closed_accuracy": "Closed accuracy",
-    "logprob": "Log-probability a token",
-    "perplexity": "Perplexity",
-    "mean_tokens": "Tokens an answer",
-    "truncated_share": "Cut off",
-}
-"""Metric -> what people call it, in the order of the report."""
 
 SMALLEST_P = 0.001  # the least that 2,000 draws can show, after rounding
 
 
 def p_value(change: Mapping[str, float | None]) -> str:
-    """Returns the p-value of a difference in words, nothing where the difference has none.
+    """Returns the p-value of a difference in words, "" if the difference has none.
 
     >>> p_value({"p": 0.001}), p_value({"p": 0.0345})
     ('p < 0.001', 'p = 0.035')
@@ -47,7 +33,7 @@ def p_value(change: Mapping[str, float | None]) -> str:
 
 
 def with_interval(value: Mapping[str, float | None], sign: str = "") -> str:
-    """Returns a score with its interval, a dash where there is none; `sign` "+" is for differences.
+    """Returns a score with its interval, a dash if there is no value; `sign` "+" is for differences.
 
     >>> with_interval({"value": 0.5, "low": 0.4, "high": 0.61})
     '0.500 [0.400, 0.610]'

@@ -9,13 +9,9 @@ import numpy as np
 from vlm_core.data.closed_questions import YES_NO, YES_NO_ANSWERS, closed_kind
 from vlm_core.data.conversation import last_question
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
-from vlm_core.evaluation.metrics import Columns, Reply, columns_of
-from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN
+from vlm_core.evaluation.metrics import METRICS, Columns, ScoredAnswer, Use, columns_of, names
+from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN, VISUAL_RELIANCE
 
-COMPARED = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "logprob")
-IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob", "perplexity", "truncated_share")
-COMPARED_IN_GROUPS = ("token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob")
-RELIANCE = ("token_f1", "logprob", "closed_accuracy")
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
 LENGTHS = ("1 to 5 words", "6 to 15 words", "16 to 30 words", "over 30 words")
 
@@ -30,7 +26,7 @@ class Question:
     image_sha256: tuple[str, ...]
     question: str
     reference: str
-    closed_kind: str | None  # the question itself where training asks it often, or yes/no; None = open
+    closed_kind: str | None  # the question itself if training asks it often, or yes/no; None = open
     answers: tuple[str, ...] | None  # a closed question's possible answers, normalised
     seen_case: bool  # whether training has images of the same case
     seen_image: bool  # whether training has the same image
@@ -71,32 +67,35 @@ def question_of(
     )
 
 
-def columns_by_variant(questions: Sequence[Question], variants: Mapping[str, Sequence[Reply]]) -> dict[str, Columns]:
+def columns_by_variant(
+    questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]]
+) -> dict[str, Columns]:
     """Returns the columns of every variant's answers, an entry a question."""
-    references, answers = [q.reference for q in questions], [q.answers for q in questions]
-    return {name: columns_of(replies, references, answers) for name, replies in variants.items()}
+    references, choices = [q.reference for q in questions], [q.answers for q in questions]
+    return {name: columns_of(given, references, choices) for name, given in variants.items()}
 
 
 def score(
     questions: Sequence[Question], columns: Mapping[str, Columns], compared: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """Returns scores as `{value, low, high}` and differences as `{value, low, high, p}`, None where nothing is scored.
+    """Returns scores as `{value, low, high}` and differences as `{value, low, high, p}`, None if nothing is scored.
 
     `columns` has the variant "model", its controls, and the others named in `compared`: the baseline and other models.
     """
     bootstrap = CaseBootstrap([q.case_id for q in questions], seed)
     scored = {name: bootstrap.scores(variant) for name, variant in columns.items()}
+    in_differences = names(Use.COMPARED | Use.DECIDES)
     return {
         "examples": len(questions),
         "cases": bootstrap.cases,
         "scores": {name: _intervals(found) for name, found in scored.items()},
-        "differences": {name: _differences(scored[MODEL], scored[name], COMPARED) for name in compared},
+        "differences": {name: _differences(scored[MODEL], scored[name], in_differences) for name in compared},
         "control_differences": {
-            name: _differences(scored[MODEL], scored[name], COMPARED)
+            name: _differences(scored[MODEL], scored[name], in_differences)
             for name in (QUESTION_ONLY, SHUFFLED)
             if name in scored
         },
-        "visual_reliance": _reliance(scored, int(columns[MODEL]["closed"].sum())),
+        VISUAL_RELIANCE: _reliance(scored, int(columns[MODEL]["closed"].sum())),
         "groups": _groups(questions, columns, compared, seed),
         "closed_questions": _closed_questions(questions, columns),
     }
@@ -114,7 +113,7 @@ def _reliance(scored: dict[str, dict[str, Scored]], closed: int) -> dict[str, An
     """Returns what the right images add to shuffled ones; None without that control."""
     if SHUFFLED not in scored:
         return None
-    return {**_differences(scored[MODEL], scored[SHUFFLED], RELIANCE), "closed_examples": closed}
+    return {**_differences(scored[MODEL], scored[SHUFFLED], names(Use.RELIANCE)), "closed_examples": closed}
 
 
 def _groups(
@@ -122,18 +121,19 @@ def _groups(
 ) -> dict[str, Any]:
     """Returns `{division: {group: {examples, cases, scores, differences}}}`; of the controls, shuffled images alone."""
     shown = [name for name in columns if name in (MODEL, SHUFFLED, *compared)]
+    in_groups = names(Use.GROUPS | Use.DECIDES)
     result: dict[str, Any] = {}
     for division in questions[0].groups:
         of_question = np.array([q.groups[division] for q in questions])
         for group in sorted(set(of_question), key=_order):
             inside = of_question == group
             bootstrap = CaseBootstrap([q.case_id for q, is_in in zip(questions, inside, strict=True) if is_in], seed)
-            found = {name: bootstrap.scores(_select(columns[name], inside), IN_GROUPS) for name in shown}
+            found = {name: bootstrap.scores(_select(columns[name], inside), in_groups) for name in shown}
             entry = {
                 "examples": int(inside.sum()),
                 "cases": bootstrap.cases,
                 "scores": {name: _intervals(scores) for name, scores in found.items()},
-                "differences": {name: _differences(found[MODEL], found[name], COMPARED_IN_GROUPS) for name in compared},
+                "differences": {name: _differences(found[MODEL], found[name], names(Use.DECIDES)) for name in compared},
             }
             result.setdefault(division, {})[group] = entry
     return result
@@ -161,7 +161,7 @@ def _select(columns: Columns, inside: np.ndarray) -> Columns:
 
 
 def predictions(
-    questions: Sequence[Question], variants: Mapping[str, Sequence[Reply]], columns: Mapping[str, Columns]
+    questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]], columns: Mapping[str, Columns]
 ) -> list[dict[str, Any]]:
     """Returns a record a question: what it is, the model's answer with its scores, and what the variants answered.
 
@@ -171,21 +171,21 @@ def predictions(
     for i, question in enumerate(questions):
         record: dict[str, Any] = vars(question) | {"image_sha256": list(question.image_sha256)}
         record["answers"] = list(question.answers) if question.answers else None
-        for name, replies in variants.items():
+        for name, given in variants.items():
             suffix = "" if name == MODEL else f"_{name}"
-            record |= {key + suffix: value for key, value in _answer(replies[i], columns[name], i).items()}
+            record |= {key + suffix: value for key, value in _answer(given[i], columns[name], i).items()}
         records.append(record)
     return records
 
 
-def _answer(reply: Reply, columns: Columns, index: int) -> dict[str, Any]:
-    scores = ("exact_match", "token_precision", "token_recall", "token_f1", "rouge_l")
+def _answer(answer: ScoredAnswer, columns: Columns, index: int) -> dict[str, Any]:
+    means = [metric.name for metric in METRICS.values() if metric.is_mean]
     return {
-        "prediction": reply.text,
-        "generated_tokens": reply.tokens if reply.generated else None,
-        "finish_reason": ("length" if reply.truncated else "stop") if reply.generated else None,
-        "logprob": round(reply.logprob, 4) if reply.generated else None,
-        "reference_tokens": reply.reference_tokens,
-        **{name: round(float(columns[name][index]), 4) for name in scores},
+        "prediction": answer.text,
+        "generated_tokens": answer.tokens if answer.generated else None,
+        "finish_reason": ("length" if answer.truncated else "stop") if answer.generated else None,
+        "logprob": round(answer.logprob, 4) if answer.generated else None,
+        "reference_tokens": answer.reference_tokens,
+        **{name: round(float(columns[name][index]), 4) for name in means},
         "right": bool(columns["right"][index]) if columns["closed"][index] else None,
     }

@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vlm_core.data.closed_questions import normalize
-from vlm_core.evaluation.result_names import COMMONEST, MODEL, QUESTION_ONLY, SHUFFLED, TITLES, with_interval
+from vlm_core.evaluation.metrics import METRICS, PRIMARY
+from vlm_core.evaluation.result_names import COMMONEST, MODEL, QUESTION_ONLY, SHUFFLED, with_interval
 
 FLOORS = {
     COMMONEST: "what the commonest answer scores",
@@ -52,7 +53,7 @@ def _judge(result: Mapping[str, Any], metric: str, *, has_images: bool) -> tuple
             "may have learnt: nothing shows whether it looks, since evaluation.controls has neither question_only nor "
             "shuffled"
         )
-    has_intervals = scores[MODEL]["token_f1"]["low"] is not None
+    has_intervals = scores[MODEL][PRIMARY]["low"] is not None
     chance = "" if has_intervals else "; so few cases have no intervals: it may be chance"
     return True, f"has learnt: {_floors(scores, differences, metric)}{chance}"
 
@@ -64,14 +65,14 @@ def _floors(scores: Mapping[str, Any], differences: Mapping[str, Any], metric: s
         compared = _comparable(difference, metric)
         by_metric.setdefault(compared, []).append(f"{scores[name][compared]['value']:.3f} ({FLOORS[name]})")
     return "; ".join(
-        f"its {_words(compared)} {with_interval(scores[MODEL][compared])} is above {', '.join(floors)}"
+        f"its {METRICS[compared].words} {with_interval(scores[MODEL][compared])} is above {', '.join(floors)}"
         for compared, floors in by_metric.items()
     )
 
 
 def _comparable(difference: Mapping[str, Any], metric: str) -> str:
-    """Returns `metric`, or token F1 if the two have no difference in it: the commonest answer has no likelihood."""
-    return metric if difference[metric]["value"] is not None else "token_f1"
+    """Returns `metric`, or the primary one if the two have no value in it: the commonest answer has no likelihood."""
+    return metric if difference[metric]["value"] is not None else PRIMARY
 
 
 def _failure(scores: Mapping[str, Any], difference: Mapping[str, Any], name: str, metric: str) -> str | None:
@@ -84,13 +85,7 @@ def _failure(scores: Mapping[str, Any], difference: Mapping[str, Any], name: str
     clearly, why = "", ""
     if change["value"] > 0:
         clearly, why = "clearly ", f" (difference {with_interval(change, sign='+')})"
-    return f"{what}: its {_words(metric)} {own:.3f} is not {clearly}above {floor:.3f}, {FLOORS[name]}{why}"
-
-
-def _words(metric: str) -> str:
-    """Returns a metric's title as it stands inside a sentence."""
-    title = TITLES[metric]
-    return title if title[1].isupper() else title[0].lower() + title[1:]
+    return f"{what}: its {METRICS[metric].words} {own:.3f} is not {clearly}above {floor:.3f}, {FLOORS[name]}{why}"
 
 
 def odd_answers(answers: Sequence[str], *, quote: bool) -> str | None:

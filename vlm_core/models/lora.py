@@ -19,8 +19,6 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
 
     The directory that its `save_pretrained` writes loads in plain peft.
     """
-    if config.use_triton:
-        logger.warning("peft.use_triton has no effect: peft has no such kernels")
     return get_peft_model(
         model,
         LoraConfig(
@@ -35,13 +33,13 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
 def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen: set[str]) -> list[str]:
     """Returns the full names of the linear modules to adapt: those that `config` selects outside the `frozen` parts.
 
-    A pattern that matches no linear module is named in a warning. Raises ValueError where nothing is left.
+    A pattern that matches no linear module is named in a warning. Raises ValueError if nothing is left.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     for pattern in (*config.target_modules, *config.exclude_modules):
         if not any(fnmatchcase(name, pattern) for name in linear):
             logger.warning("the peft pattern %r matches no linear module of this model", pattern)
-    # The head is tied to the embeddings, so it is adapted only where that was asked for.
+    # The head is tied to the embeddings, so only match_all_linear adapts it.
     candidates = {name for name in linear if config.match_all_linear or part_of(name, family) != "embeddings"}
     selected = [
         name

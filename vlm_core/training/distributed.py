@@ -16,8 +16,10 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from vlm_core.home import keep_private
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
+from vlm_core.plain_text import printable
 from vlm_core.progress import PROGRESS_FILE, progress_sent_to, progress_writer
 
 T = TypeVar("T")
@@ -67,6 +69,7 @@ def process_group() -> Iterator[Ranks]:
 @contextmanager
 def command() -> Iterator[Ranks]:
     """Yields the `Ranks` of a command; the main rank alone speaks, and wrong input ends it with its reason."""
+    keep_private()
     with process_group() as ranks:
         configure_logging(quiet=not ranks.is_main)
         file = os.environ.get(PROGRESS_FILE) if ranks.is_main else None
@@ -74,7 +77,7 @@ def command() -> Iterator[Ranks]:
             with progress_sent_to(progress_writer(Path(file))) if file else nullcontext():
                 yield ranks
         except (ValueError, HubBusyError) as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error: {printable(error)}") from error
 
 
 _ENVIRONMENT = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}

@@ -6,8 +6,10 @@ The batch is about an eightieth of the questions, a power of two from 8 to 64. T
 
 import logging
 import math
+from pathlib import Path
 
 from vlm_core.config import Config
+from vlm_core.run_directory import as_it_began, require_compatible
 
 logger = logging.getLogger(__name__)
 
@@ -39,14 +41,34 @@ def with_run_length(config: Config, questions: int, processes: int) -> Config:
     warmup = config.lr_scheduler.lr_warmup_steps
     if warmup is None:
         share = config.lr_scheduler.lr_warmup_share
-        # As transformers rounds its warmup_ratio.
-        warmup = math.ceil((WARMUP_SHARE if share is None else share) * total_steps(decided, questions))
+        warmup = _share_of(WARMUP_SHARE if share is None else share, decided, questions)
     steps = {"lr_warmup_steps": warmup, "lr_warmup_share": None}
     decided = decided.model_copy(update={"lr_scheduler": config.lr_scheduler.model_copy(update=steps)})
     if decided.step_scheduler != schedule:
         logger.info("for %s training questions: batches of %d, %d epochs, %d steps of warm-up", f"{questions:,}", batch,
                     epochs, warmup)  # fmt: skip
     return decided
+
+
+def decide_length(config: Config, checkpoint: Path | None, questions: int, processes: int) -> Config:
+    """Returns `config` with its length decided: as its run began if it resumes from `checkpoint`.
+
+    Raises ValueError if `checkpoint` belongs to another run.
+    """
+    if checkpoint is None:
+        return with_run_length(config, questions, processes)
+    decided = with_run_length(as_it_began(config, checkpoint), questions, processes)
+    require_compatible(checkpoint, decided)
+    share, steps = config.lr_scheduler.lr_warmup_share, decided.lr_scheduler.warmup_steps
+    if share is not None and _share_of(share, decided, questions) != steps:
+        logger.warning("lr_scheduler.lr_warmup_share=%g has no effect: the run began with %d steps of warm-up and "
+                       "keeps them", share, steps)  # fmt: skip
+    return decided
+
+
+def _share_of(share: float, config: Config, questions: int) -> int:
+    """Returns a share of a run's steps, rounded as transformers rounds its warmup_ratio."""
+    return math.ceil(share * total_steps(config, questions))
 
 
 def _batch_size(config: Config, questions: int, processes: int) -> int:

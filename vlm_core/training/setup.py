@@ -20,6 +20,7 @@ from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, b
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.data.tokenization import require_template
@@ -30,12 +31,12 @@ from vlm_core.models.freeze import count_parameters, parameter_table
 from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
 from vlm_core.models.load import device_of
 from vlm_core.models.prepare import compute_dtype, prepare_model
-from vlm_core.run_directory import as_it_began, checkpoint_to_resume, require_compatible
-from vlm_core.targets import is_built_in, load_target
+from vlm_core.run_directory import checkpoint_to_resume
+from vlm_core.targets import load_target
 from vlm_core.training.distributed import Ranks, main_rank_first, same_as_main
 from vlm_core.training.loop import Trainer
 from vlm_core.training.optim import optimizer_class
-from vlm_core.training.run_length import with_run_length
+from vlm_core.training.run_length import decide_length
 from vlm_core.training.vision_cache import encode_images
 
 logger = logging.getLogger(__name__)
@@ -96,11 +97,7 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
         tokens = _read_tokens(config, conversations, chat, collate)
     # The main rank decides: over a shared file system, another host may see an older pointer for a minute.
     checkpoint = same_as_main(checkpoint_to_resume(directory, config.checkpoint.restore_from))
-    if checkpoint is not None:
-        config = as_it_began(config, checkpoint)
-    config = with_run_length(config, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
-    if checkpoint is not None:
-        require_compatible(checkpoint, config)
+    config = decide_length(config, checkpoint, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
     return RunInputs(config, directory, base, chat, conversations, tokens, collate, checkpoint, ranks)
 
 
@@ -200,23 +197,31 @@ def _read_tokens(
     longest = None if collate else dataset.max_length
     found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
     for split, tokens in found.items():
-        left_out, rows = len(tokens.too_long), ConversationDataset(conversations, split).conversations
-        if not left_out:
-            continue
-        first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
-        said = f"{left_out} of {len(rows)} examples of {split} are longer than dataset.max_length={dataset.max_length}"
-        if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
-            raise ValueError(
-                f"{said} ({first}), and dataset.max_reject_share={dataset.max_reject_share} allows fewer: raise either"
-            )
-        logger.warning("%s and left out: %s", said, first)
+        _require_few_left_out(config, split, tokens, ConversationDataset(conversations, split).conversations)
     return found
+
+
+def _require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows: Any) -> None:
+    """Warns of examples that are too long or that the model cannot take; raises ValueError if they are too many."""
+    dataset, reasons = config.dataset, []
+    if refused := sum(reject["rows"] for reject in tokens.rejects.values()):
+        reasons.append(f"{refused} cannot be shown to this model ({describe_rejects(tokens.rejects)})")
+    if too_long := len(tokens.too_long):
+        first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
+        reasons.append(f"{too_long} are longer than dataset.max_length={dataset.max_length} ({first})")
+    if not reasons:
+        return
+    left_out, said = refused + too_long, f"of {len(rows)} examples of {split}, {' and '.join(reasons)}"
+    if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
+        remedy = "raise either" if too_long else "correct these rows (crop or pad their images), or raise it"
+        raise ValueError(f"{said}, and dataset.max_reject_share={dataset.max_reject_share} allows fewer: {remedy}")
+    logger.warning("%s; they are left out", said)
 
 
 def _own_collate(config: Config) -> Collate | None:
     """Returns the user's collate function, None for the family's own."""
     target = config.dataloader.collate_fn.target
-    if target is None or is_built_in("collate_fn", target):
+    if target is None:
         return None
     logger.warning("%s makes the batches: packing, vision_cache, dataset.max_length and dataset.train_on "
                    "have no effect", target)  # fmt: skip

@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const [TEXT, F1, RIGHT, LOGPROB] = [0, 1, 2, 3];
+const [TEXT, RIGHT, LOGPROB, SCORES] = [0, 1, 2, 3]; // of an answer; from SCORES on, one score for each of data.metrics
 const PAGE = 20;
 const control = (id) => document.getElementById(id);
 let shown = PAGE;
@@ -26,7 +26,7 @@ function matches(question) {
 function sorted(questions) {
   const [order, variant] = control("sort").value.split(" ");
   if (!order) return questions;
-  const gain = (question) => question.answers[0][F1] - (variant ? question.answers[variant][F1] : 0);
+  const gain = (question) => question.answers[0][SCORES] - (variant ? question.answers[variant][SCORES] : 0);
   const sign = order === "high" || order === "gain" ? -1 : 1;
   return [...questions].sort((a, b) => sign * (gain(a) - gain(b)));
 }
@@ -35,7 +35,8 @@ function addAnswer(list, name, answer) {
   const mark = answer[RIGHT] === null ? "" : answer[RIGHT] ? "right" : "wrong";
   list.append(element("dt", "", name), element("dd", mark, answer[TEXT] || "(empty)"));
   const logprob = answer[LOGPROB] === null ? "" : ` · log p ${answer[LOGPROB].toFixed(2).replace("-0.00", "0.00")}`;
-  list.append(element("dd", "score", `F1 ${answer[F1].toFixed(2)}${logprob}`));
+  const scores = data.metrics.map((title, number) => `${title} ${answer[SCORES + number].toFixed(2)}`).join(" · ");
+  list.append(element("dd", "score", `${scores}${logprob}`));
 }
 
 function card(question) {
