@@ -8,7 +8,7 @@ three equal numbers (transformers 5.23, `Qwen2_5_VLModel.get_rope_index`; Qwen2-
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
@@ -28,8 +28,17 @@ def smart_grid(size: tuple[int, int], image_processor: Any) -> ImageGrid:
     return resized_height // factor, resized_width // factor
 
 
-# A family's `image_grid` names its rule.
-GRID_RULES: dict[str, Callable[[tuple[int, int], Any], ImageGrid]] = {"smart_resize": smart_grid}
+class GridRule(NamedTuple):
+    """How many tokens an image has, by its size."""
+
+    grid: Callable[[tuple[int, int], Any], ImageGrid]  # (width, height) in pixels and the image processor -> its grid
+    settings: Callable[[Any], list[Any]]  # of the image processor: everything that the grid depends on
+
+
+# A family's `image_grid` names its rule. `ChatModel.fingerprint` contains the settings.
+GRID_RULES = {
+    "smart_resize": GridRule(smart_grid, lambda images: [dict(images.size), images.patch_size, images.merge_size]),
+}
 
 
 def patch_grids(grids: Sequence[ImageGrid], merge_size: int) -> torch.Tensor:

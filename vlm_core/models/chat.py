@@ -93,7 +93,7 @@ class FastChat(_Chat):
         if not self.family.image_grid:
             return []
         rule = GRID_RULES[self.family.image_grid]
-        return [rule(size, self.processor.image_processor) for size in sizes]
+        return [rule.grid(size, self.processor.image_processor) for size in sizes]
 
     def image_inputs(self, images: Sequence[Sequence[Any]]) -> Batch:
         shown = list(chain.from_iterable(images))
@@ -124,8 +124,8 @@ class FastChat(_Chat):
         return [getattr(self.processor, self.family.image_placeholder), text]
 
     def _own_identity(self) -> list[Any]:
-        images = self.processor.image_processor
-        return [dict(images.size), images.patch_size, images.merge_size] if self.family.image_grid else []
+        rule = GRID_RULES.get(self.family.image_grid)
+        return [] if rule is None else rule.settings(self.processor.image_processor)
 
 
 class GenericChat(_Chat):
