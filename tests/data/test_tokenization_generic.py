@@ -172,7 +172,7 @@ def test_what_cannot_be_made_exact_is_refused(other: ChatModel) -> None:
         rendered(lambda text: text.replace("Mass", "mass")).tokenize(conversation)
     with pytest.raises(ValueError, match=r"shows 2 images as '<image>' and the conversation has 1"):
         rendered(lambda text: "<image>" + text).tokenize(conversation)
-    with pytest.raises(ValueError, match="does not tell what stands for an image"):
+    with pytest.raises(ValueError, match="does not say what it writes for an image"):
         GenericChat(_Changed(processor, silent_about="text_replacement_offsets"), family).tokenize(conversation)
 
 
@@ -182,7 +182,7 @@ def test_a_prompt_of_generation_that_differs_is_told(caplog: pytest.LogCaptureFi
     with caplog.at_level(logging.WARNING):
         for text in ("One.", "Two."):
             load_chat(directory).tokenize([user("?"), assistant(text)])
-    assert caplog.text.count("asks for an answer otherwise than it shows one") == 1
+    assert caplog.text.count("generation prompt differs from its rendering of an answer") == 1
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -118,7 +118,7 @@ class CollatedBatches:
     """Batches of a function of the user's, which gets conversations with their images, and the processor.
 
     Its `labels` are the guide's: `labels[b, t]` is what position t has to predict, so already shifted by one, and
-    -100, or 0 in an optional `loss_mask`, where nothing is supervised.
+    -100 (or 0 in an optional `loss_mask`) if nothing is supervised.
     """
 
     dataset: ConversationDataset
@@ -138,7 +138,7 @@ class CollatedBatches:
     def batch(self, micro_batch: PlainMicroBatch) -> Batch:
         """Returns the function's tensors, with its labels as `targets`.
 
-        Raises ValueError where they are no batch to learn from.
+        Raises ValueError for a batch that cannot be learnt from.
         """
         made = dict(self.function([self.dataset[i] for i in micro_batch.examples], self.processor))
         missing = {"input_ids", "labels"} - made.keys()

@@ -1,4 +1,4 @@
-"""A chat template rendered with markers in place of the texts: the template's own pieces, and where texts stand."""
+"""Renders a chat template with markers in place of the texts, to find its own pieces and the places of the texts."""
 
 import re
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def render(processor: Any, structure: Structure, texts: Iterator[str], for_gener
 @lru_cache(maxsize=8)
 def special_tokens(tokenizer: Any) -> re.Pattern[str]:
     """Returns a pattern of every special token: the named ones, and those that are special in the vocabulary alone."""
-    # Of two that match at a place, the longer is meant. The published Gemma tokenizers name no turn markers.
+    # Longest first, because the longer of two matching tokens counts. Published Gemma tokenizers name no turn markers.
     marked = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     tokens: list[str] = sorted({*marked, *tokenizer.all_special_tokens}, key=len, reverse=True)
     return re.compile("|".join(re.escape(token) for token in tokens) or "(?!)")

@@ -19,7 +19,7 @@ def plan_epoch(
     """Returns the example indices of each optimizer step of an epoch: every example once, in seeded random order.
 
     With `groups` (of each example, the number of its group, from 0) the groups come in random order, and the examples
-    of a group in random order one behind the other. The last step has fewer where the batch size does not divide the
+    of a group in random order one after the other. The last step has fewer if the batch size does not divide the
     number of examples.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

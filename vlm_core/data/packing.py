@@ -1,11 +1,11 @@
-"""Shared-image packing: one sequence has an image's prefix once, and behind it the questions about it as branches.
+"""Shared-image packing: one sequence has the prefix of an image once, then the questions about it as branches.
 
     <bos> ... image ... | Is there a lesion? ... Yes.<end_of_turn> | Where is it? ... Left.<end_of_turn> | <pad>
     group 1, branch 0   | group 1, branch 1                        | group 1, branch 2                   | group 0
     positions 0 ... 265 | 266 ...                                  | 266 ...                             | 0
 
-A branch sees its prefix and itself, and its positions go on from the prefix: each token is computed as in a row of its
-own, and the prefix once for all of them (Molmo 2's message trees, arXiv 2601.10611, in Gemma's attention patterns).
+A branch sees its prefix and itself, and its positions continue from the prefix: each token is computed as in a row of
+its own, and the prefix once for all of them (Molmo 2's message trees, arXiv 2601.10611, in Gemma's attention patterns).
 Shapes: R rows, L tokens of the longest one.
 """
 
@@ -25,7 +25,7 @@ from vlm_core.data.token_cache import TokenizedExample, first_target
 
 
 class Layout(Protocol):
-    """What packing has to know of each example: int arrays with an entry an example."""
+    """What packing has to know about the examples: int arrays with one entry per example."""
 
     lengths: np.ndarray  # tokens
     prefixes: np.ndarray  # leading tokens that it may share with the examples of its group
@@ -57,7 +57,7 @@ def group_of(members: Sequence[int], layout: Layout) -> Group:
 
 
 def split_groups(groups: list[Group], layout: Layout, max_tokens: int, at_least: int = 1) -> list[Group]:
-    """Returns `groups`, halved where one has more than `max_tokens`, or where there are fewer than `at_least`.
+    """Returns `groups`, halved if one has more than `max_tokens`, or if there are fewer than `at_least`.
 
     Each half has the prefix again. A single example is never divided.
     """
@@ -74,10 +74,10 @@ def split_groups(groups: list[Group], layout: Layout, max_tokens: int, at_least:
 
 
 def pack_rows(groups: Sequence[Group], at_least: int = 1) -> list[Row]:
-    """Returns rows no longer than the longest group, longest first: each group goes where it leaves least room.
+    """Returns rows no longer than the longest group, longest first; each group goes into the row with least room left.
 
-    Attention costs the square of a row's length, so that rows are no longer than they have to be. Where that makes
-    fewer than `at_least` rows, every group is a row of its own.
+    Attention costs the square of a row's length, so rows are as short as possible. If that makes fewer than `at_least`
+    rows, every group is a row of its own.
     """
     ordered = sorted(groups, key=lambda group: (-group.tokens, group.members))
     capacity = ordered[0].tokens
@@ -124,8 +124,8 @@ def pack(rows: Sequence[Sequence[Sequence[TokenizedExample]]], chat: ChatModel) 
     which always count tokens, because masks follow them.
     """
     columns = [_row([_columns(group) for group in row]) for row in rows]
-    # Padding repeats a real token: the padding token's embedding is zero, and where padding sees padding alone Gemma 3n
-    # takes the standard deviation of zeros, whose gradient is infinite. No token sees it, and it has no target.
+    # Padding repeats a real token. The padding token's embedding is zero, and Gemma 3n takes the standard deviation of
+    # what padding sees: of zeros alone, its gradient is infinite. No token sees padding, and it has no target.
     filling = {"input_ids": int(columns[0]["input_ids"][0]), "targets": IGNORE_INDEX}
     batch = {
         name: torch.nn.utils.rnn.pad_sequence(
@@ -167,7 +167,7 @@ def _columns(group: Sequence[TokenizedExample]) -> dict[str, list[int]]:
 
 
 def common_prefix(group: Sequence[TokenizedExample]) -> int:
-    """Returns how many leading tokens a whole group shares; each example keeps one that is no target."""
+    """Returns how many leading tokens a whole group shares; each example keeps one token that is not a target."""
     if len(group) == 1:
         return 0
     columns = zip(*(example.input_ids for example in group), strict=False)

@@ -77,7 +77,7 @@ def shared_prefix(tokenized: TokenizedConversation, chat: ChatModel) -> int:
     image_token = chat.image_token
     images = [i for i, token in enumerate(tokenized.input_ids) if token == image_token]
     end = images[-1] + 1 if images else 0
-    # A branch begins with a token that is no target: the last token of a shared prefix predicts nothing.
+    # A branch begins with a token that is not a target: the last token of a shared prefix predicts nothing.
     return end if end < first_target(tokenized.supervised) else 0
 
 
@@ -87,7 +87,7 @@ def group_key(images: list[int], input_ids: list[int], prefix: int, index: int) 
 
 
 def first_target(supervised: list[bool]) -> int:
-    """Returns the position of the first target, the length where there is none."""
+    """Returns the position of the first target, or the length if there is none."""
     return supervised.index(True) if True in supervised else len(supervised)
 
 
@@ -103,7 +103,7 @@ def last_answer(supervised: list[bool]) -> int:
 
 
 def last_answer_of(example: TokenizedExample) -> TokenizedExample:
-    """Returns an example of which the last answer alone is supervised."""
+    """Returns the example with only its last answer supervised."""
     end = last_answer(example.supervised)
     return replace(example, supervised=[False] * end + example.supervised[end:])
 
@@ -157,7 +157,7 @@ def _cannot_be_shown(error: Exception) -> RejectedRow:
 class TokenDataset:
     """A split of a token cache, memory-mapped; without examples of more than `max_length` tokens or that were rejected.
 
-    `lengths`, `prefixes` and `groups` are int arrays with an entry an example: its number of tokens; how many of them
+    `lengths`, `prefixes` and `groups` are int arrays with one entry per example: its number of tokens; how many of them
     it may share with the examples of its group; and that group, which has the same images and the same prefix.
     `too_long` has the rows of the cache that were left out for their length, `rejects` those that the model cannot be
     shown, by reason. With `last_answer_only` the answers before the last one of
@@ -183,7 +183,7 @@ class TokenDataset:
         return len(self.lengths)
 
     def row_of(self, index: int) -> int:
-        """Returns the row of the conversation cache that an example was made of."""
+        """Returns the row of the conversation cache that an example comes from."""
         return int(self._rows[index])
 
     def shown_rows(self) -> set[int]:

@@ -39,7 +39,7 @@ class _Rendered:
     """A rendered conversation, with places in it as numbers of characters."""
 
     text: str = ""
-    images: list[int] = field(default_factory=list)  # where the template has one
+    images: list[int] = field(default_factory=list)  # places of the images
     typed: list[tuple[int, int]] = field(default_factory=list)  # what would be a special token, in a text
     answers: list[tuple[int, int]] = field(default_factory=list)  # each text of the assistant
 
@@ -72,7 +72,7 @@ def tokenize_rendered(
 
 
 def end_of_turn(processor: Any) -> str:
-    """Returns what the template writes behind an answer, up to its first special token; "" where it has none."""
+    """Returns what the template writes after an answer, up to its first special token; "" if it has none."""
     conversation = [question_turn("x"), answer_turn("x")]
     template, _ = render_markers(processor, structure_of(conversation), False)
     tail = MARKER_PATTERN.split(template)[-1]
@@ -84,12 +84,12 @@ def end_of_turn(processor: Any) -> str:
 def image_expansions(processor: Any, sizes: tuple[ImageGrid, ...]) -> list[str]:
     """Returns what the processor writes in place of each image of a conversation, whose pixels have these `sizes`.
 
-    Raises ValueError for a processor that does not tell.
+    Raises ValueError for a processor that does not say.
     """
     images = [Image.new("RGB", (width, height)) for height, width in sizes]
     made = processor(text=[processor.image_token * len(images)], images=[images], return_text_replacement_offsets=True)
     if "text_replacement_offsets" not in made:
-        raise ValueError(f"{type(processor).__name__} does not tell what stands for an image: {OWN_ROW}")
+        raise ValueError(f"{type(processor).__name__} does not say what it writes for an image: {OWN_ROW}")
     return [replacement["replacement"] for replacement in made["text_replacement_offsets"][0]]
 
 
@@ -106,19 +106,19 @@ class _Shown:
         self.shown = [processor.image_token] * len(sizes) if all(self.image_ids) else self.expansions
 
     def render(self, turns: int, *, for_generation: bool) -> _Rendered:
-        """Returns the first `turns` turns; raises ValueError where the template changes their texts."""
+        """Returns the first `turns` turns; raises ValueError if the template changes their texts."""
         template, trimmed = render_markers(self.processor, self.structure[:turns], for_generation)
-        rendered, said, plain, shown = _Rendered(), [], "", iter(self.shown)
+        rendered, texts, plain, shown = _Rendered(), [], "", iter(self.shown)
         for number, fragment in enumerate(MARKER_PATTERN.split(template)):
             if number % 2:
                 role, text = self.texts[int(fragment)]
-                said.append(text.strip() if trimmed[int(fragment)] else text)
-                self._add_text(rendered, said[-1], role)
-                plain += said[-1]
+                texts.append(text.strip() if trimmed[int(fragment)] else text)
+                self._add_text(rendered, texts[-1], role)
+                plain += texts[-1]
             else:
                 self._add_fragment(rendered, fragment, shown)
                 plain += fragment
-        if plain != render(self.processor, self.structure[:turns], iter(said), for_generation):
+        if plain != render(self.processor, self.structure[:turns], iter(texts), for_generation):
             raise ValueError(f"the chat template changes texts by more than trimming them: {OWN_ROW}")
         return rendered
 
@@ -163,11 +163,13 @@ def _control_tokens(processor: Any) -> re.Pattern[str]:
 
 @lru_cache(maxsize=8)
 def _warn_of_prompt(model_type: str) -> None:
-    logger.warning("the chat template of this %s model asks for an answer otherwise than it shows one", model_type)
+    logger.warning(
+        "the chat template of this %s model: its generation prompt differs from its rendering of an answer", model_type
+    )
 
 
 class _Encoder:
-    """Encodes a rendered conversation as one text, or in parts where it has to be cut."""
+    """Encodes a rendered conversation as one text, or in parts if it has to be cut."""
 
     def __init__(self, shown: _Shown, rendered: _Rendered) -> None:
         self.rendered, self.processor, self.tokenizer = rendered, shown.processor, shown.processor.tokenizer
@@ -221,13 +223,13 @@ def _plain_ids(tokenizer: Any, text: str, is_plain: bool) -> list[int]:
 
 @lru_cache(maxsize=4096)
 def _inner_ids(tokenizer: Any, text: str, is_plain: bool) -> list[int]:
-    """Returns the ids of a text that others stand before: behind a line break, SentencePiece puts no space in front."""
+    """Returns the ids of a text inside another: after a line break, SentencePiece adds no space in front of it."""
     newline, ids = (_plain_ids(tokenizer, part, is_plain) for part in ("\n", "\n" + text))
     return ids[len(newline) :] if ids[: len(newline)] == newline else _plain_ids(tokenizer, text, is_plain)
 
 
 def _leading_ids(tokenizer: Any, text: str) -> list[int]:
-    """Returns what the tokenizer puts in front by itself; as in processors, only where the template does not."""
+    """Returns what the tokenizer itself puts in front; as in processors, only if the template does not."""
     return [] if tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token) else _own_start(tokenizer)
 
 
@@ -235,12 +237,12 @@ def _leading_ids(tokenizer: Any, text: str) -> list[int]:
 def _own_start(tokenizer: Any) -> list[int]:
     with_own, without = (tokenizer("x", add_special_tokens=own)["input_ids"] for own in (True, False))
     if with_own[len(with_own) - len(without) :] != without:
-        raise ValueError(f"{type(tokenizer).__name__} puts tokens behind every text: {OWN_ROW}")
+        raise ValueError(f"{type(tokenizer).__name__} puts tokens after every text: {OWN_ROW}")
     return with_own[: len(with_own) - len(without)]
 
 
 @lru_cache(maxsize=4096)
 def _closed_ids(processor: Any, expansion: str) -> list[int]:
-    """Returns the ids of what stands for an image; none where they depend on the text beside it."""
+    """Returns the ids of what the processor writes for an image; none if they depend on the text beside it."""
     ids, added = _plain_ids(processor.tokenizer, expansion, False), processor.tokenizer.added_tokens_decoder
     return ids if ids[0] in added and ids[-1] in added else []

@@ -29,7 +29,7 @@ def likelihoods(
 ) -> list[Likelihood]:
     """Returns the likelihood of the supervised tokens of each example, row by row.
 
-    The examples of a row have the same images in a prefix that they share; see `generate_ids`.
+    The examples of a row share a prefix with the same images; see `vlm_core.generation.decode.generate_ids`.
     """
     core, packed = unwrapped(model), [[row] for row in rows]
     batch = on_device(pack(packed, chat) | images([shown_images(packed)]), core)

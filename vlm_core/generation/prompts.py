@@ -38,7 +38,7 @@ class Prompts:
         return Prompts([self.prompts[i] for i in indices], self.chat)
 
     def share(self, batch_size: int, rank: int, world_size: int) -> list[int]:
-        """Returns the indices of one rank's share: each `world_size`-th batch, so that all get long and short ones."""
+        """Returns the indices of one rank's share: every `world_size`-th batch, so that all get long and short ones."""
         fair = math.ceil(len(self.prompts) / world_size)
         mine = self.batches(min(batch_size, fair))[rank::world_size]
         return sorted(i for groups in mine for group in groups for i in group.members)

@@ -27,13 +27,13 @@ def sampler(
     rows = ConversationDataset(conversations, "validation").conversations
     chosen = _spread(tokens)
     prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.chat)
-    told = [_told(rows[tokens.row_of(i)]) for i in chosen]
+    described = [_described(rows[tokens.row_of(i)]) for i in chosen]
 
     def ask(step: int) -> None:
         answers = {}
         for groups in prompts.batches(SHOWN):
             answers |= answerer.answer_groups(prompts, groups, images, GenerationSettings(LONGEST), [""] * len(prompts))
-        records = ({"step": step, **told[i], "prediction": answers[i].text} for i in sorted(answers))
+        records = ({"step": step, **described[i], "prediction": answers[i].text} for i in sorted(answers))
         if writes:
             append_json_lines(file, records)
 
@@ -49,6 +49,6 @@ def _spread(tokens: TokenDataset) -> list[int]:
     return found[:: max(1, len(found) // SHOWN)][:SHOWN]
 
 
-def _told(row: dict[str, Any]) -> dict[str, str]:
+def _described(row: dict[str, Any]) -> dict[str, str]:
     question, reference = last_question(row["conversation"])
     return {"example_id": row["example_id"], "question": question, "reference": reference}

@@ -56,6 +56,6 @@ class _Sampler:
         warped: Any = self.warp(None, logits.float())  # both warpers ignore the ids
         cumulative = warped.softmax(-1).cumsum(-1)
         draws = torch.stack([torch.rand(1, generator=self.generators[number]) for number in numbers])
-        # Times the last sum, which rounding leaves beside 1: no draw falls behind the last token.
+        # Scaled by the last sum, which rounding makes other than 1: no draw overshoots the last token.
         at = torch.searchsorted(cumulative, draws.to(cumulative.device) * cumulative[:, -1:], right=True)
         return at.squeeze(1).clamp(max=logits.shape[-1] - 1).tolist()

@@ -36,7 +36,7 @@ def fetch_model(config: ModelConfig, *, weights: bool = True) -> Path:
     name = config.pretrained_model_name_or_path
     directory = _locate(name, config.revision, PATTERNS if weights else WITHOUT_WEIGHTS)
     if not (directory / "config.json").is_file():
-        raise ValueError(f"model {name!r} has no config.json: it is no directory of a transformers model")
+        raise ValueError(f"model {name!r} has no config.json: it is not a directory of a transformers model")
     for kind, choices in (("processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
         if not any((directory / choice).is_file() for choice in choices):
             raise ValueError(

@@ -41,7 +41,7 @@ class FeatureStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Looks for shards that were added."""
+        """Finds shards that were added."""
         self.places = {}
         for shard in sorted(self.directory.glob("*.arrow")):
             try:
@@ -73,7 +73,7 @@ class FeatureStore:
     def read(self, hashes: Sequence[str]) -> list[torch.Tensor]:
         """Returns the features of each of `hashes`, in the dtype that they were computed in.
 
-        Raises ValueError where the bytes on disk are not those that were written.
+        Raises ValueError if the bytes on disk are not those that were written.
         """
         return [self._read(self.places[digest]) for digest in hashes]
 
@@ -83,12 +83,12 @@ class FeatureStore:
         return torch.frombuffer(bytearray(self._verified(place)), dtype=dtype).view(shape)
 
     def clean(self, hashes: Sequence[str]) -> None:
-        """Verifies the rows of `hashes` that are there, deletes the shards of damaged ones, and what killed jobs left.
+        """Verifies the stored rows of `hashes`; deletes the shards of damaged ones and the leftovers of killed jobs.
 
         No other job may be writing.
         """
-        for rubbish in self.directory.glob(".*.arrow.*"):
-            rubbish.unlink()
+        for leftover in self.directory.glob(".*.arrow.*"):
+            leftover.unlink()
         self.refresh()
         readable = {place.shard for place in self.places.values()}
         for shard in set(self.directory.glob("*.arrow")) - readable:
@@ -111,7 +111,7 @@ class FeatureStore:
         return buffer
 
     def require_space(self, images: int, wanted: int) -> None:
-        """Raises ValueError where the disk cannot take the features of `images` more images, `wanted` bytes in all."""
+        """Raises ValueError if the disk has no room for the features of `images` more images, `wanted` bytes in all."""
         free = shutil.disk_usage(self.directory).free
         if wanted > free:
             raise ValueError(
