@@ -1,5 +1,6 @@
 """A model directory that is not whole is refused before anything is loaded, with the file and the remedy."""
 
+import ast
 import json
 import re
 import shutil
@@ -113,3 +114,32 @@ def test_links_of_the_hubs_cache_are_followed_and_others_are_not(tiny_gemma3: Pa
     (snapshot / "generation_config.json").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match=r"link that leads out of it: generation_config\.json"):
         require_whole_model(snapshot, "owner/name")
+
+
+def test_no_code_of_a_model_directory_runs(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlm_core.models.load import load_processor
+
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # transformers asks on a terminal
+    (model / "evil.py").write_text(f"open({str(tmp_path / 'RAN')!r}, 'w')\nclass EvilProcessor: pass\n")
+    for file in ("processor_config.json", "tokenizer_config.json"):
+        change(model / file, auto_map={"AutoProcessor": "evil.EvilProcessor"}, processor_class="EvilProcessor")
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        load_processor(model)
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_every_call_that_could_run_a_models_code_refuses_it() -> None:
+    calls = [
+        (path.name, node)
+        for folder in ("vlm_core", "tasks", "pipelines")
+        for path in Path(__file__).parents[2].joinpath(folder).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("from_pretrained", "from_config")
+        and getattr(node.func.value, "id", "").startswith("Auto")
+    ]
+    assert len(calls) > 5
+    for name, call in calls:
+        said = [ast.unparse(keyword) for keyword in call.keywords]
+        assert "trust_remote_code=False" in said, f"{name}:{call.lineno}"

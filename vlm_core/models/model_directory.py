@@ -25,8 +25,11 @@ EMBEDDINGS = re.compile(r"(^|\.)embed_tokens\.weight$")
 AGAIN = "copy or download it again"
 
 
-def require_whole_model(directory: Path, name: str) -> None:
-    """Raises ValueError, with the file and the remedy, for a directory of a base model that cannot be trained."""
+def require_whole_model(directory: Path, name: str, *, weights: bool = True) -> None:
+    """Raises ValueError, with the file and the remedy, for a directory of a base model that cannot be trained.
+
+    Without `weights`, the weight files may be absent and are not looked at.
+    """
     config = _require_config(directory, name)
     for kind, choices in (("processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
         if not any((directory / choice).is_file() for choice in choices):
@@ -38,8 +41,9 @@ def require_whole_model(directory: Path, name: str) -> None:
     for file in sorted(directory.glob("*.json")):
         _read_object(file)
     _require_template(directory, name)
-    require_whole_weights(directory)
-    _require_embeddings(directory, name, config)
+    if weights:
+        require_whole_weights(directory)
+        _require_embeddings(directory, name, config)
 
 
 def require_whole_weights(directory: Path) -> None:
