@@ -1,4 +1,4 @@
-# Two commands: `make demo` and `make test`. Both make what is missing first; only Python 3.11+ and make are needed.
+# The two main commands are `make demo` and `make test`. Both first set up what is missing; you need Python 3.11+ and make.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,52 +6,52 @@ READY := $(VENV)/.ready
 
 .PHONY: help setup demo test check stress bench bench-quick format clean up down env
 
-help:  ## say what each target does
+help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make the environment in .venv
+setup: $(READY)  ## create the environment in .venv
 
-# Versions alone decide: an environment is brought up to date when they change, and reused otherwise.
+# The environment is updated when the pinned versions change, and reused otherwise.
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	touch $(READY)
 
-demo:  ## fine-tune, evaluate and register the embedded default: minutes on two cores
+demo:  ## fine-tune, evaluate and register the built-in demo model: minutes on two cores
 	@if $(MAKE) --question $(READY); then echo "environment $(VENV) reused"; else $(MAKE) --no-print-directory setup; fi
 	@$(BIN)/python -m pipelines.finetune --recipe demo
 
 up: setup  ## start a Prefect server, an MLflow server and a worker on loopback, and register the deployments
 	@$(BIN)/python -m tasks.services up
 
-env:  ## print what lets a shell use them: eval "$(make env)"
+env:  ## print the servers' addresses for a shell: eval "$(make env)"
 	@$(MAKE) --no-print-directory setup >&2
 	@$(BIN)/python -m tasks.services env
 
-down: setup  ## stop them
+down: setup  ## stop the servers and the worker
 	@$(BIN)/python -m tasks.services down
 
-test: setup  ## every test: servers, torchrun and whole flows among them
-	# In order: by default the files with one test, whole demos among them, come last and leave a core without work.
-	# Three workers on two cores: a worker waits for servers and processes for a third of its time.
+test: setup  ## every test, with servers, torchrun and whole flows
+	# --no-loadscope-reorder: by default, files with one test (some run a whole demo) come last and leave one core idle.
+	# Three workers on two cores: a worker spends a third of its time waiting for servers and processes.
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 
-check: setup  ## the developer's loop: lint, contracts, types, fast tests
+check: setup  ## the development loop: lint, import contracts, types, fast tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
-stress: setup  ## the kill tests with twenty seeded kills in place of three, every way to stop a flow, a cut link, Slurm's worst
+stress: setup  ## the kill tests with twenty seeded kills instead of three, every way to stop a flow, a broken link, Slurm's failures
 	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run or test_stops or test_hosts or test_slurm'
 
 format: setup  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove the environment and what the commands wrote
+clean:  ## remove the environment and everything that the commands wrote
 	rm -rf $(VENV) .medpix
 
 BENCH := $(VENV)/.bench

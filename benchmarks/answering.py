@@ -1,4 +1,4 @@
-"""Answers from a shared prefix, and from `model.generate`; and reading a data set."""
+"""Measures generation: from a shared prefix, and with `model.generate`. Also measures reading a dataset."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ from vlm_core.models.model_reference import find_model
 
 
 def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """Shared-prefix generation as `vlm_core.evaluate` does it, from pixels."""
+    """Generates answers from shared prefixes, as `vlm_core.evaluate` does, from pixels."""
     answerer, prompts, pixels = _questions(config, conversations)
     stops, longest = stop_tokens(answerer.processor.tokenizer, GEMMA3), config.evaluation.max_new_tokens
     image_token = image_token_id(answerer.processor, GEMMA3)
@@ -44,13 +44,13 @@ def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, An
 
 
 def _result(answers: list[list[int]], seconds: float, memory: PeakMemory) -> dict[str, Any]:
-    """Returns a record; `answers` is a digest of the generated ids, equal for equal ids."""
+    """Returns a record. Its `answers` is a digest of the generated ids: equal ids give equal digests."""
     digest = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
     return {"seconds": seconds, "answered": len(answers), "answers": digest, "peak_mb": memory.megabytes}
 
 
 def answer_batched(config: Config, conversations: Path, steps: int, batch_size: int | None = None) -> dict[str, Any]:
-    """`model.generate` on batches of questions, padded on the left."""
+    """Generates answers with `model.generate` on batches of questions, padded on the left."""
     answerer, prompts, _ = _questions(config, conversations)
     dataset = ConversationDataset(conversations, "train")
     size = batch_size or config.evaluation.batch_size
@@ -75,7 +75,7 @@ def answer_batched(config: Config, conversations: Path, steps: int, batch_size: 
 
 
 def answer_one_by_one(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """`model.generate`, a question at a time."""
+    """Generates answers with `model.generate`, one question at a time."""
     return answer_batched(config, conversations, steps, batch_size=1)
 
 
@@ -87,14 +87,14 @@ def _questions(config: Config, conversations: Path) -> tuple[Answerer, Prompts, 
 
 
 def read_cold(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """Conversations and token ids of a data set that was never seen."""
+    """Builds conversations and token ids of a dataset with empty caches."""
     shutil.rmtree(medpix_home() / "cache" / "conversations", ignore_errors=True)
     shutil.rmtree(medpix_home() / "cache" / "tokens", ignore_errors=True)
     return read_warm(config, conversations, steps)
 
 
 def read_warm(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """The same again: what a second run pays before its first step."""
+    """Does the same with filled caches: the time that a second run needs before its first step."""
     base = Path(config.model.pretrained_model_name_or_path)
     processor = load_processor(base)
     before = psutil.Process().io_counters().read_chars

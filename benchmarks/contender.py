@@ -1,7 +1,7 @@
-"""One measurement in a process of its own: `python -m benchmarks.contender '{"contender": "ours", ...}'`.
+"""Runs one measurement in its own process: `python -m benchmarks.contender '{"contender": "ours", ...}'`.
 
-Prints a line of JSON. Every contender reads the same examples in the same optimizer steps, from the same weights; the
-losses that it reports show it.
+Prints one line of JSON. Every contender starts from the same weights and reads the same examples in the same optimizer
+steps. Equal losses in the records prove it.
 """
 
 import json
@@ -23,7 +23,7 @@ from vlm_core.data.prepare import prepare_conversations
 
 
 def trl(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """TRL's SFTTrainer; only here is it imported, which takes memory."""
+    """Trains with TRL's SFTTrainer, imported only here since the import takes memory."""
     from benchmarks import peers
 
     return peers.trl(config, conversations, steps)
@@ -52,7 +52,7 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
     shutil.rmtree(run, ignore_errors=True)
     write_model(model, SIZES[wanted["size"]])
     write_data(data, wanted["images"], wanted["questions"])
-    assert wanted["batch"] % wanted["rows"] == 0, "or TRL would take fewer examples a step than the others"
+    assert wanted["batch"] % wanted["rows"] == 0, "otherwise TRL takes fewer examples per step than the others"
     schedule = {"max_steps": "steps", "global_batch_size": "batch", "local_batch_size": "rows"}
     overrides = {f"step_scheduler.{key}": wanted[name] for key, name in schedule.items()}
     config = config_of(model, data, run, wanted["tuning"], **overrides, **wanted.get("overrides", {}))
@@ -62,19 +62,19 @@ def measure(wanted: dict[str, Any]) -> dict[str, Any]:
 
 
 def _speeds(wanted: dict[str, Any], result: dict[str, Any]) -> dict[str, float]:
-    """Returns samples a second: of the steps alone, and with the filling of the vision cache over 1 and 3 epochs."""
+    """Returns samples per second: for the steps alone, and including the vision cache's filling over 1 and 3 epochs."""
     if "answered" in result:
         rate = result["answered"] / result["seconds"]
         return dict.fromkeys(("samples_per_second", "effective_per_second", "epoch_1"), rate)
     rate = wanted["batch"] * (wanted["steps"] - WARM_UP) / result["seconds"]
-    total = wanted["batch"] * wanted["steps"]  # of the images that were encoded
+    total = wanted["batch"] * wanted["steps"]  # samples whose images were encoded
     filling = result.get("encode_seconds", 0.0)
     over = {epochs: epochs * total / (filling + epochs * total / rate) for epochs in (1, 3)}
     return {"samples_per_second": rate, "effective_per_second": over[3], "epoch_1": over[1]}
 
 
 def machine() -> str:
-    """Returns what this runs on, in words."""
+    """Describes the machine: GPU or CPU cores, torch version, dtype."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}, bfloat16"
     return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads, torch {torch.__version__}, float32"

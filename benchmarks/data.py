@@ -1,7 +1,7 @@
-"""`python -m benchmarks.data`: what it costs to prepare data, stage by stage, beside what a user would write.
+"""`python -m benchmarks.data`: measures data preparation stage by stage, and compares it with `datasets.map`.
 
-At MedPix-VQA's shape (2,050 images of 512 pixels, ten questions each), generated. Every measurement is a process of
-its own.
+The data is generated in MedPix-VQA's shape: 2,050 images of 512 pixels with ten questions each. Every measurement runs
+in its own process.
 """
 
 import json
@@ -17,18 +17,18 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
 IMAGES, MANY_IMAGES, IMAGE_SIZE = 2050, 8200, 512
-MAPPED_ROWS = 200  # of what a user would write: the rest is arithmetic, it keeps 9.6 MB of pixels a row
+MAPPED_ROWS = 200  # `datasets.map` stores 9.6 MB of pixels per row, so its total is extrapolated from these rows
 PUBLISHED_SIZE = {"height": 896, "width": 896}
 
 
 class Stages:
-    """Seconds of named stages, one behind the other."""
+    """Measures the seconds of named stages that run one after the other."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def time(self, name: str, work: Callable[[], Any]) -> Any:
-        """Returns what `work` returns."""
+        """Runs `work`, records its seconds under `name`, and returns its result."""
         started = time.monotonic()
         result = work()
         self.seconds[name] = time.monotonic() - started
@@ -36,7 +36,7 @@ class Stages:
 
 
 def generate(images: int, directory: Path) -> dict[str, Any]:
-    """Writes the dataset."""
+    """Writes the generated dataset."""
     from vlm_core.data.phantom import write_phantom
 
     write_phantom(directory, images, seed=0, image_size=IMAGE_SIZE)
@@ -45,7 +45,7 @@ def generate(images: int, directory: Path) -> dict[str, Any]:
 
 
 def prepare(images: int, directory: Path) -> dict[str, Any]:
-    """Finds or builds both caches; cold or warm, as the home is."""
+    """Finds or builds both caches; the home decides whether they are cold or warm."""
     from vlm_core.config import ModelConfig
     from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
     from vlm_core.data.splits import fetch_splits
@@ -74,7 +74,7 @@ def prepare(images: int, directory: Path) -> dict[str, Any]:
 
 
 def mapped(images: int, directory: Path) -> dict[str, Any]:
-    """What a user would write: the processor over every row, its ids and pixels kept by `datasets`."""
+    """Does what users usually write: `datasets.map` with the processor, which stores ids and pixels of every row."""
     from datasets import load_dataset
 
     from vlm_core.config import ModelConfig
@@ -101,7 +101,7 @@ def mapped(images: int, directory: Path) -> dict[str, Any]:
 
 
 def _peak() -> float:
-    """Returns the most memory that this process had until now, in MB."""
+    """Returns the peak memory of this process so far, in MB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 
@@ -135,11 +135,11 @@ def _table(records: list[dict[str, Any]]) -> str:
         *(f"| {name} | {cold['seconds'][name]:.2f} | {warm['seconds'][name]:.3f} |" for name in cold["seconds"]),
         f"| all | {cold_seconds:.2f} | {warm_seconds:.3f} |",
         "",
-        "| | rows a second | all training rows, s | bytes a row | peak MB |",
+        "| | rows per second | all training rows, s | bytes per row | peak MB |",
         "|---|---|---|---|---|",
         f"| both caches, cold | {speed:,.0f} | {cold_seconds:.0f} | {cold['cache_bytes'] / cold['rows']:,.0f} "
         f"| {cold['peak_mb']:.0f} |",
-        f"| `datasets.map` with the processor ({user['rows']} rows, the rest by arithmetic) | {user_speed:,.1f} "
+        f"| `datasets.map` with the processor ({user['rows']} rows, extrapolated) | {user_speed:,.1f} "
         f"| {cold['rows'] / user_speed:,.0f} | {user['cache_bytes'] / user['rows']:,.0f} | {user['peak_mb']:.0f} |",
         "",
         "| images | rows | cold, s | peak MB above the start |",
@@ -152,7 +152,7 @@ def _table(records: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Measures, and writes results/data.json and results/data.md; or does one piece of work and prints its record."""
+    """Runs all measurements and writes results/data.json and data.md; with arguments, runs one and prints it."""
     if len(sys.argv) > 1:
         work, images, directory = sys.argv[1:]
         functions = {"generate": generate, "prepare": prepare, "mapped": mapped}

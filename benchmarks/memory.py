@@ -1,4 +1,4 @@
-"""How much memory a piece of work takes at most."""
+"""Measures the peak memory of a piece of work."""
 
 import threading
 
@@ -7,18 +7,18 @@ import torch
 
 
 class PeakMemory:
-    """The largest memory above that at the start, in MB: resident, looked at every 5 ms; or the GPU's."""
+    """Peak memory in MB: the GPU's, or on a CPU the resident memory above the start's, polled every 5 ms."""
 
     def __enter__(self) -> "PeakMemory":
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self.process, self.stopped = psutil.Process(), threading.Event()
         self.before = self.peak = self.process.memory_info().rss
-        self.thread = threading.Thread(target=self._look)
+        self.thread = threading.Thread(target=self._poll)
         self.thread.start()
         return self
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self.stopped.wait(0.005):
             self.peak = max(self.peak, self.process.memory_info().rss)
 

@@ -1,4 +1,4 @@
-"""TRL's SFTTrainer on the same examples in the same optimizer steps."""
+"""Trains with TRL's SFTTrainer on the same examples in the same optimizer steps."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ FEATURES = Features({"images": Sequence(Image()), "prompt": Value("string"), "co
 
 
 def trl(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """TRL's SFTTrainer with completion-only loss; its defaults of bf16 and gradient checkpointing are off, as here."""
+    """Trains with completion-only loss; TRL's bf16 and gradient checkpointing are off, as for the other contenders."""
     base = Path(config.model.pretrained_model_name_or_path)
     processor: Any = load_processor(base)
     dataset = Dataset.from_list(list(_rows(config, conversations, processor, steps)), features=FEATURES)
@@ -44,7 +44,7 @@ def trl(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
 
 
 class Clock(TrainerCallback):
-    """Notes when each optimizer step ended."""
+    """Records the time at which each optimizer step ended."""
 
     def __init__(self) -> None:
         self.ends: dict[int, float] = {}
@@ -61,7 +61,7 @@ def _rows(config: Config, conversations: Path, processor: Any, steps: int) -> It
         (image,), ((question, answer),) = images_of(conversation), questions_and_answers(conversation)
         yield {
             "images": [decode(source.images[image]["encoded"])],
-            # Standard texts and not conversations: the newline behind the answer would be supervised as well.
+            # Plain texts, not conversations: those would also supervise the line break after the answer.
             "prompt": f"<bos><start_of_turn>user\n<start_of_image>{question}<end_of_turn>\n<start_of_turn>model\n",
             "completion": f"{answer}<end_of_turn>",
         }

@@ -1,4 +1,4 @@
-"""Tables and a plot of what was measured."""
+"""Writes the tables and the plot of a suite's measurements."""
 
 import statistics
 from collections import defaultdict
@@ -21,15 +21,15 @@ NAMES = {
 }
 
 PLOTTED = (
-    "LoRA, 10 questions an image",
-    "SFT, 10 questions an image",
+    "LoRA, 10 questions per image",
+    "SFT, 10 questions per image",
     "LoRA, large vocabulary",
-    "Answers, 10 questions an image",
+    "Answers, 10 questions per image",
 )
 
 
 def comparisons(records: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Returns title -> contender -> its records."""
+    """Groups records by title and contender."""
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
     for record in records:
         grouped[record["title"]][record["contender"]].append(record)
@@ -51,7 +51,7 @@ def _table(title: str, contenders: dict[str, list[dict[str, Any]]]) -> list[str]
     lines = [
         f"## {title}",
         "",
-        "| | per second | with the vision cache, 3 epochs | 1 epoch | least - most | times | peak MB |",
+        "| | per second | with the vision cache, 3 epochs | 1 epoch | min - max | times | peak MB |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, records in contenders.items():
@@ -91,7 +91,8 @@ def _plot(grouped: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> No
         axis.spines[["top", "right"]].set_visible(False)
         axis.margins(x=0.12)
     figure.supxlabel(
-        "samples or answers a second (higher is better); the vision cache is paid over 3 epochs", fontsize=9
+        "samples or answers per second (higher is better), with the vision cache's filling over 3 epochs",
+        fontsize=9,
     )
     figure.tight_layout()
     figure.savefig(path, dpi=120)

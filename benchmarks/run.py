@@ -1,7 +1,7 @@
-"""`make bench`, `make bench-quick`, `python -m benchmarks.run gpu`: measures side by side, and writes the tables.
+"""Runs a suite of comparisons and writes its tables: `make bench`, `make bench-quick`, `python -m benchmarks.run gpu`.
 
-Each measurement is a process of its own; the contenders of a comparison take turns, so that a machine that slows down
-slows all of them. Reported are medians of ratios between neighbours in time.
+Each measurement runs in its own process. The contenders of a comparison take turns, so that a machine that slows down
+slows all of them. The report shows medians of the ratios between measurements that ran next to each other.
 """
 
 import json
@@ -22,7 +22,7 @@ RESULTS = Path(__file__).parent / "results"
 
 @dataclass(frozen=True)
 class Comparison:
-    """Contenders on the same work, `repeats` times in turn."""
+    """Contenders that do the same work in turns, `repeats` times each."""
 
     title: str
     contenders: tuple[str, ...]
@@ -30,20 +30,20 @@ class Comparison:
     tuning: str = "lora"
     questions: int = 10
     batch: int = 40
-    steps: int = 2  # the first is not counted
+    steps: int = 2  # the first one is warm-up, and is not measured
     repeats: int = 3
     threads: int = 2
-    rows: int = 10  # of a plain forward pass
+    rows: int = 10  # examples in an unpacked forward pass
     overrides: dict[str, Any] = field(default_factory=dict)
 
     def tiny(self) -> "Comparison":
-        """Returns the same comparison once, on two images an optimizer step and a model of one layer: for tests."""
+        """Returns a tiny version for tests: one repeat, two images per optimizer step, a model of one layer."""
         return replace(self, size="tiny", batch=2 * self.questions, rows=2, repeats=1)
 
     def job(self, contender: str, directory: Path) -> dict[str, Any]:
-        """Returns the argument of `benchmarks.contender`; a contender `name/saving` is ours without that saving."""
-        name, _, without = contender.partition("/")
-        off = {f"{without}.enabled": False} if without else {}
+        """Returns the argument of `benchmarks.contender`; `name/saving` means the contender with this saving off."""
+        name, _, saving = contender.partition("/")
+        off = {f"{saving}.enabled": False} if saving else {}
         return {
             "contender": name,
             "size": self.size,
@@ -65,33 +65,35 @@ ANSWERS = {"evaluation.max_new_tokens": 24, "evaluation.batch_size": 16}
 WITHOUT = ("ours", "ours/packing", "ours/vision_cache")
 
 QUICK = [
-    Comparison("LoRA, 10 questions an image", TRAINING, batch=30),
-    Comparison("Answers, 10 questions an image", ANSWERING, batch=20, overrides=ANSWERS),
+    Comparison("LoRA, 10 questions per image", TRAINING, batch=30),
+    Comparison("Answers, 10 questions per image", ANSWERING, batch=20, overrides=ANSWERS),
 ]
 FULL = [
-    Comparison("LoRA, 10 questions an image", TRAINING, batch=30),
-    Comparison("Answers, 10 questions an image", (*ANSWERING, "answer-one-by-one"), overrides=ANSWERS, repeats=2),
-    Comparison("SFT, 10 questions an image", TRAINING, tuning="sft", batch=30, repeats=1),
-    Comparison("LoRA, 1 question an image", TRAINING, questions=1, batch=20, repeats=1),
+    Comparison("LoRA, 10 questions per image", TRAINING, batch=30),
+    Comparison("Answers, 10 questions per image", (*ANSWERING, "answer-one-by-one"), overrides=ANSWERS, repeats=2),
+    Comparison("SFT, 10 questions per image", TRAINING, tuning="sft", batch=30, repeats=1),
+    Comparison("LoRA, 1 question per image", TRAINING, questions=1, batch=20, repeats=1),
     Comparison(
-        "LoRA, 1 question an image, features live", ("ours/vision_cache", "plain"), questions=1, batch=20, repeats=2
+        "LoRA, 1 question per image, vision cache off", ("ours/vision_cache", "plain"), questions=1, batch=20, repeats=2
     ),
-    Comparison("LoRA, each saving off in turn", WITHOUT, batch=30),
+    Comparison("LoRA, one saving off at a time", WITHOUT, batch=30),
     Comparison("LoRA, large vocabulary", TRAINING, size="vocabulary", batch=30, repeats=1),
-    Comparison("LoRA, 3 questions an image", TRAINING, questions=3, batch=30, repeats=1),
-    Comparison("LoRA, 30 questions an image", TRAINING, questions=30, batch=60, repeats=1),
-    Comparison("Growth: 10 questions a step", ("ours",), batch=10, repeats=1),
-    Comparison("Growth: 40 questions a step", ("ours",), batch=40, repeats=1),
-    Comparison("Growth: 160 questions a step", ("ours",), batch=160, repeats=1),
-    Comparison("Processes: 2, of one thread each (memory: all of both)", ("ours-two-processes",), threads=1, repeats=1),
-    Comparison("Answers, 1 question an image", ANSWERING, questions=1, batch=20, steps=1, overrides=ANSWERS, repeats=1),
+    Comparison("LoRA, 3 questions per image", TRAINING, questions=3, batch=30, repeats=1),
+    Comparison("LoRA, 30 questions per image", TRAINING, questions=30, batch=60, repeats=1),
+    Comparison("Growth: 10 questions per step", ("ours",), batch=10, repeats=1),
+    Comparison("Growth: 40 questions per step", ("ours",), batch=40, repeats=1),
+    Comparison("Growth: 160 questions per step", ("ours",), batch=160, repeats=1),
+    Comparison("Two processes of one thread each (memory: sum of both)", ("ours-two-processes",), threads=1, repeats=1),
+    Comparison(
+        "Answers, 1 question per image", ANSWERING, questions=1, batch=20, steps=1, overrides=ANSWERS, repeats=1
+    ),
     Comparison("Share of the machine's matrix product", ("efficiency",), repeats=1),
     Comparison("Reading 1,000 questions on 100 images", ("read-cold", "read-warm"), batch=500, repeats=2),
 ]
 GPU = [
-    Comparison("LoRA, 10 questions an image", TRAINING, size="gemma3-4b", rows=2, repeats=1),
-    Comparison("SFT, 10 questions an image", TRAINING, size="gemma3-4b", rows=2, tuning="sft", repeats=1),
-    Comparison("Answers, 10 questions an image", ANSWERING, size="gemma3-4b", rows=2, overrides=ANSWERS, repeats=1),
+    Comparison("LoRA, 10 questions per image", TRAINING, size="gemma3-4b", rows=2, repeats=1),
+    Comparison("SFT, 10 questions per image", TRAINING, size="gemma3-4b", rows=2, tuning="sft", repeats=1),
+    Comparison("Answers, 10 questions per image", ANSWERING, size="gemma3-4b", rows=2, overrides=ANSWERS, repeats=1),
 ]
 SUITES = {"quick": QUICK, "full": FULL, "gpu": GPU}
 
@@ -100,12 +102,12 @@ Job = dict[str, Any]
 
 
 def measure(comparison: Comparison, directory: Path, run: Callable[[Job], Job]) -> list[dict[str, Any]]:
-    """Returns the records of all repeats, in the order in which `run` took them."""
+    """Runs all contenders and repeats of a comparison with `run`, and returns their records in order."""
     records: list[dict[str, Any]] = []
     for repeat in range(comparison.repeats):
         for contender in comparison.contenders:
             record = run(comparison.job(contender, directory))
-            if records and "/packing" not in contender:  # without packing the examples come in another order
+            if records and "/packing" not in contender:  # without packing, examples have another order
                 _require_same_work(records[0], record)
             records.append({**record, "title": comparison.title, "contender": contender, "repeat": repeat})
             print(f"{comparison.title} [{repeat + 1}/{comparison.repeats}] {contender}: "
@@ -114,14 +116,14 @@ def measure(comparison: Comparison, directory: Path, run: Callable[[Job], Job]) 
 
 
 def _require_same_work(one: dict[str, Any], other: dict[str, Any]) -> None:
-    """Stops where two contenders did not train on the same tokens from the same weights, or answered otherwise."""
+    """Stops if two contenders did not train on the same tokens from the same weights, or gave different answers."""
     losses = zip(one.get("losses", []), other.get("losses", []), strict=True)
     if any(abs(a - b) > 1e-3 * a for a, b in losses) or one.get("answers") != other.get("answers"):
         raise SystemExit(f"not the same work: {one} and {other}")
 
 
-def in_a_process_of_its_own(job: Job) -> Job:
-    """Returns the record of `job`."""
+def run_in_subprocess(job: Job) -> Job:
+    """Runs `job` in its own process, and returns its record."""
     environment = os.environ | {
         "MEDPIX_HOME": f"{job['directory']}/home",
         "HF_HUB_OFFLINE": "1",
@@ -136,14 +138,14 @@ def in_a_process_of_its_own(job: Job) -> Job:
 
 
 def ratio(records: list[dict[str, Any]], title: str, other: str, value: str = "effective_per_second") -> float:
-    """Returns the median over the repeats of ours over `other`, two measurements that lie side by side."""
+    """Returns the median ratio of ours to `other`, over pairs of measurements that ran next to each other."""
     ours = [record for record in records if record["title"] == title and record["contender"].endswith("ours")]
     theirs = [record for record in records if record["title"] == title and record["contender"] == other]
     return statistics.median(a[value] / b[value] for a, b in zip(ours, theirs, strict=True))
 
 
 def run_suite(suite: str, comparisons: Sequence[Comparison], results: Path, run: Callable[[Job], Job]) -> list[Job]:
-    """Returns the records of all comparisons; `results` has them, the tables and the plot after each one."""
+    """Runs all comparisons and returns their records; writes records, tables and plot to `results` after each one."""
     records: list[dict[str, Any]] = []
     results.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="medpix-bench-") as directory:
@@ -155,8 +157,8 @@ def run_suite(suite: str, comparisons: Sequence[Comparison], results: Path, run:
 
 
 def headline(records: list[Job]) -> str:
-    """Returns the line of ratios that a suite ends with."""
-    training, answers = "LoRA, 10 questions an image", "Answers, 10 questions an image"
+    """Returns the main ratios as one line, the last line of a suite's output."""
+    training, answers = "LoRA, 10 questions per image", "Answers, 10 questions per image"
     return (
         f"train_vs_trl={ratio(records, training, 'trl'):.2f} train_vs_plain={ratio(records, training, 'plain'):.2f} "
         f"eval_vs_generate={ratio(records, answers, 'answer-batched'):.2f} "
@@ -165,9 +167,9 @@ def headline(records: list[Job]) -> str:
 
 
 def main() -> None:
-    """Runs a suite, writes its records and the report, and ends with the line of ratios."""
+    """Runs a suite, writes its records and report, and prints the line of main ratios."""
     suite = sys.argv[1] if len(sys.argv) > 1 else "quick"
-    print(headline(run_suite(suite, SUITES[suite], RESULTS, in_a_process_of_its_own)))
+    print(headline(run_suite(suite, SUITES[suite], RESULTS, run_in_subprocess)))
 
 
 if __name__ == "__main__":

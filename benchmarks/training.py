@@ -1,4 +1,4 @@
-"""Our training and a plain transformers loop, on the same examples in the same optimizer steps."""
+"""Measures our training and a plain transformers loop on the same examples in the same optimizer steps."""
 
 import contextlib
 import shutil
@@ -31,11 +31,11 @@ from vlm_core.training.distributed import Ranks
 from vlm_core.training.loss import TokenLoss, supervised_tokens
 from vlm_core.training.vision_cache import encode_images
 
-WARM_UP = 1  # steps that are not counted
+WARM_UP = 1  # steps that are not measured
 
 
 def ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """`vlm_core.finetune`, as its command runs it; the vision cache is filled before, and timed apart."""
+    """Trains with `vlm_core.finetune` as its command does; the vision cache is filled first and timed separately."""
     shutil.rmtree(medpix_home() / "cache" / "vision", ignore_errors=True)
     with PeakMemory() as memory:
         encode_seconds = _encode(config, conversations) if config.vision_cache.enabled else 0.0
@@ -50,7 +50,7 @@ def ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
 
 
 def _encode(config: Config, conversations: Path) -> float:
-    """Returns the seconds that it took to fill the vision cache."""
+    """Fills the vision cache, and returns the seconds that this took."""
     base = Path(config.model.pretrained_model_name_or_path)
     model, processor = prepare_model(config, base, GEMMA3, None), load_processor(base)
     started = time.monotonic()
@@ -59,7 +59,7 @@ def _encode(config: Config, conversations: Path) -> float:
 
 
 def ours_two_processes(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """The same under torchrun, on two processes."""
+    """Trains with the same command under torchrun, on two processes."""
     run = Path(config.checkpoint.checkpoint_dir or "")
     shutil.rmtree(medpix_home() / "cache" / "vision", ignore_errors=True)
     encode_seconds = _encode(config, conversations)
@@ -71,7 +71,7 @@ def ours_two_processes(config: Config, conversations: Path, steps: int) -> dict[
         [*command, "vlm_core.finetune", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     while job.poll() is None:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a rank that ends while it is looked at
+        with contextlib.suppress(psutil.NoSuchProcess):  # a rank may end while it is measured
             ranks = psutil.Process(job.pid).children(recursive=True)
             peak = max(peak, sum(rank.memory_info().rss for rank in ranks))
         time.sleep(0.05)
@@ -88,7 +88,7 @@ def ours_two_processes(config: Config, conversations: Path, steps: int) -> dict[
 
 
 def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """Floating-point operations a second of a packed step over those of a large matrix product on this machine."""
+    """Measures the FLOPs per second of a packed step, as a share of those of a large matrix product here."""
     base = Path(config.model.pretrained_model_name_or_path)
     processor, model = load_processor(base), prepare_model(config, base, GEMMA3, None)
     tokens = TokenDataset(build_tokens(conversations, processor, GEMMA3), "train")
@@ -96,12 +96,11 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
     DetachedTower(model, GEMMA3)
     batches = PackedBatches(tokens, images, processor, GEMMA3, config.packing.max_tokens)
     samples = config.step_scheduler.batch_size
-    planned = batches.micro_batches(range(samples), 0, 1)
-    made = [batches.batch(micro_batch) for micro_batch in planned]
+    built = [batches.batch(micro_batch) for micro_batch in batches.micro_batches(range(samples), 0, 1)]
     objective = TokenLoss(model.to(device_of(0)).train(), GEMMA3)
 
     def step() -> None:
-        for batch in made:
+        for batch in built:
             objective({key: value.to(device_of(0)) for key, value in batch.items()}).backward()
 
     with FlopCounterMode(display=False) as counter, PeakMemory() as memory:
@@ -114,7 +113,7 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
         "seconds": seconds * (steps - WARM_UP),
         "peak_mb": memory.megabytes,
         "flops_share": share,
-        "flops_a_sample": counter.get_total_flops() / samples,
+        "flops_per_sample": counter.get_total_flops() / samples,
     }
 
 
@@ -127,7 +126,7 @@ def repeated(order: list[list[int]], steps: int) -> list[list[int]]:
 
 
 def plain(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
-    """A transformers loop as anyone would write it: pixels and logits of every row, gradients accumulated."""
+    """Trains with a usual transformers loop: pixels and logits for every example, and gradient accumulation."""
     base = Path(config.model.pretrained_model_name_or_path)
     processor = load_processor(base)
     with PeakMemory() as memory:

@@ -1,8 +1,8 @@
-"""What is measured on: models with Gemma 3's proportions and random weights, and data of MedPix-VQA's shape.
+"""Creates the workload: models with Gemma 3's proportions and random weights, and data in MedPix-VQA's shape.
 
-An image has 256 tokens and a question with its answer about 50, as with Gemma 3 4B on MedPix-VQA. In floating-point
-operations the vision tower costs 2.6 forward passes of the language model over a row (4B: 2.7), and attention adds 7 %
-to the linear layers of a row of 319 tokens (4B: 1.4 %): narrow models pay more for attention than wide ones.
+As with Gemma 3 4B on MedPix-VQA, an image has 256 tokens, and a question with its answer about 50. In FLOPs, the vision
+tower costs 2.6 forward passes of the language model over an example of 319 tokens (4B: 2.7). Attention adds 7 % to the
+linear layers (4B: 1.4 %), since attention has a larger share in narrow models.
 """
 
 import io
@@ -25,17 +25,17 @@ from vlm_core.recipe import load_config
 
 IMAGE_TOKENS = 256
 VALIDATION_IMAGES = 1
-BFLOAT16 = torch.cuda.is_available()  # as people train there; float32 on a CPU
+BFLOAT16 = torch.cuda.is_available()  # the usual dtype on GPUs; float32 on a CPU
 
 
 @dataclass(frozen=True)
 class Size:
-    """Dimensions of a model: text and vision."""
+    """The dimensions of a model's language model and vision tower."""
 
     hidden: int
     layers: int
     heads: int
-    vocabulary: int | None  # None = that of the tokenizer
+    vocabulary: int | None  # None = the tokenizer's size
     vision_hidden: int
     vision_layers: int
     head_dim: int | None = None  # None = hidden / heads
@@ -43,7 +43,9 @@ class Size:
 
 
 SIZES = {
+    # Attention and MLP dominate.
     "layers": Size(hidden=640, layers=3, heads=8, vocabulary=None, vision_hidden=256, vision_layers=12),
+    # The published shapes, for a GPU.
     "gemma3-4b": Size(
         hidden=2560,
         layers=34,
@@ -54,14 +56,15 @@ SIZES = {
         head_dim=256,
         image_size=896,
     ),
+    # The head dominates.
     "vocabulary": Size(hidden=256, layers=4, heads=4, vocabulary=65_536, vision_hidden=128, vision_layers=8),
+    # For tests.
     "tiny": Size(hidden=64, layers=1, heads=2, vocabulary=None, vision_hidden=64, vision_layers=1, image_size=224),
 }
-"""Where attention and MLP dominate, the published shapes for a GPU, where the head dominates, and one for tests."""
 
 
 def write_model(directory: Path, size: Size) -> None:
-    """Writes a Gemma 3 of `size` with random weights and its processor, unless it is there."""
+    """Writes a Gemma 3 model of `size` with random weights, and its processor, unless the directory has one."""
     if (directory / "config.json").exists():
         return
     tiny = load_processor(fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3")))
@@ -108,9 +111,9 @@ def write_model(directory: Path, size: Size) -> None:
     torch.manual_seed(0)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = Gemma3ForConditionalGeneration._from_config(config, dtype=torch.bfloat16 if BFLOAT16 else torch.float32)
-    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.02)  # zero otherwise
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.02)  # its default is zero
     for parameter in model.model.language_model.layers.parameters():
-        if parameter.ndim > 1:  # Layers that outweigh the tied embedding, or each token would be followed by itself.
+        if parameter.ndim > 1:  # Otherwise the tied embedding dominates, and each token predicts itself.
             torch.nn.init.normal_(parameter, std=2 * parameter.shape[-1] ** -0.5)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -149,11 +152,11 @@ def _sentence(words: list[str], generator: random.Random, mean: int) -> str:
 
 
 def config_of(model: Path, data: Path, run: Path, tuning: str, **overrides: Any) -> Config:
-    """Returns a run on that model and data; `tuning` is lora or sft, the tower is frozen."""
+    """Returns the config of a run on this model and data, with a frozen tower; `tuning` is lora or sft."""
     tree: dict[str, Any] = {
         "model": {"pretrained_model_name_or_path": str(model), "torch_dtype": "bfloat16" if BFLOAT16 else "float32"},
         "dataset.path_or_dataset": str(data),
-        "packing.max_tokens": 2048,  # the default, which the demo's recipe changes
+        "packing.max_tokens": 2048,  # the default; the demo's recipe has another value
         "checkpoint": {"enabled": False, "checkpoint_dir": str(run)},
         "step_scheduler": {"num_epochs": 100, "val_every_steps": None},
         "optimizer.lr": 1e-4,
@@ -165,5 +168,5 @@ def config_of(model: Path, data: Path, run: Path, tuning: str, **overrides: Any)
 
 
 def decode(encoded: bytes) -> Image.Image:
-    """Returns the image of a row, for contenders that read the files themselves."""
+    """Decodes the image of a row, for contenders that read the files themselves."""
     return Image.open(io.BytesIO(encoded)).convert("RGB")

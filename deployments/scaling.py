@@ -1,6 +1,6 @@
-"""What a training costs on many GPUs, from the costs of an image and a question: the tables of SCALING.md.
+"""Estimates the cost of a training on many GPUs from the costs of one image and one question: the tables of SCALING.md.
 
-`python -m deployments.scaling --images 1000000 --gpus 8 64 512`; every input below is an option.
+Run `python -m deployments.scaling --images 1000000 --gpus 8 64 512`. Every field of `Inputs` is an option.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from vlm_core.recipe import load_config
 from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
 from vlm_core.training.plan import UTILISATION, checkpoint_bytes, planned_parameters
 
-# The published config.json of google/gemma-3-4b-it, as far as sizes follow from it.
+# The part of google/gemma-3-4b-it's published config.json that determines sizes.
 GEMMA3_4B = {
     "model_type": "gemma3",
     "mm_tokens_per_image": 256,
@@ -44,65 +44,65 @@ GEMMA3_4B = {
 TEXT, VISION = GEMMA3_4B["text_config"], GEMMA3_4B["vision_config"]
 PATCHES = (VISION["image_size"] // VISION["patch_size"]) ** 2
 BFLOAT16, FLOAT32, GIGABYTE = 2, 4, 1e9
-CONDITIONS = 5  # of an evaluation: model, shuffled, blank, question_only, base
+CONDITIONS = 5  # answers per question in an evaluation: model, shuffled, blank, question_only, base
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What may be otherwise; bytes a second where nothing else is said."""
+    """The inputs of the estimate; speeds are in bytes per second unless a comment says otherwise."""
 
     images: int = 1_000_000
-    questions: int = 10  # an image
+    questions: int = 10  # per image
     epochs: int = 3
-    prefix_tokens: int = 264  # an image and what stands before its questions
-    question_tokens: int = 55  # with the answer
+    prefix_tokens: int = 264  # an image and the text before its questions
+    question_tokens: int = 55  # including the answer
     answer_tokens: int = 30
-    images_a_gpu: int = 2  # a step: 2 x (264 + 10 x 55) tokens of packing.max_tokens = 2048
+    images_a_gpu: int = 2  # per step: 2 x (264 + 10 x 55) tokens fit packing.max_tokens = 2048
     gpu: str = "H100"
     utilisation: float = UTILISATION
     gpu_memory: float = 3.35e12
     gpus_a_node: int = 8
-    inside_node: float = 450e9  # a GPU
-    between_nodes: float = 50e9  # a GPU
-    storage: float = 10e9  # all nodes together
-    writer: float = 2e9  # one process
+    inside_node: float = 450e9  # per GPU
+    between_nodes: float = 50e9  # per GPU
+    storage: float = 10e9  # shared by all nodes
+    writer: float = 2e9  # per process
     checkpoint_steps: int = 200
-    rows_a_second: float = 1576  # prepared by one process
-    verified: float = 1.5e9  # checksums of the vision cache, one process
-    evaluated: int = 10_000  # questions
+    rows_a_second: float = 1576  # rows that one process prepares
+    verified: float = 1.5e9  # one process computes the checksums of the vision cache
+    evaluated: int = 10_000  # questions in an evaluation
 
     @property
     def all_questions(self) -> int:
-        """Of the dataset."""
+        """The number of questions in the dataset."""
         return self.images * self.questions
 
     @property
     def flops(self) -> float:
-        """What a GPU does in a second."""
+        """The FLOPs that a GPU reaches per second."""
         return self.utilisation * PEAK_FLOPS[self.gpu]
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one recipe: parameters, FLOPs and bytes."""
+    """The costs of one recipe: parameters, FLOPs and bytes."""
 
-    parts: PartCounts  # with the tower
+    parts: PartCounts  # including the vision tower
     adapter: bool
     inputs: Inputs
 
     @property
     def token(self) -> float:
-        """FLOPs of a token in training, by `vlm_core.training.flops`."""
+        """FLOPs of a token in training, from `vlm_core.training.flops`."""
         return flops_per_token(self.parts)
 
     @property
     def head(self) -> float:
-        """FLOPs of a supervised token in the head: forward, and the gradient of its input."""
+        """FLOPs of a supervised token in the head: the forward pass and the gradient of the head's input."""
         return 4.0 * TEXT["hidden_size"] * TEXT["vocab_size"]
 
     @property
     def question(self) -> float:
-        """FLOPs of a question and its answer behind a prefix that is there."""
+        """FLOPs of a question and its answer, without the shared prefix before them."""
         return self.inputs.question_tokens * self.token + self.inputs.answer_tokens * self.head
 
     @property
@@ -112,23 +112,23 @@ class Costs:
 
     @property
     def tower(self) -> float:
-        """FLOPs of the frozen vision tower: two a weight and patch, and each patch with each."""
+        """FLOPs of the frozen vision tower for an image: two per weight and patch, plus attention among patches."""
         scores = 4.0 * VISION["num_hidden_layers"] * PATCHES**2 * VISION["hidden_size"]
         return 2.0 * sum(self.parts["vision_tower"]) * PATCHES + scores
 
     @property
     def features(self) -> int:
-        """Bytes of an image in the vision cache."""
+        """Bytes of an image's features in the vision cache."""
         return GEMMA3_4B["mm_tokens_per_image"] * VISION["hidden_size"] * BFLOAT16
 
     @property
     def trained(self) -> int:
-        """Parameters that train."""
+        """The number of trainable parameters."""
         return total(self.parts).trainable
 
     @property
     def weights(self) -> int:
-        """Parameters on the device: without the tower, whose features are cached."""
+        """The number of parameters on the device: all but the vision tower's, whose features are cached."""
         return sum(total(self.parts)) - sum(self.parts["vision_tower"])
 
     @property
@@ -138,11 +138,11 @@ class Costs:
 
     @property
     def step(self) -> float:
-        """FLOPs of a GPU's share of a step, packed and cached."""
+        """FLOPs of one GPU in a step, with packing and the vision cache."""
         return self.inputs.images_a_gpu * (self.prefix + self.inputs.questions * self.question)
 
     def training(self, *, packed: bool, cached: bool) -> float:
-        """FLOPs of the whole training, the filling of the cache included."""
+        """FLOPs of the whole training, including the filling of the vision cache."""
         given = self.inputs
         prefixes = given.images if packed else given.all_questions
         towers = given.images if cached else prefixes * given.epochs
@@ -150,31 +150,34 @@ class Costs:
 
 
 def costs_of(recipe: str, inputs: Inputs) -> Costs:
-    """Returns what a recipe costs with Gemma 3 4B's shapes; no weight is made."""
-    config = load_config(recipe, {"vision_cache.enabled": False})  # else the tower is not counted
+    """Returns the costs of a recipe with Gemma 3 4B's shapes, without creating any weight."""
+    config = load_config(recipe, {"vision_cache.enabled": False})  # so that the tower's parameters are counted
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "config.json").write_text(json.dumps(GEMMA3_4B), encoding="utf-8")
         return Costs(planned_parameters(config, Path(base), GEMMA3), config.peft is not None, inputs)
 
 
 def sent(gpus: int, size: float) -> float:
-    """Returns the bytes that each GPU sends while a ring gathers or reduces `size` bytes (an all-reduce does both)."""
+    """Returns the bytes that each GPU sends when a ring gathers or reduces `size` bytes (an all-reduce does both)."""
     return size * (gpus - 1) / gpus
 
 
 def seconds_to_send(gpus: int, size: float, inputs: Inputs) -> float:
-    """Returns the seconds that the slowest link of the ring takes for that."""
+    """Returns the seconds that this takes on the slowest link of the ring."""
     link = inputs.inside_node if gpus <= inputs.gpus_a_node else inputs.between_nodes
     return sent(gpus, size) / link
 
 
 def lora_exchange(costs: Costs) -> float:
-    """Returns the bytes that are gathered and reduced in a step: float32 gradients, all-reduced (DDP)."""
+    """Returns the bytes that a LoRA step communicates: float32 gradients, all-reduced (DDP)."""
     return 2.0 * FLOAT32 * costs.trained
 
 
 def sft_exchange(costs: Costs) -> float:
-    """Returns the same under FSDP2: weights gathered twice in bfloat16, gradients reduced in float32."""
+    """Returns the bytes that a step of full fine-tuning communicates (FSDP2).
+
+    Weights are gathered twice in bfloat16, and gradients are reduced in float32.
+    """
     return 2.0 * BFLOAT16 * costs.weights + FLOAT32 * costs.trained
 
 
@@ -185,25 +188,25 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def units(lora: Costs, sft: Costs) -> str:
-    """Returns the table of what one of each costs."""
+    """Returns the table of unit costs: one token, one question, one image, one checkpoint, one step."""
     rows = [
         ("parameters: language model, embeddings, tower", ", ".join(
             f"{sum(lora.parts[part]) / 1e9:.2f} billion" for part in ("language_model", "embeddings", "vision_tower"))),
         ("parameters that train, LoRA and full", f"{lora.trained / 1e6:.1f} million, {sft.trained / 1e9:.2f} billion"),
         ("a token, LoRA and full", f"{lora.token / 1e9:.1f}, {sft.token / 1e9:.1f} GFLOP"),
-        ("a question behind its image, LoRA and full", f"{lora.question / 1e12:.2f}, {sft.question / 1e12:.2f} TFLOP"),
+        ("a question after its image, LoRA and full", f"{lora.question / 1e12:.2f}, {sft.question / 1e12:.2f} TFLOP"),
         ("an image's tokens, LoRA and full", f"{lora.prefix / 1e12:.2f}, {sft.prefix / 1e12:.2f} TFLOP"),
-        ("an image in the tower", f"{lora.tower / 1e12:.2f} TFLOP"),
+        ("an image in the vision tower", f"{lora.tower / 1e12:.2f} TFLOP"),
         ("an image in the vision cache", f"{lora.features / 1e3:.0f} kB"),
         ("a checkpoint, LoRA and full", f"{lora.checkpoint / GIGABYTE:.2f}, {sft.checkpoint / GIGABYTE:.0f} GB"),
-        ("gathered and reduced in a step, LoRA and full",
+        ("communication per step (gather, reduce), LoRA and full",
          f"{lora_exchange(lora) / GIGABYTE:.2f}, {sft_exchange(sft) / GIGABYTE:.0f} GB"),
     ]  # fmt: skip
-    return table(("one", "costs"), rows)
+    return table(("unit", "cost"), rows)
 
 
 def savings(costs: Costs) -> str:
-    """Returns the table of what packing and the vision cache save of the training's FLOPs."""
+    """Returns the table of the training's FLOPs with and without packing and the vision cache."""
     least = costs.training(packed=True, cached=True)
     rows = []
     for packed, cached in ((True, True), (True, False), (False, True), (False, False)):
@@ -215,7 +218,7 @@ def savings(costs: Costs) -> str:
 
 
 def stages(costs: Costs, gpus: Sequence[int], exchange: float) -> str:
-    """Returns the table of hours by stage, as if nothing went on beside anything else."""
+    """Returns the table of hours by stage, if no stage overlaps with another."""
     head = ("", *(f"{count} GPUs" for count in gpus))
     columns = [_column(costs, count, exchange) for count in gpus]
     return table(head, [(name, *(column[name] for column in columns)) for name in columns[0]])
@@ -237,9 +240,9 @@ def _column(costs: Costs, gpus: int, exchange: float) -> dict[str, str]:
         "evaluate": given.evaluated * CONDITIONS * _answer_seconds(costs) / gpus,
     }
     return {
-        "questions a step": f"{given.images_a_gpu * given.questions * gpus:,}",
+        "questions per step": f"{given.images_a_gpu * given.questions * gpus:,}",
         "steps": f"{steps:,.0f}",
-        "a step: compute, network": f"{compute * 1e3:.0f}, {network * 1e3:.0f} ms",
+        "one step: compute, network": f"{compute * 1e3:.0f}, {network * 1e3:.0f} ms",
         "read from the vision cache": f"{reading / GIGABYTE:.2f} GB/s",
         **{f"{name}, h": _hours(seconds) for name, seconds in hours.items()},
         "**all, h**": _hours(sum(hours.values())),
@@ -252,7 +255,7 @@ def _hours(seconds: float) -> str:
 
 
 def _answer_seconds(costs: Costs) -> float:
-    """Returns the seconds of an answer: prefix and question, then the weights are read for each token of 64 answers."""
+    """Returns the seconds per answer: the prefix and question, then one read of the weights per token of 64 answers."""
     given = costs.inputs
     tokens = given.prefix_tokens / given.questions + given.question_tokens - given.answer_tokens
     read = given.answer_tokens * BFLOAT16 * costs.weights / given.gpu_memory / 64
@@ -263,8 +266,8 @@ def report(inputs: Inputs, gpus: Sequence[int]) -> list[tuple[str, str]]:
     """Returns the tables, each with its title."""
     lora, sft = costs_of("gemma3_4b_lora", inputs), costs_of("gemma3_4b_sft", inputs)
     return [
-        ("What one of each costs", units(lora, sft)),
-        ("What packing and the vision cache are worth (LoRA)", savings(lora)),
+        ("Unit costs", units(lora, sft)),
+        ("What packing and the vision cache save (LoRA)", savings(lora)),
         ("LoRA, by number of GPUs (DDP)", stages(lora, gpus, lora_exchange(lora))),
         ("Full fine-tuning, by number of GPUs (FSDP2)", stages(sft, gpus, sft_exchange(sft))),
     ]

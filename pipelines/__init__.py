@@ -1,3 +1,3 @@
-"""Prefect flows. A flow names its steps and passes values; it computes nothing."""
+"""Prefect flows. A flow names its steps and passes values between them; it computes nothing itself."""
 
-import tasks  # noqa: F401  Sets the services' defaults before any flow module imports Prefect, which reads them then.
+import tasks  # noqa: F401  Sets the services' defaults. Prefect reads them at its import, so this must come first.

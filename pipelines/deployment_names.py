@@ -1,8 +1,8 @@
-"""A plugin of Prefect's command: `prefect deployment run medpix-finetune`, by the deployment's own name alone.
+"""A plugin of Prefect's command that accepts a deployment's bare name: `prefect deployment run medpix-finetune`.
 
-Prefect 3.8 asks for FLOW/DEPLOYMENT in two places: when its client reads a deployment, and in subcommands that check
-the name first (inspect, schedule ls and others). This plugin looks a bare name up, and takes the deployment that has
-it. It is enabled in pyproject.toml, so that it acts where Prefect is called in the project's directory.
+Prefect 3.8 requires FLOW/DEPLOYMENT in two places: when its client reads a deployment, and in subcommands that check
+the name first (inspect, schedule ls and others). This plugin finds the deployment with the bare name. pyproject.toml
+enables it, so it works if Prefect is called in the project's directory.
 """
 
 import sys
@@ -25,18 +25,18 @@ def setup_environment(*, ctx: Any) -> None:
 
     setattr(PrefectClient, by_full_name.__name__, read_deployment_by_name)
     if "deployment" in sys.argv[1:]:
-        _admit_bare_names()
+        _allow_bare_names()
 
 
-def _admit_bare_names() -> None:
-    """Takes the check of the format out of `prefect deployment`: the client finds what it would refuse."""
-    from prefect.cli import deployment  # seconds: of this command alone, which imports it anyway
+def _allow_bare_names() -> None:
+    """Disables the format check of `prefect deployment`, which would reject a bare name before the client gets it."""
+    from prefect.cli import deployment  # lazy: takes seconds; this command imports it anyway
 
     setattr(deployment, "_assert_deployment_name_format", lambda name: None)  # noqa: B010
 
 
 async def _full_name(client: PrefectClient, name: str) -> str:
-    """Returns FLOW/DEPLOYMENT; ends the command, and says what to type, where there is not exactly one."""
+    """Returns FLOW/DEPLOYMENT; ends the command with a hint unless exactly one deployment has this name."""
     wanted = DeploymentFilter(name=DeploymentFilterName(any_=[name]))
     flows = [
         (await client.read_flow(deployment.flow_id)).name
@@ -48,5 +48,5 @@ async def _full_name(client: PrefectClient, name: str) -> str:
     raise SystemExit(
         f"{len(flows)} deployments are called {name!r}; type one of {', '.join(known)}"
         if known
-        else f"no deployment is called {name!r}; `prefect deployment ls` shows those there are"
+        else f"no deployment is called {name!r}; `prefect deployment ls` lists them"
     )

@@ -1,4 +1,4 @@
-"""An evaluation by itself: of any checkpoint or registered model, beside the base model and the champion."""
+"""The flow that evaluates any checkpoint or registered model, and compares it with the base model and the champion."""
 
 from typing import Any
 
@@ -32,26 +32,26 @@ def medpix_evaluate(
     evaluation: EvaluationForm = EvaluationForm(),
     overrides: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Evaluates a model on a validation split; returns what `result.json` holds.
+    """Evaluates a model on a validation split; returns the contents of `result.json`.
 
     Args:
         checkpoint: A directory epoch_E_step_S, a model or adapter, a hub id, or models:/name@alias.
-        recipe: Whose data and base model are meant: a shipped recipe's name, or the path of a YAML file.
-        dataset: The data, where they are not the recipe's.
-        compute: What runs it: this machine or a cluster, and its processes.
-        evaluation: Questions, controls, models to compare with.
-        overrides: Any other config value, by dotted key: {"rng.seed": 7}; over everything above.
+        recipe: The recipe with the data and the base model: a shipped recipe's name, or the path of a YAML file.
+        dataset: The data, if not the recipe's.
+        compute: Where to run: this machine or a cluster, and the number of processes.
+        evaluation: The questions, the controls, and the models to compare with.
+        overrides: Any config values by dotted key, such as {"rng.seed": 7}; they take precedence over everything above.
     """
     sections = {"dataset": dataset, "compute": compute, "evaluation": evaluation}
     filled = form_overrides(recipe, "as in the recipe", sections)
-    # A directory of its own: the recipe's is that of a training.
+    # An evaluation gets its own directory: the recipe's directory belongs to a training.
     config = checked_config(recipe, filled | (overrides or {}) | {"checkpoint.checkpoint_dir": None})
     stage = Stages([download_dataset, download_model, preprocess_conversations, report_data, evaluate]).run
     splits = stage(download_dataset, config)
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
     with turn(config.compute), tracked_run(config, base_model, splits, conversations, evaluated=checkpoint) as run:
-        stage(report_data, run, conversations)
+        stage(report_data, run, conversations, splits)
         result = stage(evaluate, run, base_model, checkpoint, conversations)
         show_scores(run, result)
         return result

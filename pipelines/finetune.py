@@ -1,11 +1,11 @@
 """The pipeline: `python -m pipelines.finetune --recipe demo [--section.key value ...]`.
 
-Runs against the configured Prefect API, or an ephemeral one where none is configured.
+Uses the configured Prefect API, or a temporary server if none is configured.
 """
 
 from vlm_core.arguments import flow_parser, read_config
 
-if __name__ == "__main__":  # before the imports below, which take seconds
+if __name__ == "__main__":  # first: the imports below take seconds
     ARGUMENTS = read_config(flow_parser(__doc__), "Prefect and MLflow")
 else:
     ARGUMENTS = None
@@ -72,20 +72,20 @@ def medpix_finetune(
 ) -> dict[str, Any]:
     """Fine-tunes, evaluates and registers a model; returns the run's summary.
 
-    What is left empty comes from the recipe.
+    Empty fields keep the recipe's values.
 
     Args:
         recipe: Name of a shipped recipe, or the path of a YAML file.
-        tuning: lora trains an adapter, full the weights themselves.
-        dataset: The training split; the validation split is of the same dataset.
-        step_scheduler: How long to train: epochs, steps, batches; checkpoints.
-        optimizer: The learning rate, and the optimizer's other settings.
+        tuning: lora trains an adapter, full trains the weights themselves.
+        dataset: The training data; the validation split comes from the same dataset.
+        step_scheduler: The length of the training (epochs, steps, batch size), and how often to save checkpoints.
+        optimizer: The learning rate and the optimizer's other settings.
         model: The base model.
         peft: LoRA's settings.
-        compute: What runs it: this machine or a cluster, and its processes and memory.
-        evaluation: Questions, controls, models to compare with.
+        compute: Where to run: this machine or a cluster, the number of processes, and how to save memory.
+        evaluation: The questions, the controls, and the models to compare with.
         registry: The name to register under, and when the new version becomes the champion.
-        overrides: Any other config value, by dotted key: {"rng.seed": 7}; over everything above.
+        overrides: Any config values by dotted key, such as {"rng.seed": 7}; they take precedence over everything above.
     """
     sections = {
         "model": model, "dataset": dataset, "step_scheduler": step_scheduler, "optimizer": optimizer, "peft": peft,
@@ -97,7 +97,7 @@ def medpix_finetune(
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
     with turn(config.compute), tracked_run(config, base_model, splits, conversations) as run:
-        stage(report_data, run, conversations)
+        stage(report_data, run, conversations, splits)
         write_example(run, conversations)
         training = stage(finetune, run, conversations)
         scores = stage(evaluate, run, base_model, training["checkpoint"], conversations)
@@ -112,13 +112,13 @@ def main(options: argparse.Namespace) -> None:
     try:
         checked_config(options.recipe, overrides)
         tidy_log()
-        flow_of_state: Any = medpix_finetune  # whose type knows no return_state
+        flow_of_state: Any = medpix_finetune  # Any: the flow's type does not have return_state
         state = flow_of_state(options.recipe, overrides=overrides, return_state=True)
         summary = state.result()
     except (ValueError, HubBusyError) as error:
         raise SystemExit(f"error: {printable(error)}") from error
-    except CancelledRun:  # the flow's log says what was saved
-        raise SystemExit(130) from None  # as a shell ends a command after Ctrl-C
+    except CancelledRun:  # the flow's log already reports what was saved
+        raise SystemExit(130) from None  # a shell's exit code after Ctrl-C
     print(printable(f"\n{render(summary)}\n{next_steps(summary, page_of(state))}"))
 
 

@@ -1,6 +1,6 @@
-"""The groups of the parameter forms in Prefect's UI: sections of the config whose empty fields come from the recipe.
+"""The groups of the parameter forms in Prefect's UI: one per config section; empty fields keep the recipe's values.
 
-`first` names what people change most; the page shows the other fields in a second tab.
+`first` lists the fields that people change most. The page shows the other fields in a second tab.
 """
 
 from vlm_core.config import (

@@ -1,4 +1,4 @@
-"""Retraining when the data or the base model changed on the hub."""
+"""The flow that starts a training when the dataset or the base model has a new revision on the hub."""
 
 from typing import Any
 
@@ -11,13 +11,13 @@ from vlm_core.form import Recipe
 
 @flow(name="medpix-retrain-watch", flow_run_name="watch {recipe}", persist_result=True, result_serializer="json")
 def medpix_retrain_watch(recipe: Recipe = "gemma3_4b_lora", overrides: dict[str, Any] | None = None) -> dict[str, str]:
-    """Compares what the recipe's models were trained on with the hub; a new revision starts medpix-finetune on it.
+    """Starts medpix-finetune if the recipe's dataset or base model has a revision that no version was trained on.
 
-    Returns the new revisions; nothing is started where there are none.
+    Returns the new revisions, or {} if nothing has changed.
 
     Args:
-        recipe: The recipe whose dataset and base model are watched, and of the run that is started.
-        overrides: Config values over the recipe's, by dotted key.
+        recipe: The recipe to watch. Its dataset and base model are compared with the hub; a new run uses it too.
+        overrides: Config values by dotted key, which replace the recipe's.
     """
     config = checked_config(recipe, overrides)
     changes = find_changes(config)

@@ -1,4 +1,4 @@
-"""One thin Prefect task a step, the launcher of the heavy jobs, and everything that knows MLflow."""
+"""Prefect tasks, one thin task per step; the launchers of heavy jobs; and all code that uses MLflow."""
 
 from tasks.services.environment import set_service_defaults
 

@@ -1,7 +1,7 @@
-"""The steps before training: the dataset, the base model, the Arrow cache of conversations.
+"""The steps before training: the dataset, the base model, the Arrow cache of conversations, the data report.
 
-Their caches are directories on disk, addressed by content and checked on entry. Prefect's own result cache is not
-used on top: it would go on returning a path after the files are gone, and would not notice a changed `vlm_core`.
+Their caches are directories on disk, addressed by content and verified when they are opened. These tasks do not use
+Prefect's result cache: it would return a path whose files are gone, and would not notice a changed `vlm_core`.
 """
 
 from pathlib import Path
@@ -19,6 +19,7 @@ from tasks.stops import stoppable_task
 from tasks.trackers.mlflow_run import log_files
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
+from vlm_core.data.explained_row import explain_some
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS
@@ -31,7 +32,7 @@ from vlm_core.run_directory import DATA, REPORT
 
 
 def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
-    """Whether waiting can help: of what can go wrong here, only a busy hub mends itself."""
+    """Whether a retry can help: of all failures of these steps, only a busy hub recovers by itself."""
     return isinstance(state.result(raise_on_failure=False), HubBusyError)
 
 
@@ -39,7 +40,7 @@ def _hub_was_busy(task: Any, run: Any, state: Any) -> bool:
     tags=["data"], persist_result=False, retries=3, retry_delay_seconds=[10, 60, 300], retry_condition_fn=_hub_was_busy
 )
 def download_dataset(config: Config) -> Splits:
-    """Returns the checked sources of both splits, downloaded or generated where they are missing."""
+    """Downloads or generates the missing splits, verifies both, and returns their sources."""
     with progress_sent_to(ProgressArtifact("download-dataset").show):
         splits = fetch_splits(config)
     for name, source in splits.sources.items():
@@ -56,7 +57,7 @@ def download_dataset(config: Config) -> Splits:
     retry_condition_fn=_hub_was_busy,
 )
 def download_model(config: Config) -> Path:
-    """Returns the directory of the checked base model, downloaded or made where it is missing."""
+    """Downloads or generates the base model if it is missing, verifies it, and returns its directory."""
     with progress_sent_to(ProgressArtifact("download-model").show):
         directory = fetch_model(config.model)
     get_run_logger().info("base model %s in %s", config.model.pretrained_model_name_or_path, directory)
@@ -65,7 +66,7 @@ def download_model(config: Config) -> Path:
 
 
 def _find_compared(config: Config, base_model: Path) -> None:
-    """Finds the models that the evaluation will compare with: what is missing is said before anything is trained."""
+    """Looks up the models that the evaluation will compare with, so that a missing one fails before the training."""
     name = registered_name(config, base_model)
     champion = find_champion(name)
     compared = config.evaluation.comparisons | ({CHAMPION: version_uri(name, champion)} if champion else {})
@@ -76,7 +77,7 @@ def _find_compared(config: Config, base_model: Path) -> None:
 
 @stoppable_task(tags=["data"], persist_result=False)
 def preprocess_conversations(config: Config, splits: Splits) -> Path:
-    """Returns the Arrow cache directory of the conversations of `splits`, built where it is missing."""
+    """Builds the Arrow cache of the conversations of `splits` if it is missing, and returns its directory."""
     with progress_sent_to(ProgressArtifact("preprocess").show):
         directory, reused = prepare_conversations(config, splits)
     manifest = read_manifest(directory)
@@ -89,12 +90,13 @@ def preprocess_conversations(config: Config, splits: Splits) -> Path:
 
 
 @stoppable_task(tags=["report"], persist_result=False)
-def report_data(run: Run, conversations: Path) -> None:
+def report_data(run: Run, conversations: Path, splits: Splits) -> None:
     """Writes the data report into the run directory, and shows it in MLflow and in Prefect's UI."""
-    from vlm_core.pages.data_report import overview, write_data_report  # with matplotlib, which no other step needs
+    from vlm_core.pages.data_report import overview, write_data_report  # lazy: imports matplotlib
 
     directory = run.directory / DATA
-    write_data_report(run.config, conversations, directory / REPORT)
+    rows = explain_some(splits) if run.config.report.images else []
+    write_data_report(run.config, conversations, directory / REPORT, rows)
     write_json(directory / STATISTICS, read_json(conversations / STATISTICS))
     log_files(run.mlflow_run_id, [directory / REPORT, directory / STATISTICS], DATA)
     create_table_artifact(overview(conversations), key="medpix-data", description=run.run_id)

@@ -1,4 +1,4 @@
-"""What a run by hand ends with: a box with the numbers that matter, links, and a command that asks the model."""
+"""The last lines of a run by hand: a box with the main numbers, links, and a command that asks the model a question."""
 
 import shlex
 import sys
@@ -20,7 +20,7 @@ WIDTH = 100  # of the box, in characters
 
 
 def render(summary: dict[str, Any]) -> str:
-    """Returns a box: the verdict, the headline score, what looking adds to it, the training loss, and the champion."""
+    """Returns a box of text: verdict, headline score, gain from the right image, training loss, champion."""
     training, scores, model = (summary[key] for key in ("training", "evaluation", "registered_model"))
     score = with_interval(scores["scores"]["model"][PRIMARY])
     limit = f", limited to {scores['limit']}" if scores["limit"] else ""
@@ -39,9 +39,9 @@ def render(summary: dict[str, Any]) -> str:
 
 
 def _looking(reliance: dict[str, Any] | None) -> str:
-    """Returns what the score owes to the right image."""
+    """Returns how much of the score comes from seeing the right image."""
     if not reliance:
-        return "not measured: evaluation.controls has no shuffled images"
+        return "not measured: evaluation.controls does not list shuffled"
     return f"{with_interval(reliance[PRIMARY], sign='+')} {METRICS[PRIMARY].words}, against another case's image"
 
 
@@ -50,7 +50,7 @@ def _number(value: float | None) -> str:
 
 
 def next_steps(summary: dict[str, Any], flow_run_url: str | None = None) -> str:
-    """Returns where to look next, and a command that runs as it is wherever it is pasted."""
+    """Returns links to the results, and a command that works from any directory as it is."""
     directory = Path(summary["checkpoint"]).parent
     model, run_id = summary["registered_model"], summary["mlflow_run_id"]
     links = [
@@ -65,7 +65,7 @@ def next_steps(summary: dict[str, Any], flow_run_url: str | None = None) -> str:
 
 
 def _mlflow_page(run_id: str) -> str:
-    """Returns where MLflow shows a run, or the command that starts MLflow's pages."""
+    """Returns the run's page in MLflow, or the command that starts MLflow's UI."""
     store, program = mlflow.get_tracking_uri(), Path(sys.executable).parent / "mlflow"
     if without_secrets(store) != store:
         store = "$MLFLOW_TRACKING_URI"  # the shell has it; its password is not shown
@@ -74,7 +74,7 @@ def _mlflow_page(run_id: str) -> str:
 
 def _question(checkpoint: str, example: Path) -> list[str]:
     """Returns a command that asks the model about an image of the validation split."""
-    # With the home, which a relative one is another of in another directory, and in one line: to be pasted anywhere.
+    # The command names the home and stays on one line, so that it works when pasted in another directory.
     command = [
         f"MEDPIX_HOME={medpix_home()}",
         sys.executable,
@@ -84,18 +84,18 @@ def _question(checkpoint: str, example: Path) -> list[str]:
         checkpoint,
     ]
     if not example.is_file():
-        say = "report.images=false: no image of the data was written; give a question and an image of your own:"
-        return [say, f"  {shlex.join(command)} --prompt QUESTION --image FILE"]
+        title = "Ask the model a question of yours (report.images=false: no example image was written):"
+        return [title, f"  {shlex.join(command)} --prompt QUESTION --image FILE"]
     asked = read_json(example)
     command.append(f"--prompt={_one_line(asked['question'])}")
     if asked["images"]:
         command += ["--image", *asked["images"]]
     return [
-        f"Ask the model a question of the validation split (its answer there: {_one_line(asked['answer'])}):",
+        f"Ask the model a question of the validation split (reference answer: {_one_line(asked['answer'])}):",
         f"  {shlex.join(command)}",
     ]
 
 
 def _one_line(text: str) -> str:
-    """Returns a text of the data in one line, without characters that a terminal acts on."""
+    """Returns a text of the dataset on one line, without control characters for the terminal."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())

@@ -1,4 +1,4 @@
-"""A question of the validation split with its images, so that the model can be tried with one command."""
+"""Saves one validation question with its images, so that one command can try the trained model on it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vlm_core.run_directory import EXAMPLE
 
 @task(tags=["report"], persist_result=False)
 def write_example(run: Run, conversations: Path) -> None:
-    """Writes the first validation question that has an image, or the first one; nothing if `report.images` is false."""
+    """Saves the first validation question with an image, or else the first one; nothing if `report.images` is false."""
     if not run.config.report.images:
         return
     dataset = ConversationDataset(conversations, "validation")

@@ -1,4 +1,4 @@
-"""The heavy steps: each starts the same command that runs by hand, follows it, and returns its `result.json`."""
+"""The heavy steps. Each runs the same command as a user would by hand, follows it, and returns its `result.json`."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -26,15 +26,15 @@ from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RE
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
     """Trains, and returns `{steps, first_loss, last_loss, seconds, checkpoint}`.
 
-    The job fills the vision cache first: a job of its own for that would load torch and the model once more.
+    The training job also fills the vision cache: a separate job would load torch and the model a second time.
     """
-    in_mlflow = MetricsFollower(run.mlflow_run_id, run.directory)
+    follower = MetricsFollower(run.mlflow_run_id, run.directory)
     with (
         system_metrics(run.mlflow_run_id),
-        sent_to_wandb(run.config, run.directory, get_run_logger()) as look_after_wandb,
+        sent_to_wandb(run.config, run.directory, get_run_logger()) as poll_wandb,
     ):
-        _run("finetune", run, ["--conversations", str(conversations)], in_mlflow.look, look_after_wandb)
-    if (run.directory / PARAMETERS).is_file():  # a finished run may be older than it
+        _run("finetune", run, ["--conversations", str(conversations)], follower.poll, poll_wandb)
+    if (run.directory / PARAMETERS).is_file():  # older versions did not write it
         log_parameters(run.mlflow_run_id, run.directory)
     shown = [LOSS_PLOT, SAMPLES] if run.config.report.images else [LOSS_PLOT]
     log_files(run.mlflow_run_id, [run.directory / name for name in shown if (run.directory / name).is_file()])
@@ -43,13 +43,13 @@ def finetune(run: Run, conversations: Path) -> dict[str, Any]:
 
 @stoppable_task(tags=["evaluation"], persist_result=False)
 def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -> dict[str, Any]:
-    """Returns what `vlm_core.evaluate` found out about `checkpoint`, with the present champion beside it."""
+    """Evaluates `checkpoint` and the current champion; returns what `vlm_core.evaluate` wrote."""
     output = run.directory / EVALUATION
     arguments = ["--checkpoint-path", checkpoint, "--output-dir", str(output), "--conversations", str(conversations)]
     name = registered_name(run.config, base_model)
     champion = find_champion(name)
     if champion:
-        # By its version: the alias may move on before the gate decides.
+        # By its version: the alias may move before the gate decides.
         compared = run.config.evaluation.comparisons | {CHAMPION: version_uri(name, champion)}
         arguments += ["--evaluation.compare_with", *(f"{label}={model}" for label, model in compared.items())]
     _run("evaluate", run, arguments)
@@ -58,15 +58,16 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
     return result
 
 
-def _run(step: str, run: Run, arguments: list[str], *on_look: Callable[[], None]) -> None:
+def _run(step: str, run: Run, arguments: list[str], *on_poll: Callable[[], None]) -> None:
+    """Runs `vlm_core.{step}` as a job; calls `on_poll` regularly, and shows the job's progress."""
     configured = ("--config", str(run.directory / CONFIG), *arguments)
     job = Job(f"vlm_core.{step}", configured, run.config.compute, run.directory / f"{step}.log")
     progress = ProgressArtifact(step, run.run_id, job.progress_file)
     logger = get_run_logger()
     with closing(LiveLine(job.progress_file)) as line:
 
-        def look() -> None:
-            for call in (*on_look, progress.look, line.look):
+        def poll() -> None:
+            for call in (*on_poll, progress.poll, line.poll):
                 call()
 
-        run_job(job, launcher_of(job.compute, logger), logger=logger, on_look=look)
+        run_job(job, launcher_of(job.compute, logger), logger=logger, on_poll=poll)

@@ -1,6 +1,6 @@
-"""Which process a run belongs to, and the end of those whose process was killed and could not end them.
+"""Records which process owns a run, and closes the runs whose process was killed.
 
-python -m tasks.ownership        ends what is left on this machine, as `make up` and every start of a run do
+`python -m tasks.ownership` closes them on this machine, as `make up` and every start of a run do.
 """
 
 import logging
@@ -25,10 +25,13 @@ from vlm_core.files import read_json, write_json
 logger = logging.getLogger(__name__)
 
 # Tags of an MLflow run.
-HOST, PID, STARTED, DIRECTORY, FLOW_RUN, ATTEMPT = (
-    f"owner.{name}" for name in ("host", "pid", "started", "directory", "flow_run", "attempt")
-)
-MLFLOW_RUN = "mlflow_run.json"  # in a run directory: the MLflow run that it belongs to
+HOST = "owner.host"
+PID = "owner.pid"
+STARTED = "owner.started"
+DIRECTORY = "owner.directory"
+FLOW_RUN = "owner.flow_run"
+ATTEMPT = "owner.attempt"
+MLFLOW_RUN = "mlflow_run.json"  # the file in a run directory that has the id of its MLflow run
 
 
 def owner_tags(directory: Path) -> dict[str, str]:
@@ -45,48 +48,48 @@ def owner_tags(directory: Path) -> dict[str, str]:
 
 
 def reap_dead_runs() -> None:
-    """Ends what runs of this machine left whose process was killed: jobs, KILLED in MLflow, Crashed in Prefect."""
+    """Closes this machine's runs whose process was killed: their jobs end, MLflow has KILLED, Prefect has Crashed."""
     experiment = mlflow.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
         return
     ours = f"attributes.status = 'RUNNING' and tags.`{HOST}` = '{socket.gethostname()}'"
     for run in mlflow.MlflowClient().search_runs([experiment.experiment_id], ours):
         if _owner(run.data.tags) is None:
-            logger.warning("the process of run %s is gone: MLflow has it as KILLED", run.info.run_name)
+            logger.warning("the process of run %s is gone: the run is KILLED in MLflow", run.info.run_name)
             end_left_jobs(Path(run.data.tags[DIRECTORY]))
             end_mlflow_run(run.info.run_id, "KILLED")
             _end_flow_run(run.data.tags)
 
 
 def _end_flow_run(tags: dict[str, str]) -> None:
-    """Marks a flow run Crashed that has its deployment's slot still: a worker that is stopped tells Prefect nothing."""
+    """Marks a flow run as Crashed if it still holds its concurrency slot: a stopped worker reports nothing."""
     if not tags.get(FLOW_RUN):
         return
     with get_client(sync_client=True) as client:
         try:
             found = client.read_flow_run(UUID(tags[FLOW_RUN]))
-        except ObjectNotFound:  # of another server, or deleted there
+        except ObjectNotFound:  # it belongs to another server, or was deleted
             return
-        retried = found.run_count > int(tags[ATTEMPT])  # it may be this very process
+        retried = found.run_count > int(tags[ATTEMPT])  # a later attempt runs, perhaps in this process
         if not retried and found.state is not None and not found.state.is_final():
             client.set_flow_run_state(found.id, Crashed(message="The run's process is gone."), force=True)
 
 
 def reap_after_crash(flow: Any, flow_run: Any, state: Any) -> None:
-    """The hook of a flow whose process was killed: the worker runs it, once it has noticed."""
+    """Closes dead runs: the worker calls this hook when it notices that a flow's process was killed."""
     reap_dead_runs()
 
 
 def mlflow_run_of(directory: Path) -> str | None:
-    """Returns the MLflow run that a run directory belongs to, None where there is none (any more).
+    """Returns the MLflow run of a run directory, or None if there is none or it was deleted.
 
-    Raises ValueError where the process that it belongs to is at work.
+    Raises ValueError if the run is active, that is, if the process that owns it still runs.
     """
     if not (directory / MLFLOW_RUN).is_file():
         return None
     try:
         run = mlflow.MlflowClient().get_run(read_json(directory / MLFLOW_RUN)["run_id"])
-    except MlflowException:  # of another tracking server, or deleted for good
+    except MlflowException:  # it belongs to another tracking server, or was deleted
         return None
     if run.info.lifecycle_stage != "active":
         return None
@@ -95,19 +98,19 @@ def mlflow_run_of(directory: Path) -> str | None:
         owner = _owner(run.data.tags)
         if owner is not None:
             raise ValueError(
-                f"{directory} belongs to a run that is at work, process {owner.pid}: wait for it, cancel it, or give "
-                "checkpoint.checkpoint_dir another directory"
+                f"{directory} belongs to an active run, process {owner.pid}: wait for it, cancel it, or set "
+                "checkpoint.checkpoint_dir to another directory"
             )
     return run.info.run_id
 
 
 def remember_mlflow_run(directory: Path, run_id: str) -> None:
-    """Notes in a run directory the MLflow run that whoever goes on in it goes on with."""
+    """Writes the MLflow run's id to the run directory, so that a resumed run resumes in MLflow too."""
     write_json(directory / MLFLOW_RUN, {"run_id": run_id})
 
 
 def _owner(tags: dict[str, str]) -> Any:
-    """Returns the process that an MLflow run of this machine belongs to, None where it has ended."""
+    """Returns the process that owns an MLflow run of this machine, or None if it has ended."""
     return find_process(int(tags[PID]), float(tags[STARTED]))
 
 

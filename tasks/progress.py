@@ -1,4 +1,4 @@
-"""How far a long step is, in Prefect's UI: one progress artifact a step, with its numbers and the time left."""
+"""Shows the progress of long steps in Prefect's UI: one progress artifact per step, with numbers and time left."""
 
 import logging
 import time
@@ -14,26 +14,26 @@ from vlm_core.progress import Progress
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_UPDATES = 3.0
-SECONDS_AFTER_A_FAILURE = 60.0  # Prefect's client tries again by itself, for seconds each time
+SECONDS_AFTER_A_FAILURE = 60.0  # Prefect's client already spends seconds on retries of its own
 
 
 class ProgressArtifact:
-    """The progress artifact of a step of a run; made with its first progress, updated every few seconds."""
+    """The progress artifact of one step: created with the first progress, updated every few seconds."""
 
     def __init__(self, step: str, run_id: str = "", file: Path | None = None) -> None:
-        """`file` is what the step's job writes its progress to, for `look`."""
+        """`file` is the file to which the step's job writes its progress; `poll` reads it."""
         self.key, self.run_id, self.file = f"medpix-{step}-progress", run_id, file
         self.artifact: UUID | None = None
         self.shown: Progress | None = None
         self.next_update = 0.0
 
-    def look(self) -> None:
-        """Shows what the job wrote last, where it is news."""
+    def poll(self) -> None:
+        """Shows the job's latest progress, if it changed."""
         if self.file is not None and self.file.is_file():
             self.show(Progress(**read_json(self.file)))
 
     def show(self, progress: Progress) -> None:
-        """Shows `progress`. An API that is down never stops the step: it is told later."""
+        """Shows `progress`. If Prefect's API is down, the step continues, and a later call sends the update."""
         ended = progress.done == progress.total
         if progress == self.shown or (time.monotonic() < self.next_update and not ended):
             return
@@ -41,21 +41,21 @@ class ProgressArtifact:
         percent = 100.0 * progress.done / progress.total if progress.total else 0.0
         try:
             self._send(percent, describe(progress, self.run_id))
-        except Exception as error:  # of the network, the server, or its answer: none is worth a training
+        except Exception as error:  # no failure of the network or the server may stop a training
             self.next_update = time.monotonic() + SECONDS_AFTER_A_FAILURE
             logger.warning("Prefect did not take the progress of %s: %s", self.key, error)
 
     def _send(self, percent: float, description: str) -> None:
         if self.artifact is None:
             found = create_progress_artifact(percent, key=self.key, description=description)
-            assert isinstance(found, UUID)  # what it returns outside a coroutine
+            assert isinstance(found, UUID)  # outside a coroutine it returns the id
             self.artifact = found
         else:
             update_progress_artifact(self.artifact, percent, description=description)
 
 
 def describe(progress: Progress, run_id: str) -> str:
-    """Returns a progress as a small Markdown table."""
+    """Returns `progress` as a small Markdown table."""
     of = "" if progress.total is None else f" of {progress.total:,}"
     rows = [(progress.title, f"{progress.done:,}{of} {progress.unit}s"), ("now", progress.note)]
     if progress.seconds_left is not None:

@@ -1,4 +1,4 @@
-"""The result of a run as Markdown, for Prefect's artifact and the description of MLflow's run."""
+"""Writes the result of a run as Markdown: for Prefect's artifact, and as the description of the MLflow run."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,11 @@ from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for
 from vlm_core.evaluation.result_names import with_interval
 from vlm_core.run_directory import EVALUATION
 
-CLOSED_ROWS = 20  # closed questions that a page shows
+CLOSED_ROWS = 20  # the most closed questions that a page shows
 
 
 def training_page(run: Run, summary: dict[str, Any]) -> str:
-    """Returns what a training came to: the gate's decision, links, the data, the training, the scores."""
+    """Returns the page of a training: the gate's decision, links, the data, the training, the scores."""
     registered = summary["registered_model"]
     promotion = registered["promotion"]
     decided = "is the champion" if promotion["promoted"] else "is not promoted"
@@ -31,7 +31,7 @@ def training_page(run: Run, summary: dict[str, Any]) -> str:
 
 
 def evaluation_page(run: Run, result: dict[str, Any]) -> str:
-    """Returns what an evaluation by itself found, with links."""
+    """Returns the page of a separate evaluation: verdict, links, scores."""
     return _page(
         f"**Evaluation** of {code(result['checkpoint'])} on {_asked(result)} of "
         f"{escaped(run.config.dataset.path_or_dataset)}.",
@@ -42,16 +42,16 @@ def evaluation_page(run: Run, result: dict[str, Any]) -> str:
 
 
 def _links(run: Run, registered: dict[str, Any] | None = None) -> str:
-    """Returns where to look next, on one line: MLflow folds a description after a few.
+    """Returns links to the results. They share one line, since MLflow folds a description after a few lines.
 
-    `registered` is the version that the run made.
+    `registered` is the model version that the run registered.
     """
     run_page, flow_page = mlflow_run_link(run.mlflow_run_id), flow_run_link()
     rows = [link("Evaluation report", report_link(run.mlflow_run_id, run.directory, EVALUATION))]
     if run_page:
         rows.append(link("MLflow run", run_page))
     else:
-        rows.append("MLflow has no server here: `mlflow ui` shows the run, as the flow's last lines say")
+        rows.append("MLflow has no server here: start `mlflow ui` to see the run, as in the flow's last lines")
     if registered:
         name, version = registered["name"], registered["version"]
         title, page = f"Version {version} of {name}", version_link(name, version)
@@ -62,7 +62,7 @@ def _links(run: Run, registered: dict[str, Any] | None = None) -> str:
 
 
 def closed_questions(result: dict[str, Any]) -> str:
-    """Returns the closed questions that were asked most often, with how often each variant is right."""
+    """Returns a table of the most frequent closed questions, with the accuracy of each variant."""
     rows = sorted(result["closed_questions"].items(), key=lambda item: -item[1]["examples"])
     variants = list(result["scores"])
     cells = [
@@ -76,7 +76,7 @@ def closed_questions(result: dict[str, Any]) -> str:
 
 
 def _verdict(result: dict[str, Any]) -> str:
-    """Returns whether the model has learnt, nothing for a result that is older than the verdict."""
+    """Returns the verdict as a sentence; empty for results of older versions, which have none."""
     verdict = result.get("verdict")
     return f"Verdict: this model {escaped(verdict['text'], longest=500)}." if verdict else ""
 
@@ -105,7 +105,7 @@ def _asked(result: dict[str, Any]) -> str:
 
 
 def _found(result: dict[str, Any]) -> list[str]:
-    """Returns the scores of each variant as a table, and what the model is better by."""
+    """Returns the scores of each variant as a table, and the differences between the model and the others."""
     variants = list(result["scores"])
     rows = [
         [metric.title, *(with_interval(result["scores"][name][metric.name]) for name in variants)]

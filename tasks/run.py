@@ -1,4 +1,4 @@
-"""A run of the pipeline: its directory on disk and its MLflow run, from the moment that all input was checked."""
+"""The lifecycle of a run: its checked config, its directory on disk, and its MLflow run from start to end."""
 
 import secrets
 from collections.abc import Iterator, Mapping
@@ -12,11 +12,11 @@ from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 
 from tasks.audit import audit
-from tasks.launchers.choice import require_launchable, say_what_has_no_effect
+from tasks.launchers.choice import require_launchable, warn_of_unused_settings
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
 from tasks.services.databases import require_databases
 from tasks.services.temporary_server import guard_temporary_server
-from tasks.stops import STOPS, say_how_it_resumes
+from tasks.stops import STOPS, report_stop
 from tasks.trackers.mlflow_run import end_mlflow_run, log_files, run_tags, start_mlflow_run
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config, DatasetConfig
@@ -34,27 +34,27 @@ guard_temporary_server()  # before a flow has Prefect start one
 
 @dataclass(frozen=True)
 class Run:
-    """Where a run keeps its files, and what MLflow knows it by."""
+    """A run's config, its directory, and the id of its MLflow run."""
 
-    config: Config  # with checkpoint.checkpoint_dir set to the run's directory
+    config: Config  # checkpoint.checkpoint_dir is the run's directory
     directory: Path
     mlflow_run_id: str
 
     @property
     def run_id(self) -> str:
-        """The run's name: that of its directory and of its MLflow run."""
+        """The name of the run, of its directory and of its MLflow run."""
         return self.directory.name
 
 
 def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
-    """Returns the config of a run.
+    """Loads the config of a run, and checks everything that can fail before the run starts.
 
-    Raises ValueError for wrong values, a place that cannot be written to, a database that cannot be used, and a
-    launcher that is not there.
+    Raises ValueError for wrong values, a directory that cannot be written to, a database that cannot be used, and a
+    launcher that cannot run here.
     """
     config = load_config(recipe, overrides)
     if not config.checkpoint.enabled:
-        raise ValueError("checkpoint.enabled=false: the flow evaluates and registers the checkpoint; set it to true")
+        raise ValueError("checkpoint.enabled=false: the flow needs a checkpoint to evaluate and register; set true")
     require_writable(medpix_home())
     require_writable(_directory(config))
     require_databases()
@@ -63,9 +63,9 @@ def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
 
 
 def flow_run_name() -> str:
-    """Returns what tells the flow run at hand from others: `demo lora-r8 lr=0.004 phantom?images=40 retry 1`.
+    """Returns a name for the current flow run: `demo lora-r8 lr=0.004 phantom?images=40 retry 1`.
 
-    Wrong parameters give the recipe's name: what is wrong is said by the run itself.
+    With invalid parameters it is the recipe's name alone; the run itself then reports the error.
     """
     parameters = dict(flow_run.parameters)
     recipe, overrides = parameters.pop("recipe"), parameters.pop("overrides") or {}
@@ -75,12 +75,12 @@ def flow_run_name() -> str:
         return str(recipe)
     tuning = f"lora-r{config.peft.dim}" if config.peft else "full"
     name = f"{config.name} {tuning} lr={config.optimizer.lr:g} {_data_name(config.dataset)}"
-    earlier = flow_run.run_count  # attempts before this one
+    earlier = flow_run.run_count  # the number of earlier attempts
     return f"{name} retry {earlier}" if earlier else name
 
 
 def _data_name(dataset: DatasetConfig) -> str:
-    """Returns the dataset's own name, and its split where that takes a part of the rows."""
+    """Returns the dataset's short name, with the split if it takes only part of the rows."""
     name = Path(dataset.path_or_dataset.removeprefix("builtin:")).name
     return f"{name} {dataset.split}" if "[" in dataset.split else name
 
@@ -89,21 +89,20 @@ def _data_name(dataset: DatasetConfig) -> str:
 def tracked_run(
     config: Config, base_model: Path, splits: Splits, conversations: Path, evaluated: str | None = None
 ) -> Iterator[Run]:
-    """Yields a run with what was resolved for it; its MLflow run ends FINISHED, FAILED, or KILLED by a cancellation.
+    """Starts a run and yields it; when the block ends, the MLflow run becomes FINISHED, FAILED, or KILLED (cancelled).
 
-    `evaluated` is the model that the run evaluates without training one.
-
-    In a directory that a run was interrupted in, that run goes on, in MLflow too.
-    Raises ValueError where the configured directory holds another run, or one that is at work.
+    If the directory holds an interrupted run, that run resumes, in MLflow too. `evaluated` names the model of an
+    evaluation without a training.
+    Raises ValueError if the configured directory holds a different run, or an active one.
     """
-    say_what_has_no_effect(config.compute)
-    reap_dead_runs()  # first: a job that was left may be saving the checkpoint to go on from
+    warn_of_unused_settings(config.compute)
+    reap_dead_runs()  # first: a job of a dead run may still be saving the checkpoint to resume from
     directory = _directory(config)
     config = _resolved(config, directory, base_model, splits)
     checkpoint = checkpoint_to_resume(directory, config.checkpoint.restore_from)
     questions = read_manifest(conversations)["rows"][TRAIN]
     config = decide_length(config, checkpoint, questions, config.compute.processes)
-    # First what can fail for reasons outside: a tracker that cannot be reached leaves no half-made run directory.
+    # MLflow comes before the first file: if its server cannot be reached, no incomplete run directory is left.
     known = mlflow_run_of(directory)
     tags = run_tags(config, evaluated) | owner_tags(directory)
     run = Run(config, directory, start_mlflow_run(config, directory.name, conversations, tags, known))
@@ -118,7 +117,7 @@ def tracked_run(
         yield run
         status = "FINISHED"
     except (CancelledRun, *STOPS) as error:
-        say_how_it_resumes(directory, error)
+        report_stop(directory, error)
     except Exception:
         status = "FAILED"
         raise
@@ -128,7 +127,7 @@ def tracked_run(
 
 
 def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits) -> Config:
-    """Returns `config` with its directory, the hub's commits and what the data told: no later step asks again."""
+    """Returns `config` with its directory, the hub's commits and the facts read from the data, fixed for all steps."""
     tree = resolved_config(config, splits).model_dump(mode="json")
     tree["checkpoint"]["checkpoint_dir"] = str(directory)
     if is_repository_id(config.model.pretrained_model_name_or_path):
@@ -140,7 +139,7 @@ def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits)
 
 
 def _directory(config: Config) -> Path:
-    """Returns the configured directory, or one of the flow run's own: a flow run that is retried finds it again."""
+    """Returns the configured directory, or one named after the flow run, so that a retry finds it again."""
     if config.checkpoint.checkpoint_dir:
         return Path(config.checkpoint.checkpoint_dir).absolute()
     mark = (flow_run.id or secrets.token_hex(4))[-8:]

@@ -1,4 +1,4 @@
-"""The headings of a run's log: which stage begins, and how many there are."""
+"""Logs a heading when a stage of a run begins: its number, the number of stages, its name."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,15 +7,15 @@ from prefect import Task, get_run_logger
 
 
 class Stages:
-    """The tasks of a run in their order; each is announced when it begins."""
+    """The tasks of a run in order; each gets a heading in the log when it begins."""
 
     def __init__(self, tasks: Sequence[Task[..., Any]]) -> None:
         self.names, self.begun = [task.name for task in tasks], 0
 
     def run(self, task: Task[..., Any], *arguments: Any) -> Any:
-        """Returns what `task` returns; before that, logs a heading such as `3/8 finetune`."""
+        """Logs a heading such as `3/8 finetune`, runs `task` and returns its result."""
         if task.name != self.names[self.begun]:
-            raise ValueError(f"{task.name} runs as stage {self.begun + 1} of {', '.join(self.names)}")
+            raise ValueError(f"{task.name} cannot be stage {self.begun + 1}; the stages are {', '.join(self.names)}")
         self.begun += 1
         get_run_logger().info("== %d/%d %s ==", self.begun, len(self.names), task.name.replace("_", " "))
         return task(*arguments)

@@ -1,6 +1,6 @@
-"""A run that is stopped ends quietly, and says what it saved and how it resumes.
+"""Ends a stopped run quietly, and reports what it saved and how to resume it.
 
-Prefect calls a task that gets SIGTERM or Ctrl-C crashed, in red. Here such a task is Cancelled, and so is its flow.
+Prefect shows a task that gets SIGTERM or Ctrl-C as crashed, in red. Here such a task and its flow end as Cancelled.
 """
 
 import logging
@@ -29,7 +29,7 @@ ARTIFACT = "medpix-stopped"
 
 
 class Stopped(CancelledRun):
-    """A run was stopped before its end; the message says why, and how it resumes."""
+    """A run was stopped before its end; the message has the reason and how to resume."""
 
 
 class StoppableTask(Task[P, R]):
@@ -39,15 +39,15 @@ class StoppableTask(Task[P, R]):
         super().__init__(_cancelled_by_stops(function), **options)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Returns what the task does; raises Stopped when it was told to end."""
+        """Returns the task's result; raises Stopped if a signal stopped it."""
         result = super().__call__(*args, **kwargs)
-        if isinstance(result, State):  # Prefect returns a state that the function returned
+        if isinstance(result, State):  # the wrapped function returned Cancelled, and Prefect passes it on
             raise Stopped(result.message)
         return result
 
 
 def stoppable_task(**options: Any) -> Callable[[Callable[P, R]], StoppableTask[P, R]]:
-    """Makes a task of a function, as Prefect's `task` does, that ends quietly when it is stopped."""
+    """Decorates a function as Prefect's `task` does; the task ends quietly when it is stopped."""
     return lambda function: StoppableTask(function, **options)
 
 
@@ -64,15 +64,15 @@ def _cancelled_by_stops(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Reason:
-    """What stopped this process: its task knows, and its flow has to."""
+    """The signal that stopped this process: the task stores it here for its flow."""
 
     stop: BaseException | None = None
 
 
 def ends_quietly(function: Callable[P, R]) -> Callable[P, R]:
-    """Makes the function of a flow end as Cancelled when it was stopped.
+    """Decorates a flow's function so that a stopped flow ends as Cancelled.
 
-    The worker's own signal is raised again: Prefect decides by it how the run ends.
+    A signal from the worker is raised again: Prefect needs it to decide how the run ends.
     """
 
     @wraps(function)
@@ -92,11 +92,11 @@ def ends_quietly(function: Callable[P, R]) -> Callable[P, R]:
 
 
 class _Ended(Abort):
-    """Ends the engine of a deployed run without an error; a Cancelled that is returned would be one in its log."""
+    """Ends the engine of a deployed run without an error; a returned Cancelled state would be logged as an error."""
 
     def __init__(self, state: State) -> None:
         super().__init__(state.message)
-        self.state = state  # the engine takes it as the run's
+        self.state = state  # the engine uses it as the state of the run
 
 
 def _set_state(state: State) -> State:
@@ -104,9 +104,12 @@ def _set_state(state: State) -> State:
         return client.set_flow_run_state(UUID(str(flow_run.id)), state, force=True).state or state
 
 
-def say_how_it_resumes(directory: Path, error: BaseException) -> NoReturn:
-    """Says in the log and on the page of a run that `error` stopped what it saved; raises Stopped with that message."""
-    if isinstance(error, STOPS):  # between two tasks
+def report_stop(directory: Path, error: BaseException) -> NoReturn:
+    """Reports a stopped run's last checkpoint, in the log and on its page; raises Stopped with the same message.
+
+    `error` is the exception that stopped the run.
+    """
+    if isinstance(error, STOPS):  # the signal came between two tasks, so that none has stored it
         _Reason.stop = error
     message = resumption(directory)
     get_run_logger().info("%s", message)
@@ -121,7 +124,7 @@ def say_how_it_resumes(directory: Path, error: BaseException) -> NoReturn:
 
 
 def resumption(directory: Path) -> str:
-    """Returns one line: the checkpoint that a stopped run saved last, and how the run resumes from it."""
+    """Returns one line with the last checkpoint of a stopped run and how to resume from it."""
     latest = directory / LATEST
     if latest.exists():
         step = read_json(latest / PROGRESS)["step"]
@@ -136,10 +139,10 @@ def resumption(directory: Path) -> str:
 
 
 class QuietCancellation(logging.Filter):
-    """Makes Prefect's last line about a cancelled task an INFO: it has it as an error."""
+    """Changes the level of Prefect's last line about a cancelled task from ERROR to INFO."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Changes the level of that line alone; passes every record on."""
+        """Passes every record, and changes the level of that line only."""
         if record.getMessage().startswith("Finished in state Cancelled"):
             record.levelno, record.levelname = logging.INFO, logging.getLevelName(logging.INFO)
         return True

@@ -1,4 +1,4 @@
-"""What a run ends with: `summary.json`, and an artifact in Prefect's UI."""
+"""The last step of a run: writes `summary.json`, and shows the result in Prefect and MLflow."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ SUMMARY = "summary.json"
 def summarize(
     run: Run, conversations: Path, training: dict[str, Any], scores: dict[str, Any], registered: dict[str, Any]
 ) -> dict[str, Any]:
-    """Returns what `summary.json` in the run directory holds."""
+    """Writes `summary.json`, publishes the result page, points `runs/latest` to this run; returns the summary."""
     manifest = read_manifest(conversations)
     summary = {
         "run_id": run.run_id,
@@ -44,11 +44,11 @@ def summarize(
 
 
 def show_scores(run: Run, result: dict[str, Any]) -> None:
-    """Shows what an evaluation by itself found, in Prefect and in MLflow."""
+    """Shows the result of a separate evaluation in Prefect and in MLflow."""
     _publish(run, evaluation_page(run, result), result, "medpix-evaluation")
 
 
 def _publish(run: Run, page: str, result: dict[str, Any], key: str) -> None:
-    """Makes `page` the description of the MLflow run and, with the closed questions, an artifact in Prefect."""
+    """Sets `page` as the MLflow run's description, and publishes it with the closed questions in Prefect."""
     describe_run(run.mlflow_run_id, page)
     create_markdown_artifact(f"{page}\n\n{closed_questions(result)}", key=key, description=run.run_id)

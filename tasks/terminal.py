@@ -1,4 +1,4 @@
-"""What a person sees who runs a flow by hand in a terminal: the log without Prefect's own lines, and a live bar."""
+"""The terminal's view of a flow that is run by hand: a log without Prefect's own lines, and a live progress bar."""
 
 import logging
 import sys
@@ -13,11 +13,11 @@ from vlm_core.files import read_json
 from vlm_core.progress import Progress, duration
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
-NOISE = ("Finished in state Completed", "Stopping temporary server")  # the headings of the stages say as much
+NOISE = ("Finished in state Completed", "Stopping temporary server")  # the stage headings show the same
 
 
 def tidy_log() -> None:
-    """Leaves out of this process' log what is of no use to the person who started the run."""
+    """Hides the lines of this process's log that do not help the person who started the run."""
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -28,24 +28,24 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def page_of(state: State) -> str | None:
-    """Returns the address of a flow run's page, None for a run without a server that stays."""
+    """Returns the address of a flow run's page, or None if its server ended with the run."""
     return url_for("flow-run", state.state_details.flow_run_id) if PREFECT_API_URL.value() else None
 
 
 class LiveLine:
-    """One line with bar, loss and time left, of what a job writes to its progress file; nothing outside a terminal."""
+    """One line with bar, loss and time left, read from a job's progress file; shown in terminals only."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.bar = file, tqdm(disable=True)
         self.shown: Progress | None = None
 
-    def look(self) -> None:
-        """Shows the latest progress."""
+    def poll(self) -> None:
+        """Reads and shows the latest progress."""
         if sys.stderr.isatty() and self.file.is_file():
             self.show(Progress(**read_json(self.file)))
 
     def show(self, progress: Progress) -> None:
-        """Shows `progress`, on a line of its own if it is another piece of work than before."""
+        """Shows `progress`; a new piece of work (another title) gets a new line."""
         if progress == self.shown:
             return
         if self.shown is None or progress.title != self.shown.title:
@@ -57,5 +57,5 @@ class LiveLine:
         self.bar.set_postfix_str(", ".join(filter(None, [progress.note, f"{duration(left)} left" if left else ""])))
 
     def close(self) -> None:
-        """Ends the line."""
+        """Closes the line."""
         self.bar.close()

@@ -1,8 +1,9 @@
-"""One deployed run at a time works on this machine: trainings and evaluations wait for their turn.
+"""Lets one deployed run at a time use this machine: trainings and evaluations wait for their turn.
 
-First come, first served. Each run has a ticket, a file that says what it is, and a lock beside it that its process
-holds. The kernel releases the lock when the process ends, so that a killed run holds nobody up. A run by hand does not
-wait: a person decided to start it now. A run whose jobs go to a cluster does not either: its scheduler places them.
+First come, first served. Each run has a ticket: a file that describes the run, and a lock that its process holds. The
+kernel releases the lock when the process ends, so a killed run does not block others. Two kinds of runs do not wait: a
+run by hand, since a person decided to start it now, and a run on a cluster, since the cluster's scheduler places its
+jobs.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from vlm_core.files import read_json, write_json
 from vlm_core.home import medpix_home
 
 SECONDS_BETWEEN_POLLS = 1.0
-CREATED_BY_ITSELF = ("SCHEDULE", "AUTOMATION")  # what Prefect says of runs that no person started
+AUTOMATIC = ("SCHEDULE", "AUTOMATION")  # Prefect's types of creator for runs that no person started
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
@@ -38,9 +39,10 @@ Ticket = dict[str, Any]
 
 
 def turns_directory() -> Path:
-    """Returns where the tickets of this machine's runs are.
+    """Returns the directory of this machine's tickets.
 
-    Several machines may share a home. Containers have host names of their own, but the boot id of their machine.
+    Several machines may share a home, so the name has the machine's boot id. It also holds in a container, whose host
+    name differs from the machine's.
     """
     machine = BOOT_ID.read_text().strip() if BOOT_ID.exists() else socket.gethostname()
     return medpix_home() / "turns" / machine
@@ -48,9 +50,9 @@ def turns_directory() -> Path:
 
 @contextmanager
 def turn(compute: ComputeConfig) -> Iterator[None]:
-    """Holds this machine for the block; a deployed run first waits for those before it, and says so on its page.
+    """Reserves this machine for the block; a deployed run first waits for earlier runs, and shows this on its page.
 
-    Raises Stopped for a run of a schedule or an automation, while another one does the same or waits for it.
+    Raises Stopped for a run that a schedule or an automation started, if one with the same parameters runs or waits.
     """
     logger, local = get_run_logger(), compute.launcher == "local"
     waits = local and bool(deployment.id)
@@ -69,27 +71,27 @@ def turn(compute: ComputeConfig) -> Iterator[None]:
             _wait_on_the_page(directory, number, logger)
         elif local:
             for other in others_before(directory, number):
-                logger.warning("%s works on this machine too: both will be slower", describe(other))
+                logger.warning("%s is running on this machine too: both will be slower", describe(other))
         yield
 
 
 def _work() -> str:
-    """Returns a digest of what this run was asked to do: its flow and its parameters."""
-    asked = json.dumps([flow_run.flow_name, flow_run.parameters], sort_keys=True, default=str)
-    return hashlib.sha256(asked.encode()).hexdigest()
+    """Returns a digest of this run's work: its flow and its parameters."""
+    work = json.dumps([flow_run.flow_name, flow_run.parameters], sort_keys=True, default=str)
+    return hashlib.sha256(work.encode()).hexdigest()
 
 
 def _require_no_duplicate(directory: Path, number: int, mine: Ticket) -> None:
-    """Runs that nobody asked for do not pile up: a training that takes long, or a new revision that waits for it."""
+    """Raises Stopped if this run is automatic and an equal one runs or waits: automatic runs must not pile up."""
     same = [other for other in _others(directory, number) if other["work"] == mine["work"] and other["number"] < number]
     if not same or not deployment.id:
         return
     with get_client(sync_client=True) as client:
         creator = client.read_flow_run(UUID(str(flow_run.id))).created_by
-    if creator is not None and creator.type in CREATED_BY_ITSELF:
+    if creator is not None and creator.type in AUTOMATIC:
         raise Stopped(
-            f"Not started: {describe(same[0])} works or waits with the same parameters. Nothing is left to do; to run "
-            f"once more after it, press Retry on this page, or `prefect flow-run retry {flow_run.id}`."
+            f"Not started: {describe(same[0])} runs or waits with the same parameters, so nothing is left to do. To "
+            f"run again after it, press Retry on this page, or use `prefect flow-run retry {flow_run.id}`."
         )
 
 
@@ -110,7 +112,7 @@ def _set_state(state: State) -> None:
 
 @contextmanager
 def ticket(directory: Path, content: Ticket) -> Iterator[int]:
-    """Yields the number of a new ticket, which is the highest; it is withdrawn after the block."""
+    """Creates a ticket with the next number, yields the number, and removes the ticket after the block."""
     directory.mkdir(parents=True, exist_ok=True)
     with _changing(directory):
         number = max(_numbers(directory), default=0) + 1
@@ -121,29 +123,33 @@ def ticket(directory: Path, content: Ticket) -> Iterator[int]:
         yield number
     finally:
         with _changing(directory):
-            _withdraw(directory, number)
+            _remove(directory, number)
             lock.release()
 
 
-def wait_for_turn(directory: Path, number: int, say: Callable[[str], None]) -> bool:
-    """Returns whether there was anybody to wait for, once there is nobody; `say` is called when that changes."""
-    said = ""
+def wait_for_turn(directory: Path, number: int, show: Callable[[str], None]) -> bool:
+    """Waits until no run is before this one, and returns whether it had to wait.
+
+    Calls `show` with the reason whenever that changes.
+    """
+    shown = ""
     while before := others_before(directory, number):
         message = _waiting_message(before)
-        if message != said:
-            say(message)
-            said = message
+        if message != shown:
+            show(message)
+            shown = message
         time.sleep(SECONDS_BETWEEN_POLLS)
-    return bool(said)
+    return bool(shown)
 
 
 def others_before(directory: Path, number: int) -> list[Ticket]:
-    """Returns the tickets of the runs of this machine before `number`, with those by hand, which wait for nobody."""
-    return [o for o in _others(directory, number) if o["local"] and (o["number"] < number or not o["waits"])]
+    """Returns the tickets of this machine's runs before `number`, and of all runs by hand, since those never wait."""
+    others = [other for other in _others(directory, number) if other["local"]]
+    return [other for other in others if other["number"] < number or not other["waits"]]
 
 
 def _others(directory: Path, number: int) -> list[Ticket]:
-    """Returns the tickets of all other runs; those whose process has ended are withdrawn."""
+    """Returns the tickets of all other runs, and removes the tickets of processes that have ended."""
     found = []
     with _changing(directory):
         for other in sorted(_numbers(directory)):
@@ -152,19 +158,19 @@ def _others(directory: Path, number: int) -> list[Ticket]:
             if _is_held(_lock_file(directory, other)):
                 found.append({**read_json(_file(directory, other)), "number": other})
             else:
-                _withdraw(directory, other)
+                _remove(directory, other)
     return found
 
 
 def describe(other: Ticket) -> str:
-    """Returns how a run is named to another one: its flow, its name, and its page in Prefect."""
+    """Describes a run for messages: its flow, its name, and its page in Prefect."""
     words = [other["flow"], repr(other["run"]), f"({other['page']})" if other["page"] else ""]
     return " ".join(word for word in words if word)
 
 
 def _waiting_message(before: list[Ticket]) -> str:
     queue = f", and {len(before) - 1} more before this run" if len(before) > 1 else ""
-    return f"waits for {describe(before[0])}, which works on this machine{queue}"
+    return f"waiting for {describe(before[0])}, which is running on this machine{queue}"
 
 
 def _changing(directory: Path) -> Any:
@@ -193,6 +199,6 @@ def _is_held(path: Path) -> bool:
     return False
 
 
-def _withdraw(directory: Path, number: int) -> None:
+def _remove(directory: Path, number: int) -> None:
     for path in (_file(directory, number), _lock_file(directory, number)):
         path.unlink(missing_ok=True)

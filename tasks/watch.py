@@ -1,4 +1,4 @@
-"""What is on the hub that no version of a model was trained on."""
+"""Finds new revisions on the hub that no registered version of a model was trained on, and announces them."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ EVENT = "medpix.revision-changed"
 
 @task(tags=["watch"], persist_result=False)
 def find_changes(config: Config) -> dict[str, str]:
-    """Returns `{"dataset.revision": commit, "model.revision": commit}` as they are now, nothing where they are known.
+    """Returns the current `{"dataset.revision": commit, "model.revision": commit}`, or {} if a version has both.
 
-    Known is what any version of the model was trained on, and not the champion alone: a run on new data that did not
-    become the champion would be started again every night. Raises ValueError where nothing of the recipe is on the hub.
+    All versions count, not only the champion: otherwise a run on new data that did not become the champion would start
+    again every night. Raises ValueError if neither the dataset nor the base model is on the hub.
     """
     sources: dict[str, tuple[str, RepositoryKind, str | None]] = {
         "dataset.revision": (config.dataset.path_or_dataset, "dataset", config.dataset.revision),
@@ -29,7 +29,8 @@ def find_changes(config: Config) -> dict[str, str]:
     commits = {key: current_commit(*source) for key, source in sources.items() if is_repository_id(source[0])}
     if not commits:
         raise ValueError(
-            "neither the dataset nor the base model of this recipe is on the hub: nothing can change there"
+            "neither the dataset nor the base model of this recipe is on the hub, so there is nothing to watch; "
+            "choose a recipe that uses the hub"
         )
     name = watched_name(config)
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")
@@ -39,7 +40,7 @@ def find_changes(config: Config) -> dict[str, str]:
 
 
 def watched_name(config: Config) -> str:
-    """Returns the name that the models of a recipe have; of a base model on the hub, its config alone is fetched."""
+    """Returns the registered name of a recipe's models; downloads only config.json of a base model on the hub."""
     model = config.model
     if is_repository_id(model.pretrained_model_name_or_path):
         directory = download(model.pretrained_model_name_or_path, "model", model.revision, ["config.json"])
@@ -50,6 +51,6 @@ def watched_name(config: Config) -> str:
 
 @task(tags=["watch"], persist_result=False)
 def announce(recipe: str, overrides: dict[str, Any]) -> None:
-    """Emits the event that a trigger of medpix-finetune waits for; its run takes the recipe and the overrides."""
+    """Emits the event that starts medpix-finetune with this recipe and these overrides."""
     resource = {"prefect.resource.id": f"medpix.recipe.{Path(recipe).stem}", "prefect.resource.name": recipe}
     emit_event(EVENT, resource=resource, payload={"recipe": recipe, "overrides": overrides})

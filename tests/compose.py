@@ -1,4 +1,4 @@
-"""deployments/compose.yaml as docker compose reads it: its variables, and what a service is started with."""
+"""Reads deployments/compose.yaml as docker compose does: replaces variables, and returns a service's command."""
 
 import re
 from collections.abc import Mapping
@@ -13,13 +13,13 @@ VARIABLE = re.compile(r"\$\{(?P<name>\w+)(:(?P<kind>[-?])(?P<rest>[^}]*))?\}")
 
 
 def compose_text() -> str:
-    """Returns the file without its comments, in which nothing is replaced."""
+    """Returns the file without its comments: docker compose replaces nothing there."""
     lines = COMPOSE.read_text(encoding="utf-8").splitlines(keepends=True)
     return "".join(line for line in lines if not line.lstrip().startswith("#"))
 
 
 def compose_file(values: Mapping[str, str]) -> dict[str, Any]:
-    """Returns the file with its variables replaced; raises ValueError for one that has to be there and is not."""
+    """Returns the file with its variables replaced; raises ValueError if a required variable is missing."""
 
     def value(found: re.Match[str]) -> str:
         if given := values.get(found["name"]):

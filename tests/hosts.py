@@ -1,6 +1,6 @@
-"""Two hosts on one machine: namespaces of Linux with a name and an address each, and a cable that can be cut.
+"""Simulates two hosts on one machine: two Linux namespaces with their own names and addresses, and a link between them.
 
-They share the file system, as hosts do that mount the same one.
+The link can be cut. Both hosts see the same file system, as hosts with a shared mount do.
 """
 
 import os
@@ -12,38 +12,38 @@ from pathlib import Path
 
 import pytest
 
-INTERFACE = "eth0"  # on both
+INTERFACE = "eth0"  # the interface's name on both hosts
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
-# Of net.ipv4.tcp_retries2: what was sent, and nobody acknowledged for 13 seconds, ends a connection; 15 are 15 minutes.
+# For net.ipv4.tcp_retries2: a connection ends after 13 seconds without acknowledgement; after 15 minutes by default.
 RETRIES = 5
 AS_HOST = 'hostname "$0" && exec "$@"'
 
 
 class Hosts:
-    """`on(0, command)` is a command on the first of two hosts."""
+    """Two connected hosts; `on(0, command)` wraps a command so that it runs on the first one."""
 
     def __init__(self) -> None:
         self.names = tuple(f"medpix-{os.getpid()}-{letter}" for letter in "ab")
 
     def on(self, host: int, *command: str) -> list[str]:
-        """Returns a command as it is run on a host."""
+        """Returns the command that runs `command` on a host."""
         name = self.names[host]
         return ["ip", "netns", "exec", name, "unshare", "--uts", "sh", "-c", AS_HOST, name, *command]
 
     def first_process(self, host: int, *command: str) -> list[str]:
-        """Returns the same with process ids of its own: the command is process 1, as in a container."""
+        """Returns the same with separate process ids: the command is process 1, as in a container."""
         return self.on(host, "unshare", "--pid", "--fork", "--kill-child", *command)
 
     def cut(self) -> None:
-        """Takes the cable out."""
+        """Cuts the link."""
         _ip("-n", self.names[0], "link", "set", INTERFACE, "down")
 
-    def mend(self) -> None:
-        """Puts the cable in again."""
+    def reconnect(self) -> None:
+        """Restores the link."""
         _ip("-n", self.names[0], "link", "set", INTERFACE, "up")
 
     def connect(self) -> None:
-        """Makes the cable, and gives both ends their addresses."""
+        """Creates the link, and gives both ends their addresses."""
         first, second = self.names
         _ip("link", "add", INTERFACE, "netns", first, "type", "veth", "peer", "name", INTERFACE, "netns", second)
         for name, address in zip(self.names, ADDRESSES, strict=True):
@@ -56,7 +56,7 @@ class Hosts:
 
 @contextmanager
 def two_hosts() -> Iterator[Hosts]:
-    """Yields two hosts that are connected; skips the test where namespaces cannot be made."""
+    """Yields two connected hosts; skips the test if namespaces cannot be created."""
     if os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("unshare")):
         pytest.skip("two hosts on one machine are network namespaces: they need root, iproute2 and util-linux")
     hosts = Hosts()

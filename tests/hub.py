@@ -1,7 +1,7 @@
-"""A hub on loopback that `huggingface_hub` and `datasets` use through `HF_ENDPOINT`, and that fails when it is told to.
+"""A hub on loopback for `huggingface_hub` and `datasets` (through `HF_ENDPOINT`) that can fail on demand.
 
-As on the real one, large files (Git LFS) are named by their sha256 and redirected to a storage server of another
-origin, which knows no tokens; all else is named by its git hash and sent by the hub itself.
+It works like the real hub. Large files (Git LFS) are identified by sha256, and redirected to a storage server with
+another origin, which uses no tokens. All other files are identified by git hash, and sent by the hub itself.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ API = re.compile(
 )
 RESOLVE = re.compile(rf"(/datasets)?/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 STORAGE = re.compile(rf"/storage/{NAME}/(?P<revision>[^/]+)/(?P<path>.+)")
-LARGE = (".parquet", ".safetensors")  # what .gitattributes gives to Git LFS
+LARGE = (".parquet", ".safetensors")  # .gitattributes has these in Git LFS
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a client asked for."""
+    """A request of a client."""
 
     method: str
     path: str
@@ -40,26 +40,26 @@ class Request:
 
 @dataclass
 class Fault:
-    """What goes wrong with the next `times` requests whose path contains `path`."""
+    """A fault for the next `times` requests whose path contains `path`: an error status, or a body that stops."""
 
     path: str
     times: int = 1
-    status: int | None = None  # the answer, with `headers`
+    status: int | None = None  # answer with this status and `headers`
     headers: dict[str, str] | None = None
-    after: int | None = None  # or: the body stops after so many bytes,
-    reset: bool = False  # with a reset of the connection instead of its end,
-    until: threading.Event | None = None  # or only until this is set
+    after: int | None = None  # or stop the body after this many bytes
+    reset: bool = False  # then reset the connection instead of closing it
+    until: threading.Event | None = None  # or resume the body when this is set
 
 
 class Hub:
-    """The repositories, what was asked of them, and what will go wrong."""
+    """The state of the hub: repositories, the requests so far, and the faults to come."""
 
     def __init__(self) -> None:
         self.repositories: dict[
             str, dict[str, dict[str, bytes]]
         ] = {}  # name -> commit, oldest first -> path -> content
         self.requests: list[Request] = []
-        self.token: str | None = None  # the only valid one; None: any is
+        self.token: str | None = None  # the only valid token; None: every token is valid
         self.private: set[str] = set()
         self.gated: set[str] = set()
         self.url = self.storage_url = ""
@@ -67,7 +67,7 @@ class Hub:
         self._lock = threading.Lock()
 
     def commit(self, name: str, directory: Path) -> str:
-        """Makes the files of `directory` a new commit of a repository, which its branch `main` then points to."""
+        """Commits the files of `directory` to the branch `main` of a repository, and returns the commit."""
         files = {str(p.relative_to(directory)): p.read_bytes() for p in sorted(directory.rglob("*")) if p.is_file()}
         commits = self.repositories.setdefault(name, {})
         identity = hashlib.sha1(f"{name} {len(commits)}".encode())
@@ -81,22 +81,22 @@ class Hub:
         self._faults.append(Fault(path, times, status=status, headers=headers))
 
     def cut(self, path: str, *, after: int, reset: bool = False) -> None:
-        """Closes (or resets) the connection after so many bytes of the next body of a file, once."""
+        """Closes (or resets) the connection after `after` bytes of the file's next body, once."""
         self._faults.append(Fault(path, after=after, reset=reset))
 
     def hold(self, path: str, *, after: int) -> threading.Event:
-        """Stops after so many bytes of the next body of a file, until the returned event is set."""
+        """Pauses after `after` bytes of the file's next body, until the returned event is set."""
         event = threading.Event()
         self._faults.append(Fault(path, after=after, until=event))
         return event
 
     @property
     def bodies(self) -> list[Request]:
-        """The requests for the content of files."""
+        """The requests for contents of files."""
         return [r for r in self.requests if r.method == "GET" and re.search("/resolve/|/storage/", r.path)]
 
     def take_fault(self, path: str, *, body: bool) -> Fault | None:
-        """Returns the fault that is due for a request, or for its body, and counts it."""
+        """Returns the next fault for a request, or for its body, and counts it; None if there is none."""
         with self._lock:
             for fault in self._faults:
                 if fault.times and fault.path in path and body == (fault.status is None):
@@ -107,7 +107,7 @@ class Hub:
 
 @contextmanager
 def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
-    """Serves directories as repositories "owner/name", as datasets and as models alike."""
+    """Serves directories as repositories "owner/name", both as datasets and as models."""
     hub = Hub()
     for name, directory in repositories.items():
         hub.commit(name, directory)
@@ -117,7 +117,7 @@ def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
         ThreadingHTTPServer(("127.0.0.1", 0), handler) as storage,
     ):
         for server in (front, storage):
-            server.daemon_threads = True  # a body that is held back does not hold up the end of the test
+            server.daemon_threads = True  # a paused body does not delay the end of the test
             server.block_on_close = False
             threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         hub.url, hub.storage_url = (f"http://127.0.0.1:{server.server_port}" for server in (front, storage))
@@ -127,7 +127,7 @@ def serve(repositories: dict[str, Path]) -> Iterator[Hub]:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers one client; HTTP/1.1, so that a body that is too short shows."""
+    """Answers one client, in HTTP/1.1 so that the client notices a short body."""
 
     hub: Hub
     protocol_version = "HTTP/1.1"
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_HEAD = do_POST = do_GET
 
     def _answer(self, asked: dict[str, Any], options: dict[str, list[str]]) -> None:
-        """Answers what the hub itself does: whatever needs a token."""
+        """Answers requests to the hub itself, which may need a token."""
         hub, name = self.hub, asked["name"]
         sent = self.headers["authorization"]
         known = sent is not None and (hub.token is None or sent == f"Bearer {hub.token}")
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
             files = hub.repositories[name][commit]
             answer = view(files, asked["path"] or "", options, {"id": name, "sha": commit})
             self._send(200, json.dumps(answer).encode())
-        elif name in hub.gated:  # its files alone: anyone can list them
+        elif name in hub.gated:  # only the files are protected: anyone can list them
             self._refuse(403 if known else 401, "GatedRepo")
         else:
             self._resolve(name, self._commit(name, asked["revision"]), asked["path"])
@@ -189,7 +189,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(name, commit, path)
 
     def _send_file(self, name: str, revision: str, path: str) -> None:
-        """Sends a file, or the end of it that was asked for."""
+        """Sends a file, or its end if the request has a range."""
         content = self.hub.repositories[name][revision][path]
         headers = {"X-Repo-Commit": revision, "ETag": f'"{_etag(path, content)}"', "Accept-Ranges": "bytes"}
         found = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["range"] or "")
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing."""
+        """Logs nothing."""
 
 
 def _info(files: dict[str, bytes], path: str, options: dict[str, list[str]], names: dict[str, str]) -> Any:

@@ -1,4 +1,4 @@
-"""How often the kill tests kill: three times, or what MEDPIX_KILLS says (`make stress`)."""
+"""How often the kill tests kill: three times, or MEDPIX_KILLS times (`make stress`)."""
 
 import os
 

@@ -1,6 +1,6 @@
-"""A stand-in for Kubernetes' API: it keeps Jobs, checks what it gets against the published schemas, and runs the pods.
+"""A stub of Kubernetes' API: it stores Jobs, validates manifests against the published schemas, and runs the pods.
 
-A pod is the container's command as a process of this machine, with the names of pods replaced by its address.
+A pod is a process on this machine with the container's command, in which this machine's address replaces pod names.
 """
 
 import json
@@ -25,7 +25,7 @@ SERVICES, PODS = (f"/api/v1/namespaces/lab/{kind}" for kind in ("services", "pod
 
 
 class Pods:
-    """The processes of a Job, one an index."""
+    """The processes of a Job, one per index."""
 
     def __init__(self, manifest: dict[str, Any]) -> None:
         (container,) = manifest["spec"]["template"]["spec"]["containers"]
@@ -48,11 +48,11 @@ class Pods:
         return {"conditions": [reason | {"status": "True"}]}
 
     def phases(self) -> list[str]:
-        """Returns what each pod is at."""
+        """Returns the phase of each pod."""
         return ["Running" if process.poll() is None else "Succeeded" for process in self.processes]
 
     def end(self) -> None:
-        """Tells them to end, as a kubelet does, and waits."""
+        """Sends SIGTERM to all processes, as a kubelet does, and waits for their end."""
         for process in self.processes:
             process.send_signal(signal.SIGTERM)
         for process in self.processes:
@@ -60,7 +60,7 @@ class Pods:
 
 
 class Api:
-    """What the server has: manifests by path, and the pods of Jobs."""
+    """The state of the server: manifests by path, and the pods of Jobs."""
 
     def __init__(self) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
@@ -103,7 +103,7 @@ class Api:
 
 @contextmanager
 def kubernetes_api(kubeconfig: Path) -> Iterator[Api]:
-    """Yields an API that `kubeconfig`, which is written, leads to."""
+    """Runs the API, writes a `kubeconfig` for it, and yields the API."""
     api = Api()
 
     class Handler(BaseHTTPRequestHandler):
@@ -124,7 +124,7 @@ def kubernetes_api(kubeconfig: Path) -> Iterator[Api]:
         do_GET = do_POST = do_DELETE = answer
 
         def log_message(self, *arguments: object) -> None:
-            """Says nothing."""
+            """Logs nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

@@ -1,4 +1,4 @@
-"""A directory in MedPix-VQA's published layout made of the real CT, MR and ultrasound files in pydicom's wheel."""
+"""Writes a dataset in MedPix-VQA's published layout from the real CT, MR and ultrasound files in pydicom's wheel."""
 
 import io
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ from datasets import Features, Image, Value
 from PIL import Image as PillowImage
 from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
-# 16-bit grey, palette, colour, YBR colour with 30 frames, and other compressions of the same kinds.
+# 16-bit grey, palette, colour, YBR colour with 30 frames, and the same with other compressions.
 FILES = (
     "CT_small.dcm", "J2K_pixelrep_mismatch.dcm", "MR_small.dcm", "examples_jpeg2k.dcm",
     "examples_overlay.dcm", "examples_palette.dcm", "examples_rgb_color.dcm", "examples_ybr_color.dcm",
 )  # fmt: skip
-FRAMES = 4  # of a multi-frame file
+FRAMES = 4  # frames that are taken from a multi-frame file
 QUESTIONS = ("What is the modality?", "How many columns does the image have?", "Which vendor made the device?")
 FEATURES = Features(
     {"image_id": Image(), **{name: Value("string") for name in ("mode", "case_id", "question", "answer")}}
@@ -25,7 +25,7 @@ FEATURES = Features(
 
 
 def write_medical_dataset(directory: Path) -> None:
-    """Writes `data/train-*.parquet` and `data/validation-*.parquet`: three questions an image, a third held out."""
+    """Writes `data/train-*.parquet` and `data/validation-*.parquet`: three questions per image, one third held out."""
     rows: dict[str, list[dict[str, object]]] = {"train": [], "validation": []}
     for number, (case, dataset, encoded) in enumerate(_images()):
         answers = (

@@ -1,8 +1,9 @@
-"""Tiny checkpoints of real classes of transformers that have no row in `vlm_core.families`, made locally.
+"""Writes tiny checkpoints of real transformers classes that have no row in `vlm_core.families`.
 
-Tokenizers and chat templates have the published ones' form: Idefics3 writes `Assistant: ` before an answer and asks
-with `Assistant:`; LLaVA-OneVision puts images first, and asks otherwise than it shows; LLaVA 1.5 has a tokenizer like
-SentencePiece's that begins with <s> by itself, and a template that ends no turn.
+Tokenizers and chat templates have the form of the published ones. Idefics3 writes `Assistant: ` before an answer, but
+its generation prompt is `Assistant:`. LLaVA-OneVision puts images first, and its generation prompt differs from its
+rendering of an answer. LLaVA 1.5 has a tokenizer like SentencePiece's that adds <s> by itself, and a template that ends
+no turn.
 """
 
 import itertools
@@ -77,7 +78,7 @@ VISION = {
 
 
 def write_tiny_idefics3(directory: Path, texts: Iterable[str]) -> None:
-    """Write an Idefics3: an image of 56 x 56 pixels is four parts and a whole, of 4 tokens each."""
+    """Writes an Idefics3: an image of 56 x 56 pixels becomes four tiles and a thumbnail, of 4 tokens each."""
     parts = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     special = ["<|im_start|>", "<|end_of_text|>", "<pad>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
     tokenizer = _byte_level(texts, [*special, "<global-img>", *parts], bos="<|im_start|>", eos="<|end_of_text|>")
@@ -94,7 +95,7 @@ def write_tiny_idefics3(directory: Path, texts: Iterable[str]) -> None:
 
 
 def write_tiny_llava_onevision(directory: Path, texts: Iterable[str]) -> None:
-    """Write a LLaVA-OneVision: alone, an image has tokens by its size; of several, each has 17."""
+    """Writes a LLaVA-OneVision: a single image has tokens by its size; each of several images has 17."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
     tokenizer = _byte_level(texts, special, bos=None, eos="<|im_end|>", pad="<|endoftext|>")
     size, pinpoints = {"height": 56, "width": 56}, [[56, 112], [112, 56], [112, 112]]
@@ -117,7 +118,7 @@ def write_tiny_llava_onevision(directory: Path, texts: Iterable[str]) -> None:
 
 
 def write_tiny_llava(directory: Path, texts: Iterable[str]) -> None:
-    """Write a LLaVA 1.5: an image is 16 tokens."""
+    """Writes a LLaVA 1.5: an image is 16 tokens."""
     trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     trained.pre_tokenizer = pre_tokenizers.Metaspace(split=True)
     reserved = ["<unk>", "<s>", "</s>", "<pad>", "<image>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -152,7 +153,7 @@ WRITERS = {
 
 @lru_cache
 def directory_of(name: str) -> Path:
-    """Returns the directory of a tiny model, made once for all tests of a process."""
+    """Returns the directory of a tiny model, which is written once per test process."""
     directory = medpix_home() / "other-models" / f"{name}-{os.getpid()}"
     source = fetch_split(DatasetConfig(path_or_dataset="builtin:phantom?images=40", split="train"))
     batches = source.rows.batches(["question", "answer"], source.start, source.stop)

@@ -1,4 +1,4 @@
-"""The pages that people read, and their blocks of code, as tests run them."""
+"""Finds the documentation pages and their blocks of code, for tests that run them."""
 
 import re
 from pathlib import Path
@@ -8,12 +8,12 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Returns the blocks of a language on a page."""
+    """Returns a page's code blocks in one language."""
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def loading() -> str:
-    """Returns the program that loads a registered model, with what it answers printed on the last line."""
+    """Returns the page's program that loads a registered model; its last line prints the answer."""
     (program,) = blocks(ROOT / "docs" / "registry.md", "python")
     *lines, last = program.rstrip().splitlines()
     return "\n".join([*lines, f"print({last})"])

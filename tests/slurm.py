@@ -1,4 +1,4 @@
-"""A Slurm cluster of two nodes on this machine: its controller, a slurmd a node, and a munged, all in one directory."""
+"""Runs a Slurm cluster of two nodes on this machine: a controller, one slurmd per node, a munged, in one directory."""
 
 import os
 import shutil
@@ -51,12 +51,12 @@ PartitionName=short Nodes=n1 MaxTime=5
 """
 
 
-def why_not(programs: Sequence[str] = PROGRAMS, packages: str = "slurm-wlm munge") -> str | None:
-    """Returns why there can be no cluster here; None where there can."""
+def missing_requirements(programs: Sequence[str] = PROGRAMS, packages: str = "slurm-wlm munge") -> str | None:
+    """Returns the reason why no cluster can run here, or None if it can."""
     missing = [name for name in programs if shutil.which(name, path=_search_path()) is None]
     if missing:
         return f"no {', '.join(missing)}: apt-get install {packages}"
-    return None if os.geteuid() == 0 else "Slurm's daemons take root here"
+    return None if os.geteuid() == 0 else "Slurm's daemons need root here"
 
 
 def _search_path() -> str:
@@ -64,11 +64,11 @@ def _search_path() -> str:
 
 
 class Cluster:
-    """The daemons. What lies in `hidden` no node sees, what lies in `on_n1_alone` only n1."""
+    """The daemons. No node sees the directory `hidden`, and only n1 sees `on_n1_alone`."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.processes = home, dict[str, "subprocess.Popen[bytes]"]()
-        self.hastened: dict[str, float] = {}  # when which job was told to start soon
+        self.rescheduled: dict[str, float] = {}  # job -> the time at which its start was moved forward
         self.hidden, self.on_n1_alone = home / "hidden", home / "on-n1-alone"
         for directory in (home / "state", self.hidden, self.on_n1_alone, *(home / node for node in NODES)):
             directory.mkdir()
@@ -81,7 +81,7 @@ class Cluster:
         key.chmod(0o400)
 
     def start(self) -> None:
-        """Starts everything, and waits until both nodes are there."""
+        """Starts all daemons, and waits until both nodes are idle."""
         files = {"key-file": "munge.key", "socket": "munge.sock", "pid-file": "munged.pid", "seed-file": "munge.seed"}
         self._start(
             "munged", "munged", "--foreground", "--force", *(f"--{k}={self.home / v}" for k, v in files.items())
@@ -90,20 +90,20 @@ class Cluster:
         self.start_controller()
         for node in NODES:
             self.start_node(node)
-        wait_until(lambda: self.asked("sinfo", "--noheader", "--format=%T").split() == ["idle"], "both nodes", 60)
+        wait_until(lambda: self.output_of("sinfo", "--noheader", "--format=%T").split() == ["idle"], "both nodes", 60)
 
     def start_controller(self) -> None:
-        """Starts the daemon that knows the queue."""
+        """Starts slurmctld, which has the queue."""
         self._start("slurmctld", "slurmctld", "-D")
 
     def start_node(self, node: str) -> None:
-        """Starts a node in a view of its own on the filesystem."""
+        """Starts a node with its own view of the file system."""
         places = [self.hidden] if node == "n1" else [self.hidden, self.on_n1_alone]
         hide = "".join(f"mount -t tmpfs none '{place}' && " for place in places)
         self._start(node, "unshare", "--mount", "sh", "-c", f"{hide}exec slurmd -D -N {node}")
 
     def kill_node(self, node: str) -> None:
-        """Ends a node as a power cut does: slurmd and all that runs on it."""
+        """Kills a node as a power cut does: slurmd and all processes on the node."""
         slurmd = self.processes.pop(node)
         slurmd.kill()
         slurmd.wait()
@@ -112,19 +112,19 @@ class Cluster:
         for process in (*parents, *steps):
             process.kill()
 
-    def start_what_waits(self) -> None:
-        """Has jobs that were queued again start in a few seconds: Slurm has them wait for two minutes.
+    def start_requeued_jobs(self) -> None:
+        """Lets requeued jobs start in a few seconds, since Slurm delays them by two minutes.
 
-        In the second of its end a node takes a job for the one that was ended, and does not start it.
+        They must not start at once: a node may take the new start for the job that has just ended, and refuse it.
         """
-        for line in self.asked("squeue", "--noheader", "--states=PENDING", "--format=%A %r").splitlines():
+        for line in self.output_of("squeue", "--noheader", "--states=PENDING", "--format=%A %r").splitlines():
             job, reason = line.split(maxsplit=1)
-            if reason == "BeginTime" and time.monotonic() > self.hastened.get(job, 0.0) + 30:
-                self.hastened[job] = time.monotonic()
-                self.asked("scontrol", "update", f"JobId={job}", "StartTime=now+4")
+            if reason == "BeginTime" and time.monotonic() > self.rescheduled.get(job, 0.0) + 30:
+                self.rescheduled[job] = time.monotonic()
+                self.output_of("scontrol", "update", f"JobId={job}", "StartTime=now+4")
 
     def processes_of_jobs(self) -> list[psutil.Process]:
-        """Returns what jobs of this cluster run."""
+        """Returns the processes of this cluster's jobs."""
         found = []
         for process in psutil.process_iter():
             try:
@@ -135,8 +135,8 @@ class Cluster:
                 found.append(process)
         return found
 
-    def asked(self, *command: str) -> str:
-        """Returns what one of Slurm's commands says; nothing where it fails."""
+    def output_of(self, *command: str) -> str:
+        """Returns the output of one of Slurm's commands; empty if it fails."""
         return subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60).stdout
 
     @property
@@ -146,7 +146,7 @@ class Cluster:
 
     def stop(self) -> None:
         """Ends all jobs and all daemons."""
-        self.asked("scancel", "--user=root")
+        self.output_of("scancel", "--user=root")
         for process in self.processes_of_jobs():
             process.kill()
         for process in self.processes.values():
@@ -163,8 +163,8 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory):
-    """A cluster; its commands are those of this process for as long as it is there."""
-    reason = why_not()
+    """A running cluster; Slurm's commands in this process use it."""
+    reason = missing_requirements()
     if reason:
         pytest.skip(reason)
     with running(Cluster(tmp_path_factory.mktemp("slurm"))) as found:
@@ -173,7 +173,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory):
 
 @contextmanager
 def running(cluster: Cluster) -> Iterator[Cluster]:
-    """Starts a cluster, whose commands are then those of this process, and ends it."""
+    """Runs a cluster during the block; Slurm's commands in this process use it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SLURM_CONF", str(cluster.configuration))
         try:

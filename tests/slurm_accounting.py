@@ -1,4 +1,4 @@
-"""A Slurm cluster that keeps accounts: slurmdbd over a MariaDB, and a queue that forgets a job within seconds."""
+"""Runs a Slurm cluster with accounting: slurmdbd on MariaDB, and a queue that forgets jobs within seconds."""
 
 import os
 import subprocess
@@ -37,7 +37,7 @@ LogFile={home}/slurmdbd.log
 
 
 class AccountedCluster(Cluster):
-    """The daemons, with those of the accounts; root may use ACCOUNT and no other."""
+    """The daemons including accounting; root may use only the account ACCOUNT."""
 
     def __init__(self, home: Path) -> None:
         super().__init__(home)
@@ -50,12 +50,12 @@ class AccountedCluster(Cluster):
         accounts.chmod(0o600)
 
     def start_controller(self) -> None:
-        """Starts the accounts first: a controller that does not find them would not know whose jobs it may take."""
+        """Starts accounting first: without it, a controller does not know whose jobs to accept."""
         self._start_database()
         self._start("slurmdbd", "slurmdbd", "-D")
-        wait_until(lambda: "ControlHost" in self.asked("sacctmgr", "show", "cluster"), "slurmdbd", 60)
+        wait_until(lambda: "ControlHost" in self.output_of("sacctmgr", "show", "cluster"), "slurmdbd", 60)
         for added in (("cluster", "test"), ("account", ACCOUNT), ("user", "root", f"account={ACCOUNT}")):
-            assert self.asked("sacctmgr", "--immediate", "add", *added)
+            assert self.output_of("sacctmgr", "--immediate", "add", *added)
         super().start_controller()
 
     def _start_database(self) -> None:

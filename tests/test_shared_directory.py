@@ -1,4 +1,4 @@
-"""Caches and files in a directory that two hosts share: one builds, the other waits, a killed one holds nothing up."""
+"""Two hosts share a directory of caches: one builds, the other waits, and a killed builder blocks nobody."""
 
 import errno
 import json
@@ -51,7 +51,7 @@ def hosts() -> Iterator[Hosts]:
 
 @contextmanager
 def process(hosts: Hosts, host: int, code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Yields a process on a host, as the first of its ids, when it has started."""
+    """Starts a process on a host, with process id 1 there, and yields it once it runs."""
     command = hosts.first_process(host, sys.executable, "-c", code, str(path))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as started:
@@ -80,7 +80,7 @@ def test_one_host_builds_and_the_other_waits_until_it_is_killed(hosts: Hosts, tm
         with process(hosts, 1, BUILD, tmp_path) as second:
             with pytest.raises(subprocess.TimeoutExpired):
                 second.wait(1)
-            first.kill()  # its second file is written, and not its third
+            first.kill()  # killed after its second file, before its third
             assert said(second) == f"builds {hosts.names[1]} 1"
             tell(second, 3)
             assert said(second) == "has it False"

@@ -1,4 +1,4 @@
-"""What wandb's offline mode wrote, read back with wandb's own reader."""
+"""Reads the files of wandb's offline mode with wandb's own reader."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from wandb.sdk.internal.datastore import DataStore
 
 
 def wandb_runs(directory: Path) -> list[dict[str, Any]]:
-    """Returns the W&B runs that were written below `directory`, in their order: id, config, history, exit code."""
+    """Returns the W&B runs below `directory` in order: id, config, history, exit code."""
     runs = []
     for path in sorted(directory.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns):
         run: dict[str, Any] = {"config": {}, "history": [], "files": path.parent / "files"}

@@ -1,4 +1,4 @@
-"""A stand-in on loopback for Weights & Biases: what wandb 0.29 asks for, and what it was sent."""
+"""A stub of Weights & Biases on loopback: answers the requests of wandb 0.29, and records them."""
 
 import json
 import threading
@@ -14,16 +14,16 @@ PROJECT = {"id": "P", "name": "medpix", "entity": {"id": "E", "name": "me"}}
 
 @dataclass
 class WandbServer:
-    """Takes everything while its `status` is 200; 401 is that of a server that does not know the key."""
+    """Accepts everything while its `status` is 200; set 401 for a server that rejects the key."""
 
     status: int = 200
     url: str = ""
-    runs: list[str] = field(default_factory=list)  # that were begun or resumed
+    runs: list[str] = field(default_factory=list)  # ids of runs that were started or resumed
     history: list[dict[str, Any]] = field(default_factory=list)
     exit_codes: list[int] = field(default_factory=list)
 
     def answer(self, path: str, request: dict[str, Any]) -> dict[str, Any]:
-        """Returns what the server answers, after taking note of what it was sent."""
+        """Records a request, and returns the answer."""
         if path.endswith("/file_stream"):
             rows = request.get("files", {}).get("wandb-history.jsonl", {}).get("content", [])
             self.history += map(json.loads, rows)
@@ -42,7 +42,7 @@ class WandbServer:
 
 @contextmanager
 def wandb_server() -> Iterator[WandbServer]:
-    """Yields a server that runs while the block does."""
+    """Runs a server during the block, and yields it."""
     state = WandbServer()
 
     class Handler(BaseHTTPRequestHandler):

@@ -1,1 +1,1 @@
-"""Heavy jobs, `torchrun -m MODULE ...`, on the engine that runs them: each launcher submits, all follow alike."""
+"""Runs heavy jobs, `torchrun -m MODULE ...`: each launcher submits to its engine, and all jobs are followed alike."""

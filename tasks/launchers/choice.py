@@ -1,6 +1,8 @@
-"""Which launcher a config asks for, and whether it can have it."""
+"""Chooses the launcher that a config asks for, and checks that it can run here."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from tasks.launchers.allowed import require_allowed
@@ -12,42 +14,62 @@ from vlm_core.config import ClusterConfig, ComputeConfig, KubernetesConfig
 
 logger = logging.getLogger(__name__)
 
-# What each launcher heeds of compute.cluster and compute.kubernetes.
-HEEDED = {
-    "local": frozenset[str](),
-    "slurm": frozenset(f"cluster.{name}" for name in ClusterConfig.model_fields),
-    "kubernetes": frozenset(f"kubernetes.{name}" for name in KubernetesConfig.model_fields)
-    | {f"cluster.{name}" for name in ("gpus_per_node", "cpus_per_node", "memory_per_node", "max_restarts")},
+
+@dataclass(frozen=True)
+class LauncherRow:
+    """Everything that differs between launchers before a job is submitted."""
+
+    create: Callable[[Logger], Launcher]  # the launcher logs the state of its jobs
+    require: Callable[[ComputeConfig], None]  # raises ValueError if no job could run
+    settings: frozenset[str] = frozenset()  # the keys of compute.cluster and compute.kubernetes that it uses
+
+
+def _kubernetes(logger: Logger) -> Launcher:
+    from tasks.launchers.kubernetes import KubernetesLauncher  # lazy: its client is an optional dependency
+
+    return KubernetesLauncher(logger)
+
+
+def _require_kubernetes(compute: ComputeConfig) -> None:
+    if find_spec("kubernetes") is None:
+        raise ValueError("compute.launcher=kubernetes needs pip install 'medpix-finetune[kubernetes]'")
+    from tasks.launchers.kubernetes import require_kubernetes  # lazy: its client is an optional dependency
+
+    require_kubernetes(compute)
+
+
+def _keys(section: str, names: list[str]) -> frozenset[str]:
+    return frozenset(f"{section}.{name}" for name in names)
+
+
+LAUNCHERS = {
+    "local": LauncherRow(lambda logger: LocalLauncher(), lambda compute: None),
+    "slurm": LauncherRow(SlurmLauncher, require_slurm, _keys("cluster", list(ClusterConfig.model_fields))),
+    "kubernetes": LauncherRow(
+        _kubernetes,
+        _require_kubernetes,
+        _keys("kubernetes", list(KubernetesConfig.model_fields))
+        | _keys("cluster", ["gpus_per_node", "cpus_per_node", "memory_per_node", "max_restarts"]),
+    ),
 }
 
 
 def launcher_of(compute: ComputeConfig, logger: Logger) -> Launcher:
-    """Returns the launcher of `compute`; it tells `logger` what its engine does."""
-    if compute.launcher == "kubernetes":
-        from tasks.launchers.kubernetes import KubernetesLauncher  # with the client, an extra
-
-        return KubernetesLauncher(logger)
-    return SlurmLauncher(logger) if compute.launcher == "slurm" else LocalLauncher()
+    """Returns the launcher that `compute` names; it logs the state of its jobs to `logger`."""
+    return LAUNCHERS[compute.launcher].create(logger)
 
 
 def require_launchable(compute: ComputeConfig) -> None:
-    """Raises ValueError if `compute` names what is not allowed, or an engine that is missing or lacks what it needs."""
+    """Raises ValueError if `compute` names what is not allowed, or what this machine or its launcher cannot run."""
     require_allowed(compute)
-    if compute.launcher == "slurm":
-        require_slurm(compute)
-    if compute.launcher == "kubernetes":
-        if find_spec("kubernetes") is None:
-            raise ValueError("compute.launcher=kubernetes needs pip install 'medpix-finetune[kubernetes]'")
-        from tasks.launchers.kubernetes import require_kubernetes
-
-        require_kubernetes(compute)
+    LAUNCHERS[compute.launcher].require(compute)
 
 
-def say_what_has_no_effect(compute: ComputeConfig) -> None:
-    """Warns of settings that the launcher does not heed."""
-    heeded = HEEDED[compute.launcher]
+def warn_of_unused_settings(compute: ComputeConfig) -> None:
+    """Warns about settings that the chosen launcher does not use."""
+    used = LAUNCHERS[compute.launcher].settings
     sections = {"cluster": compute.cluster, "kubernetes": compute.kubernetes}
     given = [f"{name}.{key}" for name, part in sections.items() for key in part.model_dump(exclude_defaults=True)]
-    names = ", ".join(f"compute.{name}" for name in given if name not in heeded)
+    names = ", ".join(f"compute.{name}" for name in given if name not in used)
     if names:
         logger.warning("%s: no effect with compute.launcher=%s", names, compute.launcher)

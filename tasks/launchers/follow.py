@@ -1,4 +1,4 @@
-"""A job from its start to its end, the same for every launcher: its log, its follower's own work, its failure."""
+"""Runs a job from start to end, in the same way for every launcher: copies its log, polls it, reports its failure."""
 
 import logging
 import os
@@ -12,18 +12,18 @@ from prefect.exceptions import TerminationSignal
 from tasks.launchers.job import Job, JobFailedError, Launcher
 from vlm_core.log import read_line
 
-SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_POLLS = 0.5
 TAIL_LINES = 30
 
 Logger = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 
-def run_job(job: Job, launcher: Launcher, *, logger: Logger, on_look: Callable[[], None] = lambda: None) -> None:
-    """Has `launcher` run `job` to its end.
+def run_job(job: Job, launcher: Launcher, *, logger: Logger, on_poll: Callable[[], None] = lambda: None) -> None:
+    """Submits `job` to `launcher` and follows it to its end.
 
-    Lines of its log go to `logger` while it runs; `on_look` is called about twice a second, and once after the end.
-    Whatever ends this call early (a cancellation, an error of `on_look`) cancels the job first.
-    Raises JobFailedError for a non-zero exit code, ValueError where the job cannot be submitted.
+    Copies the lines of the job's log to `logger` while the job runs. Calls `on_poll` about twice a second, and once
+    after the end. If this call ends early (a cancellation, an error in `on_poll`), it cancels the job first.
+    Raises JobFailedError for a non-zero exit code, and ValueError if the job cannot be submitted.
     """
     job.log_file.parent.mkdir(parents=True, exist_ok=True)
     job.log_file.touch()
@@ -33,29 +33,30 @@ def run_job(job: Job, launcher: Launcher, *, logger: Logger, on_look: Callable[[
         with job.log_file.open("rb") as source:
             source.seek(submitted.log_start)
             while (exit_code := submitted.result()) is None:
-                _pass_on(source, logger, tail)
-                on_look()
-                time.sleep(SECONDS_BETWEEN_LOOKS)
-            _pass_on(source, logger, tail, ended=True)
-            on_look()
+                _copy_lines(source, logger, tail)
+                on_poll()
+                time.sleep(SECONDS_BETWEEN_POLLS)
+            _copy_lines(source, logger, tail, ended=True)
+            on_poll()
     except (TerminationSignal, KeyboardInterrupt):
-        logger.info("stopping %s; a training saves its step first", job.module)
+        logger.info("stopping %s; a training saves a checkpoint first", job.module)
         raise
     finally:
         submitted.cancel()
     if exit_code:
         last_lines = "\n".join(tail)
-        code = f"{exit_code} ({submitted.remark})" if submitted.remark else exit_code
+        code = f"{exit_code} ({submitted.failure_detail})" if submitted.failure_detail else exit_code
         raise JobFailedError(f"{job.module} ended with exit code {code}; {job.log_file} ends with:\n{last_lines}")
 
 
-def _pass_on(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool = False) -> None:
+def _copy_lines(source: BinaryIO, logger: Logger, tail: deque[str], *, ended: bool = False) -> None:
+    """Logs the new lines of the job's log, and keeps the last ones in `tail`."""
     while line := source.readline():
         if not line.endswith(b"\n") and not ended:
-            source.seek(-len(line), os.SEEK_CUR)  # It is still being written.
+            source.seek(-len(line), os.SEEK_CUR)  # The job is still writing this line.
             return
-        text = line.decode(errors="replace").rstrip()  # Drivers write into it too, in whatever encoding.
+        text = line.decode(errors="replace").rstrip()  # Drivers write to the log too, in any encoding.
         if text:
             tail.append(text)
-            level, message = read_line(text)  # whoever logs it has a time of its own
+            level, message = read_line(text)  # without the job's time stamp: the logger adds its own
             logger.log(level, "%s", message)

@@ -1,4 +1,4 @@
-"""What launchers and whoever uses them share: a job, and one that was submitted."""
+"""The protocol between launchers and their callers: a job to run, and a job that was submitted."""
 
 import os
 from collections.abc import Mapping
@@ -12,15 +12,15 @@ from vlm_core.progress import PROGRESS_FILE
 JOB_ENVIRONMENT = {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # bars are unreadable in a log
     "PYTHONUNBUFFERED": "1",
-    # Waiting threads sleep: two jobs that share the cores of a machine would otherwise slow each other 40-fold.
+    # Waiting threads sleep. Otherwise two jobs that share a machine's cores slow each other down 40-fold.
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
-SECONDS_TO_SAVE = 120  # of a job of a cluster that is told to end
+SECONDS_TO_SAVE = 120  # A cluster's job has this long to save a checkpoint after SIGTERM.
 CLUSTER_ENVIRONMENT = {
-    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),  # for which torchrun waits for its ranks
-    # A store of its own for each start of the ranks: in a shared one they find the addresses of those before, and wait
-    # for them without end.
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SECONDS_TO_SAVE),  # how long torchrun waits for its ranks
+    # Each start of the ranks gets its own store. In a shared store, ranks find the addresses of the previous start and
+    # wait for them forever.
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
 }
 
@@ -36,38 +36,38 @@ class Job:
     module: str
     arguments: tuple[str, ...]
     compute: ComputeConfig
-    log_file: Path  # in the run directory; what else a job leaves there has its name and another suffix
+    log_file: Path  # In the run directory; the job's other files there have the same name and another suffix.
 
     @property
     def progress_file(self) -> Path:
-        """Where the job writes how far it is."""
+        """The file to which the job writes its progress."""
         return self.log_file.with_suffix(".progress.json")
 
     def environment(self, given: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """Returns the job's own variables; of JOB_ENVIRONMENT, what is `given` has another value."""
+        """Returns the variables to set for the job; values in `given` replace those of JOB_ENVIRONMENT."""
         return {name: given.get(name, value) for name, value in JOB_ENVIRONMENT.items()} | {
             PROGRESS_FILE: str(self.progress_file)
         }
 
 
 class SubmittedJob(Protocol):
-    """A job that was submitted; it writes its log whether it is followed or not."""
+    """A job that was submitted; it writes its log whether or not someone follows it."""
 
-    log_start: int  # bytes of the log file that are older than this job
+    log_start: int  # Bytes that were in the log file before this job.
 
     @property
-    def remark(self) -> str:
-        """What the engine says of a job that failed; empty where the exit code says it all."""
+    def failure_detail(self) -> str:
+        """The engine's explanation of a failure; empty if the exit code says everything."""
         ...
 
     def result(self) -> int | None:
-        """Returns the job's exit code, None until it has ended. Called about twice a second."""
+        """Returns the job's exit code, or None while it runs. Called about twice a second."""
         ...
 
     def cancel(self) -> None:
-        """Leaves nothing of the job: one that works is told to end, has the time to save, and is gone on return.
+        """Stops the job if it runs, gives it time to save, and returns when it is gone.
 
-        Called for a job that has ended, too.
+        Also called after a job has ended.
         """
         ...
 
@@ -76,8 +76,9 @@ class Launcher(Protocol):
     """An engine that runs jobs."""
 
     def submit(self, job: Job) -> SubmittedJob:
-        """Starts `job`; raises ValueError where the engine would never run it.
+        """Starts `job`; raises ValueError if the engine would never run it.
 
-        An engine whose jobs outlive the process that submitted them returns the one that is at work on `job` already.
+        Jobs of some engines outlive the process that submitted them. Such an engine returns the running job if there is
+        one for `job` already.
         """
         ...

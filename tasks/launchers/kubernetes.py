@@ -1,6 +1,6 @@
-"""Jobs on a Kubernetes cluster: an indexed Job, followed through its log on the volume that flow and pods share.
+"""Runs jobs on a Kubernetes cluster as indexed Jobs; the flow reads their log from a volume shared with the pods.
 
-A job does not end with the flow that submitted it: a flow that was killed finds it again, and follows on.
+A Job outlives the flow that submitted it. If the flow was killed, its next attempt finds the Job and follows it again.
 UNTESTED on a real cluster: it was written against the published schemas and the official client.
 """
 
@@ -24,7 +24,7 @@ from tasks.launchers.kubernetes_manifest import (
 )
 from vlm_core.config import ComputeConfig
 
-SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two questions to the API
+SHORTEST_PAUSE, LONGEST_PAUSE = 0.5, 15.0  # seconds between two polls of the API
 SECONDS_TO_ANSWER = 30.0
 NOT_FOUND = 404
 
@@ -37,37 +37,44 @@ class KubernetesJob:
     def __init__(self, job: Job, log_start: int, logger: Logger) -> None:
         self.name, self.namespace = job_name(job), job.compute.kubernetes.namespace
         self.log_start, self.logger = log_start, logger
-        self.said, self.pause, self.next_question = "", SHORTEST_PAUSE, 0.0
+        self.state, self.pause, self.next_poll = "", SHORTEST_PAUSE, 0.0
 
     @property
-    def remark(self) -> str:
-        """What Kubernetes said of the Job and its pods last."""
-        return f"Kubernetes Job {self.name}: {self.said}"
+    def failure_detail(self) -> str:
+        """The last known state of the Job and its pods."""
+        return f"Kubernetes Job {self.name}: {self.state}"
 
     def result(self) -> int | None:
-        """Returns 0 or 1 for a Job that is Complete or Failed, None until then."""
-        if time.monotonic() < self.next_question:
+        """Returns 0 for a Job that is Complete, 1 for one that is Failed or was deleted, None before that."""
+        if time.monotonic() < self.next_poll:
             return None
         try:
-            found = find_job(self.name, self.namespace)
-            said = "was deleted" if found is None else _condition(found) or _pods(self.name, self.namespace)
-        except (ApiException, HTTPError) as error:  # It goes on by itself, and is asked again.
-            found, said = ..., f"the API does not answer: {_reason(error)}"
-        if said != self.said:
-            self.logger.info("Kubernetes Job %s: %s", self.name, said)
-            self.said, self.pause = said, SHORTEST_PAUSE
-        self.next_question = time.monotonic() + self.pause
+            state, exit_code = self._poll()
+        except (ApiException, HTTPError) as error:  # The Job keeps running; the next poll asks again.
+            state, exit_code = f"the API does not answer: {_reason(error)}", None
+        if state != self.state:
+            self.logger.info("Kubernetes Job %s: %s", self.name, state)
+            self.state, self.pause = state, SHORTEST_PAUSE
+        self.next_poll = time.monotonic() + self.pause
         self.pause = min(2 * self.pause, LONGEST_PAUSE)
+        return exit_code
+
+    def _poll(self) -> tuple[str, int | None]:
+        """Returns the state of the Job in words, and its exit code or None while it runs."""
+        found = find_job(self.name, self.namespace)
         if found is None:
-            return 1
-        return {"Complete": 0, "Failed": 1}.get(said.partition(":")[0])
+            return "was deleted", 1
+        condition = _condition(found)
+        if condition is None:
+            return _pods(self.name, self.namespace), None
+        return condition, 1 if _failed(condition) else 0
 
     def cancel(self) -> None:
         """Deletes the Job with its pods and its Service, and waits until they are gone."""
-        with_its_pods = client.V1DeleteOptions(propagation_policy="Foreground")
+        foreground = client.V1DeleteOptions(propagation_policy="Foreground")
         try:
             client.BatchV1Api().delete_namespaced_job(
-                self.name, self.namespace, body=with_its_pods, _request_timeout=SECONDS_TO_ANSWER
+                self.name, self.namespace, body=foreground, _request_timeout=SECONDS_TO_ANSWER
             )
         except ApiException as error:
             if error.status != NOT_FOUND:
@@ -75,27 +82,29 @@ class KubernetesJob:
         deadline = time.monotonic() + SECONDS_TO_SAVE + 60
         while find_job(self.name, self.namespace) is not None:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"Kubernetes Job {self.name} does not end: kubectl -n {self.namespace} get pods")
+                raise RuntimeError(
+                    f"Kubernetes Job {self.name} has not ended: see `kubectl -n {self.namespace} get pods`"
+                )
             time.sleep(SHORTEST_PAUSE)
 
 
 class KubernetesLauncher:
-    """Runs jobs on the cluster of the current context, or of the pod that the flow runs in."""
+    """Runs jobs on the cluster of the current context, or on the cluster whose pod runs the flow."""
 
     def __init__(self, logger: Logger) -> None:
         self.logger = logger
         _load_config()
 
     def submit(self, job: Job) -> KubernetesJob:
-        """Returns the job that a flow which was killed left at work on the same, or else a new one."""
+        """Returns the running Job that a killed flow submitted for the same work, or submits a new one."""
         log_start, namespace = job.log_file.stat().st_size, job.compute.kubernetes.namespace
         manifest: Any = job_manifest(job, log_start)
         left = find_job(job_name(job), namespace)
         if left is not None:
             known, wanted = left.metadata.annotations, manifest["metadata"]["annotations"]
             found = KubernetesJob(job, int(known[LOG_START]), self.logger)
-            if known[MANIFEST_DIGEST] == wanted[MANIFEST_DIGEST] and not (_condition(left) or "").startswith("Failed"):
-                self.logger.info("goes on with Kubernetes Job %s, which was submitted before", found.name)
+            if known[MANIFEST_DIGEST] == wanted[MANIFEST_DIGEST] and not _failed(_condition(left)):
+                self.logger.info("follows Kubernetes Job %s, which was submitted earlier", found.name)
                 return found
             found.cancel()
         job.progress_file.unlink(missing_ok=True)
@@ -115,19 +124,19 @@ class KubernetesLauncher:
 
 
 def require_kubernetes(compute: ComputeConfig) -> None:
-    """Raises ValueError where no cluster can be reached from here."""
+    """Raises ValueError if no cluster can be reached from this machine."""
     try:
         _load_config()
         client.VersionApi().get_code(_request_timeout=SECONDS_TO_ANSWER)
     except (config.ConfigException, ApiException, HTTPError) as error:
         raise ValueError(
-            f"compute.launcher=kubernetes, and no cluster answers: {_reason(error)}; see `kubectl version`, or set "
+            f"compute.launcher=kubernetes, but no cluster answers: {_reason(error)}; check `kubectl version`, or set "
             "compute.launcher=local"
         ) from error
 
 
 def _load_config() -> None:
-    """Takes the cluster of $KUBECONFIG, of ~/.kube/config, or the one that this process is a pod of."""
+    """Selects the cluster: that of $KUBECONFIG, of ~/.kube/config, or the one in which this process is a pod."""
     if "KUBECONFIG" in os.environ:
         config.load_kube_config(os.environ["KUBECONFIG"])
     else:
@@ -135,7 +144,7 @@ def _load_config() -> None:
 
 
 def find_job(name: str, namespace: str) -> Any:
-    """Returns the Job of that name, None where there is none."""
+    """Returns the Job of that name, or None."""
     try:
         return client.BatchV1Api().read_namespaced_job(name, namespace, _request_timeout=SECONDS_TO_ANSWER)
     except ApiException as error:
@@ -145,7 +154,7 @@ def find_job(name: str, namespace: str) -> Any:
 
 
 def _condition(job: Any) -> str | None:
-    """Returns `Complete`, or `Failed` and why; None for a Job that is at work."""
+    """Returns `Complete`, or `Failed` with the reason; None for a Job that still runs."""
     for condition in job.status.conditions or []:
         if condition.type in ("Complete", "Failed") and condition.status == "True":
             reason = ": ".join(filter(None, (condition.reason, condition.message)))
@@ -153,8 +162,12 @@ def _condition(job: Any) -> str | None:
     return None
 
 
+def _failed(condition: str | None) -> bool:
+    return condition is not None and condition.startswith("Failed")
+
+
 def _pods(name: str, namespace: str) -> str:
-    """Returns what the pods are at: `1 Running, 1 Pending (ErrImagePull)`."""
+    """Returns the number of pods in each phase: `1 Running, 1 Pending (ErrImagePull)`."""
     pods: Any = client.CoreV1Api().list_namespaced_pod(
         namespace, label_selector=f"{JOB_LABEL}={name}", _request_timeout=SECONDS_TO_ANSWER
     )

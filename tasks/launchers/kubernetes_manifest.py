@@ -1,4 +1,4 @@
-"""What Kubernetes gets: an indexed Job, a pod a node, and the headless Service that gives the pods names."""
+"""The manifests for Kubernetes: an indexed Job with one pod per node, and the headless Service that names the pods."""
 
 import hashlib
 import json
@@ -7,26 +7,27 @@ from typing import Any
 from tasks.launchers.job import CLUSTER_ENVIRONMENT, SECONDS_TO_SAVE, Job
 from vlm_core.home import medpix_home
 
-PORT = 29400  # torchrun's own
-# Annotations: whether a job that is there is the one that is asked for, and the bytes of its log that are older.
+PORT = 29400  # torchrun's default
+# Two annotations of a Job. The digest shows whether an existing Job does the same work as a new one. The other one has
+# the number of bytes that were in the log file before the Job.
 MANIFEST_DIGEST, LOG_START = "medpix.manifest", "medpix.log-start"
-JOB_LABEL = "medpix.job"  # of pods
+JOB_LABEL = "medpix.job"  # the pods' label with the name of their Job
 
-# The first node's log is that of the job: it goes to the shared volume, where the flow reads it.
+# The first node's log is the job's log: it goes to the shared volume, where the flow reads it.
 RUN = 'log=$1; shift; if [ "$JOB_COMPLETION_INDEX" = 0 ]; then exec >>"$log" 2>&1; fi; exec "$@"'
 
 
 def job_name(job: Job) -> str:
-    """Returns the name of `job`, the same whenever it is submitted: `medpix-finetune-0a1b2c3d4e`."""
+    """Returns the Job's name, such as `medpix-finetune-0a1b2c3d4e`; submitting `job` again gives the same name."""
     digest = hashlib.sha256(str(job.log_file).encode()).hexdigest()
     return f"medpix-{job.log_file.stem}-{digest[:10]}"
 
 
 def job_manifest(job: Job, log_start: int) -> dict[str, Any]:
-    """Returns the Job (batch/v1) of `job`, whose log file has `log_start` bytes before it.
+    """Returns the manifest (batch/v1) of `job`, whose log file already has `log_start` bytes.
 
-    A pod that is lost with its node, or has to go for another one, is replaced and counts as no failure; torchrun's
-    processes then start anew from the last checkpoint.
+    Kubernetes replaces a pod that was lost with its node or preempted, and does not count that as a failure. torchrun
+    then restarts its processes from the last checkpoint.
     """
     name, compute = job_name(job), job.compute
     labels = {"app.kubernetes.io/name": "medpix-finetune", JOB_LABEL: name}
@@ -51,7 +52,7 @@ def job_manifest(job: Job, log_start: int) -> dict[str, Any]:
 
 
 def service_manifest(job: Job, job_uid: str) -> dict[str, Any]:
-    """Returns the Service by which the pods find the first one; it goes with the Job whose uid is given."""
+    """Returns the Service through which the pods find the first one; it is deleted with the Job that has `job_uid`."""
     name = job_name(job)
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": job_uid, "blockOwnerDeletion": True}
     return {
@@ -86,7 +87,7 @@ def _pod(job: Job, name: str) -> dict[str, Any]:
         "containers": [container],
         "volumes": [
             {"name": "home", "persistentVolumeClaim": {"claimName": kubernetes.volume_claim}},
-            {"name": "memory", "emptyDir": {"medium": "Memory"}},  # loaders hand batches over in it; 64 MB without
+            {"name": "memory", "emptyDir": {"medium": "Memory"}},  # for the data loader's workers; the default is 64 MB
         ],
     }
 
@@ -108,11 +109,11 @@ def _environment(job: Job) -> list[dict[str, Any]]:
 
 
 def _resources(job: Job) -> dict[str, Any]:
-    """Returns what each pod asks for, as its limit too: a GPU is never shared, and memory is no more than asked for."""
+    """Returns the resources of a pod. Limits equal requests: a GPU cannot be shared, and memory stays as requested."""
     cluster = job.compute.cluster
     memory = cluster.memory_per_node
-    if memory is not None:  # in Slurm's units, of 1024 each: megabytes where none is given
+    if memory is not None:  # Slurm's units are powers of 1024; a number without a unit means megabytes
         memory = f"{memory}i" if memory[-1].isalpha() else f"{memory}Mi"
-    asked = {"nvidia.com/gpu": cluster.gpus_per_node, "cpu": cluster.cpus_per_node, "memory": memory}
-    given = {name: str(value) for name, value in asked.items() if value is not None}
-    return {"requests": given, "limits": given}
+    wanted = {"nvidia.com/gpu": cluster.gpus_per_node, "cpu": cluster.cpus_per_node, "memory": memory}
+    resources = {name: str(value) for name, value in wanted.items() if value is not None}
+    return {"requests": resources, "limits": resources}

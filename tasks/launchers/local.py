@@ -1,6 +1,6 @@
-"""Jobs on this machine: torchrun as a subprocess, in a process group of its own.
+"""Runs jobs on this machine: torchrun as a subprocess in its own process group.
 
-The job writes into a file and not into a pipe: it does not wait for its follower.
+The job writes its log to a file, not to a pipe, so it never waits for the process that follows it.
 """
 
 import os
@@ -16,19 +16,19 @@ from tasks.launchers.processes import end_family, write_pid_file
 
 
 class LocalJob:
-    """A torchrun of this machine; it ends with the process that started it (`tasks.launchers.parent_guard`)."""
+    """A torchrun process on this machine; it ends when its parent ends (`tasks.launchers.parent_guard`)."""
 
-    remark = ""
+    failure_detail = ""
 
     def __init__(self, process: subprocess.Popen[bytes], pid_file: Path, log_start: int) -> None:
         self.process, self.pid_file, self.log_start = process, pid_file, log_start
 
     def result(self) -> int | None:
-        """Returns torchrun's exit code, None while it runs."""
+        """Returns torchrun's exit code, or None while it runs."""
         return self.process.poll()
 
     def cancel(self) -> None:
-        """Ends the whole process group; returns when it is gone."""
+        """Ends the whole process group, and returns when it is gone."""
         if self.process.poll() is None:
             end_family(psutil.Process(self.process.pid))
         self.process.wait()
@@ -36,7 +36,7 @@ class LocalJob:
 
 
 def _threads(job: Job) -> dict[str, str]:
-    """Returns the threads that torchrun gives each of several processes; set here, it does not warn about them."""
+    """Returns torchrun's own default of one thread for each of several processes. Set here, torchrun does not warn."""
     return {"OMP_NUM_THREADS": "1"} if job.compute.nproc_per_node > 1 else {}
 
 
@@ -44,10 +44,10 @@ class LocalLauncher:
     """Runs jobs on this machine."""
 
     def submit(self, job: Job) -> LocalJob:
-        """Starts torchrun; its pid is in a file beside the log, for whoever finds it left behind."""
+        """Starts torchrun. A file beside the log has its pid, so that a later process can end a job that was left."""
         job.progress_file.unlink(missing_ok=True)
-        # By their paths: as modules they would import the package, and Prefect's defaults, first. -P: a script's
-        # directory is not searched for modules.
+        # Both scripts run by path: as modules they would first import the package and Prefect's defaults. With -P,
+        # Python does not search the script's directory for modules.
         torchrun = [sys.executable, "-P", str(Path(__file__).with_name("torchrun.py")), "--standalone"]
         command = [sys.executable, "-P", parent_guard.__file__, str(os.getpid()), *torchrun]
         command.append(f"--nproc-per-node={job.compute.nproc_per_node}")

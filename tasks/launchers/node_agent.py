@@ -1,30 +1,33 @@
 """Runs torchrun on a node of a cluster: `python tasks/launchers/node_agent.py COMMAND ...`.
 
-The cluster tells every process of a node to end: the ranks save a checkpoint, torchrun waits for them and fails. So
-this one, which was told too, ends with EXIT_TOLD, which says that the job can be queued again and goes on from there.
+When a cluster stops a job, it sends SIGTERM to every process of the node. The ranks save a checkpoint, and torchrun
+waits for them and then fails. This process got SIGTERM too, and ends with EXIT_PREEMPTED. The job's script then knows
+that it can queue the job again, which will resume from the checkpoint.
 """
 
 import signal
 import subprocess
 import sys
 
-EXIT_TOLD = 75  # EX_TEMPFAIL of sysexits.h, as a training by itself ends
+# EX_TEMPFAIL of sysexits.h, the same number as in vlm_core/finetune.py. This file runs by path on every node and
+# imports the standard library only.
+EXIT_PREEMPTED = 75
 
 
 def run(command: list[str]) -> int:
-    """Returns the exit code of `command`, EXIT_TOLD where SIGTERM came before its end."""
-    told = False
+    """Returns the exit code of `command`, or EXIT_PREEMPTED if SIGTERM came before its end."""
+    stopped = False
 
     def remember(number: int, frame: object) -> None:
-        nonlocal told
-        told = True
+        nonlocal stopped
+        stopped = True
 
-    # Not passed on: torchrun got one of its own, and would drop its ranks at the second.
+    # The signal is not passed on: torchrun got its own, and would kill its ranks at a second one.
     signal.signal(signal.SIGTERM, remember)
     code = subprocess.call(command)
-    if told:
-        return EXIT_TOLD
-    return code if code >= 0 else 128 - code  # as a shell says it
+    if stopped:
+        return EXIT_PREEMPTED
+    return code if code >= 0 else 128 - code  # a shell's exit code for a signal
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Processes that are known by pid and start time, since the system gives a pid again, and how their families end."""
+"""Finds processes by pid and start time, since the system reuses pids, and ends them with their children."""
 
 from pathlib import Path
 from typing import Any
@@ -7,17 +7,17 @@ import psutil
 
 from vlm_core.files import read_json, write_json
 
-GRACE_SECONDS = 20  # below the 30 s after which torchrun and Prefect kill
-CLOCK_SECONDS = 2.0  # a start time is counted from the boot, whose own time is corrected now and then
+GRACE_SECONDS = 20  # less than the 30 s after which torchrun and Prefect kill
+CLOCK_SECONDS = 2.0  # Start times count from the boot time, which the clock's corrections move.
 
 
 def identity(pid: int) -> dict[str, Any]:
-    """Returns `{pid, started}`, which tells a process from a later one that has its pid; `started` in Unix seconds."""
+    """Returns `{pid, started}` (Unix seconds), which identifies a process even if its pid is reused later."""
     return {"pid": pid, "started": psutil.Process(pid).create_time()}
 
 
 def find_process(pid: int, started: float) -> psutil.Process | None:
-    """Returns the process of an `identity`, None where it has ended."""
+    """Returns the process with this identity, or None if it has ended."""
     try:
         process = psutil.Process(pid)
         same = abs(process.create_time() - started) < CLOCK_SECONDS
@@ -27,14 +27,14 @@ def find_process(pid: int, started: float) -> psutil.Process | None:
 
 
 def write_pid_file(path: Path, pid: int) -> None:
-    """Notes the identity of a process in a file."""
+    """Writes the identity of a process to a file."""
     write_json(path, identity(pid))
 
 
 def end_left_jobs(directory: Path) -> None:
-    """Ends the jobs that a run directory's pid files name, with their ranks; for a run whose own process is gone.
+    """Ends the jobs that the pid files of a run directory name, with their ranks. For runs whose own process is gone.
 
-    Such a job was told to end when that process died, and may be saving its checkpoint: it is given the time for it.
+    Such a job got SIGTERM when that process died, and may still be saving a checkpoint: it gets time to finish.
     """
     for path in directory.glob("*.pid"):
         process = find_process(**read_json(path))
@@ -44,8 +44,8 @@ def end_left_jobs(directory: Path) -> None:
 
 
 def end_family(process: psutil.Process) -> None:
-    """Ends a process with all that comes from it: SIGTERM to itself, which passes it on, SIGKILL after 20 seconds."""
-    # Listed before the signal: afterwards the ranks of a dead torchrun, sessions of their own, cannot be found.
+    """Ends a process and its descendants: SIGTERM to the process, which passes it on, and SIGKILL to all after 20 s."""
+    # List them before the signal: the ranks have their own sessions, and cannot be found once torchrun is dead.
     family = [*process.children(recursive=True), process]
     process.terminate()
     _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS)

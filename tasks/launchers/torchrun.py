@@ -1,4 +1,4 @@
-"""Runs torchrun, and ends without a traceback after SIGTERM: a run that was stopped has not failed."""
+"""Runs torchrun, and ends without a traceback after SIGTERM: a stopped run has not failed."""
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.run import main

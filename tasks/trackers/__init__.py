@@ -1,1 +1,1 @@
-"""What records a run: MLflow, and Weights & Biases if the recipe asks for it."""
+"""Trackers of a run: MLflow, and Weights & Biases if the config has a section `wandb`."""

@@ -1,4 +1,4 @@
-"""MLflow's view of a run: its parameters, its metrics by step while it trains, its dataset and its final state."""
+"""Records a run in MLflow: its parameters, its dataset, its metrics while it trains, and its final state."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 
 from tasks.links import flow_run_link
 from tasks.services.environment import default_tracking_uri
-from tasks.trackers.metrics_files import PREFIXES, RecordReader, measured
+from tasks.trackers.metrics_files import PREFIXES, RecordReader, metrics_of
 from tasks.trackers.provenance import provenance
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
@@ -39,32 +39,32 @@ CURVES = (
 def start_mlflow_run(
     config: Config, run_name: str, conversations: Path, tags: dict[str, str], known: str | None = None
 ) -> str:
-    """Returns the id of an MLflow run that has the resolved parameters and the dataset with its digest.
+    """Starts an MLflow run with the resolved parameters and the dataset's digest, and returns its id.
 
-    It is a new one, or the `known` one that goes on: what that has already is not logged again.
+    With `known`, it resumes that run instead, and logs only what the run does not have yet.
     """
     experiment = None if known else _experiment_id()
-    tags = tags | provenance()  # in this order on the page
+    tags = tags | provenance()  # MLflow's page shows them in this order
     with mlflow.start_run(known, experiment, None if known else run_name, tags=tags, log_system_metrics=False) as run:
         _log_params(run.info.run_id, _flatten(config.model_dump(mode="json")), run.data.params)
         for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
-            if known or dataset is None:  # divided from the other, which is logged
+            if known or dataset is None:  # None: this split is part of the other dataset, which is logged
                 continue
             source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
-            # With the split in its name: MLflow takes equal names with equal digests for one dataset.
+            # The name has the split: MLflow treats equal names with equal digests as one dataset.
             name = f"{dataset.path_or_dataset} {dataset.split}"
             mlflow.log_input(MetaDataset(source, name, read_manifest(conversations)["fingerprint"]), context)
-    # The end of the block marked the run as finished; it goes on until `end_mlflow_run`.
+    # The end of the block marked the run as finished, but it runs until `end_mlflow_run`.
     mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
 
 
 def run_tags(config: Config, evaluated: str | None) -> dict[str, str]:
-    """Returns what people find a run by; `evaluated` is the model of an evaluation by itself, None for a training."""
+    """Returns the tags by which people search for a run; `evaluated` is the evaluated model, or None for a training."""
     link = flow_run_link()
     trained = {"tuning": "lora" if config.peft else "full"} if evaluated is None else {}
     prefect = {"prefect.flow_run_id": flow_run.id or "", "prefect.flow_run_url": link or ""}
-    page = f"The page of its flow run in Prefect: [{link}]({link})" if link else ""
+    page = f"Flow run in Prefect: [{link}]({link})" if link else ""
     tags = {
         "kind": "training" if evaluated is None else "evaluation",
         "recipe": config.name,
@@ -72,21 +72,21 @@ def run_tags(config: Config, evaluated: str | None) -> dict[str, str]:
         "dataset": config.dataset.path_or_dataset,
         **trained,
         **prefect,
-        MLFLOW_RUN_NOTE: page,  # until there are results
+        MLFLOW_RUN_NOTE: page,  # the description, until the results replace it
     }
     return {key: value for key, value in tags.items() if value}
 
 
 def describe_run(run_id: str, page: str) -> None:
-    """Makes `page`, in Markdown, the description of a run."""
+    """Sets `page`, in Markdown, as the description of a run."""
     mlflow.MlflowClient().set_tag(run_id, MLFLOW_RUN_NOTE, page)
 
 
-def _log_params(run_id: str, params: dict[str, Any], there: dict[str, str]) -> None:
-    """Logs what is not `there`: MLflow changes no parameter. `config.yaml` among the artifacts has the last values."""
-    new = [Param(key, str(value)) for key, value in params.items() if key not in there]
+def _log_params(run_id: str, params: dict[str, Any], logged: dict[str, str]) -> None:
+    """Logs the parameters that are not `logged` yet: MLflow never changes one. The artifact config.yaml is current."""
+    new = [Param(key, str(value)) for key, value in params.items() if key not in logged]
     mlflow.MlflowClient().log_batch(run_id, params=new)
-    changed = [key for key, value in there.items() if key in params and str(params[key]) != value]
+    changed = [key for key, value in logged.items() if key in params and str(params[key]) != value]
     if changed:
         logger.warning("MLflow keeps the first values of %s of run %s", ", ".join(sorted(changed)), run_id)
 
@@ -95,19 +95,19 @@ def end_mlflow_run(run_id: str, status: str) -> None:
     """Sets the final state: FINISHED, FAILED or KILLED."""
     try:
         mlflow.MlflowClient().set_terminated(run_id, status=status)
-    except MlflowException as error:  # It must not hide the error that ended the run.
+    except MlflowException as error:  # Log it only, so that the error that ended the run stays visible.
         logger.warning("MLflow did not take the final state %s of run %s: %s", status, run_id, error)
 
 
 def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with_texts: bool) -> None:
-    """Logs headlines as metrics `evaluation/...`, and the report; the answers too where texts may leave the machine."""
+    """Logs the headline scores as metrics `evaluation/...`, the report, and with `with_texts` also the answers."""
     mlflow.MlflowClient().log_batch(run_id, metrics=_metrics(_headlines(result), EVALUATION, step=0))
     names = (REPORT, RESULT, *((EXAMPLES, PREDICTIONS) if with_texts else ()))
     log_files(run_id, [directory / name for name in names], EVALUATION)
 
 
 def log_parameters(run_id: str, directory: Path) -> None:
-    """Logs the numbers of trainable and frozen parameters as MLflow's parameters, and the table by part as a file."""
+    """Logs how many parameters are trainable and frozen: the totals as MLflow parameters, the whole table as a file."""
     client, total = mlflow.MlflowClient(), read_json(directory / PARAMETERS)["total"]
     counts = {f"parameters.{kind}": count for kind, count in total.items()}
     _log_params(run_id, counts, client.get_run(run_id).data.params)
@@ -121,7 +121,7 @@ def log_files(run_id: str, files: Sequence[Path], artifact_directory: str | None
 
 
 def _headlines(result: dict[str, Any]) -> dict[str, float]:
-    """Returns the few scores that runs are compared by; the report and the description have all, with intervals."""
+    """Returns the few scores for comparing runs; the report and the description have all scores, with intervals."""
     model, reliance = result["scores"][MODEL], result["visual_reliance"]
     found = {metric: model[metric]["value"] for metric in names(Use.CHART)}
     found[VISUAL_RELIANCE] = reliance and reliance[PRIMARY]["value"]
@@ -130,9 +130,9 @@ def _headlines(result: dict[str, Any]) -> dict[str, float]:
 
 @contextmanager
 def system_metrics(run_id: str) -> Iterator[None]:
-    """Logs `system/...` of this machine, where the job runs too: CPU, memory, disk and network, every ten seconds.
+    """Logs this machine's CPU, memory, disk and network as `system/...` every ten seconds, and GPUs with nvidia-ml-py.
 
-    GPUs as well where nvidia-ml-py is installed. MLflow's monitor catches its own errors: it never stops training.
+    MLflow's monitor catches its own errors, so it cannot stop a training.
     """
     monitor = SystemMetricsMonitor(run_id, resume_logging=True)
     monitor.start()
@@ -143,44 +143,44 @@ def system_metrics(run_id: str) -> Iterator[None]:
 
 
 class MetricsFollower:
-    """Sends the records that a training job appends to its files to MLflow, in batches, each once."""
+    """Sends each record that a training job appends to its files to MLflow, once and in batches."""
 
     def __init__(self, run_id: str, directory: Path) -> None:
-        # Of a run that goes on, MLflow has some steps already, and those behind the checkpoint will come again.
+        # A resumed run repeats the steps after its checkpoint, and MLflow has some of them already.
         sent = {name: _last_step(run_id, prefix) for name, prefix in PREFIXES.items()}
         self.run_id, self.reader = run_id, RecordReader(directory, sent)
 
-    def look(self) -> None:
-        """Sends what is new. A tracker that is down never stops training: the records are sent at a later look."""
+    def poll(self) -> None:
+        """Sends the new records. If MLflow is down, the training continues, and a later poll sends them."""
         for name, prefix in PREFIXES.items():
-            new, place = self.reader.new_records(name)
+            new, position = self.reader.new_records(name)
             metrics = [m for record in new for m in _metrics(_curves(record), prefix, record["step"])]
             try:
-                for start in range(0, len(metrics), 1000):  # the most that MLflow takes at once
+                for start in range(0, len(metrics), 1000):  # MLflow's limit for one request
                     mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
             except MlflowException as error:
                 logger.warning("MLflow did not take %d records of %s: %s", len(new), name, error)
             else:
-                self.reader.places[name] = place
+                self.reader.positions[name] = position
 
 
 def _curves(record: dict[str, Any]) -> dict[str, Any]:
-    """Returns what of a record MLflow draws; `metrics.jsonl` has the rest."""
+    """Returns the values of a record that MLflow shows as curves; `metrics.jsonl` has all of them."""
     return {key: value for key, value in record.items() if key in CURVES}
 
 
 def _last_step(run_id: str, prefix: str) -> int:
-    """Returns the last step whose record MLflow has, 0 where it has none."""
+    """Returns the last step whose record MLflow has, or 0."""
     try:
         history = mlflow.MlflowClient().get_metric_history(run_id, f"{prefix}/loss")
-    except MlflowException as error:  # A tracker that is down never stops training.
+    except MlflowException as error:  # A tracker that is down must not stop the training.
         logger.warning("MLflow did not say which steps of run %s it has: %s", run_id, error)
         return 0
     return max((metric.step for metric in history), default=0)
 
 
 def _experiment_id() -> str:
-    """Returns the experiment's id; where the store is our own default, its artifacts lie under the home as well."""
+    """Returns the experiment's id, and creates it if needed; with our default store, artifacts go to the home too."""
     known = mlflow.get_experiment_by_name(EXPERIMENT)
     if known is not None:
         return known.experiment_id
@@ -192,9 +192,9 @@ def _experiment_id() -> str:
 def _metrics(record: dict[str, Any], prefix: str, step: int) -> list[Metric]:
     now = int(time.time() * 1000)
     return [
-        # MLflow's names allow no punctuation beyond these; the name of a model that was compared may have it.
+        # MLflow allows only this punctuation in names, but the label of a compared model may have more.
         Metric("".join(c if c.isalnum() or c in "_-. /" else "_" for c in name), value, now, step)
-        for name, value in measured(record, prefix).items()
+        for name, value in metrics_of(record, prefix).items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""What made a run: the commit, the versions of the packages that its numbers depend on, and the user."""
+"""Records where a run comes from: the commit, the versions of the packages that affect its numbers, and the user."""
 
 import getpass
 import importlib.metadata
@@ -13,9 +13,9 @@ PACKAGES = ("medpix-finetune", "torch", "transformers", "peft", "datasets", "pre
 
 
 def provenance() -> dict[str, str]:
-    """Returns tags of an MLflow run: `version.torch` and the like, and the commit where there is one.
+    """Returns tags for an MLflow run: package versions such as `version.torch`, and the git commit if there is one.
 
-    The commit is that of the project's checkout, or of the working directory where the project is installed elsewhere.
+    The commit is that of the project's checkout, or of the working directory if the project is an installed package.
     """
     commit = get_git_commit(str(Path(__file__).parent)) or get_git_commit(str(Path.cwd()))
     versions = {f"version.{package}": importlib.metadata.version(package) for package in PACKAGES}
@@ -23,12 +23,12 @@ def provenance() -> dict[str, str]:
 
 
 def responsible_user() -> str:
-    """Returns who acts: `user@host`, and before it what Prefect knows of who started the flow run at hand."""
-    from prefect.context import FlowRunContext  # half a second, which the registry's --help need not wait for
+    """Returns the person who acts: `user@host`, preceded by Prefect's creator of the current flow run if known."""
+    from prefect.context import FlowRunContext  # lazy: takes half a second, too long for the registry's --help
 
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # in a container, the user may have no name
         user = str(os.getuid())
     account = f"{user}@{socket.gethostname()}"
     context = FlowRunContext.get()

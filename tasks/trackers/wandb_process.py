@@ -1,4 +1,4 @@
-"""The process that sends a run to Weights & Biases while it trains: started and ended here, and never waited for."""
+"""Starts and ends the process that sends a run to Weights & Biases; the training never waits for it."""
 
 import importlib.util
 import logging
@@ -20,9 +20,9 @@ LOG = "wandb.log"
 
 @contextmanager
 def sent_to_wandb(config: Config, directory: Path, logger: Logger) -> Iterator[Callable[[], None]]:
-    """Sends the run in `directory` to W&B while the block runs, where the config says so.
+    """Sends the run in `directory` to W&B while the block runs, if the config has a section `wandb`.
 
-    Yields what is to be called now and then. Whatever fails is one warning, and the block goes on.
+    Yields a function to call regularly, which checks the process. A failure gives one warning; the block continues.
     """
     if config.wandb is None:
         yield lambda: None
@@ -33,7 +33,7 @@ def sent_to_wandb(config: Config, directory: Path, logger: Logger) -> Iterator[C
         return
     sender = _Sender(directory, logger)
     try:
-        yield sender.look
+        yield sender.poll
     finally:
         sender.end()
 
@@ -53,29 +53,29 @@ class _Sender:
                 start_new_session=True,
             )
 
-    def look(self) -> None:
-        """Warns, once, when the process has ended before its time, or without having sent everything."""
+    def poll(self) -> None:
+        """Warns once if the process has ended too early, or has not sent everything."""
         if self.process.poll() is None or self.warned:
             return
         complaints = self._complaints()
         if complaints or self.process.returncode:
             self.warned = True
             reason = complaints[-1] if complaints else f"Weights & Biases: exit code {self.process.returncode}"
-            self.logger.warning("%s (the training goes on; %s has more)", reason, self.log)
+            self.logger.warning("%s (the training continues; see %s)", reason, self.log)
 
     def _complaints(self) -> list[str]:
-        """Returns the lines of the command, and of wandb itself, that say what went wrong."""
+        """Returns the error lines of our command, and the warnings and errors of wandb."""
         with self.log.open("rb") as source:
             source.seek(self.begun)
             lines = source.read().decode(errors="replace").splitlines()
         return [line for line in lines if line.startswith(("error: ", "wandb: WARNING ", "wandb: ERROR "))]
 
     def end(self) -> None:
-        """Lets the process send the rest, and no longer than a network may take."""
+        """Lets the process send the rest, and kills it if that takes longer than the network timeouts."""
         self.process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(INIT_SECONDS + FINISH_SECONDS + 10)
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
-        self.look()
+        self.poll()

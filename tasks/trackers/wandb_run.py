@@ -2,9 +2,9 @@
 
 The command is `python -m tasks.trackers.wandb_run [--follow] RUN_DIRECTORY`.
 
-Each record is sent once, to one W&B run whose id is kept in `wandb.json`: the same command goes on from there. The flow
-starts it beside the training. It is a process of its own, so that neither a network that is down nor wandb's threads
-hold up a training. The key comes from wandb's own places: WANDB_API_KEY, or `wandb login`.
+Each record is sent once, to one W&B run. `wandb.json` keeps the run's id and the last steps, so that the same command
+resumes. The flow runs this command in a separate process, so that neither a broken network nor wandb's threads delay
+the training. wandb finds the key itself: in WANDB_API_KEY, or from `wandb login`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tasks.trackers.metrics_files import PREFIXES, RecordReader, measured
+from tasks.trackers.metrics_files import PREFIXES, RecordReader, metrics_of
 from vlm_core.config import Config
 from vlm_core.files import read_json, read_json_lines, write_json
 from vlm_core.log import configure_logging
@@ -27,18 +27,19 @@ logger = logging.getLogger(__name__)
 
 STATE = "wandb.json"
 NOT_INSTALLED = "wandb is not installed: pip install 'medpix-finetune[wandb]'"
-SECONDS_BETWEEN_LOOKS = 1.0
-INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # that a network may take
+SECONDS_BETWEEN_POLLS = 1.0
+INIT_SECONDS, FINISH_SECONDS = 30.0, 60.0  # network timeouts
 SAMPLE_COLUMNS: list[Any] = ["step", "example_id", "question", "prediction", "reference"]
 
 
 class WandbRun:
-    """A W&B run that gets what is in a run directory."""
+    """A W&B run that receives the contents of a run directory."""
 
     def __init__(self, directory: Path, config: Config) -> None:
-        """Raises ValueError where the config has no section `wandb`, or wandb is not installed.
+        """Starts or resumes the W&B run.
 
-        Raises wandb.Error where W&B cannot be reached, or does not take the key.
+        Raises ValueError if the config has no section `wandb` or wandb is not installed, and wandb.Error if W&B cannot
+        be reached or rejects the key.
         """
         if config.wandb is None:
             raise ValueError(f"{directory / CONFIG} has no section wandb; add one: wandb: {{project: NAME}}")
@@ -48,31 +49,31 @@ class WandbRun:
             raise ValueError(NOT_INSTALLED) from None
         self.wandb, self.directory, self.config = wandb, directory, config
         known = read_json(directory / STATE) if (directory / STATE).is_file() else {}
-        self.reader, self.knows_parameters = RecordReader(directory, known.get("sent")), False
+        self.reader, self.sent_parameters = RecordReader(directory, known.get("sent")), False
         self.run = self._start(known.get("id") or secrets.token_hex(4))
         self._remember()
 
-    def look(self) -> None:
-        """Sends what is new."""
-        if not self.knows_parameters and (self.directory / PARAMETERS).is_file():
+    def poll(self) -> None:
+        """Sends everything that is new."""
+        if not self.sent_parameters and (self.directory / PARAMETERS).is_file():
             self.run.config.update({"parameters": read_json(self.directory / PARAMETERS)}, allow_val_change=True)
-            self.knows_parameters = True
+            self.sent_parameters = True
         for name, prefix in PREFIXES.items():
-            records, place = self.reader.new_records(name)
+            records, position = self.reader.new_records(name)
             for record in records:
-                self.run.log({"step": record["step"], **measured(record, prefix)})
+                self.run.log({"step": record["step"], **metrics_of(record, prefix)})
                 if name == VALIDATION and self.config.report.images:
                     self._log_samples(record["step"])
-            self.reader.places[name] = place
+            self.reader.positions[name] = position
             if records:
                 self._remember()
 
     def end(self) -> None:
-        """Sends the rest, the drawn losses and the result; the run's state is failed where it is not at its end.
+        """Sends the rest, the loss plot and the result; the run's state is failed unless the training has finished.
 
-        Raises TimeoutError, which says what sends the rest, where W&B did not take it all in time.
+        Raises TimeoutError, with the command that sends the rest, if W&B did not receive everything in time.
         """
-        self.look()
+        self.poll()
         if (self.directory / LOSS_PLOT).is_file():
             self.run.log({"loss": self.wandb.Image(str(self.directory / LOSS_PLOT))})
         finished = is_finished(self.directory)
@@ -81,31 +82,31 @@ class WandbRun:
         try:
             self.run.finish(exit_code=0 if finished else 1)
         except TimeoutError:
-            place = Path(self.run.dir).parent
+            files = Path(self.run.dir).parent
             raise TimeoutError(
-                f"not all arrived in {FINISH_SECONDS:.0f} s; wandb sync {place} sends the rest"
+                f"not everything arrived in {FINISH_SECONDS:.0f} s; to send the rest: wandb sync {files}"
             ) from None
 
     def _start(self, run_id: str) -> Any:
         assert self.config.wandb
         settings = self.config.wandb
         offline = (settings.mode or os.environ.get("WANDB_MODE")) == "offline"
-        place = Path(settings.save_dir or self.directory).absolute()
-        place.mkdir(parents=True, exist_ok=True)  # or wandb takes a temporary directory
+        files = Path(settings.save_dir or self.directory).absolute()
+        files.mkdir(parents=True, exist_ok=True)  # without it, wandb uses a temporary directory
         run = self.wandb.init(
             project=settings.project,
             entity=settings.entity,
             name=settings.name or self.directory.name,
-            dir=str(place),
+            dir=str(files),
             id=run_id,
-            resume=None if offline else "allow",  # files have nothing to resume; `wandb sync` joins by the id
+            resume=None if offline else "allow",  # offline there is nothing to resume: `wandb sync` joins files by id
             mode=settings.mode,
             config=self.config.model_dump(mode="json"),
             settings=self.wandb.Settings(
                 silent=True,
                 console="off",
                 disable_git=True,
-                x_disable_stats=True,  # of this process, which is not the one that trains
+                x_disable_stats=True,  # they would describe this process, not the training
                 init_timeout=INIT_SECONDS,
                 finish_timeout=FINISH_SECONDS,
                 finish_timeout_raises=True,
@@ -114,31 +115,31 @@ class WandbRun:
         run.define_metric("step")
         for prefix in PREFIXES.values():
             run.define_metric(f"{prefix}/*", step_metric="step")
-        where = f"offline; wandb sync {Path(run.dir).parent} sends it" if run.offline else run.url
-        logger.info("Weights & Biases: %s", where)
+        page = f"offline; to send the run: wandb sync {Path(run.dir).parent}" if run.offline else run.url
+        logger.info("Weights & Biases: %s", page)
         return run
 
     def _log_samples(self, step: int) -> None:
-        # They were written before the validation's own record.
+        # The training writes the samples before the validation's record, so they are complete here.
         samples = [sample for sample in read_json_lines(self.directory / SAMPLES)[0] if sample["step"] == step]
         if samples:
             rows: list[Any] = [[sample[column] for column in SAMPLE_COLUMNS] for sample in samples]
             self.run.log({"step": step, "samples": self.wandb.Table(columns=SAMPLE_COLUMNS, data=rows)})
 
     def _remember(self) -> None:
-        sent = {name: place.step for name, place in self.reader.places.items()}
+        sent = {name: position.step for name, position in self.reader.positions.items()}
         write_json(self.directory / STATE, {"id": self.run.id, "sent": sent})
 
 
 def is_finished(directory: Path) -> bool:
-    """Returns whether a run is at its end: a result of fewer steps is that of an earlier, shorter run."""
+    """Returns whether a run has finished. A result with fewer steps belongs to an earlier, shorter run."""
     records = read_json_lines(directory / METRICS)[0]
     path = directory / RESULT
     return bool(records) and path.is_file() and read_json(path)["steps"] == records[-1]["step"]
 
 
 def send(directory: Path, *, follow: bool) -> None:
-    """Sends what is there, and with `follow` what is added until SIGTERM or an interrupt comes."""
+    """Sends the run; with `follow`, also sends what is added, until SIGTERM or SIGINT."""
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, frame: stopped.append(received))
@@ -147,16 +148,16 @@ def send(directory: Path, *, follow: bool) -> None:
         return
     run = WandbRun(directory, load_config(directory / CONFIG))
     while follow and not stopped:
-        run.look()
-        time.sleep(SECONDS_BETWEEN_LOOKS)
+        run.poll()
+        time.sleep(SECONDS_BETWEEN_POLLS)
     run.end()
 
 
 def main() -> None:
-    """Runs the command; whatever W&B does not take ends it with the reason and a remedy."""
+    """Runs the command; a failure of W&B ends it with the reason and a remedy."""
     parser = argparse.ArgumentParser(prog="python -m tasks.trackers.wandb_run", description=__doc__)
     parser.add_argument("directory", type=Path, metavar="RUN_DIRECTORY")
-    parser.add_argument("--follow", action="store_true", help="go on until SIGTERM or Ctrl-C, while a training runs")
+    parser.add_argument("--follow", action="store_true", help="send until SIGTERM or Ctrl-C, while a training runs")
     options = parser.parse_args()
     configure_logging()
     directory = options.directory.absolute()
@@ -164,10 +165,10 @@ def main() -> None:
         send(directory, follow=options.follow)
     except (ValueError, TimeoutError) as error:
         raise SystemExit(f"error: Weights & Biases: {error}") from None
-    except Exception as error:  # of whatever kind: people should read why, and how to go on
+    except Exception as error:  # any kind: the message gives the reason and the remedy
         raise SystemExit(
-            f"error: Weights & Biases did not take the run: {type(error).__name__}: {error}; "
-            f"python -m tasks.trackers.wandb_run {directory} sends what is missing"
+            f"error: Weights & Biases did not accept the run: {type(error).__name__}: {error}; "
+            f"to send what is missing: python -m tasks.trackers.wandb_run {directory}"
         ) from error
 
 

@@ -228,7 +228,7 @@ def test_the_last_line_can_be_pasted(finished: tuple[Path, dict[str, Any]], tmp_
     home, summary = finished
     lines = (home.parent / "stdout.txt").read_text().splitlines()
     row = pq.read_table(next((home.parent / "data" / "data").glob("validation-*"))).slice(0, 1).to_pylist()[0]
-    assert f"(its answer there: {row['answer']})" in lines[-2]
+    assert f"(reference answer: {row['answer']})" in lines[-2]
     environment = {"PATH": os.environ["PATH"], "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(lines[-1], shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

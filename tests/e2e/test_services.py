@@ -175,7 +175,7 @@ def test_a_schedule_whose_time_has_come_runs_to_a_version_and_others_wait_for_it
     (run_id,) = re.findall(r"UUID: (\S+)", asked.stdout)
     wait_until(lambda: prefect.run(run_id)["state_name"] == "Waiting", "the evaluation waits")
     message = prefect.run(run_id)["state"]["message"]
-    assert message.startswith(f"waits for medpix-finetune {training()['name']!r} (http")
+    assert message.startswith(f"waiting for medpix-finetune {training()['name']!r} (http")
     refused = wait_for(again, "CANCELLED")
     assert refused["state"]["message"].startswith(f"Not started: medpix-finetune {training()['name']!r} (http")
     assert f"`prefect flow-run retry {refused['id']}`" in refused["state"]["message"]
@@ -247,7 +247,7 @@ def test_a_second_up_changes_nothing(served: dict[str, str]) -> None:
     assert paused.returncode == 0, paused.stdout + paused.stderr
     automations = Prefect(served).post("/automations/filter")
     assert sorted(automation["name"] for automation in automations) == [
-        "medpix: a new revision is trained on",
+        "medpix: train on a new revision",
         "medpix: runs that went silent are Crashed",
     ]
 

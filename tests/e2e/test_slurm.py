@@ -52,9 +52,9 @@ def training(directory: Path, conversations: Path, compute: dict[str, Any], **ov
     return Job("vlm_core.finetune", arguments, config.compute, directory / "finetune.log")
 
 
-def run(job: Job, on_look: Callable[[], None] = lambda: None) -> None:
+def run(job: Job, on_poll: Callable[[], None] = lambda: None) -> None:
     logger = logging.getLogger("test")
-    run_job(job, launcher_of(job.compute, logger), logger=logger, on_look=on_look)
+    run_job(job, launcher_of(job.compute, logger), logger=logger, on_poll=on_poll)
 
 
 def curve(directory: Path) -> list[list[float]]:
@@ -100,7 +100,7 @@ class Interrupted:
             self.happened = True
             self.act()
         if self.happened:
-            self.cluster.start_what_waits()
+            self.cluster.start_requeued_jobs()
 
 
 def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
@@ -125,7 +125,7 @@ def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
             server.terminate()  # Prefect's, which nobody else ends
     done = command(*words, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"goes on with Slurm job {job}, which was submitted before" in done.stderr
+    assert f"follows Slurm job {job}, which was submitted earlier" in done.stderr
     require_same_curve(directory, expected)
     for step in ("finetune", "evaluate"):
         assert " on n[1-2], start 1\n" in (directory / f"{step}.log").read_text()
@@ -176,7 +176,7 @@ def test_a_job_whose_id_was_lost_is_found_by_its_script(cluster: Cluster, tmp_pa
     try:
         record_file(job).unlink()
         assert launcher.submit(job).job_id == first.job_id
-        assert len(cluster.asked("squeue", "--noheader").splitlines()) == 1
+        assert len(cluster.output_of("squeue", "--noheader").splitlines()) == 1
     finally:
         first.cancel()
     assert launcher.submit(job).job_id > first.job_id
@@ -193,7 +193,7 @@ def test_a_cancelled_job_saves_and_is_gone(cluster: Cluster, conversations: Path
     job = training(tmp_path / "run", conversations, SLURM)
     with pytest.raises(Cancelled):
         run(job, Interrupted(cluster, tmp_path / "run", cancel))
-    assert cluster.asked("squeue", "--noheader") == ""
+    assert cluster.output_of("squeue", "--noheader") == ""
     assert cluster.processes_of_jobs() == []
     last = steps_done(tmp_path / "run")
     assert 20 <= read_json(tmp_path / "run" / LATEST / PROGRESS)["step"] == last < STEPS
@@ -206,10 +206,10 @@ def test_a_preempted_job_saves_waits_and_goes_on(
 ) -> None:
     job = training(tmp_path / "run", conversations, SLURM)
     words = ("--partition=urgent", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1")
-    run(job, Interrupted(cluster, tmp_path / "run", lambda: cluster.asked("sbatch", *words)))
+    run(job, Interrupted(cluster, tmp_path / "run", lambda: cluster.output_of("sbatch", *words)))
     require_same_curve(tmp_path / "run", expected)
     log = job.log_file.read_text()
-    for said in ("stopped by SIGTERM behind step", "was told to end, and is queued again", ", start 2\n"):
+    for said in ("stopped by SIGTERM behind step", "was stopped by the cluster: it is queued again", ", start 2\n"):
         assert said in log
 
 
@@ -223,13 +223,13 @@ def test_a_node_that_dies(
     dies = Interrupted(cluster, tmp_path / "run", lambda: cluster.kill_node(node))
     returned: list[bool] = []
 
-    def look() -> None:
+    def poll() -> None:
         dies()
-        if dies.happened and not returned and "down" in cluster.asked("sinfo", "--noheader", "--format=%T"):
+        if dies.happened and not returned and "down" in cluster.output_of("sinfo", "--noheader", "--format=%T"):
             cluster.start_node(node)
             returned.append(True)
 
-    run(job, look)
+    run(job, poll)
     assert returned
     require_same_curve(tmp_path / "run", expected)
     assert ", start 2\n" in job.log_file.read_text()
@@ -247,7 +247,7 @@ def test_a_job_that_runs_out_of_its_time(
     job = training(tmp_path / "run", conversations, limited, **many)
     run(job, Interrupted(cluster, tmp_path / "run", lambda: None))
     log = job.log_file.read_text()
-    for said in ("stopped by SIGTERM behind step", "was told to end, and is queued again", ", start 2\n"):
+    for said in ("stopped by SIGTERM behind step", "was stopped by the cluster: it is queued again", ", start 2\n"):
         assert said in log
     assert [record[0] for record in curve(tmp_path / "run")] == list(range(1, steps + 1))
 
@@ -255,7 +255,7 @@ def test_a_job_that_runs_out_of_its_time(
 @pytest.mark.parametrize(
     ("compute", "said"),
     [
-        ({"cluster": {"partition": "nope"}}, r"partition='nope' is no partition of this cluster: main, short, urgent"),
+        ({"cluster": {"partition": "nope"}}, r"no compute\.cluster\.partition='nope'; use one of main, short, urgent"),
         ({"nodes": 3}, r"compute\.nodes=3 is more than the 2 of the partition: ask for fewer"),
         ({"cluster": {"partition": "short"}}, r"compute\.nodes=2 is more than the 1 of the partition"),
     ],
@@ -283,13 +283,13 @@ def test_a_job_beyond_a_limit_leaves_none_in_the_queue(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         run(Job("job_under_test", (), ComputeConfig.model_validate(SLURM | compute), tmp_path / "job.log"))
-    assert cluster.asked("squeue", "--noheader") == ""
+    assert cluster.output_of("squeue", "--noheader") == ""
     assert list(tmp_path.glob("*.json")) == []
 
 
 def test_a_directory_that_a_node_does_not_see_is_named(cluster: Cluster) -> None:
     compute = ComputeConfig.model_validate(SLURM)
-    seen_by_one = rf"error: {cluster.on_n1_alone}/run cannot be written to on node n2: set MEDPIX_HOME"
+    seen_by_one = rf"error: node n2 cannot write to {cluster.on_n1_alone}/run: set MEDPIX_HOME"
     with pytest.raises(JobFailedError, match=seen_by_one):
         run(Job("job_under_test", (), compute, cluster.on_n1_alone / "run" / "job.log"))
     with pytest.raises(JobFailedError, match=f"wrote no log: {cluster.hidden}/run may be missing on its node"):

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @pytest.fixture(scope="module")
 def accounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    reason = slurm.why_not() or slurm.why_not(PROGRAMS, PACKAGES)
+    reason = slurm.missing_requirements() or slurm.missing_requirements(PROGRAMS, PACKAGES)
     if reason:
         pytest.skip(reason)
     with running(AccountedCluster(tmp_path_factory.mktemp("accounted"))) as cluster:
@@ -34,7 +34,7 @@ def test_the_accounts_know_how_a_forgotten_job_ended(accounted: Cluster, tmp_pat
     ended_well, failed, cancelled = (submit(tmp_path, command) for command in ("true", "exit 3", "sleep 100"))
     wait_until(lambda: slurm_commands.status_of(cancelled).state == "RUNNING", "the last job runs", 60)
     slurm_commands.cancel(cancelled)
-    wait_until(lambda: accounted.asked("squeue", "--noheader", "--states=all") == "", "the queue forgets them", 120)
+    wait_until(lambda: accounted.output_of("squeue", "--noheader", "--states=all") == "", "the queue forgets them", 120)
     found = [slurm_commands.status_of(job).state for job in (ended_well, failed, cancelled)]
     assert found == ["COMPLETED", "FAILED", "CANCELLED"]
     assert slurm_commands.status_of(99) == Status(slurm_commands.UNKNOWN)

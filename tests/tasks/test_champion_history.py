@@ -1,4 +1,4 @@
-"""The history of champions: complete, append-only, and what a rollback goes by. In a real registry."""
+"""The history of champions is complete and append-only, and rollbacks follow it. In a real registry."""
 
 import re
 import threading
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
-    """The client of a registry of its own, with the model `m` that has four versions."""
+    """The client of a new registry with the model `m`, which has four versions."""
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     client = mlflow.MlflowClient()
@@ -45,7 +45,7 @@ def moves() -> list[tuple[str, str | None, str | None]]:
     return [(change.kind, change.before, change.after) for change in changes("m")]
 
 
-def test_each_change_is_an_entry_with_who_when_why_and_the_scores(client: mlflow.MlflowClient) -> None:
+def test_each_change_is_an_entry_with_user_time_reason_and_scores(client: mlflow.MlflowClient) -> None:
     make_champion("m", "1", "the first model of its name")
     keep_champion("m", "2", "token_f1 is lower")
     promote("m", "3", "reviewed by hand")
@@ -62,20 +62,20 @@ def test_each_change_is_an_entry_with_who_when_why_and_the_scores(client: mlflow
     assert changes("m") == history
 
 
-def test_a_rollback_goes_one_further_back_each_time(client: mlflow.MlflowClient) -> None:
+def test_each_rollback_goes_back_one_more_version(client: mlflow.MlflowClient) -> None:
     for version in ("1", "2", "3"):
         promote("m", version, "")
     assert [roll_back("m"), roll_back("m")] == ["2", "1"]
     with pytest.raises(ValueError, match="the champion is version 1, and no earlier one is left"):
         roll_back("m")
     assert find_champion("m") == "1"
-    promote("m", "4", "")  # starts from where the rollbacks ended
+    promote("m", "4", "")  # starts at the version to which the rollbacks led
     assert roll_back("m") == "1"
     with pytest.raises(ValueError, match="no earlier one"):
         roll_back("m")
 
 
-def test_a_version_that_was_champion_twice_is_left_twice(client: mlflow.MlflowClient) -> None:
+def test_a_version_that_was_champion_twice_is_rolled_back_twice(client: mlflow.MlflowClient) -> None:
     for version in ("1", "2", "1", "1"):
         promote("m", version, "")
     assert [roll_back("m"), roll_back("m")] == ["2", "1"]
@@ -95,7 +95,7 @@ def test_deleted_versions_are_skipped_and_named(client: mlflow.MlflowClient) -> 
         roll_back("m")
 
 
-def test_a_deleted_champion_is_replaced_by_the_one_before(client: mlflow.MlflowClient) -> None:
+def test_a_deleted_champion_is_replaced_by_the_previous_one(client: mlflow.MlflowClient) -> None:
     promote("m", "1", "")
     promote("m", "2", "")
     client.delete_model_version("m", "2")
@@ -104,10 +104,10 @@ def test_a_deleted_champion_is_replaced_by_the_one_before(client: mlflow.MlflowC
     assert moves()[-2:] == [(OUTSIDE, "2", None), (ROLLED_BACK, None, "1")]
 
 
-def test_a_registry_older_than_the_history_rolls_back_once(client: mlflow.MlflowClient) -> None:
+def test_a_registry_without_a_history_rolls_back_once(client: mlflow.MlflowClient) -> None:
     client.set_registered_model_alias("m", "champion", "3")
     client.set_model_version_tag("m", "3", "previous_champion", "2")
-    client.set_model_version_tag("m", "2", "previous_champion", "3")  # what used to make two rollbacks toggle
+    client.set_model_version_tag("m", "2", "previous_champion", "3")  # this tag used to make two rollbacks toggle
     assert moves() == [(BEFORE, "2", "3")]
     assert roll_back("m") == "2"
     with pytest.raises(ValueError, match="no earlier one"):
@@ -116,32 +116,32 @@ def test_a_registry_older_than_the_history_rolls_back_once(client: mlflow.Mlflow
 
 
 @pytest.mark.parametrize("moved_to", ["4", None])
-def test_a_change_outside_is_said_and_can_be_rolled_back(client: mlflow.MlflowClient, moved_to: str | None) -> None:
+def test_an_external_change_is_reported_and_rolled_back(client: mlflow.MlflowClient, moved_to: str | None) -> None:
     promote("m", "1", "")
     if moved_to:
         client.set_registered_model_alias("m", "champion", moved_to)
     else:
         client.delete_registered_model_alias("m", "champion")
     assert moves()[-1] == (OUTSIDE, "1", moved_to)
-    assert moves() == moves()  # looking writes nothing
+    assert moves() == moves()  # reading writes nothing
     promote("m", "2", "")
     assert moves() == [(BY_HAND, None, "1"), (OUTSIDE, "1", moved_to), (BY_HAND, moved_to, "2")]
     assert roll_back("m") == (moved_to or "1")
 
 
-def test_who_started_the_flow_is_named_before_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_creator_of_the_flow_run_is_named_before_the_account(monkeypatch: pytest.MonkeyPatch) -> None:
     creator = CreatedBy(id=uuid4(), type="USER", display_value="Ann")
     context = SimpleNamespace(flow_run=SimpleNamespace(created_by=creator))
     account = responsible_user()
     assert re.fullmatch(r"[^@ ]+@[^@ ]+", account)
     monkeypatch.setattr(FlowRunContext, "get", lambda: context)
     assert responsible_user() == f"Ann (user), {account}"
-    context.flow_run.created_by = None  # a server of one's own, with a run that a person started
+    context.flow_run.created_by = None  # a local server, with a run that a person started
     assert responsible_user() == account
 
 
-def test_no_entry_is_lost_where_homes_do_not_share_a_lock(client: mlflow.MlflowClient) -> None:
-    """Four writers at the same moment: some see the same history, and number their entries alike."""
+def test_no_entry_is_lost_if_homes_do_not_share_a_lock(client: mlflow.MlflowClient) -> None:
+    """Four writers write at the same moment: some read the same history, and give their entries the same number."""
     entries = [new_change(BY_HAND, None, version, version, {}) for version in "1234"]
     threads = [threading.Thread(target=append, args=("m", entry)) for entry in entries]
     for thread in threads:
@@ -151,14 +151,14 @@ def test_no_entry_is_lost_where_homes_do_not_share_a_lock(client: mlflow.MlflowC
     assert sorted(change.reason for change in changes("m") if change.kind == BY_HAND) == ["1", "2", "3", "4"]
 
 
-def test_odd_texts_stay_whole_enough_for_a_database_and_plain_on_a_terminal(
+def test_odd_texts_fit_the_database_and_print_as_plain_text(
     client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = "\x1b" * 900 + "[31mred\x1b[0m\nFORGED  line " + "\N{HEART WITH ARROW}" * 9000
     promote("m", "1", reason)
     promote("m", "2", "fine")
     tags = client.get_registered_model("m").tags
-    assert max(len(value) for value in tags.values()) < 5000  # what PostgreSQL takes
+    assert max(len(value) for value in tags.values()) < 5000  # PostgreSQL's limit
     client.set_registered_model_tag("m", min(tags), "not JSON")
     assert moves()[0][0] == UNREADABLE
     client.set_registered_model_tag("m", min(tags), tags[min(tags)])

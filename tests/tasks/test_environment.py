@@ -1,4 +1,4 @@
-"""Defaults lie under the home; what the user has set or configured stays."""
+"""Default locations are under the home; values that the user has set or configured stay."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name)
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.delitem(sys.modules, "prefect", raising=False)  # as before its import
+    monkeypatch.delitem(sys.modules, "prefect", raising=False)  # the state before Prefect's import
 
 
 def test_defaults_are_absolute_and_under_the_home(tmp_path: Path) -> None:
@@ -26,8 +26,8 @@ def test_defaults_are_absolute_and_under_the_home(tmp_path: Path) -> None:
     assert os.environ["PREFECT_HOME"] == f"{tmp_path}/home/prefect"
 
 
-def test_behind_prefects_import_its_own_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They would reach the processes that it starts, and not itself."""
+def test_after_prefects_import_its_settings_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New values would reach the processes that Prefect starts, but not Prefect itself."""
     monkeypatch.setitem(sys.modules, "prefect", object())
     set_service_defaults()
     assert "PREFECT_HOME" not in os.environ
@@ -42,7 +42,7 @@ def test_set_values_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("active", "kept"), [("server", True), ("local", False)])
-def test_a_profile_that_names_an_api_stays_in_force(tmp_path: Path, active: str, kept: bool) -> None:
+def test_a_profile_with_an_api_is_used(tmp_path: Path, active: str, kept: bool) -> None:
     (tmp_path / ".prefect").mkdir()
     profiles = f'active = "{active}"\n[profiles.local]\n[profiles.server]\nPREFECT_API_URL = "http://x/api"\n'
     (tmp_path / ".prefect" / "profiles.toml").write_text(profiles)
@@ -51,7 +51,7 @@ def test_a_profile_that_names_an_api_stays_in_force(tmp_path: Path, active: str,
 
 
 @pytest.mark.slow
-def test_importing_the_flow_leaves_torch_out() -> None:
+def test_importing_the_flow_does_not_import_torch() -> None:
     check = "import sys, pipelines.finetune; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.strip() == "set()"

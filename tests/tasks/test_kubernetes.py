@@ -1,4 +1,4 @@
-"""Jobs on Kubernetes: manifests that fit the published schemas, and the official client against a stand-in of it."""
+"""Jobs on Kubernetes: manifests that fit the published schemas, and the official client against a stub of the API."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tasks.launchers.choice import launcher_of, require_launchable, say_what_has_no_effect
+from tasks.launchers.choice import launcher_of, require_launchable, warn_of_unused_settings
 from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job, JobFailedError
 from tasks.launchers.kubernetes_manifest import job_manifest, job_name, service_manifest
@@ -55,7 +55,7 @@ def job(directory: Path, *arguments: str) -> Job:
     return Job("job_under_test", arguments, compute(), directory / "finetune.log")
 
 
-def test_manifests_are_the_ones_that_were_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_manifests_are_as_reviewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDPIX_HOME", "/medpix")
     monkeypatch.delenv("OMP_WAIT_POLICY")
     cluster = {"gpus_per_node": 4, "cpus_per_node": 16, "memory_per_node": "64G", "max_restarts": 2}
@@ -66,13 +66,13 @@ def test_manifests_are_the_ones_that_were_looked_at(monkeypatch: pytest.MonkeyPa
     for manifest in manifests:
         kubernetes_validate.validate(manifest, "1.37", strict=True)
         kubernetes_validate.validate(manifest, "1.31", strict=True)
-    # Through JSON: what is in it twice would become an alias.
+    # Through JSON, since YAML would write repeated objects as aliases.
     written = yaml.safe_dump_all(json.loads(json.dumps(manifests)), sort_keys=False, width=120)
     assert written == SNAPSHOT.read_text()
-    assert PROGRESS_FILE == "MEDPIX_PROGRESS_FILE"  # as PROGRAM has it
+    assert PROGRESS_FILE == "MEDPIX_PROGRESS_FILE"  # PROGRAM has the same name
 
 
-def test_memory_is_asked_for_in_slurms_units(tmp_path: Path) -> None:
+def test_memory_is_given_in_slurms_units(tmp_path: Path) -> None:
     for given, asked in (("64G", "64Gi"), ("500", "500Mi")):
         wanted = Job("m", (), compute(cluster={"memory_per_node": given}), tmp_path / "a.log")
         (container,) = job_manifest(wanted, 0)["spec"]["template"]["spec"]["containers"]
@@ -93,7 +93,7 @@ def test_a_job_runs_on_its_pods_and_leaves_nothing(api: Api, tmp_path: Path, cap
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_says_so(api: Api, tmp_path: Path) -> None:
+def test_a_failed_job_is_reported(api: Api, tmp_path: Path) -> None:
     submitted = job(tmp_path, "fail")
     with pytest.raises(
         JobFailedError, match=r"code 1 \(Kubernetes Job .*: Failed: BackoffLimitExceeded\)(.|\n)*exitcode  : 3"
@@ -103,19 +103,19 @@ def test_a_job_that_fails_says_so(api: Api, tmp_path: Path) -> None:
 
 
 class CancelledError(Exception):
-    """Stands for what ends a flow."""
+    """The exception that ends a flow here."""
 
 
 @pytest.mark.slow
-def test_a_flow_that_comes_back_follows_the_same_job_and_can_cancel_it(
+def test_a_restarted_flow_follows_the_same_job_and_can_cancel_it(
     api: Api, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     submitted = job(tmp_path, "wait")
     submitted.log_file.touch()
-    launcher_of(submitted.compute, LOG).submit(submitted)  # by a flow that is killed
-    wait_until(lambda: "rank 0" in submitted.log_file.read_text(), "the job is at work")
+    launcher_of(submitted.compute, LOG).submit(submitted)  # submitted by a flow that was killed
+    wait_until(lambda: "rank 0" in submitted.log_file.read_text(), "the job is running")
 
-    def look() -> None:
+    def poll() -> None:
         answers = [message for message in caplog.messages if message.startswith("Kubernetes Job")]
         silent = [message for message in answers if message.endswith("the API does not answer: down")]
         api.down = not silent
@@ -123,13 +123,13 @@ def test_a_flow_that_comes_back_follows_the_same_job_and_can_cancel_it(
             raise CancelledError
 
     with caplog.at_level(logging.INFO), pytest.raises(CancelledError):
-        run_job(submitted, launcher_of(submitted.compute, LOG), logger=LOG, on_look=look)
-    assert any("goes on with Kubernetes Job" in message for message in caplog.messages)
+        run_job(submitted, launcher_of(submitted.compute, LOG), logger=LOG, on_poll=poll)
+    assert any("follows Kubernetes Job" in message for message in caplog.messages)
     assert api.requests.count(f"POST {JOBS}") == 1
     assert api.objects == {}
 
 
-def test_what_a_cluster_is_missing_is_said_before_anything_starts(
+def test_missing_settings_and_clusters_are_reported_before_anything_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ValueError, match=r"needs compute\.kubernetes\.image and compute\.kubernetes\.volume_claim"):
@@ -140,8 +140,8 @@ def test_what_a_cluster_is_missing_is_said_before_anything_starts(
 
 
 def test_settings_of_another_launcher_warn(caplog: pytest.LogCaptureFixture) -> None:
-    say_what_has_no_effect(compute(cluster={"partition": "gpu", "gpus_per_node": 1}))
-    say_what_has_no_effect(ComputeConfig.model_validate({"kubernetes": POD}))
+    warn_of_unused_settings(compute(cluster={"partition": "gpu", "gpus_per_node": 1}))
+    warn_of_unused_settings(ComputeConfig.model_validate({"kubernetes": POD}))
     assert caplog.messages == [
         "compute.cluster.partition: no effect with compute.launcher=kubernetes",
         "compute.kubernetes.image, compute.kubernetes.volume_claim, compute.kubernetes.namespace: no effect with "

@@ -1,4 +1,4 @@
-"""Real torchrun subprocesses: followed while they run, told on when they fail, gone when they are not wanted."""
+"""Real torchrun subprocesses are followed while they run, reported when they fail, and gone after a cancellation."""
 
 import logging
 import subprocess
@@ -54,26 +54,26 @@ def job(program: str, *arguments: str, processes: int = 2, log_file: Path = Path
 
 
 def test_lines_reach_the_logger_and_the_file(program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    looks: list[float] = []
+    polls: list[float] = []
     with caplog.at_level(logging.INFO):
         run_job(
             job(program, "ok", "a b; $(c)", log_file=tmp_path / "logs" / "job.log"),
             LocalLauncher(),
             logger=logging.getLogger("test"),
-            on_look=lambda: looks.append(time.monotonic()),
+            on_poll=lambda: polls.append(time.monotonic()),
         )
     lines = [line for line in caplog.messages if line.startswith("rank")]
     assert sorted(line.split()[1] for line in lines) == ["0", "1"]
-    assert all("arguments ['ok', 'a b; $(c)']" in line for line in lines)  # no shell in between
+    assert all("arguments ['ok', 'a b; $(c)']" in line for line in lines)  # no shell has interpreted them
     assert set(lines) <= set((tmp_path / "logs" / "job.log").read_text().splitlines())
-    assert len(looks) >= 2
-    # Levels are kept, and times are left to the logger: one a line.
+    assert len(polls) >= 2
+    # Each line keeps its level; only the logger adds a time.
     warned = [record for record in caplog.records if "look out" in record.getMessage()]
     assert sorted(record.getMessage() for record in warned) == ["look out, rank 0", "look out, rank 1"]
     assert {record.levelname for record in warned} == {"WARNING"}
 
 
-def test_odd_bytes_and_unfinished_lines_do_no_harm(
+def test_odd_bytes_and_unfinished_lines_are_logged(
     program: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.INFO):
@@ -99,15 +99,15 @@ run_job(job, LocalLauncher(), logger=logging.getLogger())
 """
 
 
-def test_a_job_ends_with_the_process_that_started_it(program: str, tmp_path: Path) -> None:
-    """SIGKILL of a flow's engine: nobody is left to stop its torchrun."""
+def test_a_job_ends_when_its_parent_ends(program: str, tmp_path: Path) -> None:
+    """After SIGKILL, a flow's engine cannot stop its torchrun itself."""
     caller = subprocess.Popen([sys.executable, "-c", CALLER])
     deadline = time.monotonic() + 60
     while len([path for path in tmp_path.glob("ready*") if path.read_text()]) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.1)
     job = psutil.Process(caller.pid).children(recursive=True)
-    assert len(job) == 4  # one that tells torchrun when the caller is gone, torchrun, two ranks
+    assert len(job) == 4  # the parent guard, torchrun, and two ranks
     caller.kill()
     caller.wait()
     assert psutil.wait_procs(job, timeout=20)[1] == []
@@ -125,7 +125,7 @@ time.sleep(600)
 """
 
 
-def test_being_told_to_end_twice_leaves_the_time_to_save(program: str, tmp_path: Path) -> None:
+def test_a_second_sigterm_leaves_time_to_save(program: str, tmp_path: Path) -> None:
     """A worker that is stopped sends SIGTERM to a flow's process, which passes it on, and then kills that process."""
     (tmp_path / f"{program}.py").write_text(SAVES)
     caller = subprocess.Popen([sys.executable, "-c", CALLER.replace("nproc_per_node=2", "nproc_per_node=1")])
@@ -153,7 +153,7 @@ def test_no_process_survives(program: str, tmp_path: Path, killed: str) -> None:
 
     seen: list[psutil.Process] = []
 
-    def look() -> None:
+    def poll() -> None:
         if len(ranks()) == 2 and not seen:
             seen.extend([*ranks(), ranks()[0].parent()])
             if killed == "by the caller":
@@ -161,6 +161,6 @@ def test_no_process_survives(program: str, tmp_path: Path, killed: str) -> None:
             seen[-1].kill()
 
     with pytest.raises((Cancelled, JobFailedError)):
-        run_job(job(program, "wait"), LocalLauncher(), logger=logging.getLogger("test"), on_look=look)
+        run_job(job(program, "wait"), LocalLauncher(), logger=logging.getLogger("test"), on_poll=poll)
     assert len(seen) == 3
     assert psutil.wait_procs(seen, timeout=5)[1] == []

@@ -38,11 +38,11 @@ def steps(run_id: str) -> list[int]:
 
 def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> None:
     follower = MetricsFollower(run_id, tmp_path)
-    follower.look()
+    follower.poll()
     report(tmp_path, 1, 5)
     with (tmp_path / METRICS).open("a") as stream:
         stream.write('{"step": 6, "lo')  # killed while it wrote
-    follower.look()
+    follower.poll()
     assert steps(run_id) == [1, 2, 3, 4, 5]
     assert sorted(mlflow.MlflowClient().get_run(run_id).data.metrics) == [
         "train/grad_norm",
@@ -52,9 +52,9 @@ def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> No
     ]
     (tmp_path / METRICS).write_text((tmp_path / METRICS).read_text().rpartition("\n")[0] + "\n")
     report(tmp_path, 4, 9)  # goes on from a checkpoint at step 3: the file is shorter for a while
-    follower.look()
+    follower.poll()
     assert steps(run_id) == list(range(1, 10))
-    follower.look()
+    follower.poll()
     assert steps(run_id) == list(range(1, 10))
 
 
@@ -102,15 +102,15 @@ def test_a_tracker_that_is_down_gets_the_records_later(
     report(tmp_path, 1, 2)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(follower, "run_id", "f" * 32)  # the store refuses a run that it does not know
-        follower.look()
+        follower.poll()
     assert "MLflow did not take 2 records" in caplog.text
-    follower.look()
+    follower.poll()
     assert steps(run_id) == [1, 2]
 
 
 def test_a_run_that_goes_on_sends_no_step_twice(run_id: str, tmp_path: Path) -> None:
     report(tmp_path, 1, 5)
-    MetricsFollower(run_id, tmp_path).look()
+    MetricsFollower(run_id, tmp_path).poll()
     report(tmp_path, 4, 7)  # killed, and started again behind the checkpoint of step 3
-    MetricsFollower(run_id, tmp_path).look()
+    MetricsFollower(run_id, tmp_path).poll()
     assert steps(run_id) == list(range(1, 8))

@@ -1,4 +1,4 @@
-"""Runs whose process was killed end as KILLED, with their jobs; those of others are left alone."""
+"""Runs whose process was killed end as KILLED, together with their jobs; other runs stay as they are."""
 
 import os
 import subprocess
@@ -51,12 +51,12 @@ def sleeper() -> subprocess.Popen[bytes]:
 def test_a_process_is_known_by_pid_and_start_time() -> None:
     me = identity(os.getpid())
     assert find_process(**me) == psutil.Process()
-    assert find_process(me["pid"], me["started"] - 60) is None  # another one had the pid before
+    assert find_process(me["pid"], me["started"] - 60) is None  # an earlier process had the same pid
     child = sleeper()
     theirs = identity(child.pid)
     child.kill()
     time.sleep(0.2)
-    assert find_process(**theirs) is None  # though nobody has waited for it
+    assert find_process(**theirs) is None  # a zombie also counts as ended
     child.wait()
     assert find_process(**theirs) is None
 
@@ -64,18 +64,18 @@ def test_a_process_is_known_by_pid_and_start_time() -> None:
 def test_dead_runs_are_reaped_with_their_jobs(
     client: mlflow.MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reap_dead_runs()  # no experiment yet
+    reap_dead_runs()  # must not fail without an experiment
     monkeypatch.setattr("tasks.launchers.processes.GRACE_SECONDS", 1)
     engine, job = sleeper(), sleeper()
     mine = owner_tags(tmp_path)
     dead = new_run(client, mine | {PID: str(engine.pid), STARTED: str(identity(engine.pid)["started"])})
-    reused = new_run(client, mine | {STARTED: "1.0"})  # this process has the pid of one that ended
+    reused = new_run(client, mine | {STARTED: "1.0"})  # the owner has ended, and this process reuses its pid
     alive, foreign, unknown = (new_run(client, tags) for tags in (mine, mine | {HOST: "elsewhere", STARTED: "1.0"}, {}))
     write_pid_file(tmp_path / "finetune.pid", job.pid)
     reap_dead_runs()
     assert {client.get_run(run).info.status for run in (dead, alive, foreign, unknown)} == {"RUNNING"}
     assert client.get_run(reused).info.status == "KILLED"
-    job.wait(10)  # it went with the run that had this directory
+    job.wait(10)  # the job ended with the run of this directory
     assert list(tmp_path.glob("*.pid")) == []
     engine.kill()
     engine.wait()
@@ -84,33 +84,33 @@ def test_dead_runs_are_reaped_with_their_jobs(
     assert {client.get_run(run).info.status for run in (alive, foreign, unknown)} == {"RUNNING"}
 
 
-def test_the_flow_run_of_a_dead_run_gives_its_slot_back(client: mlflow.MlflowClient, tmp_path: Path) -> None:
+def test_the_flow_run_of_a_dead_run_releases_its_slot(client: mlflow.MlflowClient, tmp_path: Path) -> None:
     @flow
     def left() -> None:
-        """Stands for a flow whose process was killed."""
+        """A flow whose process was killed, as Prefect sees it."""
 
     with prefect_test_harness(server_startup_timeout=120), get_client(sync_client=True) as prefect:
         for attempt, state_type in (("1", StateType.CRASHED), ("0", StateType.RUNNING)):
             flow_run = prefect.create_flow_run(left)
-            prefect.set_flow_run_state(flow_run.id, Running(), force=True)  # its first attempt
+            prefect.set_flow_run_state(flow_run.id, Running(), force=True)  # the first attempt
             tags = owner_tags(tmp_path) | {STARTED: "1.0", FLOW_RUN: str(flow_run.id), ATTEMPT: attempt}
             run = new_run(client, tags)
             reap_dead_runs()
             assert client.get_run(run).info.status == "KILLED"
             state = prefect.read_flow_run(flow_run.id).state
             assert state is not None
-            assert state.type == state_type  # a later attempt than the one of the tags is at work
+            assert state.type == state_type  # a later attempt than the one in the tags is running
 
 
 def test_a_directory_knows_its_run(client: mlflow.MlflowClient, tmp_path: Path) -> None:
     assert mlflow_run_of(tmp_path) is None
     run = new_run(client, owner_tags(tmp_path))
     remember_mlflow_run(tmp_path, run)
-    with pytest.raises(ValueError, match=f"belongs to a run that is at work, process {os.getpid()}: wait for it"):
+    with pytest.raises(ValueError, match=f"belongs to an active run, process {os.getpid()}: wait for it"):
         mlflow_run_of(tmp_path)
     client.set_terminated(run, "KILLED")
     assert mlflow_run_of(tmp_path) == run
     client.delete_run(run)
     assert mlflow_run_of(tmp_path) is None
-    remember_mlflow_run(tmp_path, "f" * 32)  # of another tracking server
+    remember_mlflow_run(tmp_path, "f" * 32)  # a run of another tracking server
     assert mlflow_run_of(tmp_path) is None

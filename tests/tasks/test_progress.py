@@ -1,4 +1,4 @@
-"""How far a job is reaches Prefect's UI every few seconds, and an API that is down stops nothing."""
+"""A job's progress reaches Prefect's UI every few seconds, and an API that is down does not stop the job."""
 
 import logging
 from pathlib import Path
@@ -15,7 +15,7 @@ from vlm_core.progress import Progress, ProgressBar, progress_sent_to, progress_
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str]]:
-    """What was sent to the API, as (create or update, percent, description)."""
+    """The calls that were sent to the API, as (create or update, percent, description)."""
     calls: list[tuple[str, float, str]] = []
 
     def create(percent: float, *, key: str, description: str) -> Any:
@@ -33,18 +33,18 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float, str]]:
 def test_a_bar_is_followed_through_its_file(tmp_path: Path, sent: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "finetune.progress.json"
     artifact = ProgressArtifact("finetune", "demo-1", file)
-    artifact.look()
-    assert sent == []  # the job has not begun
+    artifact.poll()
+    assert sent == []  # the job has not started
     with progress_sent_to(progress_writer(file)), ProgressBar(400, "finetune", "step", done=100) as bar:
         bar.update(100, "loss 6.1234, 12.3 samples/s")
-        artifact.look()
-        artifact.look()
+        artifact.poll()
+        artifact.poll()
         bar.update(1, "not yet")
-        artifact.look()
-        assert len(sent) == 1  # every few seconds, and no oftener
+        artifact.poll()
+        assert len(sent) == 1  # not more often than every few seconds
         bar.update(199, "loss 0.5000, 12.4 samples/s")
-    artifact.look()  # the end is always shown
-    artifact.look()
+    artifact.poll()  # the end is always shown
+    artifact.poll()
     assert [(what, percent) for what, percent, _ in sent] == [("medpix-finetune-progress", 50.0), ("update", 100.0)]
     assert sent[1][2].splitlines() == [
         "| finetune | 400 of 400 steps |",
@@ -55,14 +55,14 @@ def test_a_bar_is_followed_through_its_file(tmp_path: Path, sent: list[Any], mon
     ]
 
 
-def test_bars_of_other_ranks_and_outside_of_the_block_say_nothing(tmp_path: Path) -> None:
+def test_bars_of_other_ranks_and_outside_the_block_report_nothing(tmp_path: Path) -> None:
     with progress_sent_to(progress_writer(tmp_path / "file")):
         ProgressBar(1, "encode", "image", enabled=False).update()
     ProgressBar(1, "encode", "image").update()
     assert not (tmp_path / "file").exists()
 
 
-def test_an_api_that_is_down_stops_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_api_that_is_down_does_not_stop_the_job(caplog: pytest.LogCaptureFixture) -> None:
     artifact = ProgressArtifact("encode")
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), caplog.at_level(logging.WARNING):
         artifact.show(Progress("encode images", "image", 1, 10, "", 3.0))

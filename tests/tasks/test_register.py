@@ -1,4 +1,4 @@
-"""Where the weights of a registered version lie: copied where others must have them, named by sha256 where not."""
+"""Weights of a registered version are copied if other machines need them, and referenced by sha256 otherwise."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from vlm_core.cache import require_unchanged
 
 @dataclass
 class Tracker:
-    """A client of a tracking server, as far as it says where a run's artifacts go."""
+    """A stub of MLflow's client that only knows where a run's artifacts are."""
 
     artifact_uri: str
 
@@ -45,7 +45,7 @@ def weights(tmp_path: Path) -> Path:
         ("s3://bucket/abc", {}, True),
     ],
 )
-def test_full_weights_are_copied_only_to_where_others_load_them(
+def test_full_weights_are_copied_only_if_other_machines_load_them(
     weights: Path, monkeypatch: pytest.MonkeyPatch, store: str, overrides: dict[str, Any], copied: bool
 ) -> None:
     monkeypatch.setattr(registration.mlflow, "MlflowClient", lambda: Tracker(store))
@@ -59,8 +59,8 @@ def test_full_weights_are_copied_only_to_where_others_load_them(
     assert kept.is_relative_to(weights.parents[1] / "registered")
     assert sorted(sha256) == ["config.json", "model.safetensors"]
     assert (kept / "model.safetensors").samefile(weights / "model.safetensors")
-    assert registration._weights(run, weights) == (artifacts, reference)  # a second version of the same
-    (weights / "model.safetensors").unlink()  # a run that goes on removes its old checkpoints
+    assert registration._weights(run, weights) == (artifacts, reference)  # a second version with the same weights
+    (weights / "model.safetensors").unlink()  # a resumed run removes its old checkpoints
     require_unchanged(kept, sha256)
     (kept / "model.safetensors").write_bytes(b"others")
     (kept / "config.json").unlink()

@@ -1,4 +1,4 @@
-"""The pages of a run: readable Markdown with links, in which text from data stays text."""
+"""The pages of a run are readable Markdown with links, and text from datasets never becomes markup."""
 
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ METRICS = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "p
 
 
 def tokens(page: str) -> list[Any]:
-    """Returns the inline tokens of a page as a reader's renderer parses them."""
+    """Returns the inline tokens of a page, as a Markdown renderer parses them."""
     parsed = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(page)
     assert {token.type for token in parsed}.isdisjoint({"html_block", "fence", "code_block"})
     return [child for token in parsed for child in token.children or []]
@@ -60,27 +60,27 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-def test_text_from_data_is_shown_as_it_is(text: str) -> None:
+def test_text_from_datasets_is_shown_literally(text: str) -> None:
     page = closed_questions(result(closed_questions={text: {"examples": 4, "model": 0.5}}))
     parts = tokens(page)
     assert {part.type for part in parts} <= {"text", "text_special"}
     shown = "".join(part.content for part in parts).replace("\u200b", "")
     assert "".join(c for c in " ".join(text.split()) if c.isprintable()).strip() in shown
-    assert page.count("\n| ") == 3  # the head, the line under it, and one row
+    assert page.count("\n| ") == 3  # the head, the separator line, and one row
     assert "https://" not in page
     assert "www." not in page
 
 
-def test_a_long_list_of_closed_questions_is_cut_and_says_so() -> None:
+def test_a_long_list_of_closed_questions_is_cut_with_a_note() -> None:
     asked = {f"question {number} {'x' * 500}": {"examples": number, "model": None} for number in range(100)}
     page = closed_questions(result(closed_questions=asked))
     assert "question 99 " in page
-    assert "question 9 " not in page  # the rarest are left out
+    assert "question 9 " not in page  # the rarest questions are omitted
     assert page.endswith(f"{100 - CLOSED_ROWS} more are in the report.")
     assert max(map(len, page.splitlines())) < 200
 
 
-def test_a_name_that_would_end_the_code_is_text() -> None:
+def test_a_name_that_would_end_inline_code_is_escaped() -> None:
     assert code("models:/m@champion") == "`models:/m@champion`"
     assert code("a`b|c") == escaped("a`b|c") == r"a\`b\|c"
     assert link("x]", "https://host/a b)c") == r"[x\]](https://host/a%20b%29c)"
@@ -89,7 +89,7 @@ def test_a_name_that_would_end_the_code_is_text() -> None:
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run in a store without a server."""
+    """A run whose MLflow store has no server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return Run(small_config(), tmp_path / "r", "id")
 

@@ -1,4 +1,4 @@
-"""The names of flow runs: what was changed from one to the next is in them."""
+"""The names of flow runs show what differs between runs."""
 
 from typing import Any
 
@@ -35,6 +35,6 @@ def test_a_retry_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name(monkeypatch, attempts=2).endswith(" phantom retry 2")
 
 
-def test_wrong_parameters_have_the_name_of_their_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_wrong_parameters_the_name_is_the_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert name(monkeypatch, overrides={"optimizer.lrr": 1}) == "demo"
     assert name(monkeypatch, recipe="/nowhere/my.yaml") == "/nowhere/my.yaml"

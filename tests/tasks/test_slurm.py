@@ -1,4 +1,4 @@
-"""What can be said of Slurm jobs without a cluster: the script, and what is refused at once."""
+"""Slurm jobs without a cluster: the script, and the errors that need no cluster."""
 
 import logging
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.launchers.choice import require_launchable, say_what_has_no_effect
+from tasks.launchers.choice import require_launchable, warn_of_unused_settings
 from tasks.launchers.job import Job
 from tasks.launchers.slurm import _seconds
 from tasks.launchers.slurm_commands import Status
@@ -44,8 +44,8 @@ def test_the_script_asks_for_what_the_config_says(tmp_path: Path) -> None:
     assert script == slurm_script(job(directory), directory / "finetune.slurm.exit")
 
 
-def test_a_container_has_a_python_and_the_project_of_its_own(tmp_path: Path) -> None:
-    """Its words come behind srun's own, so that options of srun that a plugin understands may be among them."""
+def test_a_container_uses_its_own_python_and_project(tmp_path: Path) -> None:
+    """The container's words follow srun's options, so they may include srun options of a plugin."""
     for container in ("apptainer exec --nv 'my image.sif'", "--container-image=lab+medpix:1"):
         compute = COMPUTE.model_copy(update={"cluster": CLUSTER.model_copy(update={"container": container})})
         inside = Job("vlm_core.finetune", (), compute, tmp_path / "finetune.log")
@@ -62,10 +62,10 @@ def test_a_container_has_a_python_and_the_project_of_its_own(tmp_path: Path) -> 
 def test_a_restart_that_cannot_begin_on_its_nodes_is_queued_again(
     tmp_path: Path, code_of_srun: int, restarts: int, queued_again: bool
 ) -> None:
-    """Not a first start, which would not begin later either, nor one whose directory is missing, nor the tenth."""
+    """Not queued again: a first start (a retry would not help), a missing directory, the tenth start."""
     for name, does in {
         "srun": f"exit {code_of_srun}",
-        "scontrol": f'echo "$@" > {tmp_path}/told',
+        "scontrol": f'echo "$@" > {tmp_path}/requeued',
         "module": "",
     }.items():
         (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
@@ -73,9 +73,9 @@ def test_a_restart_that_cannot_begin_on_its_nodes_is_queued_again(
     variables = {"SLURM_JOB_ID": "7", "SLURM_RESTART_COUNT": str(restarts), "PATH": f"{tmp_path}:/usr/bin:/bin"}
     script = slurm_script(job(tmp_path / "run"), tmp_path / "exit")
     done = subprocess.run(["bash"], input=script, env=variables, capture_output=True, text=True)
-    assert (tmp_path / "told").exists() == queued_again
+    assert (tmp_path / "requeued").exists() == queued_again
     assert done.returncode == (0 if queued_again else code_of_srun)
-    assert ("Slurm job 7 could not begin on its nodes, and is queued again" in done.stdout) == queued_again
+    assert ("Slurm job 7 could not begin on its nodes: it is queued again" in done.stdout) == queued_again
     assert not (tmp_path / "exit").exists()
 
 
@@ -95,25 +95,25 @@ def test_nodes_take_a_cluster_and_count_as_processes() -> None:
         small_config(**settings)
 
 
-def test_what_only_a_cluster_heeds_is_named_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
-    say_what_has_no_effect(COMPUTE)
-    say_what_has_no_effect(ComputeConfig())
+def test_settings_that_the_launcher_does_not_use_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_unused_settings(COMPUTE)
+    warn_of_unused_settings(ComputeConfig())
     assert caplog.messages == []
-    say_what_has_no_effect(ComputeConfig(cluster=ClusterConfig(partition="gpu", gpus_per_node=2)))
+    warn_of_unused_settings(ComputeConfig(cluster=ClusterConfig(partition="gpu", gpus_per_node=2)))
     names = "compute.cluster.gpus_per_node, compute.cluster.partition"
     assert caplog.messages == [f"{names}: no effect with compute.launcher=local"]
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_a_machine_without_slurm_is_told_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     require_launchable(ComputeConfig())
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ValueError, match=r"there is no sbatch here: .* or set compute\.launcher=local"):
         require_launchable(COMPUTE)
 
 
-def test_a_limit_that_leaves_no_time_is_refused() -> None:
-    """Slurm's documentation of `--time` has the formats."""
+def test_a_time_limit_that_is_too_short_is_refused() -> None:
+    """The formats are those of Slurm's documentation of `--time`."""
     limits = {"4": 240, "03:59": 239, "0:04:00": 240, "1-2": 93600, "1-0:30": 88200, "1-00:00:10": 86410}
     assert {limit: _seconds(limit) for limit in limits} == limits
     for limit in ("3", "03:59", "0-00:02"):
@@ -125,7 +125,7 @@ def test_a_limit_that_leaves_no_time_is_refused() -> None:
             ClusterConfig(time_limit=bad)
 
 
-def test_states_that_end_and_reasons_that_never_do() -> None:
+def test_final_states_and_reasons_that_never_end() -> None:
     for state in ("COMPLETED", "FAILED", "TIMEOUT", "CANCELLED", "NODE_FAIL", "UNKNOWN"):
         assert Status(state).is_over
     for state in ("PENDING", "RUNNING", "COMPLETING", "REQUEUE_HOLD", "UNREACHABLE"):

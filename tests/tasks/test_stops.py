@@ -1,4 +1,4 @@
-"""A run that is stopped is Cancelled and not crashed: its page says what it saved, and nothing is red."""
+"""A stopped run is Cancelled, not Crashed: its page shows what was saved, and nothing is red."""
 
 import logging
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.stops import ends_quietly, resumption, say_how_it_resumes, stoppable_task
+from tasks.stops import ends_quietly, report_stop, resumption, stoppable_task
 from vlm_core.files import write_json
 
 
 def run_directory(directory: Path, step: int | None) -> Path:
-    """Returns a run's directory with a checkpoint of `step`."""
+    """Creates a run directory with a checkpoint of `step`, and returns it."""
     if step is not None:
         checkpoint = directory / f"epoch_2_step_{step}"
         checkpoint.mkdir()
@@ -33,14 +33,14 @@ def prefect() -> Iterator[None]:
         yield
 
 
-def test_what_was_saved_is_named_with_the_way_to_resume(tmp_path: Path) -> None:
+def test_the_message_names_the_checkpoint_and_how_to_resume(tmp_path: Path) -> None:
     assert resumption(run_directory(tmp_path, 1200)) == (
         f"Stopped: step 1,200 is saved in {tmp_path}/epoch_2_step_1200. The same command with "
         f"`--checkpoint.checkpoint_dir {tmp_path}` resumes from it."
     )
 
 
-def test_where_nothing_was_saved_it_says_so(tmp_path: Path) -> None:
+def test_the_message_says_if_nothing_was_saved(tmp_path: Path) -> None:
     assert "no checkpoint was saved yet" in resumption(tmp_path)
     assert resumption(tmp_path).endswith("from the start.")
 
@@ -62,7 +62,7 @@ def test_a_stopped_flow_is_cancelled_and_nothing_is_red(
         try:
             steps = train()
         except Exception as error:
-            say_how_it_resumes(directory, error)
+            report_stop(directory, error)
         later.append(steps)
         return steps
 
@@ -70,10 +70,10 @@ def test_a_stopped_flow_is_cancelled_and_nothing_is_red(
     state = training(return_state=True)
     assert (state.name, state.message) == ("Cancelled", resumption(directory))
     assert later == []
-    said = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert ("INFO", resumption(directory)) in said
-    assert ("INFO", "Finished in state Cancelled('Stopped on request.')") in said
-    assert [message for level, message in said if level not in ("INFO", "DEBUG") or "rash" in message] == []
+    logged = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert ("INFO", resumption(directory)) in logged
+    assert ("INFO", "Finished in state Cancelled('Stopped on request.')") in logged
+    assert [message for level, message in logged if level not in ("INFO", "DEBUG") or "rash" in message] == []
 
 
 @pytest.mark.slow
@@ -88,4 +88,4 @@ def test_a_task_that_ends_by_itself_returns_its_value(prefect: None) -> None:
         return add(a)
 
     assert adding(3) == 5
-    assert adding.parameters.properties["a"]["type"] == "integer"  # the form is that of the function
+    assert adding.parameters.properties["a"]["type"] == "integer"  # the form has the function's parameters

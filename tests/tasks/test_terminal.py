@@ -1,4 +1,4 @@
-"""What a person sees who runs a flow by hand: headings, a live line in a terminal, and an end that can be pasted."""
+"""The terminal of a person who runs a flow by hand: headings, a live line, and a last command that can be pasted."""
 
 import io
 import logging
@@ -27,7 +27,7 @@ from vlm_core.progress import Progress, progress_writer
 
 
 class Terminal(io.StringIO):
-    """A terminal that keeps what is written to it."""
+    """A terminal that records its output."""
 
     def isatty(self) -> bool:
         return True
@@ -37,7 +37,7 @@ class Terminal(io.StringIO):
 def shown_to_a_person(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     """Makes standard error a terminal of 100 columns, with the commands' logging.
 
-    No fixture: pytest sets standard error anew after the fixtures.
+    Not a fixture, since pytest replaces standard error after the fixtures.
     """
     terminal = Terminal()
     monkeypatch.setenv("COLUMNS", "101")
@@ -50,20 +50,18 @@ def shown_to_a_person(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     root.handlers[:], root.level = before
 
 
-def test_a_terminal_has_one_live_line_and_whole_lines_of_the_log(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_terminal_has_one_live_line_and_unbroken_log_lines(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with shown_to_a_person(monkeypatch) as screen:
         file = tmp_path / "finetune.progress.json"
         line = LiveLine(file)
-        line.look()  # the job has not begun
+        line.poll()  # the job has not started
         write = progress_writer(file)  # as the job does
         write(Progress("finetune", "step", 3, 4, "loss 0.5, 12.0 samples/s", 0.2))
-        line.look()
-        logging.getLogger("job").log(PROGRESS, "finetune 3/4 steps")  # what the bar shows
+        line.poll()
+        logging.getLogger("job").log(PROGRESS, "finetune 3/4 steps")  # the bar shows the same
         logging.getLogger("job").info("saved")
         write(Progress("finetune", "step", 4, 4, "loss 0.4, 12.0 samples/s", 0.0))
-        line.look()
+        line.poll()
         line.close()
     *shown, last = re.split(r"[\r\n]+", screen.getvalue().rstrip())
     assert [
@@ -76,7 +74,7 @@ def test_a_terminal_has_one_live_line_and_whole_lines_of_the_log(
     assert re.fullmatch(r"finetune 100%\|\S+\| 4/4, loss 0.4, 12.0 samples/s", last)
 
 
-def test_another_piece_of_work_has_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_new_piece_of_work_gets_a_new_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with shown_to_a_person(monkeypatch) as screen:
         line = LiveLine(Path("of no job"))
         line.show(Progress("tokenize", "row", 5, 5, "", None))
@@ -90,7 +88,7 @@ def test_without_a_terminal_there_is_no_bar(tmp_path: Path, capsys: pytest.Captu
     file = tmp_path / "job.progress.json"
     progress_writer(file)(Progress("finetune", "step", 1, 5, "", 60.0))
     line = LiveLine(file)
-    line.look()
+    line.poll()
     line.close()
     assert capsys.readouterr().err == ""
 
@@ -107,12 +105,12 @@ def test_each_stage_has_its_number(monkeypatch: pytest.MonkeyPatch, caplog: pyte
     run = Stages([first, second]).run
     with caplog.at_level(logging.INFO):
         assert run(first, 3) == 6
-        with pytest.raises(ValueError, match="download_model runs as stage 2 of"):
+        with pytest.raises(ValueError, match="download_model cannot be stage 2; the stages are"):
             run(first, 3)
     assert caplog.messages == ["== 1/2 download model =="]
 
 
-def test_noise_of_prefect_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefects_noise_is_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     with shown_to_a_person(monkeypatch) as screen:
         terminal.tidy_log()
         for name, message in (
@@ -177,7 +175,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def asked(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Returns the last line of the next steps of `run`, as words."""
+    """Returns the words of the last line of the next steps after `run`."""
     monkeypatch.setattr(ending, "report_link", lambda *of: "file:///report")
     return shlex.split(next_steps(summary(run.directory / "epoch_0_step_3")).splitlines()[-1])
 
@@ -198,7 +196,7 @@ def test_an_example_is_written_for_the_command(run: Run, conversations: Path, mo
     assert read_json(run.directory / "example.json")["answer"] == answer
 
 
-def test_texts_of_the_data_do_nothing_to_a_shell_or_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_texts_of_the_dataset_are_harmless_in_a_shell_and_a_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     evil = 'What\'s\n$(touch /tmp/x) `id` \x1b[2J\x9b2J "shown"?'
     write_json(run.directory / "example.json", {"question": evil, "answer": "a\x1b[2Jb", "images": []})
     command = asked(run, monkeypatch)
@@ -206,7 +204,7 @@ def test_texts_of_the_data_do_nothing_to_a_shell_or_a_terminal(run: Run, monkeyp
     assert "\x1b" not in next_steps(summary(run.directory / "epoch_0_step_3"))
 
 
-def test_no_image_is_written_where_none_may_leave_the_data(
+def test_no_image_is_written_if_reports_must_not_have_images(
     tmp_path: Path, conversations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     private = Run(small_config(**{"report.images": False}), tmp_path, "abc")
@@ -214,5 +212,5 @@ def test_no_image_is_written_where_none_may_leave_the_data(
     assert list(tmp_path.iterdir()) == []
     assert asked(private, monkeypatch)[-4:] == ["--prompt", "QUESTION", "--image", "FILE"]
     lines = next_steps(summary(tmp_path / "epoch_0_step_3"), "http://prefect/run/1").splitlines()
-    assert "report.images=false: no image of the data was written" in lines[-2]
+    assert "report.images=false: no example image was written" in lines[-2]
     assert "Prefect     http://prefect/run/1" in lines

@@ -1,4 +1,4 @@
-"""Runs of a machine wait for their turn; a killed one holds nobody up, and a run by hand waits for nobody."""
+"""Runs on a machine wait for their turn; a killed run blocks no other, and a run by hand does not wait."""
 
 import subprocess
 import sys
@@ -46,7 +46,7 @@ def holder(tmp_path: Path) -> Callable[[str], subprocess.Popen[str]]:
     return start
 
 
-def test_who_came_first_goes_first(tmp_path: Path) -> None:
+def test_the_first_run_goes_first(tmp_path: Path) -> None:
     with ticket(tmp_path, of("first")) as first, ticket(tmp_path, of("second")) as second:
         with ticket(tmp_path, of("third")) as third:
             assert others_before(tmp_path, first) == []
@@ -57,25 +57,25 @@ def test_who_came_first_goes_first(tmp_path: Path) -> None:
         assert wait_for_turn(tmp_path, number, pytest.fail) is False
 
 
-def test_a_run_by_hand_waits_for_nobody_and_is_waited_for(tmp_path: Path) -> None:
+def test_a_run_by_hand_does_not_wait_and_others_wait_for_it(tmp_path: Path) -> None:
     with ticket(tmp_path, of("deployed")) as deployed, ticket(tmp_path, of("by hand", waits=False)):
         assert [other["run"] for other in others_before(tmp_path, deployed)] == ["by hand"]
 
 
-def test_a_run_on_a_cluster_holds_no_machine(tmp_path: Path) -> None:
+def test_a_run_on_a_cluster_does_not_block_the_machine(tmp_path: Path) -> None:
     with ticket(tmp_path, of("on Slurm", waits=False, local=False)), ticket(tmp_path, of("here")) as here:
         assert others_before(tmp_path, here) == []
 
 
-@pytest.mark.slow  # imports Prefect in a process of its own
-def test_a_run_waits_until_the_one_before_it_is_killed_and_says_for_whom(
+@pytest.mark.slow  # imports Prefect in another process
+def test_a_run_waits_until_the_previous_one_is_killed_and_names_it(
     tmp_path: Path, holder: Callable[[str], subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tasks.turns.SECONDS_BETWEEN_POLLS", 0.05)
-    process, said = holder("nightly"), []
+    process, messages = holder("nightly"), []
 
     def kill_it(message: str) -> None:
-        said.append(message)
+        messages.append(message)
         process.kill()
         process.communicate()
 
@@ -84,17 +84,17 @@ def test_a_run_waits_until_the_one_before_it_is_killed_and_says_for_whom(
         assert wait_for_turn(tmp_path, number, kill_it) is True
         assert time.monotonic() - started < 30
         assert [path.name for path in tmp_path.glob("*.json")] == [f"{number:08d}.json"]
-    assert said == ["waits for medpix-finetune 'nightly', which works on this machine"]
+    assert messages == ["waiting for medpix-finetune 'nightly', which is running on this machine"]
 
 
 def test_the_message_has_the_page_and_the_queue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+    messages: list[str] = []
 
     class Seen(Exception):
         pass
 
     def stop(message: str) -> None:
-        said.append(message)
+        messages.append(message)
         raise Seen
 
     with (
@@ -104,11 +104,12 @@ def test_the_message_has_the_page_and_the_queue(tmp_path: Path, monkeypatch: pyt
         pytest.raises(Seen),
     ):
         wait_for_turn(tmp_path, third, stop)
-    assert said == [f"waits for {describe(of('first'))}, which works on this machine, and 1 more before this run"]
-    assert "http://prefect/runs/1" in said[0]
+    first = describe(of("first"))
+    assert messages == [f"waiting for {first}, which is running on this machine, and 1 more before this run"]
+    assert "http://prefect/runs/1" in messages[0]
 
 
-def test_machines_that_share_a_home_have_turns_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_machines_that_share_a_home_have_separate_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
     here = turns_directory()
     assert here.parent == tmp_path / "turns"

@@ -1,6 +1,6 @@
-"""Weights & Biases gets what the run directory holds, each record once, and whatever it does not take stops nothing.
+"""Weights & Biases gets the contents of the run directory, each record once, and its failures do not stop a training.
 
-What was logged is read back from the files of the offline mode with wandb's own reader.
+The tests read the offline mode's files with wandb's own reader.
 """
 
 import json
@@ -44,7 +44,7 @@ def command(directory: Path, *options: str) -> list[str]:
 
 
 def send(directory: Path) -> str:
-    """Sends what is there and returns what the command said."""
+    """Runs the command on a run directory, and returns its output."""
     return subprocess.run(command(directory), check=True, capture_output=True, text=True, timeout=60).stderr
 
 
@@ -79,23 +79,23 @@ def sent(directory: Path) -> dict[str, int]:
     return read_json(directory / STATE)["sent"] if (directory / STATE).exists() else {}
 
 
-def test_a_run_that_goes_on_goes_on_in_the_same_wandb_run(tmp_path: Path) -> None:
+def test_a_resumed_run_resumes_the_same_wandb_run(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(small_config(**OFFLINE).to_yaml())
     follower = subprocess.Popen(command(tmp_path, "--follow"), stderr=subprocess.DEVNULL)
     report(tmp_path, 1, 5)
     until(lambda: sent(tmp_path).get(METRICS) == 5)
     follower.send_signal(signal.SIGTERM)
     assert follower.wait(60) == 0
-    report(tmp_path, 4, 9)  # from a checkpoint at step 3: steps 4 and 5 are written again
+    report(tmp_path, 4, 9)  # resumed from step 3, so steps 4 and 5 are written again
     write_json(tmp_path / RESULT, {"steps": 9, "last_loss": 9.0})
     send(tmp_path)
     first, second = wandb_runs(tmp_path)
     assert first["id"] == second["id"]
-    assert (first["exit_code"], second["exit_code"]) == (1, 0)  # not at its end, and at its end
+    assert (first["exit_code"], second["exit_code"]) == (1, 0)  # unfinished, then finished
     assert curve([first, second], "train/loss") == [(step, float(step)) for step in range(1, 10)]
 
 
-def test_no_texts_reach_wandb_where_reports_have_none(tmp_path: Path) -> None:
+def test_no_texts_reach_wandb_if_reports_have_none(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(small_config(**OFFLINE, **{"report.images": False}).to_yaml())
     report(tmp_path, 1, 1)
     sample = {"step": 1, "example_id": "a", "question": "q", "prediction": "p", "reference": "r"}
@@ -115,7 +115,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
         yield server
 
 
-def test_the_server_is_sent_each_step_once(server: WandbServer, tmp_path: Path) -> None:
+def test_the_server_gets_each_step_once(server: WandbServer, tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
     report(tmp_path, 1, 5)
     send(tmp_path)
@@ -128,10 +128,10 @@ def test_the_server_is_sent_each_step_once(server: WandbServer, tmp_path: Path) 
     server.status = 401
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert re.match("error: Weights & Biases did not take the run: .* 401", done.stderr.splitlines()[-1])
+    assert re.match("error: Weights & Biases did not accept the run: .* 401", done.stderr.splitlines()[-1])
 
 
-def test_what_did_not_arrive_in_time_is_in_files(server: WandbServer, tmp_path: Path) -> None:
+def test_records_that_miss_the_timeout_stay_in_files(server: WandbServer, tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
     impatient = [sys.executable, "-c", IMPATIENT, "--follow", str(tmp_path)]
     with subprocess.Popen(impatient, stderr=subprocess.PIPE, text=True) as sender:
@@ -141,21 +141,21 @@ def test_what_did_not_arrive_in_time_is_in_files(server: WandbServer, tmp_path: 
         report(tmp_path, 2, 2)
         until(lambda: sent(tmp_path).get(METRICS) == 2)
         sender.terminate()
-        said = sender.communicate(timeout=60)[1]
+        output = sender.communicate(timeout=60)[1]
     assert sender.returncode == 1
-    assert re.search(rf"not all arrived in 3 s; wandb sync {tmp_path}/wandb/run-\S+ sends the rest", said)
+    assert re.search(rf"not everything arrived in 3 s; to send the rest: wandb sync {tmp_path}/wandb/run-\S+", output)
 
 
-def test_the_flow_warns_where_the_server_refuses_at_last(
+def test_the_flow_warns_if_the_server_refuses_at_the_end(
     server: WandbServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
-    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as look:
+    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as poll:
         report(tmp_path, 1, 1)
         until(lambda: sent(tmp_path).get(METRICS) == 1)
         server.status = 401
         report(tmp_path, 2, 2)
-        look()
+        poll()
     (warning,) = [record.message for record in caplog.records if record.levelno >= logging.WARNING]
     assert "Use `wandb sync`" in warning
 
@@ -163,12 +163,12 @@ def test_the_flow_warns_where_the_server_refuses_at_last(
 NO_NETWORK = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
 
 
-def test_what_wandb_does_not_take_is_said_in_a_line(tmp_path: Path) -> None:
+def test_a_rejected_run_is_one_line_of_error(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
     impatient = [sys.executable, "-c", IMPATIENT, str(tmp_path)]
     done = subprocess.run(impatient, env=os.environ | NO_NETWORK, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: Weights & Biases did not take the run: ")
+    assert done.stderr.splitlines()[-1].startswith("error: Weights & Biases did not accept the run: ")
     (tmp_path / CONFIG).write_text(small_config().to_yaml())
     done = subprocess.run(command(tmp_path), capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
@@ -181,24 +181,24 @@ def no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
 
 
-def test_the_flow_goes_on_without_a_key_and_warns_once(
+def test_the_flow_continues_without_a_key_and_warns_once(
     no_key: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / CONFIG).write_text(small_config(**ONLINE).to_yaml())
-    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as look:
-        until(lambda: look() or bool(caplog.messages))
-        look()
+    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as poll:
+        until(lambda: poll() or bool(caplog.messages))
+        poll()
     (warning,) = caplog.messages
-    assert "did not take the run" in warning
-    assert f"python -m tasks.trackers.wandb_run {tmp_path} sends what is missing (the training goes on" in warning
+    assert "did not accept the run" in warning
+    assert f"to send what is missing: python -m tasks.trackers.wandb_run {tmp_path} (the training continues" in warning
 
 
-def test_the_flow_sends_what_comes_until_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_flow_sends_new_records_until_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / CONFIG).write_text(small_config(**OFFLINE).to_yaml())
-    with sent_to_wandb(small_config(**OFFLINE), tmp_path, logging.getLogger("test")) as look:
+    with sent_to_wandb(small_config(**OFFLINE), tmp_path, logging.getLogger("test")) as poll:
         report(tmp_path, 1, 2)
         until(lambda: sent(tmp_path).get(METRICS) == 2)
-        look()
+        poll()
         report(tmp_path, 3, 4)
         write_json(tmp_path / RESULT, {"steps": 4})
     (run,) = wandb_runs(tmp_path)
@@ -207,12 +207,12 @@ def test_the_flow_sends_what_comes_until_the_end(tmp_path: Path, caplog: pytest.
     assert [message for name, _, message in caplog.record_tuples if name == "test"] == []
 
 
-def test_without_wandb_the_flow_says_how_to_install_it(
+def test_without_wandb_the_warning_says_how_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as look:
-        look()
+    with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as poll:
+        poll()
     assert caplog.messages == [f"Weights & Biases gets nothing of this run: {NOT_INSTALLED}"]
     assert "pip install 'medpix-finetune[wandb]'" in NOT_INSTALLED
     assert list(tmp_path.iterdir()) == []

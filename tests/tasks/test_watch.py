@@ -1,4 +1,4 @@
-"""The watch finds what no version was trained on, and finds it once."""
+"""The watch finds revisions that no version was trained on, and reports each one once."""
 
 from pathlib import Path
 
@@ -26,16 +26,16 @@ def changes(**overrides: str) -> dict[str, str]:
 
 def test_a_revision_is_new_until_a_version_was_trained_on_it(client: mlflow.MlflowClient, tmp_path: Path) -> None:
     dataset = {"dataset.path_or_dataset": "lab/medical"}
-    assert changes(**dataset) == {"dataset.revision": "dataset-2"}  # no version at all
+    assert changes(**dataset) == {"dataset.revision": "dataset-2"}  # there is no version yet
     client.create_registered_model("medpix-demo")
     for revision, expected in (("dataset-1", {"dataset.revision": "dataset-2"}), ("dataset-2", {})):
         client.create_model_version("medpix-demo", tmp_path.as_uri(), tags={"dataset.revision": revision})
         assert changes(**dataset) == expected
-    # A later version on older data does not make it new again.
+    # A later version on older data does not make the revision new again.
     client.create_model_version("medpix-demo", tmp_path.as_uri(), tags={"dataset.revision": "dataset-1"})
     assert changes(**dataset) == {}
 
 
 def test_a_recipe_without_the_hub_has_nothing_to_watch(client: mlflow.MlflowClient) -> None:
-    with pytest.raises(ValueError, match="nothing can change there"):
+    with pytest.raises(ValueError, match="so there is nothing to watch"):
         changes()

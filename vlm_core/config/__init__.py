@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from vlm_core.config.base import Section
 from vlm_core.config.compute import ClusterConfig, ComputeConfig, KubernetesConfig
-from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ValidationDatasetConfig
+from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ImagesConfig, ValidationDatasetConfig
 from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
 from vlm_core.config.training import (
     CheckpointConfig,
@@ -39,6 +39,7 @@ __all__ = [
     "DatasetConfig",
     "EvaluationConfig",
     "FreezeConfig",
+    "ImagesConfig",
     "KubernetesConfig",
     "LRSchedulerConfig",
     "ModelConfig",

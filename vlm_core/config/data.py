@@ -1,13 +1,71 @@
 """The sections about data: where it comes from, how it is divided, how it is read."""
 
-from typing import Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from vlm_core.config.base import PositiveInt, Section, Share, Target
 
 AUTO = "auto"  # a setting that is looked up in the data
 _COMMON = "auto = MedPix-VQA's name or another common one (the log says which)"
+
+WINDOW_PRESETS = ("brain", "subdural", "stroke", "lung", "mediastinum", "bone", "soft_tissue", "liver", "angio")
+WINDOW_WORDS = ("auto", "header", "none", "percentiles", "ct_rgb", *WINDOW_PRESETS)
+
+
+def _window(value: Any) -> Any:
+    """Returns a window as text: a mapping {level, width} as LEVEL/WIDTH, a preset as it is called here."""
+    if value is None:
+        return "none"
+    if isinstance(value, dict) and value.keys() == {"level", "width"}:
+        value = f"{value['level']}/{value['width']}"
+    text = re.sub(r"[\s_-]+", "_", str(value).strip().lower()) if not isinstance(value, dict | list) else ""
+    numbers = re.fullmatch(r"(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)", str(value).replace(" ", ""))
+    if numbers and float(numbers[2]) >= 1:
+        return f"{float(numbers[1]):g}/{float(numbers[2]):g}"
+    if text not in WINDOW_WORDS:
+        raise ValueError(
+            f"{value!r} is not a window; write LEVEL/WIDTH (width 1 at least) or {', '.join(WINDOW_WORDS)}"
+        )
+    return text
+
+
+def _slices(value: str) -> str:
+    """Returns a rule for slices, checked."""
+    text = " ".join(value.split())
+    numbers = [int(number) for number in re.findall(r"\d+", text)]
+    span = re.fullmatch(r"(\d+):(\d+)", text)
+    known = text in ("auto", "all") or re.fullmatch(r"every \d+|\d+ evenly", text) or span
+    if not known or (not span and 0 in numbers) or (span and numbers[0] >= numbers[1]):
+        raise ValueError(f"{value!r} names no slices; write all, 'every 4', '16 evenly', 10:30 or auto")
+    return text
+
+
+class ImagesConfig(Section):
+    """How images of more than 8 bits become pictures: DICOM, NIfTI, deep PNG and TIFF."""
+
+    window: Annotated[str, BeforeValidator(_window)] = Field(
+        "auto",
+        description="auto (by modality), header, none, percentiles, ct_rgb, LEVEL/WIDTH such as 40/80, or brain, "
+        "subdural, stroke, lung, mediastinum, bone, soft_tissue, liver, angio.",
+    )
+    modality_column: str | None = Field(
+        None, description="Column of the modality (CT, MR, ...), for images whose header says none; null = none."
+    )
+    slices: Annotated[str, AfterValidator(_slices)] = Field(
+        "auto",
+        description="Slices of a volume to show: all, `every N`, `N evenly`, `FIRST:END` (from 0); auto = all, or 85 "
+        "evenly.",
+    )
+    slice_column: str | None = Field(
+        None, description="Column that names the slices to show: instance or frame numbers, NIfTI indices; null = none."
+    )
+    time_point: Annotated[int, Field(ge=0)] | None = Field(
+        None, description="Volume (from 0) of a NIfTI file of several; null = such files are rejected."
+    )
+    overlays: Literal["ignore", "burn_in"] = Field("ignore", description="What to do with overlays of DICOM.")
+    secondary_captures: bool = Field(False, description="Take DICOM secondary captures (screenshots) too.")
 
 
 class DatasetConfig(Section):
@@ -52,6 +110,7 @@ class DatasetConfig(Section):
         None,
         description="Tokens of the longest example to train on; longer ones are rejected, none is cut; null = all.",
     )
+    images: ImagesConfig = ImagesConfig()
     max_reject_share: Share = Field(0.05, description="Stop where more of the rows are rejected; 0 = at the first one.")
 
     @model_validator(mode="after")

@@ -1,0 +1,1 @@
+"""Medical images: DICOM and NIfTI read as a hospital stores them, windowed, and stripped of what names a person."""
