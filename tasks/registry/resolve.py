@@ -12,6 +12,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from tasks.ownership import MLFLOW_RUN
+from tasks.registry.trust import require_trusted
 from vlm_core.cache import cached_directory, require_unchanged
 from vlm_core.files import read_json, stays_inside
 from vlm_core.home import medpix_home
@@ -22,7 +23,8 @@ from vlm_core.run_directory import require_registered
 def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
     """Returns the directory of a registered checkpoint, and the `model` section of the base model to put it over.
 
-    A version is downloaded once. Raises ValueError for a version that is not there or was not registered here.
+    A version is downloaded once. Raises ValueError for a version that is not there, was not registered by this project,
+    or is no longer as it was registered.
     """
     try:
         version = _version(uri)
@@ -35,6 +37,7 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
         # A version never changes; its model id keeps those of two tracking servers apart.
         key = re.sub(r"[^\w.-]", "_", f"{version.name}-{version.version}-{version.model_id or version.run_id}")
         directory, _ = cached_directory(medpix_home() / "cache" / "registered", key, fetch)
+        require_trusted(version.name, str(version.version), directory)
         flavor = Model.load(str(directory)).flavors["python_function"]
         settings, artifacts = flavor["config"], flavor.get("artifacts", {})
         checkpoint = (
