@@ -129,6 +129,8 @@ def test_a_path_comes_first_and_needs_no_recipe(arguments: list[str], recipe: st
         (None, ["our scans", "--output", "o"], "-m vlm_core.prepare 'our scans' --output o --init our-scans.yaml"),
         (None, ["--config", "demo", "--output", "o", "--a.b", "7"], "-m pipelines.finetune --config demo --a.b 7"),
         (None, ["--output=o", "--config", "demo"], "-m pipelines.finetune --config demo"),
+        (None, ["--config", "demo", "--model", "a/b", "--model.revision", "c"],
+         "-m pipelines.finetune --config demo --model.revision c"),
     ],
 )  # fmt: skip
 def test_the_next_command(recipe: Path | None, arguments: list[str], words: str) -> None:

@@ -29,6 +29,7 @@ from vlm_core.log import configure_logging
 from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import ModelFiles, find_model
 from vlm_core.models.weights import load_trained
+from vlm_core.plain_text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ def main(options: argparse.Namespace) -> None:
         files = find_model(options.checkpoint_path, base)
         dtype = merge(files, options.output_dir.absolute())
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     logger.info("%s has the merged model in %s: AutoModelForImageTextToText.from_pretrained loads it",
                 options.output_dir, str(dtype).removeprefix("torch."))  # fmt: skip
 

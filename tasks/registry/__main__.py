@@ -22,6 +22,8 @@ from tasks.registry.versions import (
     roll_back,
     versions,
 )
+from tasks.services.databases import require_databases
+from vlm_core.plain_text import printable
 
 
 def render(rows: list[dict[str, Any]]) -> str:
@@ -69,6 +71,7 @@ def main() -> None:
     """Runs the command."""
     options = _parser().parse_args()
     try:
+        require_databases()
         if options.command == "promote":
             promote(options.name, options.version, options.reason)
         elif options.command == "rollback":
@@ -78,7 +81,7 @@ def main() -> None:
         else:
             print(render_history(changes(options.name)))
     except (ValueError, MlflowException) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mlflow.models import Model
 
 from vlm_core.cache import cached_directory, require_unchanged
 from vlm_core.home import medpix_home
+from vlm_core.plain_text import printable
 
 
 def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
@@ -34,7 +35,7 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
         weights = flavor["config"].get("weights")
         checkpoint = Path(weights["path"]) if weights else directory / flavor["artifacts"]["checkpoint"]["path"]
     except (MlflowException, KeyError) as error:
-        raise ValueError(f"no model {uri!r} at {mlflow.get_tracking_uri()}: {error}") from None
+        raise ValueError(printable(f"no model {uri!r} at {mlflow.get_tracking_uri()}: {error}")) from None
     if weights:
         require_unchanged(checkpoint, weights["sha256"])
     return checkpoint, flavor["config"]["model"]

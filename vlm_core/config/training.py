@@ -44,6 +44,9 @@ class StepSchedulerConfig(Section):
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
     ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
     val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
+    max_nonfinite_steps: PositiveInt = Field(
+        5, description="Stop with an error after this many steps in a row whose loss or gradient is not finite."
+    )
     early_stop_patience: PositiveInt | None = Field(
         None, description="Stop after this many validation losses without a new lowest one; null = never."
     )

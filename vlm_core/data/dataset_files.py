@@ -1,5 +1,6 @@
 """The tables of a directory or file, by split; folders of images go through `datasets`."""
 
+import glob
 import os
 from collections.abc import Mapping
 from itertools import chain
@@ -14,7 +15,7 @@ from vlm_core.data.csv_rows import CsvRows
 from vlm_core.data.dataset_card import card_config
 from vlm_core.data.json_rows import JsonRows, checked_files
 from vlm_core.data.row_readers import ArrowRows, LabelledRows, ParquetRows, SizedRows, TableRows
-from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, spreadsheets
+from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, split_of, spreadsheets
 from vlm_core.home import medpix_home
 
 SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
@@ -102,10 +103,21 @@ def _rows_of(paths: list[Path], split: str, name: str) -> SizedRows:
     return (ParquetRows if kind == "parquet" else ArrowRows)(tuple(paths))
 
 
+def _image_files(path: Path) -> dict[str, Any]:
+    """Returns what tells `datasets` the files of an image folder; brackets in a folder's name are a pattern to it."""
+    if glob.escape(str(path)) == str(path):
+        return {"path": str(path)}
+    folders = {
+        split: folder for folder in sorted(path.iterdir()) if folder.is_dir() and (split := split_of(folder.name))
+    }
+    patterns = {split: f"{glob.escape(str(folder))}/**" for split, folder in (folders or {"train": path}).items()}
+    return {"path": "imagefolder", "data_files": patterns}
+
+
 def _image_folder(path: Path, name: str, config_name: str | None, anywhere: bool) -> dict[str, Table]:
     """Returns the tables that `datasets` makes of a folder of images and its metadata."""
     try:
-        builder: Any = load_dataset_builder(str(path), name=config_name, cache_dir=_cache())
+        builder: Any = load_dataset_builder(**_image_files(path), name=config_name, cache_dir=_cache())
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise ValueError(f"dataset {name!r} holds no data files: {error}") from None
     files = {str(s): sorted(Path(p) for p in paths) for s, paths in (builder.config.data_files or {}).items()}
