@@ -248,7 +248,7 @@ def test_models_to_compare_with_have_unique_names() -> None:
 
 @pytest.mark.parametrize("alias", ["champion", "Champion", "latest", "LATEST", "v1", "V22"])
 def test_reserved_aliases_are_refused_before_anything_runs(alias: str) -> None:
-    with pytest.raises(ValueError, match=f"registry.alias='{alias}': '{alias}' is reserved: the gate alone gives"):
+    with pytest.raises(ValueError, match=f"registry.alias='{alias}': '{alias}' is reserved: only the gate gives"):
         load_config("demo", {"registry.alias": alias})
 
 
