@@ -251,7 +251,7 @@ def _image_paths(rows: Rows, columns: Columns) -> set[str]:
     without = replace(columns, image=None) if stored and columns.conversation is None else columns
     if without.image is None and without.conversation is None:
         return set()
-    used = [column for column in (without.image, without.conversation, without.question) if column]
+    used = [column for column in (without.image, without.conversation, without.question, without.answer) if column]
     batches = (batch for _, batch in rows.batches(used, 0, None))
     return {path for batch in batches for row in batch for path in image_paths(row, without)}
 
