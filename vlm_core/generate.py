@@ -28,7 +28,7 @@ from vlm_core.config import ModelConfig
 from vlm_core.data.conversation import Conversation, question_turn
 from vlm_core.data.image_cells import ImageError, open_image_file
 from vlm_core.data.images import UnreadableImageError, decode_image
-from vlm_core.files import write_text
+from vlm_core.files import to_json, write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
 from vlm_core.generation.image_urls import read_image_url
@@ -36,6 +36,7 @@ from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import keep_private
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
+from vlm_core.plain_text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -145,10 +146,10 @@ def _request(number: int, line: str) -> Request:
 def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
     """Returns the output: an answer as text or JSON, or a line of JSON an answer."""
     if options.input_file is not None:
-        return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        return "".join(to_json(record) + "\n" for record in records)
     (record,) = records
     if options.output_format == "json":
-        return json.dumps(record, indent=2, ensure_ascii=False) + "\n"
+        return to_json(record, indent=2) + "\n"
     return record["response"] + "\n"
 
 
@@ -161,9 +162,9 @@ def main(options: argparse.Namespace) -> None:
         if options.output_file:
             write_text(options.output_file, text)
         else:
-            sys.stdout.write(text)
+            sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
 if OPTIONS:

@@ -36,6 +36,7 @@ class RunProgress:
     step: int = 0
     lowest_validation_loss: float | None = None
     validations_since_lowest: int = 0
+    nonfinite_steps: int = 0  # optimizer steps that were not applied
 
     def is_exhausted(self, patience: int | None) -> bool:
         """Returns whether the validation loss has not fallen for `patience` times."""
