@@ -67,7 +67,7 @@ class Metric:
 
     @property
     def words(self) -> str:
-        """The title as it stands inside a sentence."""
+        """The title as it is written inside a sentence."""
         return self.title if self.title[1].isupper() else self.title[0].lower() + self.title[1:]
 
 
