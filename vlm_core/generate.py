@@ -36,6 +36,7 @@ from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import keep_private
 from vlm_core.log import configure_logging
 from vlm_core.models.model_reference import ModelFiles, find_model
+from vlm_core.plain_text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -161,9 +162,9 @@ def main(options: argparse.Namespace) -> None:
         if options.output_file:
             write_text(options.output_file, text)
         else:
-            sys.stdout.write(text)
+            sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
 if OPTIONS:

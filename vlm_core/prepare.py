@@ -38,6 +38,7 @@ from vlm_core.home import keep_private, require_writable
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
+from vlm_core.plain_text import printable
 from vlm_core.run_directory import REPORT
 
 logger = logging.getLogger(__name__)
@@ -96,13 +97,13 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, wit
 
             rows = viewed(rows, config.model)
     except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     write_data_report(config, conversations, output / REPORT, rows)
     found = read_json(conversations / STATISTICS)
     logger.info("%s %s", "reused" if reused else "built", conversations)
     if recipe is not None:
         write_recipe(recipe, config, found)
-    print("\n".join(summary(config, found, rejects_to_show(conversations, config))))
+    print(printable("\n".join(summary(config, found, rejects_to_show(conversations, config)))))
     print(f"report      open {(output / REPORT).resolve()} in a browser")
     print(f"next        {then}")
 
