@@ -105,7 +105,7 @@ class _Builder:
                     self._write(records, writers)
 
     def to_move(self) -> dict[str, str]:
-        """Returns what to move to a side that got nothing, if one did: the case or image whose draw is nearest to it."""
+        """Returns what to move to a side that got nothing, if one did: the case or image drawn nearest to it."""
         empty = [side for side in SPLITS if not self.rows[side]]
         if len(empty) != 1 or len(self.drawn) < 2 or not 0 < self.splits.validation_share < 1:
             return {}
