@@ -11,6 +11,7 @@ from typing import Any
 from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 
+from tasks.audit import audit
 from tasks.launchers.choice import require_launchable, warn_of_unused_settings
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
 from tasks.services.databases import require_databases
@@ -107,6 +108,9 @@ def tracked_run(
     run = Run(config, directory, start_mlflow_run(config, directory.name, conversations, tags, known))
     remember_mlflow_run(directory, run.mlflow_run_id)
     write_text(directory / CONFIG, config.to_yaml())
+    facts = {"run": run.run_id, "mlflow_run_id": run.mlflow_run_id}
+    audit("run begins", **facts, data=read_manifest(conversations)["fingerprint"], evaluated=evaluated,
+          parameters=config.model_dump(mode="json"))  # fmt: skip
     status = "KILLED"
     try:
         log_files(run.mlflow_run_id, [directory / CONFIG])
@@ -119,6 +123,7 @@ def tracked_run(
         raise
     finally:
         end_mlflow_run(run.mlflow_run_id, status)
+        audit("run ends", **facts, status=status)
 
 
 def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits) -> Config:

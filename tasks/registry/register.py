@@ -17,6 +17,7 @@ from prefect import task
 
 import vlm_core
 from tasks.registry.card import model_card, model_description
+from tasks.registry.trust import lock_version
 from tasks.registry.versions import look_up
 from tasks.run import Run
 from vlm_core.cache import cached_directory, checksums
@@ -25,7 +26,7 @@ from vlm_core.evaluation.metrics import PRIMARY, Use, names
 from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
-from vlm_core.run_directory import CONSOLIDATED, REGISTERED
+from vlm_core.run_directory import CONFIG, CONSOLIDATED, EVALUATION, REGISTERED, RESULT
 
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
@@ -37,7 +38,8 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     name, alias = registered_name(run.config, base_model), run.config.registry.alias
     card = model_card(run, base_model, scores)  # before there is a version that lacks one
     client = mlflow.MlflowClient()
-    artifacts, reference = _weights(run, _servable(Path(checkpoint) / "model"))
+    weights = _servable(Path(checkpoint) / "model")
+    artifacts, reference = _weights(run, weights)
     with mlflow.start_run(run_id=run.mlflow_run_id, log_system_metrics=False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
         logged = mlflow.pyfunc.log_model(
@@ -63,6 +65,8 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     client.update_model_version(name, version, description=card)
     if not client.get_registered_model(name).description:  # people may have written their own
         client.update_registered_model(name, model_description(name, alias))
+    evaluation = run.directory / EVALUATION / RESULT
+    lock_version(name, version, run.mlflow_run_id, run.directory / CONFIG, evaluation, weights)
     # Last: whoever follows the alias finds a version that is complete.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)
