@@ -85,14 +85,14 @@ def raising_os_error(_: Path) -> None:
     ("settings", "there", "fits", "says"),
     [
         ({}, 0, 1, ""),
-        ({}, 0, 0.9, "1 checkpoint of about 1.0 GB does not fit"),
+        ({}, 0, 0.9, "a checkpoint of about 1.0 GB will not fit"),
         ({"step_scheduler.ckpt_every_steps": 10}, 0, 11, ""),
         ({"step_scheduler.ckpt_every_steps": 10}, 0, 10.5, "11 checkpoints .*max_recent_checkpoints=8"),
         ({"step_scheduler.ckpt_every_steps": 10}, 8, 3, ""),
         ({"step_scheduler.ckpt_every_steps": 10}, 0, 2.5, "free some"),
         ({"step_scheduler.ckpt_every_steps": 10, "checkpoint.max_recent_checkpoints": 2}, 0, 4, ""),
         ({"step_scheduler.ckpt_every_steps": 10, "checkpoint.max_recent_checkpoints": 2}, 0, 3.5, "4 checkpoints"),
-        ({"step_scheduler.ckpt_every_steps": 10, "checkpoint.max_recent_checkpoints": 2}, 4, 0.5, "1 checkpoint of"),
+        ({"step_scheduler.ckpt_every_steps": 10, "checkpoint.max_recent_checkpoints": 2}, 4, 0.5, "a checkpoint of"),
         ({"step_scheduler.ckpt_every_steps": 10, "checkpoint.enabled": False}, 0, 0, ""),
     ],
 )

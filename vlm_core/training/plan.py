@@ -177,9 +177,10 @@ def require_disk(plan: Plan, config: Config, directory: Path) -> None:
         return
     fewer = int(free // plan.checkpoint_bytes) - 2
     remedy = f"set checkpoint.max_recent_checkpoints={fewer}" if new > 1 and 1 <= fewer < kept else "free some"
+    what = f"{new} checkpoints of about" if new > 1 else "a checkpoint of about"
     raise ValueError(
-        f"{new} checkpoint{'s' if new > 1 else ''} of about {in_words(plan.checkpoint_bytes)} {'do' if new > 1 else 'does'} not fit into {directory}, which has "
-        f"{in_words(free)} left: {remedy}, or set checkpoint.checkpoint_dir to a directory on another disk"
+        f"{what} {in_words(plan.checkpoint_bytes)} will not fit into {directory}, which has {in_words(free)} left: "
+        f"{remedy}, or set checkpoint.checkpoint_dir to a directory on another disk"
     )
 
 
