@@ -16,13 +16,13 @@ import sys
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def end_with_parent(parent: int | None = None) -> None:
-    """Has the kernel send SIGTERM to this process when its parent dies.
+def end_with_parent(parent: int | None = None, number: int = signal.SIGTERM) -> None:
+    """Has the kernel send SIGTERM, or another signal, to this process when its parent dies.
 
     Raises SystemExit if it is no longer the child of `parent`, which died before the kernel was asked.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if parent not in (None, os.getppid()):
         raise SystemExit(f"the process {parent} that started this one has ended")
 
