@@ -20,7 +20,8 @@ from tasks.trackers.mlflow_run import log_files
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
 from vlm_core.data.explained_row import explain_some
-from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.prepare import prepare_conversations, rejects_to_show
+from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_json
@@ -84,7 +85,7 @@ def preprocess_conversations(config: Config, splits: Splits) -> Path:
     get_run_logger().info(
         "%s %s: %s rows, %d images, %d cases, rejected: %s",
         "reused" if reused else "built", directory, manifest["rows"], manifest["images"], manifest["cases"],
-        manifest["rejects"] or "none",
+        describe_rejects(rejects_to_show(directory, config)) or "none",
     )  # fmt: skip
     return directory
 

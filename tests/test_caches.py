@@ -46,9 +46,9 @@ def test_a_damaged_file_is_named(cache: Path, capsys: pytest.CaptureFixture[str]
     images.write_bytes(content)
     (cache / "statistics.json").unlink()
     assert verify_caches() == 1
-    said = capsys.readouterr().out
-    assert f"damaged: {images}; delete {cache}" in said
-    assert f"damaged: {cache / 'statistics.json'}" in said
+    output = capsys.readouterr().out
+    assert f"damaged: {images}; delete {cache}" in output
+    assert f"damaged: {cache / 'statistics.json'}" in output
 
 
 def test_caches_that_are_unused_for_long_are_deleted(

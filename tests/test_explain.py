@@ -53,8 +53,8 @@ def test_a_row_is_followed_to_the_prompt_and_the_picture(config: Config, family:
     assert '  note      -         "x2"' in lines
     assert "  user      <image 1>Which colour?" in lines
     assert "  assistant Red." in lines
-    assert f"  >>>Red.{family.end_of_turn}<<<" in lines
-    assert sum(">>>" in line for line in lines) == 2  # the answer, and the line that explains the marks
+    assert f"  [[Red.{family.end_of_turn}]]" in lines
+    assert sum("[[" in line for line in lines) == 2  # the answer, and the line that explains the marks
     assert "  1 is stored as 120 x 80 pixels, PNG, mode RGB" in lines
     assert lines[-1].endswith(str(path))
     assert path == tmp_path / "out" / "train-2-image-1.png"
@@ -88,7 +88,7 @@ def test_text_of_the_data_does_nothing_to_a_terminal(config: Config, tiny_gemma3
     assert r"Bright\x1b[2J or" in text
     coloured = explanation(row, ["picture.png"], colours=True)  # type: ignore[list-item]
     assert "\x1b[32mRed.<end_of_turn>\x1b[0m" in coloured
-    assert ">>>" not in coloured
+    assert "[[" not in coloured
 
 
 @pytest.mark.parametrize(

@@ -181,6 +181,6 @@ def test_the_server_accepts_the_parameters_that_the_flow_accepts(parameters: dic
     ],
 )
 def test_the_server_names_the_field_that_is_wrong(parameters: dict[str, Any], place: list[str], message: str) -> None:
-    ((found, said),) = errors("medpix-finetune", **parameters)
+    ((found, text),) = errors("medpix-finetune", **parameters)
     assert found == place
-    assert message in said
+    assert message in text

@@ -37,8 +37,8 @@ def test_a_ring_of_one_sends_nothing_and_a_ring_over_nodes_uses_their_network() 
 def test_the_command_accepts_other_inputs() -> None:
     words = ["--images", "100", "--gpu", "A100", "--gpus", "1"]
     command = [sys.executable, "-m", "deployments.scaling", *words]
-    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     tables = report(Inputs(images=100, gpu="A100"), [1])
-    assert said == "\n\n".join(f"## {title}\n\n{table}" for title, table in tables) + "\n"
+    assert output == "\n\n".join(f"## {title}\n\n{table}" for title, table in tables) + "\n"
     assert Inputs(gpu="A100").flops == 0.35 * PEAK_FLOPS["A100"]
-    assert "| questions per step | 20 |" in said
+    assert "| questions per step | 20 |" in output

@@ -22,7 +22,7 @@ from vlm_core.models.base_model import fetch_model
 from vlm_core.models.derived_family import family_of
 from vlm_core.models.load import load_processor
 
-MARKS = ">>>", "<<<"  # around supervised text, as ASCII for any terminal
+MARKS = "[[", "]]"  # around supervised text; special tokens have angle brackets
 GREEN, BOLD, PLAIN = "\x1b[32m", "\x1b[1m", "\x1b[0m"
 REPEATS = 4  # times that a token of the template stands in a row, from which it is written once with its number
 WIDTH = 12  # of the first column, in characters
@@ -163,6 +163,8 @@ def _images(row: ExplainedRow, pictures: Sequence[Path], colours: bool) -> list[
         f"  {'the model sees' if row.view else 'decoded:'} {width} x {height} pixels: {path}"
         for (width, height), path in zip(sizes, pictures, strict=True)
     ]
+    if len(sizes) > len(row.images):
+        seen.append("  the processor cuts an image into several pictures")
     problem = [f"  {row.view.problem}"] if row.view and row.view.pieces and row.view.problem else []
     return [_line("images", "", colours), *stored, *seen, *problem]
 

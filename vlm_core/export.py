@@ -47,7 +47,7 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
     model: Any = load_trained(files.weights, files.base, exact)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)
-    dtype: Any = AutoConfig.from_pretrained(files.base).dtype or torch.float32
+    dtype: Any = AutoConfig.from_pretrained(files.base, trust_remote_code=False).dtype or torch.float32
     with published_directory(output) as aside:
         model.to(dtype).save_pretrained(aside)
         load_processor(files.base).save_pretrained(aside)

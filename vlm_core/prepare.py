@@ -26,11 +26,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.explained_row import explain_row, explain_some
 from vlm_core.data.new_recipe import share_for_intervals
-from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.prepare import prepare_conversations, rejects_to_show
 from vlm_core.data.rejects import reject_lines
 from vlm_core.data.splits import fetch_splits, resolved_config
 from vlm_core.data.statistics import STATISTICS
@@ -104,7 +103,7 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, wit
     logger.info("%s %s", "reused" if reused else "built", conversations)
     if recipe is not None:
         write_recipe(recipe, config, found)
-    print(printable("\n".join(summary(config, found, read_manifest(conversations)["rejects"]))))
+    print(printable("\n".join(summary(config, found, rejects_to_show(conversations, config)))))
     print(f"report      open {(output / REPORT).resolve()} in a browser")
     print(f"next        {then}")
 

@@ -37,10 +37,12 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         from vlm_core.config import ModelConfig
         from vlm_core.generation.answerer import Answerer
         from vlm_core.models.model_reference import find_model
+        from vlm_core.run_directory import require_registered
 
         base = ModelConfig(**context.model_config["model"])
         weights = context.model_config.get("weights")
         if weights:  # not among the artifacts: the registry is of the machine that they lie on
+            require_registered(Path(weights["path"]))
             require_unchanged(Path(weights["path"]), weights["sha256"])
         checkpoint = weights["path"] if weights else context.artifacts["checkpoint"]
         self.answerer = Answerer.load(find_model(checkpoint, base))

@@ -82,3 +82,37 @@ def test_a_manifest_without_places_is_described_by_ids() -> None:
     assert describe_rejects({"no image": {"rows": 2000, "examples": ["train-1"], "about": "x"}}) == (
         "no image: 2,000 rows, train-1 (x)"
     )
+
+
+def turn(role: str, **content: Any) -> dict[str, Any]:
+    return {"role": role, **content}
+
+
+@pytest.mark.parametrize(
+    ("messages", "line"),
+    [
+        ([turn("user", content="x"), turn("asistant", content="y")],
+         "a role other than system, user and assistant: 1 row, train-3 (x.jsonl, line 4) (column messages: turn 1: "
+         "found 'asistant')"),
+        ([turn("user", contents="x"), turn("assistant", content="y")],
+         "a turn without content: 1 row, train-3 (x.jsonl, line 4) (column messages: turn 0: found an object with "
+         "role, contents; the text belongs under 'content')"),
+        ([turn("user", content="x"), turn("assistant", content=" ")],
+         "empty answer: 1 row, train-3 (x.jsonl, line 4) (column messages: turn 1 (assistant))"),
+        ([turn("user", content="x"), turn("user", content="y")],
+         "turns that do not go from user to assistant, and end there: 1 row, train-3 (x.jsonl, line 4) (column "
+         "messages: the turns are user, user)"),
+    ],
+)  # fmt: skip
+def test_a_malformed_conversation_names_the_row_the_turn_and_the_key(
+    messages: list[dict[str, Any]], line: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good = [turn("user", content="One?"), turn("assistant", content="Yes.")]
+    rows = [messages if i == 3 else [{**good[0], "content": f"{i}?"}, good[1]] for i in range(40)]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    settings = {"dataset.conversation_column": "messages", "dataset.mode_column": None}
+    cache = prepared(tmp_path, **settings)
+    assert reject_lines(read_manifest(cache)["rejects"]) == [line]
+    assert f"rejected: {line}" in caplog.messages
+    prepared(tmp_path, **settings, **{"report.images": False})
+    assert caplog.messages[-1] == f"rejected: {line.partition(' (column')[0]}"  # no text of the data in a log

@@ -84,7 +84,7 @@ def test_a_cut_link_does_not_change_the_curve(hosts: Hosts, conversations: Path,
         hosts.cut()
         time.sleep(2)
         hosts.reconnect()
-        wait_until(lambda: steps_of(run) >= 20, "training that goes on")
+        wait_until(lambda: steps_of(run) >= 20, "the resumed training")
         assert restarts() == 0
         hosts.cut()
         ended = "RendezvousConnectionError"

@@ -32,7 +32,7 @@ from vlm_core.training.optim import build_scheduler
 
 STEPS = 3
 # The text that a template writes after the end of an answer's turn.
-BEHIND = {"idefics3": "\n", "llava_onevision": "", "llava": ""}
+AFTER_ANSWER = {"idefics3": "\n", "llava_onevision": "", "llava": ""}
 
 
 @pytest.fixture(params=WRITERS)
@@ -61,9 +61,9 @@ def plain_batch(examples: list[dict[str, Any]], processor: Any, name: str) -> di
     batch = dict(processor(text=texts, images=images, **padded))
     starts = processor(text=prompts, images=images, **padded)["attention_mask"].sum(1)
     batch["labels"] = torch.full_like(batch["input_ids"], -100)
-    behind = len(processor.tokenizer(BEHIND[name], add_special_tokens=False)["input_ids"])
+    after = len(processor.tokenizer(AFTER_ANSWER[name], add_special_tokens=False)["input_ids"])
     for i, (start, length) in enumerate(zip(starts, batch["attention_mask"].sum(1), strict=True)):
-        batch["labels"][i, start : length - behind] = batch["input_ids"][i, start : length - behind]
+        batch["labels"][i, start : length - after] = batch["input_ids"][i, start : length - after]
     return batch
 
 
@@ -99,8 +99,8 @@ def test_finetune_is_a_plain_loop_and_its_checkpoint_loads_without_us(
     config = config_of(name, tmp_path, **tuning)
     with caplog.at_level(logging.WARNING):
         finetune(config, Ranks(), conversations)
-    told = [record.message for record in caplog.records if "has no row" in record.message]
-    assert [text.partition(":")[0] for text in told] == ["packing and vision_cache have no effect"]
+    warnings = [record.message for record in caplog.records if "has no row" in record.message]
+    assert [text.partition(":")[0] for text in warnings] == ["packing and vision_cache have no effect"]
     records = read_json_lines(tmp_path / METRICS)[0]
     for record, (loss, norm) in zip(records, plain_loop(config, name, conversations), strict=True):
         assert record["loss"] == pytest.approx(loss, rel=2e-6)

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vlm_core.config.base import Names, PositiveInt, Section, Target
+from vlm_core.config.base import Names, PositiveInt, Revision, Section, Target
 
 
 def _refuse_flash(value: Any) -> Any:
@@ -20,7 +20,7 @@ class ModelConfig(Section):
     pretrained_model_name_or_path: str = Field(
         description="Hub id, local directory, or `builtin:tiny-gemma3`, `-gemma3n` or `-qwen2_5_vl`, made locally."
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     torch_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "bfloat16",
         description="Dtype to compute in and of frozen weights; auto = as stored.",

@@ -7,6 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -54,7 +55,7 @@ def read_table(
     unless a table may lie `anywhere`, for a card that names files outside of the dataset.
     """
     if any((path / file).is_file() for file in SAVED):
-        return Tables(_saved(path), [])
+        return Tables(_saved(path, name), [])
     if path.is_file():
         if format_of(path) is None:
             raise ValueError(f"dataset {name!r} is not a file of {', '.join(FORMATS)}; .json, .csv and .tsv may be .gz")
@@ -155,8 +156,13 @@ def _lies_in(directory: Path, path: str) -> bool:
     return "://" not in path and os.path.normpath(path).startswith(f"{os.path.normpath(directory)}{os.sep}")
 
 
-def _saved(path: Path) -> dict[str, Table]:
-    loaded = load_from_disk(str(path))
+def _saved(path: Path, name: str) -> dict[str, Table]:
+    try:
+        loaded = load_from_disk(str(path))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"dataset {name!r} cannot be read as save_to_disk wrote it: {error!r}; save it again"
+        ) from None
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
     return {str(name): Table(TableRows(table), _arrow_files(table)) for name, table in splits.items()}
 

@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
@@ -23,7 +24,7 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     require_few_rejects(directory, config)
     for finding in read_json(directory / STATISTICS)["findings"]:
         logger.warning("%s", finding)
-    for line in reject_lines(read_manifest(directory)["rejects"]):
+    for line in reject_lines(rejects_to_show(directory, config)):
         logger.warning("rejected: %s", line)
     return directory, reused
 
@@ -34,8 +35,15 @@ def require_few_rejects(conversations: Path, config: Config) -> None:
     rejected = sum(reject["rows"] for reject in manifest["rejects"].values())
     share = rejected / (rejected + sum(manifest["rows"].values()))
     if share > allowed:
+        reasons = describe_rejects(rejects_to_show(conversations, config))
         raise ValueError(
             f"dataset {config.dataset.path_or_dataset!r}: {rejected} rows ({share:.2%}) were rejected, and "
-            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {describe_rejects(manifest['rejects'])}. "
+            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {reasons}. "
             "Correct them, or allow more"
         )
+
+
+def rejects_to_show(conversations: Path, config: Config) -> dict[str, Any]:
+    """Returns the rejects of a cache; without the details, which quote the data, if texts must stay out of logs."""
+    rejects = read_manifest(conversations)["rejects"]
+    return rejects if config.report.images else {reason: r | {"about": ""} for reason, r in rejects.items()}

@@ -17,6 +17,7 @@ from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
 from vlm_core.data.columns import resolve_columns
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
+from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
@@ -112,6 +113,7 @@ def open_dataset(config: DatasetConfig) -> OpenDataset:
     """
     directory, revision = _fetch(config)
     anywhere = not is_repository_id(config.path_or_dataset)
+    require_own_files(directory, config.path_or_dataset, anywhere=anywhere)
     tables = read_table(
         directory,
         config.path_or_dataset,
