@@ -8,11 +8,13 @@ A directory holds `images.arrow` (each distinct image once, with what it is), `t
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
@@ -22,8 +24,9 @@ from vlm_core.cache import cached_directory, read_manifest
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
 from vlm_core.data.conversation import arrow_type, images_of, last_question, map_images, shown_images
-from vlm_core.data.examples import RejectedRow, example_of
+from vlm_core.data.examples import Example, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
+from vlm_core.data.image_workers import ImageWorkers
 from vlm_core.data.images import decode_image
 from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.data.row_places import places_of
@@ -41,6 +44,8 @@ CONVERSATIONS_VERSION = 5  # raise it whenever the same source must give another
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
 )
+AHEAD = 2  # batches that are read while their images are decoded
+
 # Also holds what decides on the side of a row, until all rows are known.
 _STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
 IMAGE_SCHEMA = pa.schema(
@@ -76,6 +81,14 @@ def _build(directory: Path, key: str, splits: Splits) -> dict[str, Any]:
     return builder.finish()
 
 
+class _Read(NamedTuple):
+    """A row that was read: its example without images and their keys in the table of images, or why it is rejected."""
+
+    example_id: str
+    example: Example | RejectedRow
+    images: list[str]
+
+
 class _Builder:
     """One build: what both splits share is the table of images, so that an image in both is stored once."""
 
@@ -83,7 +96,8 @@ class _Builder:
         self.directory, self.key, self.splits = directory, key, splits
         self.moved = moved or {}  # case or image -> its side, instead of the side that it drew
         self.drawn: dict[str, str] = {}
-        self.images = ImageTable()
+        self.workers = ImageWorkers()
+        self.images = ImageTable(self.workers)
         self.connected = ConnectedImages()
         self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
         self.rows = dict.fromkeys(SPLITS, 0)
@@ -93,6 +107,7 @@ class _Builder:
     def read(self) -> None:
         """Writes the images and rows of all sources."""
         with ExitStack() as stack:
+            stack.callback(self.workers.close)
             images = stack.enter_context(_stream(self.directory / "images.arrow", IMAGE_SCHEMA))
             writers = {
                 name: stack.enter_context(_stream(self.directory / f"{name}.arrow", CONVERSATION_SCHEMA))
@@ -165,18 +180,35 @@ class _Builder:
         for name, source in self.splits.sources.items():
             total = None if source.stop is None else source.stop - source.start
             with ProgressBar(total, f"preprocess {name}", "row") as progress:
-                for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
-                    records = [self._record(name, number, row, source) for number, row in enumerate(rows, start=first)]
+                for rows in self._ahead(name, source):
+                    records = [self._record(name, row, source) for row in rows]
                     images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
                     yield [record for record in records if record is not None]
                     progress.update(len(rows))
 
-    def _record(self, name: str, number: int, row: dict[str, Any], source: SplitSource) -> dict[str, Any] | None:
-        """Returns what is stored of a row; counts why there is nothing of it."""
-        example_id = f"{name}-{number}"
+    def _ahead(self, name: str, source: SplitSource) -> Iterator[list[_Read]]:
+        """Yields the rows of a source, a batch at a time, while the images of later batches are decoded."""
+        waiting: deque[list[_Read]] = deque()
+        for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
+            waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in enumerate(rows, first)])
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _announced(self, example_id: str, row: dict[str, Any], source: SplitSource) -> _Read:
         try:
             example = example_of(row, source.columns, source.folder)
-            indices = [self.images.index(encoded) for encoded in example.images]
+        except RejectedRow as reason:
+            return _Read(example_id, reason, [])
+        return _Read(example_id, replace(example, images=[]), [self.images.announce(image) for image in example.images])
+
+    def _record(self, name: str, row: _Read, source: SplitSource) -> dict[str, Any] | None:
+        """Returns what is stored of a row; counts why there is nothing of it."""
+        example_id, example, keys = row
+        try:
+            if isinstance(example, RejectedRow):
+                raise example
+            indices = [self.images.index(key) for key in keys]
         except RejectedRow as reason:
             self.rejects.add(example_id, reason)
             return None

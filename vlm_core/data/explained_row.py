@@ -97,7 +97,7 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
         example = example_of(row, source.columns, source.folder)
         table = ImageTable()
         for encoded in example.images:
-            table.index(encoded)
+            table.index(table.announce(encoded))
     except RejectedRow as error:
         about = error.about()
         return ExplainedRow(name, place, row, uses, rejected=f"{error} ({about})" if about else str(error))
