@@ -167,7 +167,8 @@ def load_state(checkpoint: Path) -> dict[str, Any]:
     """Returns the state dictionaries of optimizer and schedule, on the CPU."""
     try:
         return torch.load(checkpoint / TRAINING_STATE, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # whose words advise to unpickle anything
         raise ValueError(
-            f"{checkpoint / TRAINING_STATE} is damaged: {error}. Give an older checkpoint as checkpoint.restore_from"
+            f"{checkpoint / TRAINING_STATE} is damaged, or holds more than tensors and numbers. Give an older one "
+            "as checkpoint.restore_from"
         ) from None
