@@ -186,6 +186,8 @@ def point(pointer: Path, target: Path) -> None:
     aside = _aside(pointer)
     aside.unlink(missing_ok=True)
     aside.symlink_to(os.path.relpath(target, pointer.parent))
+    if pointer.is_dir() and not pointer.is_symlink():  # a tool without links has copied the run directory
+        shutil.rmtree(pointer)
     aside.replace(pointer)
     _flush(pointer.parent)
 
@@ -202,6 +204,16 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether an error says that a file could not be written for want of space.
+
+    safetensors and torch raise errors of their own, which say it in words.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left", "Disk quota exceeded", "file write failed"))
 
 
 def stays_inside(directory: Path, path: Path) -> bool:

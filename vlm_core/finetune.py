@@ -28,6 +28,7 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import sampler
 from vlm_core.models.freeze import parameter_tree
 from vlm_core.pages.plots import draw_losses
+from vlm_core.resume import checkpoint_to_resume
 from vlm_core.run_directory import (
     CONFIG,
     LOSS_PLOT,
@@ -37,7 +38,6 @@ from vlm_core.run_directory import (
     RESULT,
     SAMPLES,
     VALIDATION,
-    checkpoint_to_resume,
     run_root,
 )
 from vlm_core.training.checkpoint import load_progress
