@@ -41,7 +41,7 @@ CONVERSATIONS_VERSION = 5  # raise it whenever the same source must give another
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
 )
-# With what decides on the side of a row, until all rows are known.
+# Also holds what decides on the side of a row, until all rows are known.
 _STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
 IMAGE_SCHEMA = pa.schema(
     [
@@ -59,7 +59,7 @@ IMAGE_SCHEMA = pa.schema(
 def build_conversations(splits: Splits) -> tuple[Path, bool]:
     """Returns (the cache directory of `splits`, whether it was there already).
 
-    Raises ValueError where no row is left to train or to validate on.
+    Raises ValueError if no row is left to train or to validate on.
     """
     key = hashlib.sha256(json.dumps([CONVERSATIONS_VERSION, splits.fingerprint]).encode()).hexdigest()[:32]
     root = medpix_home() / "cache" / "conversations"
@@ -67,7 +67,7 @@ def build_conversations(splits: Splits) -> tuple[Path, bool]:
 
 
 def _build(directory: Path, key: str, splits: Splits) -> dict[str, Any]:
-    """Builds a cache; if a side of a division of few cases (or images) gets none, it is built with one moved."""
+    """Builds a cache. If one side of a small dataset got no case (or image), it moves one there and builds again."""
     builder = _Builder(directory, key, splits)
     builder.read()
     if moved := builder.to_move():
@@ -81,7 +81,7 @@ class _Builder:
 
     def __init__(self, directory: Path, key: str, splits: Splits, moved: Mapping[str, str] | None = None) -> None:
         self.directory, self.key, self.splits = directory, key, splits
-        self.moved = moved or {}  # name of what must not be divided -> side, in place of the side that it drew
+        self.moved = moved or {}  # case or image -> its side, instead of the side that it drew
         self.drawn: dict[str, str] = {}
         self.images = ImageTable()
         self.connected = ConnectedImages()
@@ -105,7 +105,7 @@ class _Builder:
                     self._write(records, writers)
 
     def to_move(self) -> dict[str, str]:
-        """Returns what has to go to a side that got nothing, if any: the name whose draw is the nearest to it."""
+        """Returns what to move to a side that got nothing, if one did: the case or image drawn nearest to it."""
         empty = [side for side in SPLITS if not self.rows[side]]
         if len(empty) != 1 or len(self.drawn) < 2 or not 0 < self.splits.validation_share < 1:
             return {}
@@ -131,7 +131,7 @@ class _Builder:
         return manifest
 
     def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
-        """Writes the rows of both sides; which images belong together is known when all rows are."""
+        """Writes the rows of both sides when all are read: only then it is known which images belong together."""
         aside = self.directory / "rows.arrow"
         with _stream(aside, _STAGED_SCHEMA) as staged:
             for records in self._read(images):
@@ -180,7 +180,7 @@ class _Builder:
         except RejectedRow as reason:
             self.rejects.add(example_id, reason)
             return None
-        # Where no column tells the case, questions about an image belong together; a text stands for itself.
+        # Without a case column, the questions about an image are one case, and so is each row without an image.
         shown = [self.images.digests[index] for index in indices] or [example_id]
         self.connected.join(shown)
         case = shown[0][:16] if example.case is None else example.case
