@@ -108,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         "verify", help="check that a version's files and evaluation are as they were registered"
     )
     command.add_argument("name")
-    command.add_argument("version")
+    command.add_argument("version", help="a number or an alias")
     command = commands.add_parser("serve", help="verify a version, then serve it over HTTP on loopback")
     command.add_argument("name")
     command.add_argument("version", help="a number or an alias")
