@@ -24,6 +24,7 @@ from PIL import Image
 from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import (
     TokenizedConversation,
+    apply_template,
     render_markers,
     special_tokens,
     texts_of,
@@ -73,7 +74,7 @@ def require_template(chat: ChatModel) -> None:
     for sizes in TRIED:
         pictures = [Image.new("RGB", size) for size in sizes]
         conversation = [question_turn("What is shown?", pictures), answer_turn("A mass.")]
-        made = chat.processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
+        made = apply_template(chat.processor, conversation, tokenize=True, return_dict=True)["input_ids"][0]
         expected, ids = list(made), chat.tokenize(conversation).input_ids
         if not chat.family.end_of_turn:  # The tokenizer's eos ends the answer if the template does not.
             expected[len(ids) - 1 :] = ids[-1:]
