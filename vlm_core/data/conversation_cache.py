@@ -35,7 +35,7 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 4  # raise it whenever the same source must give another cache
+CONVERSATIONS_VERSION = 5  # raise it whenever the same source must give another cache
 
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
@@ -51,6 +51,7 @@ IMAGE_SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("several_frames", pa.bool_()),
+        ("medical", pa.string()),  # JSON of what a DICOM or NIfTI header says of the image, and its window
     ]
 )
 
@@ -163,7 +164,7 @@ class _Builder:
         for name, source in self.splits.sources.items():
             total = None if source.stop is None else source.stop - source.start
             with ProgressBar(total, f"preprocess {name}", "row") as progress:
-                for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
+                for first, rows in source.rows.batches(source.columns.used, source.start, source.stop):
                     records = [self._record(name, number, row, source) for number, row in enumerate(rows, start=first)]
                     images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
                     yield [record for record in records if record is not None]
@@ -173,7 +174,7 @@ class _Builder:
         """Returns what is stored of a row; counts why there is nothing of it."""
         example_id = f"{name}-{number}"
         try:
-            example = example_of(row, source.columns, source.folder)
+            example = example_of(row, source.columns, source.images)
             indices = [self.images.index(encoded) for encoded in example.images]
         except RejectedRow as reason:
             self.rejects.add(example_id, reason)

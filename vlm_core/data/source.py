@@ -15,10 +15,12 @@ from datasets import ReadInstruction
 
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
+from vlm_core.data.cell_images import CellImages
 from vlm_core.data.columns import resolve_columns
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
 from vlm_core.data.image_folder import ImageFolder
+from vlm_core.data.medical.settings import identity
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.row_readers import FunctionRows, Rows
 from vlm_core.files import file_sha256
@@ -33,7 +35,20 @@ PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
 HUB_FILES = (
     ["*.parquet", "*.md"],
-    ["*.arrow", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.md", "*.png", "*.jpg", "*.jpeg"],
+    [
+        "*.arrow",
+        "*.json",
+        "*.jsonl",
+        "*.csv",
+        "*.tsv",
+        "*.md",
+        "*.png",
+        "*.jpg",
+        "*.jpeg",
+        "*.dcm",
+        "*.nii",
+        "*.nii.gz",
+    ],
 )
 
 
@@ -47,8 +62,8 @@ class SplitSource:
     start: int
     stop: int | None  # None: to the end
     columns: Columns
-    folder: ImageFolder
-    fingerprint: str  # of the content, the row range and the columns
+    images: CellImages
+    fingerprint: str  # of the content, the row range, the columns and the settings of images
     revision: str | None  # the commit, for a dataset of the hub
     notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
 
@@ -87,9 +102,17 @@ class OpenDataset:
             start=start,
             stop=stop,
             columns=columns,
-            folder=folder,
+            images=CellImages(folder, self.config.images),
             fingerprint=_hash(
-                [split, start, stop, self.config.config_name, sorted(columns.settings.items()), *content]
+                [
+                    split,
+                    start,
+                    stop,
+                    self.config.config_name,
+                    sorted(columns.settings.items()),
+                    identity(self.config.images),
+                    *content,
+                ]
             ),
             revision=self.revision if is_remote else None,
             notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *how),
@@ -151,8 +174,10 @@ def _of_function(config: DatasetConfig) -> SplitSource:
         start=0,
         stop=None,
         columns=FUNCTION_COLUMNS,
-        folder=ImageFolder(path if path.is_dir() else path.parent, anywhere=True),
-        fingerprint=_hash([config.target, *code, config.path_or_dataset, config.split, commit, *content]),
+        images=CellImages(ImageFolder(path if path.is_dir() else path.parent, anywhere=True), config.images),
+        fingerprint=_hash(
+            [config.target, *code, config.path_or_dataset, config.split, commit, identity(config.images), *content]
+        ),
         revision=commit,
     )
 
@@ -233,6 +258,10 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[l
     found, by = [], defaultdict(list)
     for path in sorted(paths):
         try:
+            if (directory := folder.directory(path)) is not None:
+                files = sorted(file for file in directory.rglob("*") if file.is_file())
+                found += [path, *(part for file in files for part in (file.name, folder.digest(file)))]
+                continue
             image = folder.find(path)
             found += [path, folder.digest(image.path)]
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")

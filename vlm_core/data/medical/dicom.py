@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from vlm_core.config import ImagesConfig
-from vlm_core.data.medical.dicom_file import decoder_errors, read_dicom, require_image
+from vlm_core.data.medical.dicom_file import decoder_errors, has_pixels, read_dicom, require_image
 from vlm_core.data.medical.dicom_frames import is_colour, position_of, slice_of, stored_range
 from vlm_core.data.medical.errors import MedicalImageError
+from vlm_core.data.medical.nifti import is_nifti
 from vlm_core.data.medical.orientation import order_sign
 from vlm_core.data.medical.volumes import Slice, Volume, require_size
 
@@ -48,6 +49,12 @@ def dicom_series(contents: Iterable[bytes], settings: ImagesConfig) -> Volume:
     if len({(d.Rows, d.Columns) for d in datasets}) > 1 or len({is_colour(d) for d in datasets}) > 1:
         raise MedicalImageError("DICOM series with slices of different sizes", "move localizers away")
     return _volume(datasets, _sorted(slices, required=len(slices) > 1))
+
+
+def images_among(contents: Sequence[bytes]) -> Sequence[bytes]:
+    """Returns the files that hold an image; all of them if none does, so that the reader says what they are."""
+    found = [content for content in contents if is_nifti(content) or has_pixels(read_dicom(content))]
+    return found or contents
 
 
 def series_key(content: bytes) -> str | None:
