@@ -51,7 +51,7 @@ def medpix_evaluate(
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
     with turn(config.compute), tracked_run(config, base_model, splits, conversations, evaluated=checkpoint) as run:
-        stage(report_data, run, conversations)
+        stage(report_data, run, conversations, splits)
         result = stage(evaluate, run, base_model, checkpoint, conversations)
         show_scores(run, result)
         return result

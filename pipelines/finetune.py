@@ -41,6 +41,7 @@ from tasks.terminal import page_of, tidy_log
 from tasks.turns import turn
 from vlm_core.form import Recipe, Tuning, form_overrides
 from vlm_core.hub import HubBusyError
+from vlm_core.plain_text import printable
 
 STAGES: list[Task[..., Any]] = [
     download_dataset, download_model, preprocess_conversations, report_data, finetune, evaluate, register_model,
@@ -96,7 +97,7 @@ def medpix_finetune(
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
     with turn(config.compute), tracked_run(config, base_model, splits, conversations) as run:
-        stage(report_data, run, conversations)
+        stage(report_data, run, conversations, splits)
         write_example(run, conversations)
         training = stage(finetune, run, conversations)
         scores = stage(evaluate, run, base_model, training["checkpoint"], conversations)
@@ -115,10 +116,10 @@ def main(options: argparse.Namespace) -> None:
         state = flow_of_state(options.recipe, overrides=overrides, return_state=True)
         summary = state.result()
     except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     except CancelledRun:  # the flow's log already reports what was saved
         raise SystemExit(130) from None  # a shell's exit code after Ctrl-C
-    print(f"\n{render(summary)}\n{next_steps(summary, page_of(state))}")
+    print(printable(f"\n{render(summary)}\n{next_steps(summary, page_of(state))}"))
 
 
 if ARGUMENTS:

@@ -19,7 +19,9 @@ from tasks.stops import stoppable_task
 from tasks.trackers.mlflow_run import log_files
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
-from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.explained_row import explain_some
+from vlm_core.data.prepare import prepare_conversations, rejects_to_show
+from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_json
@@ -83,18 +85,19 @@ def preprocess_conversations(config: Config, splits: Splits) -> Path:
     get_run_logger().info(
         "%s %s: %s rows, %d images, %d cases, rejected: %s",
         "reused" if reused else "built", directory, manifest["rows"], manifest["images"], manifest["cases"],
-        manifest["rejects"] or "none",
+        describe_rejects(rejects_to_show(directory, config)) or "none",
     )  # fmt: skip
     return directory
 
 
 @stoppable_task(tags=["report"], persist_result=False)
-def report_data(run: Run, conversations: Path) -> None:
+def report_data(run: Run, conversations: Path, splits: Splits) -> None:
     """Writes the data report into the run directory, and shows it in MLflow and in Prefect's UI."""
     from vlm_core.pages.data_report import overview, write_data_report  # lazy: imports matplotlib
 
     directory = run.directory / DATA
-    write_data_report(run.config, conversations, directory / REPORT)
+    rows = explain_some(splits) if run.config.report.images else []
+    write_data_report(run.config, conversations, directory / REPORT, rows)
     write_json(directory / STATISTICS, read_json(conversations / STATISTICS))
     log_files(run.mlflow_run_id, [directory / REPORT, directory / STATISTICS], DATA)
     create_table_artifact(overview(conversations), key="medpix-data", description=run.run_id)

@@ -13,6 +13,7 @@ from vlm_core.evaluation.metrics import METRICS, PRIMARY
 from vlm_core.evaluation.result_names import with_interval
 from vlm_core.files import read_json
 from vlm_core.home import medpix_home
+from vlm_core.plain_text import without_secrets
 from vlm_core.run_directory import EVALUATION, EXAMPLE
 
 WIDTH = 100  # of the box, in characters
@@ -65,8 +66,10 @@ def next_steps(summary: dict[str, Any], flow_run_url: str | None = None) -> str:
 
 def _mlflow_page(run_id: str) -> str:
     """Returns the run's page in MLflow, or the command that starts MLflow's UI."""
-    command = [str(Path(sys.executable).parent / "mlflow"), "ui", "--backend-store-uri", mlflow.get_tracking_uri()]
-    return mlflow_run_link(run_id) or shlex.join(command)
+    store, program = mlflow.get_tracking_uri(), Path(sys.executable).parent / "mlflow"
+    if without_secrets(store) != store:
+        store = "$MLFLOW_TRACKING_URI"  # the shell has it; its password is not shown
+    return mlflow_run_link(run_id) or f'{shlex.quote(str(program))} ui --backend-store-uri "{store}"'
 
 
 def _question(checkpoint: str, example: Path) -> list[str]:
@@ -84,15 +87,15 @@ def _question(checkpoint: str, example: Path) -> list[str]:
         title = "Ask the model a question of yours (report.images=false: no example image was written):"
         return [title, f"  {shlex.join(command)} --prompt QUESTION --image FILE"]
     asked = read_json(example)
-    command.append(f"--prompt={_printable(asked['question'])}")
+    command.append(f"--prompt={_one_line(asked['question'])}")
     if asked["images"]:
         command += ["--image", *asked["images"]]
     return [
-        f"Ask the model a question of the validation split (reference answer: {_printable(asked['answer'])}):",
+        f"Ask the model a question of the validation split (reference answer: {_one_line(asked['answer'])}):",
         f"  {shlex.join(command)}",
     ]
 
 
-def _printable(text: str) -> str:
+def _one_line(text: str) -> str:
     """Returns a text of the dataset on one line, without control characters for the terminal."""
     return "".join(character for character in " ".join(text.split()) if character.isprintable())

@@ -11,8 +11,10 @@ from typing import Any
 from prefect.exceptions import CancelledRun
 from prefect.runtime import flow_run
 
+from tasks.audit import audit
 from tasks.launchers.choice import require_launchable, warn_of_unused_settings
 from tasks.ownership import mlflow_run_of, owner_tags, reap_dead_runs, remember_mlflow_run
+from tasks.services.databases import require_databases
 from tasks.services.temporary_server import guard_temporary_server
 from tasks.stops import STOPS, report_stop
 from tasks.trackers.mlflow_run import end_mlflow_run, log_files, run_tags, start_mlflow_run
@@ -47,13 +49,15 @@ class Run:
 def checked_config(recipe: str, overrides: Mapping[str, Any] | None) -> Config:
     """Loads the config of a run, and checks everything that can fail before the run starts.
 
-    Raises ValueError for wrong values, a directory that cannot be written to, and a launcher that cannot run here.
+    Raises ValueError for wrong values, a directory that cannot be written to, a database that cannot be used, and a
+    launcher that cannot run here.
     """
     config = load_config(recipe, overrides)
     if not config.checkpoint.enabled:
         raise ValueError("checkpoint.enabled=false: the flow needs a checkpoint to evaluate and register; set true")
     require_writable(medpix_home())
     require_writable(_directory(config))
+    require_databases()
     require_launchable(config.compute)
     return config
 
@@ -104,6 +108,9 @@ def tracked_run(
     run = Run(config, directory, start_mlflow_run(config, directory.name, conversations, tags, known))
     remember_mlflow_run(directory, run.mlflow_run_id)
     write_text(directory / CONFIG, config.to_yaml())
+    facts = {"run": run.run_id, "mlflow_run_id": run.mlflow_run_id}
+    audit("run begins", **facts, data=read_manifest(conversations)["fingerprint"], evaluated=evaluated,
+          parameters=config.model_dump(mode="json"))  # fmt: skip
     status = "KILLED"
     try:
         log_files(run.mlflow_run_id, [directory / CONFIG])
@@ -116,6 +123,7 @@ def tracked_run(
         raise
     finally:
         end_mlflow_run(run.mlflow_run_id, status)
+        audit("run ends", **facts, status=status)
 
 
 def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits) -> Config:

@@ -1,4 +1,4 @@
-"""What all tests share: a home of their own, and the tiny models and data made in it once."""
+"""Shared by all tests: a temporary home, with tiny models and data that are created once."""
 
 import atexit
 import os
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-# Before anything imports Prefect, MLflow or torch, which read the environment then. Tests' processes inherit the home.
+# Set before any import of Prefect, MLflow or torch, which read the environment at import. Child processes inherit it.
 if "MEDPIX_TESTS" not in os.environ:
     os.environ["MEDPIX_TESTS"] = "running"
     os.environ["MEDPIX_HOME"] = tempfile.mkdtemp(prefix="medpix-test-")
@@ -25,7 +25,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # two workers share the cores
 from tasks.services.environment import set_service_defaults
 
 set_service_defaults()
-del os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"]  # or Prefect would take the records that tests look at
+del os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"]  # otherwise Prefect takes the log records that tests check
 
 from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
@@ -47,7 +47,7 @@ def small_config(**overrides: Any) -> Config:
 
 
 def fresh_home(home: Path) -> Path:
-    """Makes `home` one that has the data and the models of the tests' own, and no features or answers."""
+    """Creates a home with the tests' data and models, but without features and answers."""
     (home / "cache").mkdir(parents=True)
     for name in ("phantom", "models", "conversations"):
         (medpix_home() / "cache" / name).mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def fresh_home(home: Path) -> Path:
 
 
 def noise(size: tuple[int, int]) -> Image.Image:
-    """Returns an RGB image of `size`, width and height, always the same; that of Pillow's own noise is not."""
+    """Returns an RGB noise image of `size` (width, height) that never changes, unlike Pillow's noise."""
     return Image.frombytes("RGB", size, random.Random(0).randbytes(3 * size[0] * size[1]))
 
 

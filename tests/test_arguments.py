@@ -1,4 +1,4 @@
-"""Arguments are read before anything slow is imported, and help and errors say what one needs."""
+"""Commands read their arguments before slow imports, and their help and errors are useful."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from vlm_core.cli import ConfigParser
 from vlm_core.recipe import config_keys
 
 SLOW = ("torch", "peft", "transformers", "datasets", "mlflow", "prefect", "matplotlib", "pyarrow")
-# Runs a command as `python -m` does, and says on standard error which slow packages it had imported at its end.
+# Runs a command as `python -m` does; at its end, writes the slow packages that it imported to standard error.
 RUN = f"""
 import runpy, sys
 sys.argv = sys.argv[1:]
@@ -57,7 +57,7 @@ def test_commands_about_servers_import_no_torch(module: str) -> None:
 
 @pytest.mark.parametrize("module", FROM_RECIPES)
 @pytest.mark.parametrize(("words", "message"), WRONG)
-def test_a_wrong_argument_is_answered_before_slow_imports(module: str, words: list[str], message: str) -> None:
+def test_a_wrong_argument_is_reported_before_slow_imports(module: str, words: list[str], message: str) -> None:
     done = run(module, *words)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "imported: []")
     assert message in done.stderr
@@ -66,20 +66,20 @@ def test_a_wrong_argument_is_answered_before_slow_imports(module: str, words: li
 @pytest.mark.parametrize(
     "words", [("vlm_core.generate", "--promt", "x"), ("vlm_core.export", "merg"), ("vlm_core.caches", "lst")]
 )
-def test_so_is_one_of_a_command_without_a_recipe(words: tuple[str, ...]) -> None:
+def test_a_wrong_argument_without_a_recipe_is_reported_before_slow_imports(words: tuple[str, ...]) -> None:
     done = run(*words)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "imported: []")
     assert words[1] in done.stderr
 
 
-def test_a_right_command_says_what_it_loads() -> None:
+def test_a_correct_command_reports_what_it_loads() -> None:
     done = run("vlm_core.generate", "--checkpoint-path", "nowhere")
     assert done.stderr.splitlines()[0].endswith("loading torch and transformers")
     assert "give --prompt for one question" in done.stderr
 
 
 @pytest.mark.parametrize("module", FROM_RECIPES)
-def test_help_is_short_and_all_of_it_is_at_hand(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_is_short_and_the_full_help_is_available(module: str, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for option in ("--help", "--help-all"):
         with pytest.raises(SystemExit) as stop:
@@ -96,12 +96,12 @@ def test_help_is_short_and_all_of_it_is_at_hand(module: str, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("option", ["--recipe", "--config"])
-def test_a_recipe_is_given_by_either_name(option: str) -> None:
+def test_recipe_and_config_are_the_same_option(option: str) -> None:
     for parser in PARSERS.values():
         assert parser(None).parse_config([option, "demo"])[1].name == "demo"
 
 
-def test_an_option_of_the_command_is_suggested_but_no_key_is_taken_for_one() -> None:
+def test_similar_options_are_suggested_but_keys_are_not_taken_for_options() -> None:
     parser = ConfigParser(prog="test")
     parser.add_argument("--compute-all", action="store_true")
     assert parser.parse_config(["--config", "demo", "--compute", "{}"])[1].name == "demo"

@@ -1,4 +1,4 @@
-"""Every comparison of every suite runs, at a tiny size: a benchmark that nobody runs would break unnoticed."""
+"""Runs every comparison of every suite at a tiny size, so that no benchmark can break unnoticed."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dict[str, Any]], dict[str, Any]]]:
-    """Measures in this process, which imports torch once, and equal jobs once: at a tiny size the suites share most."""
+    """Measures in this process, which imports torch once. Runs equal jobs once: tiny suites share most of them."""
     threads, known = torch.get_num_threads(), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDPIX_HOME", str(tmp_path_factory.mktemp("home")))

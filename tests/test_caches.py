@@ -1,4 +1,4 @@
-"""Caches are listed, verified and pruned; what a run is building stays."""
+"""Caches are listed, verified and pruned; a cache that a run is building stays."""
 
 import os
 import time
@@ -30,7 +30,7 @@ def age(directory: Path, days: float) -> None:
         os.utime(path, (then, then))
 
 
-def test_a_line_a_cache(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_cache_has_one_line(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     list_caches()
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["conversations", "phantom", "all"]
@@ -46,15 +46,17 @@ def test_a_damaged_file_is_named(cache: Path, capsys: pytest.CaptureFixture[str]
     images.write_bytes(content)
     (cache / "statistics.json").unlink()
     assert verify_caches() == 1
-    said = capsys.readouterr().out
-    assert f"damaged: {images}; delete {cache}" in said
-    assert f"damaged: {cache / 'statistics.json'}" in said
+    output = capsys.readouterr().out
+    assert f"damaged: {images}; delete {cache}" in output
+    assert f"damaged: {cache / 'statistics.json'}" in output
 
 
-def test_what_was_not_used_for_long_goes(cache: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_caches_that_are_unused_for_long_are_deleted(
+    cache: Path, home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for found in find_caches():
         age(found.directory, 40)
-    prepare_conversations(small_config())  # uses both again
+    prepare_conversations(small_config())  # marks both caches as used
     prune_caches(30, dry_run=False)
     assert cache.is_dir()
     for found in find_caches():
@@ -64,18 +66,18 @@ def test_what_was_not_used_for_long_goes(cache: Path, home: Path, capsys: pytest
     assert f"would delete: {cache}" in capsys.readouterr().out
     prune_caches(30, dry_run=False)
     assert list(find_caches()) == []
-    assert prepare_conversations(small_config()) == (cache, False)  # and is made again
+    assert prepare_conversations(small_config()) == (cache, False)  # the cache is built again
 
 
-def test_what_a_killed_builder_left_goes_unless_it_is_at_work(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rubbish = cache.with_name(f".{cache.name}.4711")
-    rubbish.mkdir()
-    (rubbish / "images.arrow").write_bytes(b"half")
+def test_only_leftovers_of_killed_builders_are_deleted(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    leftover = cache.with_name(f".{cache.name}.4711")
+    leftover.mkdir()
+    (leftover / "images.arrow").write_bytes(b"half")
     with FileLock(cache.parent / f".{cache.name}.lock"):
         prune_caches(30, dry_run=False)
-        assert f"in use, kept: {rubbish}" in capsys.readouterr().out
+        assert f"in use, kept: {leftover}" in capsys.readouterr().out
     prune_caches(30, dry_run=False)
-    assert not rubbish.exists()
+    assert not leftover.exists()
     assert cache.is_dir()
 
 
@@ -96,7 +98,7 @@ def test_a_damaged_shard_of_the_vision_cache_is_named(home: Path, capsys: pytest
     assert f"damaged: {shard}" in capsys.readouterr().out
 
 
-def test_caches_that_are_only_read_are_in_use(home: Path) -> None:
+def test_reading_a_cache_counts_as_use(home: Path) -> None:
     """Features and answers are read far more often than they are written."""
     store = Store(home / "cache" / "answers", {"model": "a"})
     store.add({"question": {"text": "Yes"}})

@@ -1,4 +1,4 @@
-"""deployments/compose.yaml, as far as it can be checked without Docker; test_stores.py runs its commands."""
+"""Checks deployments/compose.yaml without Docker; test_stores.py runs its commands."""
 
 import json
 from importlib.resources import files
@@ -18,7 +18,7 @@ def compose() -> dict[str, Any]:
     return compose_file(GIVEN)
 
 
-def test_it_is_one_to_the_compose_specification(compose: dict[str, Any]) -> None:
+def test_it_is_valid_by_the_compose_specification(compose: dict[str, Any]) -> None:
     schema = files("check_jsonschema") / "builtin_schemas" / "vendor" / "compose-spec.json"
     specification = json.loads(schema.read_text(encoding="utf-8"))
     jsonschema.validate(compose, specification)
@@ -34,7 +34,7 @@ def test_a_missing_secret_is_refused(name: str) -> None:
         compose_file({key: value for key, value in GIVEN.items() if key != name})
 
 
-def test_secrets_come_from_the_environment_alone(compose: dict[str, Any]) -> None:
+def test_secrets_come_only_from_the_environment(compose: dict[str, Any]) -> None:
     assert {found["name"] for found in VARIABLE.finditer(compose_text())} == {*SECRETS, "MEDPIX_ADDRESS"}
     for service in compose["services"].values():
         for name, value in service.get("environment", {}).items():
@@ -45,7 +45,7 @@ def test_secrets_come_from_the_environment_alone(compose: dict[str, Any]) -> Non
     assert compose_file(GIVEN | {"MEDPIX_ADDRESS": "10.0.0.5"})["services"]["mlflow"]["ports"] == ["10.0.0.5:5000:5000"]
 
 
-def test_what_a_service_names_is_there(compose: dict[str, Any]) -> None:
+def test_everything_that_a_service_names_exists(compose: dict[str, Any]) -> None:
     services = compose["services"]
     for service in services.values():
         assert {*service.get("depends_on", {})} <= {*services}

@@ -1,4 +1,4 @@
-"""The files of deployments/ as far as they can be read without what they deploy to."""
+"""Checks the files of deployments/ without the systems for which they are written."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from prefect.cli.deploy._models import PrefectYamlModel
 from prefect.utilities.importtools import import_object
 
 DEPLOYMENTS = Path(__file__).parents[1] / "deployments"
-# Of prefect-docker's DockerWorkerJobConfiguration (0.6); others would be stored, and ignored.
+# The variables of prefect-docker's DockerWorkerJobConfiguration (0.6). Prefect stores others, but ignores them.
 DOCKER_JOB_VARIABLES = {
     "auto_remove", "command", "container_create_kwargs", "env", "image", "image_pull_policy", "labels",
     "mem_limit", "memswap_limit", "name", "network_mode", "networks", "privileged", "registry_credentials",
@@ -32,12 +32,12 @@ def instructions() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("file", ["prefect.yaml", "docker.yaml"])
-def test_a_deployment_file_is_one_to_prefect_and_its_flows_are_there(file: str) -> None:
+def test_a_deployment_file_is_valid_and_its_flows_exist(file: str) -> None:
     tree: dict[str, Any] = yaml.safe_load((DEPLOYMENTS / file).read_text(encoding="utf-8"))
     model = PrefectYamlModel.model_validate(tree)
     assert len(model.deployments) >= 2
     for deployment, written in zip(model.deployments, tree["deployments"], strict=True):
-        # Prefect ignores keys that it does not know.
+        # Prefect ignores unknown keys, so check them here.
         assert set(written) <= set(type(deployment).model_fields)
         flow = import_object(str(deployment.entrypoint))
         assert isinstance(flow, Flow)
@@ -50,7 +50,7 @@ def test_a_deployment_file_is_one_to_prefect_and_its_flows_are_there(file: str) 
         assert callable(import_object(name))
 
 
-def test_the_dockerfile_is_one_and_copies_what_is_there() -> None:
+def test_the_dockerfile_is_valid_and_copies_existing_files() -> None:
     known = {"FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "CMD"}
     assert {name for name, _ in instructions()} <= known
     assert instructions()[0] == ("FROM", "python:3.11-slim")
@@ -64,14 +64,14 @@ def test_the_dockerfile_is_one_and_copies_what_is_there() -> None:
             assert isinstance(yaml.safe_load(rest), list)
     copied = {source for name, rest in instructions() if name == "COPY" for source in rest.split()[:-1]}
     assert {"pipelines", "tasks", "vlm_core", "pyproject.toml", "constraints.txt"} <= copied
-    # The image is where the deployments look for the checkout, and its home is the volume.
+    # The deployments expect the checkout in the image's directory, and the home in the volume.
     workdir = next(rest for name, rest in instructions() if name == "WORKDIR")
     assert f"directory: {workdir}" in (DEPLOYMENTS / "docker.yaml").read_text(encoding="utf-8")
     home = next(rest for name, rest in instructions() if rest.startswith("MEDPIX_HOME")).partition("=")[2]
     assert f"medpix-home:{home}" in (DEPLOYMENTS / "docker.yaml").read_text(encoding="utf-8")
 
 
-def test_what_was_never_run_says_so() -> None:
+def test_untested_files_say_so() -> None:
     for file in ("docker.yaml", "Dockerfile"):
         assert "UNTESTED" in (DEPLOYMENTS / file).read_text(encoding="utf-8").partition("\nFROM")[0]
 

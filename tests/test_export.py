@@ -1,4 +1,4 @@
-"""A merged checkpoint is a plain directory of transformers that answers as the adapter did."""
+"""A merged checkpoint is a plain transformers directory that answers like the adapter."""
 
 import shutil
 from pathlib import Path
@@ -25,7 +25,7 @@ def merge(checkpoint: Path, output: Path) -> None:
 
 
 def adapter(base: Path, family: Family, directory: Path) -> Path:
-    """Writes an adapter that changes what the model says."""
+    """Writes an adapter that changes the model's answers."""
     adapted = prepare_model(small_config(**{"peft.dim": 4}), base, family, None)
     torch.manual_seed(0)
     for name, parameter in adapted.named_parameters():
@@ -65,7 +65,7 @@ def test_the_dtype_is_that_of_the_base_model(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.glob(".merged*"))
 
 
-def test_a_directory_with_something_in_it_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_is_not_empty_is_not_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(SystemExit, match="is not empty"):
         merge(tiny_directory("gemma3"), tmp_path)

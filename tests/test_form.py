@@ -1,4 +1,4 @@
-"""The form: every field of a section, empty by default; what is filled changes the recipe, and nothing else does."""
+"""The form has every field of a section, empty by default; only filled fields change the recipe."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,14 +36,14 @@ def test_an_empty_form_is_the_recipe() -> None:
         assert loaded(recipe=recipe, **empty) == load_config(recipe)
 
 
-def test_a_field_leaves_its_siblings_alone() -> None:
+def test_a_field_does_not_change_its_siblings() -> None:
     config = loaded(optimizer=Optimizer(lr="2e-5"), step_scheduler=Steps(max_steps=7))
     recipe = load_config("demo")
     assert config.optimizer == recipe.optimizer.model_copy(update={"lr": 2e-5})
     assert config.step_scheduler == recipe.step_scheduler.model_copy(update={"max_steps": 7})
 
 
-def test_one_parameter_takes_a_run_to_a_cluster() -> None:
+def test_one_parameter_moves_a_run_to_a_cluster() -> None:
     form = form_of(ComputeConfig)
     assert loaded(compute=form(launcher="slurm")).compute == ComputeConfig(launcher="slurm")
     filled = form(launcher="slurm", nodes=2, cluster={"partition": "gpu"})
@@ -52,7 +52,7 @@ def test_one_parameter_takes_a_run_to_a_cluster() -> None:
     assert form(cluster={}).model_dump() == {}
 
 
-def test_tuning_adds_lora_or_takes_it_away() -> None:
+def test_tuning_adds_or_removes_lora() -> None:
     assert loaded("lora").peft == PeftConfig()
     assert loaded("lora", peft=Peft(dim=4)).peft == PeftConfig(dim=4)
     assert loaded("lora", "gemma3_4b_lora").peft == load_config("gemma3_4b_lora").peft
@@ -64,7 +64,7 @@ def test_tuning_adds_lora_or_takes_it_away() -> None:
     assert loaded(recipe="gemma3_4b_lora", peft=Peft(dim=4)).peft.dim == 4
 
 
-def test_yes_and_no_are_choices_since_an_untouched_switch_would_say_no() -> None:
+def test_booleans_are_choices_since_an_untouched_switch_submits_false() -> None:
     assert loaded(registry=Registry(promote="no")).registry.promote is False
     assert loaded(registry=Registry(require_interval="yes")).registry.require_interval is True
     assert loaded(registry=Registry()).registry.promote is True
@@ -74,10 +74,10 @@ def test_yes_and_no_are_choices_since_an_untouched_switch_would_say_no() -> None
     "section",
     [OptimizerConfig, PeftConfig, StepSchedulerConfig, EvaluationConfig, RegistryConfig, ClusterConfig, ComputeConfig],
 )
-def test_the_schema_has_what_the_config_says_and_no_defaults(section: Any) -> None:
+def test_the_schema_has_the_configs_facts_and_no_defaults(section: Any) -> None:
     form = form_of(section)
     schema, original = form.model_json_schema(), section.model_json_schema()["properties"]
-    assert schema["properties"].keys() == original.keys() - {"_target_"}  # no form names a function
+    assert schema["properties"].keys() == original.keys() - {"_target_"}  # a form cannot name a function
     assert "required" not in schema
     assert form().model_dump() == {}
     for name, field in schema["properties"].items():
@@ -109,14 +109,14 @@ def described(schema: Any) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_no_text_of_a_form_is_taken_for_html(name: str) -> None:
-    """Prefect's page renders descriptions as Markdown, in which `<model family>` is a tag: nothing is shown of it."""
+def test_no_text_of_a_form_is_parsed_as_html(name: str) -> None:
+    """Prefect renders descriptions as Markdown, which would hide `<model family>` as a tag."""
     texts = list(described(FLOWS[name].parameters.model_dump()))
     assert len(texts) > 4
     assert [text for text in texts if "<" in text] == []
 
 
-def test_a_form_shows_first_what_people_change() -> None:
+def test_a_form_shows_the_most_used_fields_first() -> None:
     schema = medpix_finetune.parameters
     order = sorted(schema.properties, key=lambda name: schema.properties[name]["position"])
     assert order[:5] == ["recipe", "tuning", "dataset", "step_scheduler", "optimizer"]
@@ -127,7 +127,7 @@ def test_a_form_shows_first_what_people_change() -> None:
         first, complete = definition["anyOf"]
         assert set(first["properties"]) < set(complete["properties"])
         assert {first["title"], complete["title"]} <= {"most used", "all settings", "as in the recipe", "change"}
-        assert schema.properties[name]["default"] == {}  # which opens the first tab
+        assert schema.properties[name]["default"] == {}  # this default opens the first tab
         fields[name] = list(first["properties"])
     assert {name: found for name, found in fields.items() if found} == {
         "dataset": ["path_or_dataset", "split"],
@@ -137,7 +137,7 @@ def test_a_form_shows_first_what_people_change() -> None:
 
 
 @pytest.mark.parametrize("name", FLOWS)
-def test_recipes_are_a_choice_that_leaves_others_possible(name: str, tmp_path: Path) -> None:
+def test_recipes_are_a_choice_that_allows_other_paths(name: str, tmp_path: Path) -> None:
     shipped, own = FLOWS[name].parameters.properties["recipe"]["anyOf"]
     assert shipped["enum"] == recipe_names()
     assert (own["type"], "enum" in own) == ("string", False)
@@ -146,7 +146,7 @@ def test_recipes_are_a_choice_that_leaves_others_possible(name: str, tmp_path: P
 
 
 def errors(name: str, **parameters: Any) -> list[tuple[list[str], str]]:
-    """Returns what Prefect's server says of parameters, as (place, message)."""
+    """Returns the server's validation errors for parameters, as (field, message)."""
     known = FLOWS[name].parameters.model_dump()
     given = {key: value for key, value in parameters.items() if key in known["properties"]}
     found = validate(given, preprocess_schema(known), raise_on_error=False)
@@ -163,7 +163,7 @@ def errors(name: str, **parameters: Any) -> list[tuple[list[str], str]]:
         {"step_scheduler": {"max_steps": 3}, "model": {}, "evaluation": {"limit": 10}, "overrides": None},
     ],
 )
-def test_parameters_are_accepted_by_the_server_as_by_the_flow(parameters: dict[str, Any]) -> None:
+def test_the_server_accepts_the_parameters_that_the_flow_accepts(parameters: dict[str, Any]) -> None:
     assert errors("medpix-finetune", **parameters) == []
     checked = medpix_finetune.validate_parameters(parameters)
     for section in parameters.keys() & {"compute", "dataset", "peft", "step_scheduler", "evaluation", "registry"}:
@@ -181,6 +181,6 @@ def test_parameters_are_accepted_by_the_server_as_by_the_flow(parameters: dict[s
     ],
 )
 def test_the_server_names_the_field_that_is_wrong(parameters: dict[str, Any], place: list[str], message: str) -> None:
-    ((found, said),) = errors("medpix-finetune", **parameters)
+    ((found, text),) = errors("medpix-finetune", **parameters)
     assert found == place
-    assert message in said
+    assert message in text

@@ -1,4 +1,4 @@
-"""Every flag of the command, run as the command runs."""
+"""Every flag of the generate command, run in this process."""
 
 import io
 import json
@@ -39,7 +39,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     save_weights(adapted, directory / "adapter")
     full = load_model(base, config.model)
     for name, parameter in full.named_parameters():
-        if parameter.ndim > 1:  # Layers that outweigh the tied embedding, or each token would be followed by itself.
+        if parameter.ndim > 1:  # Otherwise the tied embedding dominates, and each token predicts itself.
             parameter.data.normal_(std=(0.3 if "embed_tokens" in name else 2.0) * parameter.shape[-1] ** -0.5)
     save_weights(full, directory / "full")
     load_processor(base).save_pretrained(directory / "full")
@@ -84,18 +84,18 @@ def test_the_answer_alone_is_printed(run: Any, models: dict[str, Path], images: 
     assert answer["seconds"] > 0
 
 
-def test_images_come_in_their_order(run: Any, models: dict[str, Path], images: list[str]) -> None:
+def test_images_keep_their_order(run: Any, models: dict[str, Path], images: list[str]) -> None:
     arguments = ["--checkpoint-path", models["full"], "--prompt", QUESTION]
     several = [images[:1], images[1:], images, images[::-1], []]
     responses = {asked(run, *arguments, "--image", *shown)["response"] for shown in several}
     assert len(responses) == len(several)
-    # A path given as an address, as the guide does.
+    # A path after --image-url, as in the guide.
     both = asked(run, *arguments, "--image", images[0], f"--image-url={images[1]}")
     assert both["images"] == images
     assert both["response"] == asked(run, *arguments, "--image", *images)["response"]
 
 
-def test_what_a_checkpoint_is_gets_detected(run: Any, models: dict[str, Path], images: list[str]) -> None:
+def test_the_kind_of_a_checkpoint_is_detected(run: Any, models: dict[str, Path], images: list[str]) -> None:
     arguments = ["--prompt", QUESTION, "--image", images[0]]
     guide = ["--is-peft", "--peft-exclude-modules", "*vision_tower*", "*lm_head*"]
     adapter = asked(run, "--checkpoint-path", models["adapter"], *arguments)
@@ -105,14 +105,14 @@ def test_what_a_checkpoint_is_gets_detected(run: Any, models: dict[str, Path], i
     assert base["model"] == str(models["base"])
 
 
-def test_draws_repeat_with_their_seed(run: Any, models: dict[str, Path]) -> None:
+def test_sampling_repeats_with_the_same_seed(run: Any, models: dict[str, Path]) -> None:
     arguments = ["--checkpoint-path", models["full"], "--prompt", QUESTION, "--temperature", 2, "--top-p", 0.9]
     first, again, other = (asked(run, *arguments, "--seed", seed) for seed in (1, 1, 2))
     assert first["response"] == again["response"] != other["response"]
     assert first["settings"] == {"max_new_tokens": 6, "temperature": 2.0, "top_p": 0.9, "seed": 1}
 
 
-def test_many_questions_are_lines(run: Any, models: dict[str, Path], images: list[str], tmp_path: Path) -> None:
+def test_many_questions_are_one_per_line(run: Any, models: dict[str, Path], images: list[str], tmp_path: Path) -> None:
     questions = [
         {"prompt": QUESTION, "images": [images[0]]},
         {"prompt": "Which plane?", "images": images},
@@ -158,7 +158,7 @@ def test_an_image_of_ones_own_network_is_read_where_that_is_allowed(
         (["--checkpoint-path", "models:/none@champion", "--prompt", "x"], "no model 'models:/none@champion' at sqlite"),
     ],
 )
-def test_wrong_input_is_said_before_a_model_is_loaded(
+def test_wrong_input_is_reported_before_a_model_is_loaded(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setattr("vlm_core.generate.Answerer", None)

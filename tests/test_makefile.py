@@ -1,4 +1,4 @@
-"""The Makefile as a user meets it: its help, and the environment that a shell evaluates."""
+"""The Makefile as users see it: its help, and the environment that a shell evaluates."""
 
 import re
 import subprocess
@@ -19,8 +19,8 @@ def test_help_lists_every_target_in_one_column() -> None:
     assert None not in lines
 
 
-def test_the_set_up_of_env_writes_nothing_for_the_shell() -> None:
-    """What `make env` prints is evaluated: an environment that is made first speaks on standard error."""
+def test_the_setup_of_make_env_prints_nothing_for_the_shell() -> None:
+    """A shell evaluates the output of `make env`, so a setup that runs first must write to standard error."""
     words = ["make", "--no-print-directory", "--dry-run", "--always-make", "env"]
     planned = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     steps = [line for line in planned.splitlines() if "setup" in line]

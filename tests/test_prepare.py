@@ -1,4 +1,4 @@
-"""The command that looks at data before anything is paid for, and its page in a browser."""
+"""The command that checks data before a training, and its page in a browser."""
 
 import logging
 import os
@@ -44,7 +44,7 @@ def test_the_command_says_where_the_report_is(tmp_path: Path) -> None:
 
 
 def test_the_first_hour(tmp_path: Path) -> None:
-    """A folder of JPEGs and a CSV as a spreadsheet saves it: the data, a recipe for it, and the recipe's data."""
+    """From a folder of JPEGs and a spreadsheet's CSV to a recipe, and back to its data."""
     (tmp_path / "our scans" / "images").mkdir(parents=True)
     lines = ["File;Question;Answer;Patient ID"]
     for i in range(24):
@@ -78,7 +78,7 @@ def test_the_first_hour(tmp_path: Path) -> None:
     assert (tmp_path / "my.yaml").read_text() == recipe
 
 
-def test_so_many_cases_validate_that_there_are_intervals(tmp_path: Path) -> None:
+def test_enough_cases_are_held_out_for_intervals(tmp_path: Path) -> None:
     lines = ["question,answer,patient", *(f"{i}?,Yes.,p{i}" for i in range(30))]
     (tmp_path / "x.csv").write_text("\n".join(lines) + "\n")
     settings = {"dataset.path_or_dataset": str(tmp_path / "x.csv"), "dataset.image_column": None}
@@ -92,7 +92,7 @@ def test_so_many_cases_validate_that_there_are_intervals(tmp_path: Path) -> None
     assert found is not None
     cache, _ = prepare_conversations(small_config(**settings, **{"dataset.validation_share": found}))
     assert read_manifest(cache)["rows"]["validation"] in (10, 11)
-    assert share(**{"dataset.validation_share": 0.1}) is None  # somebody's own wish
+    assert share(**{"dataset.validation_share": 0.1}) is None  # the user has set a share
     assert share(**{"dataset.split": "train[:12]"}) is None  # too few cases
     assert share(**{"dataset.split_by": "image"}) is None
 
@@ -129,6 +129,8 @@ def test_a_path_comes_first_and_needs_no_recipe(arguments: list[str], recipe: st
         (None, ["our scans", "--output", "o"], "-m vlm_core.prepare 'our scans' --output o --init our-scans.yaml"),
         (None, ["--config", "demo", "--output", "o", "--a.b", "7"], "-m pipelines.finetune --config demo --a.b 7"),
         (None, ["--output=o", "--config", "demo"], "-m pipelines.finetune --config demo"),
+        (None, ["--config", "demo", "--model", "a/b", "--model.revision", "c"],
+         "-m pipelines.finetune --config demo --model.revision c"),
     ],
 )  # fmt: skip
 def test_the_next_command(recipe: Path | None, arguments: list[str], words: str) -> None:
@@ -141,8 +143,8 @@ def test_the_page_opens_in_a_browser(conversations: Path, tmp_path: Path) -> Non
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800})
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
+        console: list[str] = []
+        page.on("console", lambda message: console.append(message.text))
         page.goto((tmp_path / "report.html").as_uri())
         assert "340 + 60" in page.inner_text(".cards")
         assert "100% of the validation cases" in page.inner_text("header")
@@ -151,10 +153,10 @@ def test_the_page_opens_in_a_browser(conversations: Path, tmp_path: Path) -> Non
         assert page.locator("figure svg").count() == 4
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         browser.close()
-    assert not said  # no error, and nothing that the page's own policy had to stop
+    assert not console  # no error, and nothing that the page's policy blocked
 
 
-def test_texts_and_images_can_be_kept_out(conversations: Path, tmp_path: Path) -> None:
+def test_texts_and_images_can_be_excluded(conversations: Path, tmp_path: Path) -> None:
     write_data_report(small_config(**{"report.images": False}), conversations, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text()
     rows = ConversationDataset(conversations, "train").conversations.to_list()
@@ -199,13 +201,13 @@ def _pairs(conversations: Path, split: str) -> list[tuple[str, str]]:
     return [last_question(row["conversation"]) for row in ConversationDataset(conversations, split).conversations]
 
 
-def test_the_table_has_a_row_a_split(conversations: Path) -> None:
+def test_the_table_has_one_row_per_split(conversations: Path) -> None:
     train, validation = overview(conversations)
     assert (train["split"], train["Questions"], validation["Questions"]) == ("train", 340, 60)
     assert train["Questions an image (mean)"] == 10
 
 
-def test_findings_are_said_each_time(caplog: pytest.LogCaptureFixture) -> None:
+def test_findings_are_reported_each_time(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     for _ in range(2):
         directory, _ = prepare_conversations(small_config())

@@ -1,4 +1,4 @@
-"""A log has a line of long work at every tenth and every half minute; a job's line keeps its level, not its time."""
+"""The log has a line of progress per tenth and per half minute; a job's line keeps its level, not its time."""
 
 import logging
 
@@ -22,12 +22,12 @@ def test_a_line_every_tenth(caplog: pytest.LogCaptureFixture, clock: list[float]
         for step in range(150):
             clock[0] += 0.5
             bar.update(note=f"loss {step}")
-    assert [record.levelno for record in caplog.records] == [PROGRESS] * 8  # a quarter was done before
+    assert [record.levelno for record in caplog.records] == [PROGRESS] * 8  # a quarter was done at the start
     assert caplog.messages[0] == "finetune 60/200 steps, loss 9, 1 min 10 s left"
     assert caplog.messages[-1] == "finetune 200/200 steps, loss 149, 0 s left"
 
 
-def test_work_of_a_moment_has_one_line(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
+def test_quick_work_has_one_line(caplog: pytest.LogCaptureFixture, clock: list[float]) -> None:
     with caplog.at_level(PROGRESS), ProgressBar(50, "encode", "image") as bar:
         for _ in range(50):
             clock[0] += 0.01
@@ -35,7 +35,7 @@ def test_work_of_a_moment_has_one_line(caplog: pytest.LogCaptureFixture, clock: 
     assert caplog.messages == ["encode 50/50 images, 0 s left"]
 
 
-def test_work_that_is_slow_or_of_unknown_length_has_a_line_every_half_minute(
+def test_work_that_is_slow_or_of_unknown_length_has_a_line_per_half_minute(
     caplog: pytest.LogCaptureFixture, clock: list[float]
 ) -> None:
     with (
@@ -55,7 +55,7 @@ def test_work_that_is_slow_or_of_unknown_length_has_a_line_every_half_minute(
     ]
 
 
-def test_times_are_written_as_people_say_them() -> None:
+def test_durations_are_easy_to_read() -> None:
     assert [duration(seconds) for seconds in (0.4, 59.6, 200, 7300)] == ["0 s", "1 min 0 s", "3 min 20 s", "2 h 1 min"]
     assert duration(float("inf")) == "unknown time"
 

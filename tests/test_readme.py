@@ -1,4 +1,4 @@
-"""What the README and the pages in docs/ name exists: modules, targets, deployments, recipes, settings, files."""
+"""Everything that the README and docs/ name exists: modules, targets, deployments, recipes, settings, files."""
 
 import importlib.util
 import re
@@ -16,7 +16,7 @@ COMMANDS = "\n".join(
 
 
 def typed(pattern: str) -> set[str]:
-    """Returns what the commands of all pages have in a place; the pattern is wrong if they have nothing there."""
+    """Returns all matches of a pattern in the commands of all pages; a pattern without matches is an error."""
     found = set(re.findall(pattern, COMMANDS))
     assert found, pattern
     return found

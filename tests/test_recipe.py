@@ -1,4 +1,4 @@
-"""The config: precedence, types, and errors that name the key that was meant."""
+"""The config: precedence, types, and errors that suggest the right key."""
 
 import json
 from collections.abc import Iterator
@@ -128,7 +128,7 @@ def test_overrides_on_the_command_line() -> None:
         "2026-01-01",
     ],
 )
-def test_a_text_on_the_command_line_is_that_text(text: str) -> None:
+def test_a_text_on_the_command_line_stays_unchanged(text: str) -> None:
     keys = ("dataset.path_or_dataset", "dataset.case_column", "model.revision", "dataset.split")
     for words in ([f"--{key}", text] for key in keys):
         assert parse_overrides(words) == {words[0][2:]: text}
@@ -142,7 +142,7 @@ def test_a_text_on_the_command_line_is_that_text(text: str) -> None:
 
 
 def keys_of_schema(schema: dict[str, Any], definitions: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, JSON schema) of all keys: pydantic's own account of the config."""
+    """Yields (dotted key, JSON schema) of all keys, from pydantic's schema of the config."""
     for name, found in schema["properties"].items():
         kinds = [found, *found.get("anyOf", [])]
         (reference,) = [kind["$ref"].rpartition("/")[2] for kind in kinds if "$ref" in kind] or [None]
@@ -153,7 +153,7 @@ def keys_of_schema(schema: dict[str, Any], definitions: dict[str, Any], prefix: 
 
 
 def facts(schema: dict[str, Any]) -> Iterator[str]:
-    """Yields what the help has to say of a key: bounds and choices, also of what a list or a pair consists of."""
+    """Yields the facts that the help must have about a key: bounds and choices, also of items of lists and pairs."""
     for lowest, sign in (("minimum", "<="), ("exclusiveMinimum", "<")):
         highest = next(
             (f" {s} {schema[k]:g}" for k, s in (("maximum", "<="), ("exclusiveMaximum", "<")) if k in schema), ""
@@ -193,7 +193,7 @@ def test_help_documents_every_key(capsys: pytest.CaptureFixture[str]) -> None:
             assert fact in kind, key
 
 
-def test_bounds_are_told_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_has_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         ConfigParser(prog="test").parse_args(["--help-all"])
     text = capsys.readouterr().out
@@ -232,7 +232,7 @@ def test_a_list_of_one_is_a_word_on_the_command_line() -> None:
     assert load_config("demo", parse_overrides(["--evaluation.controls", "[]"])).evaluation.controls == []
 
 
-def test_models_to_compare_with_have_names_of_their_own() -> None:
+def test_models_to_compare_with_have_unique_names() -> None:
     names = ["base", "champion=models:/m/3", "runs/lr=1e-4/epoch_0_step_2", "old=runs/a/LATEST", "models:/m@challenger"]
     assert small_config(**{"evaluation.compare_with": names}).evaluation.comparisons == {
         "base": "base",
@@ -248,7 +248,7 @@ def test_models_to_compare_with_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize("alias", ["champion", "Champion", "latest", "LATEST", "v1", "V22"])
 def test_reserved_aliases_are_refused_before_anything_runs(alias: str) -> None:
-    with pytest.raises(ValueError, match=f"registry.alias='{alias}': '{alias}' is reserved: the gate alone gives"):
+    with pytest.raises(ValueError, match=f"registry.alias='{alias}': '{alias}' is reserved: only the gate gives"):
         load_config("demo", {"registry.alias": alias})
 
 

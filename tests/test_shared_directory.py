@@ -1,4 +1,4 @@
-"""Caches and files in a directory that two hosts share: one builds, the other waits, a killed one holds nothing up."""
+"""Two hosts share a directory of caches: one builds, the other waits, and a killed builder blocks no other."""
 
 import errno
 import json
@@ -51,23 +51,23 @@ def hosts() -> Iterator[Hosts]:
 
 @contextmanager
 def process(hosts: Hosts, host: int, code: str, path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Yields a process on a host, as the first of its ids, when it has started."""
+    """Starts a process on a host, with process id 1 there, and yields it once it runs."""
     command = hosts.first_process(host, sys.executable, "-c", code, str(path))
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as started:
         try:
-            assert said(started) == "starts"
+            assert next_line(started) == "starts"
             yield started
         finally:
             started.kill()
 
 
-def said(process: subprocess.Popen[str]) -> str:
+def next_line(process: subprocess.Popen[str]) -> str:
     assert process.stdout
     return process.stdout.readline().rstrip()
 
 
-def tell(process: subprocess.Popen[str], lines: int) -> None:
+def send_lines(process: subprocess.Popen[str], lines: int) -> None:
     assert process.stdin
     process.stdin.write("\n" * lines)
     process.stdin.flush()
@@ -75,17 +75,17 @@ def tell(process: subprocess.Popen[str], lines: int) -> None:
 
 def test_one_host_builds_and_the_other_waits_until_it_is_killed(hosts: Hosts, tmp_path: Path) -> None:
     with process(hosts, 0, BUILD, tmp_path) as first:
-        assert said(first) == f"builds {hosts.names[0]} 1"
-        tell(first, 1)
+        assert next_line(first) == f"builds {hosts.names[0]} 1"
+        send_lines(first, 1)
         with process(hosts, 1, BUILD, tmp_path) as second:
             with pytest.raises(subprocess.TimeoutExpired):
                 second.wait(1)
-            first.kill()  # its second file is written, and not its third
-            assert said(second) == f"builds {hosts.names[1]} 1"
-            tell(second, 3)
-            assert said(second) == "has it False"
+            first.kill()  # killed after its second file, before its third
+            assert next_line(second) == f"builds {hosts.names[1]} 1"
+            send_lines(second, 3)
+            assert next_line(second) == "has it False"
     with process(hosts, 0, BUILD, tmp_path) as third:
-        assert said(third) == "has it True"
+        assert next_line(third) == "has it True"
     complete = tmp_path / "key"
     assert read_manifest(complete)["built on"] == hosts.names[1]
     assert read_manifest(complete)[FILES] == checksums(complete)
@@ -96,7 +96,7 @@ def test_two_hosts_write_a_file_with_the_same_process_id(hosts: Hosts, tmp_path:
     path = tmp_path / "file.json"
     with process(hosts, 0, WRITE, path) as first, process(hosts, 1, WRITE, path) as second:
         for writer in (first, second):
-            tell(writer, 1)
+            send_lines(writer, 1)
         while first.poll() is None or second.poll() is None:
             assert not path.exists() or len(read_json(path)) == 1000
         for writer in (first, second):

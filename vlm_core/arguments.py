@@ -116,12 +116,22 @@ def prepare_parser(description: str | None) -> ConfigParser:
     """Returns the parser of `python -m vlm_core.prepare`."""
     parser = _DataParser(
         prog="python -m vlm_core.prepare",
-        usage="%(prog)s [PATH] [--config RECIPE] [--init FILE] [options] [--section.key VALUE ...]",
+        usage="%(prog)s [PATH] [--config RECIPE] [--init FILE] [--explain ROW] [options] [--section.key VALUE ...]",
         description=description,
         common=PREPARE_KEYS,
     )
     parser.add_argument("--init", type=Path, metavar="FILE", help="write a recipe for this data into a new file")
     parser.add_argument("--output", type=Path, default=Path("data-report"), help="directory of the report")
+    parser.add_argument(
+        "--explain",
+        metavar="ROW",
+        help="show one row from its file to what the model sees, and stop: train-12 or 12; the first row is 0",
+    )
+    parser.add_argument(
+        "--model",
+        help="hub id or directory: show rows as this model sees them, without its weights; default of --explain: the "
+        "recipe's model",
+    )
     return parser
 
 

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -89,14 +89,23 @@ def damaged_files(directory: Path) -> list[str]:
     return sorted(name for name, digest in written.items() if there.get(name) != digest)
 
 
-def require_unchanged(directory: Path, sha256: dict[str, str]) -> None:
-    """Raises ValueError where a file below `directory` is missing or has another sha256; they go by relative path."""
+def require_unchanged(directory: Path, sha256: Mapping[str, str]) -> None:
+    """Raises ValueError unless `directory` holds exactly the files of `sha256`, which maps relative paths to checksums.
+
+    A link is refused, whatever it leads to.
+    """
+    if not sha256:
+        raise ValueError(f"{directory} was registered without checksums: register the model again")
     there = checksums(directory)
+    links = {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_symlink()}
+    added = sorted((there.keys() - sha256.keys()) | links)
     changed = sorted(name for name, digest in sha256.items() if there.get(name) != digest)
-    if changed:
+    found = [
+        f"{', '.join(names)} {what}" for names, what in ((changed, "missing or changed"), (added, "added")) if names
+    ]
+    if found:
         raise ValueError(
-            f"{directory} is not as it was registered: {', '.join(changed)} missing or changed; put it back, or "
-            "register the model again"
+            f"{directory} is not as it was registered: {'; '.join(found)}. Put it back, or register the model again"
         )
 
 

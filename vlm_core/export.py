@@ -23,12 +23,14 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from vlm_core.config import ModelConfig
+from vlm_core.data.medical.settings import save_settings, settings_of
 from vlm_core.files import published_directory
 from vlm_core.home import keep_private, require_writable
 from vlm_core.log import configure_logging
 from vlm_core.models.load import load_processor
 from vlm_core.models.model_reference import ModelFiles, find_model
 from vlm_core.models.weights import load_trained
+from vlm_core.plain_text import printable
 
 logger = logging.getLogger(__name__)
 
@@ -46,10 +48,11 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
     model: Any = load_trained(files.weights, files.base, exact)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)
-    dtype: Any = AutoConfig.from_pretrained(files.base).dtype or torch.float32
+    dtype: Any = AutoConfig.from_pretrained(files.base, trust_remote_code=False).dtype or torch.float32
     with published_directory(output) as aside:
         model.to(dtype).save_pretrained(aside)
         load_processor(files.base).save_pretrained(aside)
+        save_settings(settings_of(files.weights), aside)
     return dtype
 
 
@@ -62,7 +65,7 @@ def main(options: argparse.Namespace) -> None:
         files = find_model(options.checkpoint_path, base)
         dtype = merge(files, options.output_dir.absolute())
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     logger.info("%s has the merged model in %s: AutoModelForImageTextToText.from_pretrained loads it",
                 options.output_dir, str(dtype).removeprefix("torch."))  # fmt: skip
 

@@ -1,7 +1,13 @@
-"""Files that are complete or absent: written aside, then renamed into place."""
+"""Files that are complete or absent: written aside, flushed to the disk, then renamed into place.
 
+JSON files hold no NaN and no infinity, which are not JSON: they become null.
+"""
+
+import errno
 import hashlib
 import json
+import logging
+import math
 import os
 import shutil
 import socket
@@ -9,6 +15,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -20,7 +28,24 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Replaces `path` by `value` as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Returns `value` as JSON, with null for a number that is not finite.
+
+    >>> to_json({"loss": float("nan"), "steps": [1, float("inf")]})
+    '{"loss": null, "steps": [1, null]}'
+    """
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def file_sha256(path: Path) -> str:
@@ -30,8 +55,11 @@ def file_sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the JSON value stored in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Returns the JSON value stored in `path`; raises ValueError that names a file that is damaged."""
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged ({error}): delete it, or what it belongs to, and run again") from None
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
@@ -43,26 +71,38 @@ def append_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Appends `records`, a line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as stream:
-        stream.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        stream.writelines(to_json(record) + "\n" for record in records)
 
 
 def read_json_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
-    """Returns the records of a JSON-lines file behind byte `offset`, and the offset behind the last of them.
+    """Returns the records of a JSON-lines file after byte `offset`, and the offset after the last of them.
 
-    A last line that is still being written is left for the next call. A file that is not there has no records.
+    A last line that is still being written is left for the next call. A missing file has no records. A damaged line, as
+    a power cut leaves it, is left out with a warning.
     """
     if not path.exists():
         return [], offset
     with path.open("rb") as stream:
         stream.seek(offset)
         complete, newline, _ = stream.read().rpartition(b"\n")
-    records = [json.loads(line) for line in complete.splitlines()]
-    return records, offset + len(complete) + len(newline)
+    records = [_record(path, line) for line in complete.split(b"\n") if line]
+    return [record for record in records if record is not None], offset + len(complete) + len(newline)
+
+
+def _record(path: Path, line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        logger.warning("%s has a damaged line, which is left out: %r", path, line[:60])
+        return None
+    return record
 
 
 def _aside(final: Path) -> Path:
     """Returns where this process writes what will become `final`: hosts that share a directory may share a pid."""
-    host = socket.gethostname().replace(".", "-")  # what follows the last dot is the writer
+    host = socket.gethostname().replace(".", "-")  # the suffix after the last dot identifies the writer
     return final.with_name(f".{final.name}.{host}-{os.getpid()}")
 
 
@@ -72,7 +112,9 @@ def published_file(final: Path) -> Iterator[Path]:
     aside = _aside(final)
     try:
         yield aside
+        _flush(aside)
         aside.replace(final)
+        _flush(final.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -81,19 +123,22 @@ def published_file(final: Path) -> Iterator[Path]:
 def published_directory(final: Path) -> Iterator[Path]:
     """Yields an empty directory beside `final` that takes its place when the block ends without an error.
 
-    A `final` that already exists is replaced; after an error nothing is left behind.
+    A `final` that already exists is replaced. After an error nothing is left.
     """
     aside = _aside(final)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         yield aside
+        for path in (*aside.rglob("*"), aside):
+            _flush(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
     if final.exists():
         shutil.rmtree(final)
     aside.replace(final)
+    _flush(final.parent)
 
 
 def point(pointer: Path, target: Path) -> None:
@@ -102,6 +147,21 @@ def point(pointer: Path, target: Path) -> None:
     aside.unlink(missing_ok=True)
     aside.symlink_to(os.path.relpath(target, pointer.parent))
     aside.replace(pointer)
+    _flush(pointer.parent)
+
+
+def _flush(path: Path) -> None:
+    """Has the disk store a file, or a directory's entries, before a name claims that they are complete."""
+    if path.is_symlink() or not (path.is_file() or path.is_dir()):
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems flush no directory
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def stays_inside(directory: Path, path: Path) -> bool:

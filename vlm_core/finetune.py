@@ -150,7 +150,7 @@ def _outcome(inputs: RunInputs) -> Path | None:
 def _write_result(inputs: RunInputs, steps: int) -> dict[str, Any]:
     directory, checkpoint = inputs.directory, _outcome(inputs)
     records = read_json_lines(directory / METRICS)[0]
-    losses = [record["loss"] for record in records]
+    losses = [record["loss"] for record in records if record["loss"] is not None]  # null: it was not finite
     result = {
         "steps": steps,
         "first_loss": losses[0] if losses else None,

@@ -21,6 +21,7 @@ from huggingface_hub import (
     HfApi,
     ModelInfo,
     constants,
+    file_download,
     get_cached_repo_tree,
     hf_hub_url,
     snapshot_download,
@@ -45,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT_ID = re.compile(r"[0-9a-f]{40}")
+BLOB_NAME = re.compile(r"\w[\w.+=:-]{0,127}")
 WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between the attempts, where the hub does not ask for more
 LONGEST_WAIT = 300.0  # the hub counts requests in windows of five minutes
 UNREACHABLE = (
@@ -61,6 +63,18 @@ T = TypeVar("T")
 
 class HubUnreachableError(ValueError):
     """There is no way to the hub: no network, or HF_HUB_OFFLINE is set."""
+
+
+def _checked_etag(etag: str | None) -> str | None:
+    """Returns what huggingface_hub makes of an ETag, which names a file in its cache; refuses one that leads out."""
+    found = _normalize_etag(etag)
+    if found is not None and not BLOB_NAME.fullmatch(found):
+        raise ValueError(f"{constants.ENDPOINT} sent the ETag {found[:80]!r}, which is not one: check HF_ENDPOINT")
+    return found
+
+
+_normalize_etag = file_download._normalize_etag
+file_download._normalize_etag = _checked_etag  # huggingface_hub 2.4 joins it to the path of its cache unchecked
 
 
 def is_repository_id(name: str) -> bool:
@@ -94,7 +108,13 @@ def current_commit(repository: str, kind: RepositoryKind, revision: str | None) 
 
     def ask() -> str:
         with _explained(repository, kind, revision):
-            return _info(repository, kind, revision).sha or ""
+            commit = _info(repository, kind, revision).sha or ""
+        if not COMMIT_ID.fullmatch(commit):  # it becomes the name of a directory
+            raise ValueError(
+                f"{constants.ENDPOINT} names {commit[:80]!r} as the commit of {repository}, which is not one: check "
+                "HF_ENDPOINT"
+            )
+        return commit
 
     return _patiently(ask)
 

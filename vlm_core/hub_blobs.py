@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
 
 class HubBusyError(RuntimeError):
     """The hub cannot serve the request now (429, 5xx, a broken connection): trying again can help."""
@@ -25,8 +28,11 @@ class HubBusyError(RuntimeError):
 def fetch_blobs(storage: Path, files: Mapping[str, BlobLfsInfo], urls: Mapping[str, str], title: str) -> None:
     """Puts large files, by name, into the cache directory of their repository; what is there is not fetched again.
 
-    Raises HubBusyError for a file that came damaged.
+    Raises HubBusyError for a file that came damaged, ValueError for one whose sha256 is not one.
     """
+    for name, content in files.items():
+        if not SHA256.fullmatch(content.sha256):  # it becomes the name of a file
+            raise ValueError(f"the hub names {content.sha256[:80]!r} as the sha256 of {name}: check HF_ENDPOINT")
     there = sum(path.stat().st_size for content in files.values() for path in _blobs(storage, content) if path.exists())
     total = sum(content.size for content in files.values())
     with ProgressBar(total, title, "byte", done=there) as progress:

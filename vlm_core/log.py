@@ -6,6 +6,8 @@ import sys
 
 from tqdm import tqdm
 
+from vlm_core.plain_text import keep_logs_plain
+
 PROGRESS = logging.INFO + 1  # of lines that a bar on a terminal takes the place of
 logging.addLevelName(PROGRESS, "PROGRESS")
 _LINE = re.compile(r"\d\d:\d\d:\d\d (\w+) +(.*)")
@@ -13,6 +15,7 @@ _LINE = re.compile(r"\d\d:\d\d:\d\d (\w+) +(.*)")
 
 def configure_logging(*, quiet: bool = False) -> None:
     """Sends records of INFO and above (WARNING and above when `quiet`) to standard error."""
+    keep_logs_plain()
     handler = BesideBars(sys.stderr)
     handler.setLevel(logging.WARNING if quiet else logging.INFO)
     if sys.stderr.isatty():

@@ -3,6 +3,7 @@
     python -m vlm_core.prepare FOLDER                     # images and a table: csv, tsv, jsonl, json, parquet
     python -m vlm_core.prepare FOLDER --init my.yaml      # and writes a recipe that trains on it
     python -m vlm_core.prepare --config gemma3_4b_lora --dataset.split_by case
+    python -m vlm_core.prepare FOLDER --explain 12        # one row, from its file to what the model sees
 
 Later commands find the cache. The report says what is wrong with the data, and how many of the validation questions are
 about cases that training has seen.
@@ -17,16 +18,19 @@ else:
 
 import argparse
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlm_core.config import Config
+from vlm_core.data.explained_row import explain_row, explain_some
 from vlm_core.data.new_recipe import share_for_intervals
-from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.prepare import prepare_conversations, rejects_to_show
+from vlm_core.data.rejects import reject_lines
 from vlm_core.data.splits import fetch_splits, resolved_config
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text
@@ -34,6 +38,7 @@ from vlm_core.home import keep_private, require_writable
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
+from vlm_core.plain_text import printable
 from vlm_core.run_directory import REPORT
 
 logger = logging.getLogger(__name__)
@@ -43,13 +48,35 @@ def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
     keep_private()
     configure_logging()  # again: an imported library may have changed it
-    prepare(config, options.output, options.init, next_command(options.init, sys.argv[1:]))
+    if options.model is not None:
+        named = config.model.model_copy(update={"pretrained_model_name_or_path": options.model, "revision": None})
+        config = config.model_copy(update={"model": named})
+    if options.explain is not None:
+        explain(config, options.explain, options.output)
+        return
+    command = next_command(options.init, sys.argv[1:])
+    prepare(config, options.output, options.init, command, with_model=options.model is not None)
 
 
-def prepare(config: Config, output: Path, recipe: Path | None, then: str) -> None:
+def explain(config: Config, row: str, output: Path) -> None:
+    """Prints one row of the data of `config` from its file to what the model sees; pictures go to `output`."""
+    try:
+        require_writable(output)
+        found = explain_row(fetch_splits(config), row)
+        logger.info("loading the processor of %s", config.model.pretrained_model_name_or_path)
+        from vlm_core.explain import explanation, save_pictures, viewed  # with torch, which takes seconds
+
+        (found,) = viewed([found], config.model)
+        pictures = save_pictures(found, output)
+    except (ValueError, HubBusyError) as error:
+        raise SystemExit(f"error: {error}") from error
+    print(explanation(found, pictures, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
+
+
+def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, with_model: bool = False) -> None:
     """Builds the cache and the report of the data of `config`, writes a `recipe` for it, and prints what was found.
 
-    `then` is the command to give next.
+    `then` is the command to give next. The report explains a few rows; `with_model`, as the config's model sees them.
     """
     try:
         require_writable(output)
@@ -64,14 +91,19 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str) -> Non
                 update={"dataset": config.dataset.model_copy(update={"validation_share": share})}
             )
             conversations, reused = prepare_conversations(config, replace(splits, validation_share=share))
+        rows = explain_some(splits) if config.report.images else []
+        if rows and with_model:
+            from vlm_core.explain import viewed  # with torch, which takes seconds
+
+            rows = viewed(rows, config.model)
     except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {error}") from error
-    write_data_report(config, conversations, output / REPORT)
+        raise SystemExit(f"error: {printable(error)}") from error
+    write_data_report(config, conversations, output / REPORT, rows)
     found = read_json(conversations / STATISTICS)
     logger.info("%s %s", "reused" if reused else "built", conversations)
     if recipe is not None:
         write_recipe(recipe, config, found)
-    print("\n".join(summary(config, found)))
+    print(printable("\n".join(summary(config, found, rejects_to_show(conversations, config)))))
     print(f"report      open {(output / REPORT).resolve()} in a browser")
     print(f"next        {then}")
 
@@ -98,8 +130,8 @@ def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
     logger.info("wrote %s", path)
 
 
-def summary(config: Config, found: dict[str, Any]) -> list[str]:
-    """Returns lines about what was found in the data: its size, splits, columns and rejects."""
+def summary(config: Config, found: dict[str, Any], rejects: Mapping[str, Any]) -> list[str]:
+    """Returns lines about what was found in the data: its size, splits, columns, and each reason of its `rejects`."""
     from vlm_core.pages.data_report import named_columns
 
     splits, data = found["splits"], config.dataset
@@ -107,14 +139,15 @@ def summary(config: Config, found: dict[str, Any]) -> list[str]:
         split: f"{s['rows']:,} questions on {s['images']:,} images of {s['cases']:,} cases"
         for split, s in splits.items()
     }
-    rejected = "; ".join(f"{reason}: {r['rows']} rows" for reason, r in found["rejects"].items())
+    first, *others = reject_lines(rejects) or ["none"]
     return [
         f"data        {data.path_or_dataset}",
         *(f"{split:<11} {size}" for split, size in sizes.items()),
         f"images      {found['images']['count']:,} different ones",
         f"divided     {'as published' if data.split_by == 'published' else f'by {data.split_by}'}",
         "columns     " + ", ".join(f"{key}={value}" for key, value in named_columns(config).items()),
-        f"rejected    {rejected or 'none'}",
+        f"rejected    {first}",
+        *(f"            {line}" for line in others),
     ]
 
 
@@ -125,16 +158,16 @@ def next_command(recipe: Path | None, arguments: Sequence[str]) -> str:
     data = data_path_of(arguments)
     if data is not None:
         return shlex.join(["python", "-m", "vlm_core.prepare", *arguments, "--init", f"{name_of(data)}.yaml"])
-    return shlex.join(["python", "-m", "pipelines.finetune", *_without_output(arguments)])
+    return shlex.join(["python", "-m", "pipelines.finetune", *_without_own_options(arguments)])
 
 
-def _without_output(arguments: Sequence[str]) -> list[str]:
-    """Returns the arguments without `--output DIRECTORY`, which training does not take."""
-    after = [None, *arguments]
+def _without_own_options(arguments: Sequence[str]) -> list[str]:
+    """Returns the arguments without `--output DIRECTORY` and `--model MODEL`, which training does not take."""
+    own = ("--output", "--model")
     return [
         word
-        for word, before in zip(arguments, after, strict=False)
-        if not word.startswith("--output") and before != "--output"
+        for word, before in zip(arguments, [None, *arguments], strict=False)
+        if word.partition("=")[0] not in own and before not in own
     ]
 
 

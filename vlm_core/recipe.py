@@ -6,6 +6,7 @@ Precedence: defaults < recipe < overrides. An override is a dotted key, `{"optim
 
 import difflib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from vlm_core.config import Config
 from vlm_core.guide import translate
 
+MOST_ENTRIES = 10_000  # of a recipe
 RECIPES = Path(__file__).parent / "recipes"
 # Two keys for one setting: an override of one replaces the other as well.
 ALTERNATIVES = {"lr_warmup_steps": "lr_warmup_share", "lr_warmup_share": "lr_warmup_steps"}
@@ -31,7 +33,7 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
     Raises ValueError that names every wrong key or value, and for an unknown key the nearest right one.
     """
     path = _find(recipe)
-    tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    tree = _read(path)
     if not isinstance(tree, dict):
         raise ValueError(f"{path} must hold a mapping of config sections, not {type(tree).__name__}")
     changes: dict[str, Any] = {}
@@ -68,6 +70,29 @@ def _find(recipe: str | Path) -> Path:
     near = difflib.get_close_matches(str(recipe), recipe_names(), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     raise ValueError(f"no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}{hint}")
+
+
+def _read(path: Path) -> Any:
+    """Returns what a recipe's file holds; raises ValueError for one that is no YAML, or that unfolds without end."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        entries = sum(1 for _ in islice(_entries(tree), MOST_ENTRIES + 1))
+    except yaml.MarkedYAMLError as error:
+        where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+        raise ValueError(f"{path} is no YAML: {where}{error.problem or error.context}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML in UTF-8: {str(error).splitlines()[0]}") from None
+    if entries > MOST_ENTRIES:
+        raise ValueError(f"{path} has more than {MOST_ENTRIES:,} entries; its aliases (*name) may repeat each other")
+    return tree
+
+
+def _entries(tree: Any) -> Iterator[Any]:
+    """Yields every value of a tree; one that an alias repeats counts each time."""
+    yield tree
+    values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
+    for value in values:
+        yield from _entries(value)
 
 
 def _nest(dotted: str, value: Any) -> dict[str, Any]:

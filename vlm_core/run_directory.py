@@ -65,6 +65,16 @@ def run_root() -> Path:
     return medpix_home() / "runs"
 
 
+def require_registered(weights: Path) -> None:
+    """Raises ValueError unless `weights` is a directory of registered weights inside a run directory."""
+    run = weights.resolve().parents[1] if len(weights.resolve().parents) > 1 else weights
+    if weights.resolve().parent.name != REGISTERED or not (run / CONFIG).is_file():
+        raise ValueError(
+            f"{weights} is not a directory of registered weights, RUN/{REGISTERED}/...: the version was changed, or "
+            "its run directory was moved; register the model again"
+        )
+
+
 def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path | None:
     """Returns the checkpoint that a run resumes from; None for a fresh start.
 

@@ -1,10 +1,12 @@
 """Runs a command that ends with its parent: `python tasks/launchers/parent_guard.py PARENT-PID COMMAND ...`.
 
-A flow's process that is killed (by the kernel for want of memory, say) cannot end what it started. So the kernel is
-asked to send SIGTERM when a parent dies: this process passes it on, torchrun too, and a training saves a checkpoint.
+A flow's process that is killed (for example by the kernel when memory runs out) cannot end the processes that it
+started. This guard therefore asks the kernel for a SIGTERM when its parent dies. It passes the signal on, torchrun does
+too, and a training saves a checkpoint.
 
-It passes on one SIGTERM and no more. A worker that is stopped sends one to the flow's process, which sends one here,
-and kills that process before the checkpoint is saved; at a second one torchrun would drop its ranks.
+The guard passes on only the first SIGTERM. A worker that is stopped sends SIGTERM to the flow's process, which sends
+one here. The worker then kills the flow's process before the checkpoint is saved, which causes a second SIGTERM. At a
+second one, torchrun would kill its ranks.
 """
 
 import ctypes
@@ -17,9 +19,9 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def end_with_parent(parent: int | None = None) -> None:
-    """Has the kernel send SIGTERM to this process when its parent dies.
+    """Asks the kernel to send SIGTERM to this process when its parent dies.
 
-    Raises SystemExit if it is no longer the child of `parent`, which died before the kernel was asked.
+    Raises SystemExit if `parent` has died already, so that the kernel would never send the signal.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -28,23 +30,23 @@ def end_with_parent(parent: int | None = None) -> None:
 
 
 def run(command: list[str]) -> int:
-    """Returns the exit code of a command that is told once to end, however often this process is."""
-    told = False
+    """Runs `command` and returns its exit code; passes on the first SIGTERM, and ignores later ones."""
+    stopped = False
     child: subprocess.Popen[bytes] | None = None
 
-    def tell(number: int, frame: object) -> None:
-        nonlocal told
-        if not told and child is not None:
+    def stop(number: int, frame: object) -> None:
+        nonlocal stopped
+        if not stopped and child is not None:
             child.terminate()
-        told = True
+        stopped = True
 
-    signal.signal(signal.SIGTERM, tell)
+    signal.signal(signal.SIGTERM, stop)
     end_with_parent(int(sys.argv[1]))
     child = subprocess.Popen(command, preexec_fn=end_with_parent)
-    if told:  # while it was started
+    if stopped:  # SIGTERM came while the child was being started
         child.terminate()
     code = child.wait()
-    return code if code >= 0 else 128 - code  # as a shell says it
+    return code if code >= 0 else 128 - code  # a shell's exit code for a signal
 
 
 if __name__ == "__main__":

@@ -4,15 +4,21 @@ python -m tasks.registry list
 python -m tasks.registry promote medpix-gemma3 4 --reason "reviewed by hand"
 python -m tasks.registry rollback medpix-gemma3 --reason "misses small lesions"
 python -m tasks.registry history medpix-gemma3
+python -m tasks.registry verify medpix-gemma3 4
+python -m tasks.registry serve medpix-gemma3 4 --port 8080
 """
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from mlflow.exceptions import MlflowException
 
 from tasks.registry.champion_history import Change, plain
+from tasks.registry.trust import verify
 from tasks.registry.versions import (
     PROMOTION,
     changes,
@@ -20,8 +26,11 @@ from tasks.registry.versions import (
     listed_tags,
     promote,
     roll_back,
+    version_uri,
     versions,
 )
+from tasks.services.databases import require_databases
+from vlm_core.plain_text import printable
 
 
 def render(rows: list[dict[str, Any]]) -> str:
@@ -38,6 +47,33 @@ def render_history(history: list[Change]) -> str:
         for c in history
     ]
     return _table(("time", "user", "kind", "from", "to", *scores, "reason"), rows)
+
+
+def render_lock(lock: dict[str, Any]) -> str:
+    """Returns in words what was found to be as it was registered."""
+    made_with = ", ".join(f"{key.removeprefix('version.')} {value}" for key, value in sorted(lock["made_with"].items()))
+    files = len(lock["files"]) + len(lock["weights"]["sha256"] if lock["weights"] else ())
+    return printable(
+        f"version {lock['version']} of {lock['name']} is as it was registered: {files} files, its config, its "
+        f"evaluation, its scores\ndata {lock['dataset_fingerprint']}, run {lock['run_id']}\nmade with {made_with}"
+    )
+
+
+def serve(name: str, version: str, port: str) -> None:
+    """Becomes MLflow's server of a version, on loopback."""
+    words = (
+        "models",
+        "serve",
+        "--model-uri",
+        version_uri(name, version),
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+    )
+    programs = str(Path(sys.executable).parent)  # MLflow starts uvicorn by name
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
+    os.execve(sys.executable, [sys.executable, "-m", "mlflow", *words, "--port", port], environment)
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -62,6 +98,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--reason", default="")
     command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")
     command.add_argument("name")
+    command = commands.add_parser(
+        "verify", help="check that a version's files and evaluation are as they were registered"
+    )
+    command.add_argument("name")
+    command.add_argument("version")
+    command = commands.add_parser("serve", help="verify a version, then serve it over HTTP on loopback")
+    command.add_argument("name")
+    command.add_argument("version")
+    command.add_argument("--port", default="5001")
     return parser
 
 
@@ -69,16 +114,21 @@ def main() -> None:
     """Runs the command."""
     options = _parser().parse_args()
     try:
+        require_databases()
         if options.command == "promote":
             promote(options.name, options.version, options.reason)
         elif options.command == "rollback":
             roll_back(options.name, options.reason)
         if options.command == "list":
             print(render(versions(options.name)))
+        elif options.command in ("verify", "serve"):
+            print(render_lock(verify(options.name, options.version)), flush=True)
+            if options.command == "serve":
+                serve(options.name, options.version, options.port)
         else:
             print(render_history(changes(options.name)))
     except (ValueError, MlflowException) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
 if __name__ == "__main__":

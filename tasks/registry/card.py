@@ -6,13 +6,14 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCard
 
-from tasks.markdown import code, escaped
+from tasks.markdown import code, escaped, link
 from tasks.registry.versions import CHAMPION
 from tasks.run import Run
 from vlm_core.config import Config
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for
 from vlm_core.evaluation.result_names import MODEL, with_interval
 from vlm_core.hub import is_repository_id
+from vlm_core.plain_text import without_secrets
 
 
 def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
@@ -23,7 +24,7 @@ def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
         [
             f"{_link(base, 'models')} ({tuning(config)}), trained on "
             f"{_link(config.dataset.path_or_dataset, 'datasets')} "
-            f"(`{config.dataset.split}`{_at(config.dataset.revision)}) to answer questions about medical images. "
+            f"({code(config.dataset.split)}{_at(config.dataset.revision)}) to answer questions about medical images. "
             f"Run `{run.run_id}`, seed {config.rng.seed}.",
             "",
             "### Evaluation",
@@ -101,11 +102,11 @@ def tuning(config: Config) -> str:
 
 def _link(name: str, kind: str) -> str:
     page = f"https://huggingface.co/{'datasets/' if kind == 'datasets' else ''}{name}"
-    return f"[{name}]({page})" if is_repository_id(name) else code(name)
+    return link(name, page) if is_repository_id(name) else code(without_secrets(name))
 
 
 def _at(revision: str | None) -> str:
-    return f", revision `{revision}`" if revision else ""
+    return f", revision {code(revision)}" if revision else ""
 
 
 def _licence(base_model: Path) -> str:

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 import mlflow
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from tasks.audit import audit
 from tasks.trackers.provenance import responsible_user
 
 KEY = "champion.history.{number:06d}.{token}"
@@ -53,11 +54,12 @@ def new_change(kind: str, before: str | None, after: str | None, reason: str, sc
 
 
 def append(name: str, change: Change) -> None:
-    """Adds an entry to the history of `name`; its number orders it, its random token makes its key unique."""
+    """Adds an entry to the history of `name` and to the audit trail; its token makes its key unique."""
     client = mlflow.MlflowClient()
     numbers = [int(found[1]) for key in client.get_registered_model(name).tags if (found := KEY_PATTERN.fullmatch(key))]
     key = KEY.format(number=max(numbers, default=0) + 1, token=secrets.token_hex(4))
     client.set_registered_model_tag(name, key, change.model_dump_json(by_alias=True))
+    audit("champion", name=name, **change.model_dump(by_alias=True, exclude={"time", "user"}))
 
 
 def read_history(name: str) -> list[Change]:

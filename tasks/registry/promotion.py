@@ -1,5 +1,7 @@
 """The gate: a new version becomes the champion if it has learnt and beats the present one on the same questions."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -7,7 +9,7 @@ from prefect import get_run_logger, task
 
 from tasks.registry.versions import CHAMPION, find_champion, keep_champion, make_champion, only_promoter, version_uri
 from tasks.run import Run
-from vlm_core.config import RegistryConfig
+from vlm_core.config import BASE, RegistryConfig
 from vlm_core.evaluation.result_names import UNSEEN
 
 ENOUGH_CASES = 20  # that training has not seen: a few of them must not overrule all others
@@ -44,38 +46,67 @@ def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) 
 def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | None) -> Decision:
     """Returns the decision on the model of an evaluation's `result`; `champion` is the present one's URI.
 
-    The two must have answered the same questions: those of this very evaluation, all of them.
+    The two must have answered the same questions: those of this very evaluation, all of them. Without a champion, the
+    model must not be worse than the base model.
     """
     if not settings.promote:
         return Decision(False, "registry.promote is false")
-    if not result["complete"]:
+    if result.get("complete") is not True:
         return Decision(False, f"the evaluation was limited to {result['examples']} questions of the split")
     if not result["verdict"]["learnt"]:
         return Decision(False, f"{result['verdict']['text']}. {REMEDY}")
+    if not _is_finite(result["scores"]["model"][settings.metric]["value"]):
+        return Decision(False, f"{settings.metric} of the model has no finite value")
     if champion is None:
-        return Decision(True, "the first model of its name")
+        return _first_of_its_name(result, settings.metric)
     if result["identical"].get(CHAMPION) == champion:
         return Decision(False, "its weights are those of the champion")
     if result["compared"].get(CHAMPION) != champion:
         asked = result["compared"].get(CHAMPION, "none")
         return Decision(False, f"compared with the champion {asked}, and now {champion} is: evaluate it again")
-    basis, change = _basis(result, settings.metric)
-    if change["value"] is None:
-        return Decision(False, f"{settings.metric} has no value on {basis}")
-    bounds = "no interval" if change["low"] is None else "[{low:+.4f}, {high:+.4f}]".format(**change)
-    found = f"{settings.metric} against {champion}: {change['value']:+.4f} {bounds} on {basis}"
+    basis, change = _basis(result, settings.metric, CHAMPION)
+    if not _is_finite(change["value"]):
+        return Decision(False, f"{settings.metric} has no finite value on {basis}")
+    found = _found(settings.metric, champion, change, basis)
     if change["value"] <= 0 or change["value"] < settings.margin:
         return Decision(False, f"{found}; a margin of {settings.margin} is needed")
-    if settings.require_interval and (change["low"] is None or change["low"] <= 0):
+    if settings.require_interval and not (_is_finite(change["low"]) and change["low"] > 0):
         return Decision(False, f"{found}; the interval must exclude 0")
     return Decision(True, found)
 
 
-def _basis(result: dict[str, Any], metric: str) -> tuple[str, dict[str, Any]]:
-    """Returns which questions decide, in words, and the difference on them: of unseen cases where there are enough."""
+def _first_of_its_name(result: dict[str, Any], metric: str) -> Decision:
+    """Returns the decision on a model without a champion to beat: it must not be worse than the base model."""
+    if BASE in result["identical"].values():
+        return Decision(False, "its weights are those of the base model")
+    name = next((name for name, model in result["compared"].items() if model == BASE), None)
+    if name is None:
+        return Decision(False, "the first model of its name, and not compared with the base model: add base to "
+                               "evaluation.compare_with")  # fmt: skip
+    basis, change = _basis(result, metric, name)
+    if not _is_finite(change["value"]):
+        return Decision(False, f"{metric} has no finite value against the base model on {basis}")
+    found = f"the first model of its name; {_found(metric, 'the base model', change, basis)}"
+    return Decision(True, found) if change["value"] >= 0 else Decision(False, f"{found}: worse than the base model")
+
+
+def _basis(result: dict[str, Any], metric: str, other: str) -> tuple[str, dict[str, Any]]:
+    """Returns which questions decide, in words, and the difference to `other` on them.
+
+    Those about unseen cases decide if there are enough of them, else all.
+    """
     unseen = result["groups"]["case"].get(UNSEEN)
-    if unseen and unseen["cases"] >= ENOUGH_CASES and unseen["differences"][CHAMPION][metric]["value"] is not None:
-        return f"{unseen['examples']} questions about {unseen['cases']} unseen cases", unseen["differences"][CHAMPION][
-            metric
-        ]
-    return f"all {result['examples']} questions", result["differences"][CHAMPION][metric]
+    if unseen and unseen["cases"] >= ENOUGH_CASES:
+        change = unseen["differences"][other][metric]
+        if change["value"] is not None:
+            return f"{unseen['examples']} questions about {unseen['cases']} unseen cases", change
+    return f"all {result['examples']} questions", result["differences"][other][metric]
+
+
+def _found(metric: str, other: str, change: Mapping[str, Any], basis: str) -> str:
+    bounds = "[{low:+.4f}, {high:+.4f}]".format(**change) if _is_finite(change["low"]) else "no interval"
+    return f"{metric} against {other}: {change['value']:+.4f} {bounds} on {basis}"
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)

@@ -17,15 +17,17 @@ from prefect import task
 
 import vlm_core
 from tasks.registry.card import model_card, model_description
+from tasks.registry.trust import lock_version
 from tasks.registry.versions import look_up
 from tasks.run import Run
 from vlm_core.cache import cached_directory, checksums
 from vlm_core.config import Config
+from vlm_core.data.medical.settings import PACKAGES as MEDICAL_PACKAGES
 from vlm_core.evaluation.metrics import PRIMARY, Use, names
 from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
-from vlm_core.run_directory import CONSOLIDATED, REGISTERED
+from vlm_core.run_directory import CONFIG, CONSOLIDATED, EVALUATION, REGISTERED, RESULT
 
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
@@ -37,7 +39,8 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     name, alias = registered_name(run.config, base_model), run.config.registry.alias
     card = model_card(run, base_model, scores)  # before there is a version that lacks one
     client = mlflow.MlflowClient()
-    artifacts, reference = _weights(run, _servable(Path(checkpoint) / "model"))
+    weights = _servable(Path(checkpoint) / "model")
+    artifacts, reference = _weights(run, weights)
     with mlflow.start_run(run_id=run.mlflow_run_id, log_system_metrics=False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
         logged = mlflow.pyfunc.log_model(
@@ -51,7 +54,7 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
                 "batch_size": run.config.evaluation.batch_size,
             },
             signature=_signature(run.config.evaluation.max_new_tokens),
-            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            pip_requirements=_requirements(),
             registered_model_name=name,
         )
     # The end of the block marked the run as finished; it goes on until its flow ends.
@@ -63,9 +66,18 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     client.update_model_version(name, version, description=card)
     if not client.get_registered_model(name).description:  # people may have written their own
         client.update_registered_model(name, model_description(name, alias))
+    evaluation = run.directory / EVALUATION / RESULT
+    lock_version(name, version, run.mlflow_run_id, run.directory / CONFIG, evaluation, weights)
     # Last: whoever follows the alias finds a version that is complete.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)
+
+
+def _requirements() -> list[str]:
+    """Returns the packages that a server needs, in the versions that are installed here."""
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    wanted = [*REQUIREMENTS, *(name for name in MEDICAL_PACKAGES if name in installed)]
+    return [f"{package}=={importlib.metadata.version(package)}" for package in wanted]
 
 
 def _servable(weights: Path) -> Path:

@@ -3,6 +3,7 @@
 vlm_core finds this by its entry point (see `pyproject.toml`) and knows no MLflow.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,20 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
+from tasks.ownership import MLFLOW_RUN
+from tasks.registry.trust import require_trusted
 from vlm_core.cache import cached_directory, require_unchanged
+from vlm_core.files import read_json, stays_inside
 from vlm_core.home import medpix_home
+from vlm_core.plain_text import printable
+from vlm_core.run_directory import require_registered
 
 
 def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
     """Returns the directory of a registered checkpoint, and the `model` section of the base model to put it over.
 
-    A version is downloaded once. Raises ValueError for a version that is not there or was not registered here.
+    A version is downloaded once. Raises ValueError for a version that is not there, was not registered by this project,
+    or is no longer as it was registered.
     """
     try:
         version = _version(uri)
@@ -28,16 +35,41 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
             return {"source": source}
 
         # A version never changes; its model id keeps those of two tracking servers apart.
-        key = f"{version.name}-{version.version}-{version.model_id or version.run_id}"
+        key = re.sub(r"[^\w.-]", "_", f"{version.name}-{version.version}-{version.model_id or version.run_id}")
         directory, _ = cached_directory(medpix_home() / "cache" / "registered", key, fetch)
+        require_trusted(version.name, str(version.version), directory)
         flavor = Model.load(str(directory)).flavors["python_function"]
-        weights = flavor["config"].get("weights")
-        checkpoint = Path(weights["path"]) if weights else directory / flavor["artifacts"]["checkpoint"]["path"]
-    except (MlflowException, KeyError) as error:
-        raise ValueError(f"no model {uri!r} at {mlflow.get_tracking_uri()}: {error}") from None
-    if weights:
-        require_unchanged(checkpoint, weights["sha256"])
-    return checkpoint, flavor["config"]["model"]
+        settings, artifacts = flavor["config"], flavor.get("artifacts", {})
+        checkpoint = (
+            _referenced_weights(settings["weights"], version.run_id)
+            if "weights" in settings
+            else _downloaded_weights(directory, artifacts["checkpoint"]["path"])
+        )
+    except (MlflowException, KeyError, TypeError) as error:
+        raise ValueError(printable(f"no model {uri!r} at {mlflow.get_tracking_uri()}: {error}")) from None
+    return checkpoint, settings["model"]
+
+
+def _referenced_weights(weights: dict[str, Any], run_id: str | None) -> Path:
+    """Returns the directory of weights that a version names by its path.
+
+    Raises ValueError unless it belongs to the version's own run and holds exactly the registered files.
+    """
+    directory = Path(weights["path"]).resolve()
+    require_registered(directory)
+    mark = directory.parents[1] / MLFLOW_RUN
+    if not mark.is_file() or read_json(mark)["run_id"] != run_id:
+        raise ValueError(f"{directory} does not belong to the version's MLflow run {run_id}: register the model again")
+    require_unchanged(directory, weights["sha256"])
+    return directory
+
+
+def _downloaded_weights(directory: Path, path: str) -> Path:
+    """Returns the weights among the files of a version; raises ValueError for a path that leads out of them."""
+    found = directory / path
+    if not found.is_dir() or not stays_inside(directory, found):
+        raise ValueError(f"the version's MLmodel names {path!r} as its weights: not a directory of the version")
+    return found
 
 
 def _version(uri: str) -> Any:

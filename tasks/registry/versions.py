@@ -26,6 +26,7 @@ from vlm_core.config.evaluation import CHAMPION
 from vlm_core.evaluation.metrics import Use, names
 from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.home import medpix_home
+from vlm_core.plain_text import without_secrets
 
 PREVIOUS = "previous_champion"  # tag of a version, of registries older than the history: the champion before it
 PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
@@ -95,7 +96,7 @@ def keep_champion(name: str, version: str, reason: str) -> None:
 def promote(name: str, version: str, reason: str) -> None:
     """Makes a version the champion by hand; raises ValueError for a version that is not there."""
     if not _exists(name, version):
-        raise ValueError(f"no version {version} of {name!r} at {mlflow.get_tracking_uri()}")
+        raise ValueError(f"no version {version} of {name!r} at {without_secrets(mlflow.get_tracking_uri())}")
     with only_promoter(name):
         make_champion(name, version, reason, BY_HAND)
 

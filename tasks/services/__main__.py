@@ -12,6 +12,7 @@ import os
 from prefect.settings import PREFECT_API_URL
 
 from tasks.services.up import Services
+from vlm_core.plain_text import printable
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     try:
         print(commands[command]() or "stopped")
     except RuntimeError as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
 
 
 if __name__ == "__main__":

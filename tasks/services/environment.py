@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks.services.password import home_password
 from vlm_core.home import keep_private, medpix_home
+from vlm_core.plain_text import keep_logs_plain
 
 AUTH_STRINGS = ("PREFECT_SERVER_API_AUTH_STRING", "PREFECT_API_AUTH_STRING")  # the server's and its clients'
 API_URL = "PREFECT_API_URL"
@@ -31,6 +32,7 @@ def set_service_defaults() -> None:
     would then look for another home than it does itself.
     """
     keep_private()
+    keep_logs_plain()
     home = medpix_home()
     defaults = {
         "MLFLOW_TRACKING_URI": default_tracking_uri(),

@@ -26,6 +26,7 @@ from tasks.services.password import home_password, password_file
 from tasks.services.prefect_server import ORIGINS, SERVER_ENVIRONMENT, own_origins
 from vlm_core.files import read_json, write_json
 from vlm_core.home import medpix_home
+from vlm_core.plain_text import without_secrets
 
 SECONDS_TO_START = 300  # a machine may be doing other things
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
@@ -71,9 +72,10 @@ class Services:
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.is_up:
             self._start()
-        with _step(f"waiting for Prefect at {self.environment['PREFECT_API_URL']}"):
+        shown = {name: without_secrets(self.environment[name]) for name in ADDRESSES}
+        with _step(f"waiting for Prefect at {shown['PREFECT_API_URL']}"):
             self._wait("prefect", f"{self.environment['PREFECT_API_URL']}/health")
-        with _step(f"waiting for MLflow at {self.environment['MLFLOW_TRACKING_URI']}"):
+        with _step(f"waiting for MLflow at {shown['MLFLOW_TRACKING_URI']}"):
             self._wait("mlflow", f"{self.environment['MLFLOW_TRACKING_URI']}/health")
         self._require_password()
         with _step("registering the work pool and the deployments"):
@@ -118,11 +120,11 @@ class Services:
 
     def instructions(self) -> str:
         """Returns the addresses, and what lets a shell and a browser use them."""
-        addresses = self._addresses()
+        addresses = {name: without_secrets(value) for name, value in self._addresses().items()}
         return "\n".join(
             [
-                f"Prefect  {self.environment['PREFECT_API_URL'].removesuffix('/api')}",
-                f"MLflow   {self.environment['MLFLOW_TRACKING_URI']}",
+                f"Prefect  {addresses['PREFECT_API_URL'].removesuffix('/api')}",
+                f"MLflow   {addresses['MLFLOW_TRACKING_URI']}",
                 f"logs     {self.directory}",
                 *self._log_in(addresses),
                 "",
@@ -207,7 +209,7 @@ class Services:
             except httpx.TransportError:
                 pass
             time.sleep(0.5)
-        raise RuntimeError(f"{name} does not answer at {url}; see {self.directory / name}.log")
+        raise RuntimeError(f"{name} does not answer at {without_secrets(url)}; see {self.directory / name}.log")
 
 
 @contextmanager

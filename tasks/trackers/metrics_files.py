@@ -40,5 +40,6 @@ class RecordReader:
 
 
 def metrics_of(record: Mapping[str, Any], prefix: str) -> dict[str, float]:
-    """Returns the metrics of a record by their names in a tracker, such as `train/loss`."""
-    return {f"{prefix}/{key}": float(value) for key, value in record.items() if key not in NOT_METRICS}
+    """Returns the metrics of a record by their names in a tracker, such as `train/loss`; null was not finite."""
+    values = {key: value for key, value in record.items() if key not in NOT_METRICS and value is not None}
+    return {f"{prefix}/{key}": float(value) for key, value in values.items()}

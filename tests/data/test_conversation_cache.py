@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ def test_rejects_are_counted_by_reason_with_examples(directory: Path) -> None:
     replace(directory, "image_id", {6: {"bytes": None, "path": "gone.png"}, 7: broken, 8: broken})
     cache, _ = build_conversations(splits(directory))
     manifest = read_manifest(cache)
+    for reject in manifest["rejects"].values():
+        rows = [name.removeprefix("train-") for name in reject["examples"]]
+        assert [re.sub(r".*, row (\d+) \(the first is 0\)", r"\1", place) for place in reject.pop("places")] == rows
     assert manifest["rejects"] == {
         "empty answer": {"rows": 2, "examples": ["train-3", "train-4"]},
         "empty question": {"rows": 1, "examples": ["train-5"]},

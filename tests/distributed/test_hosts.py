@@ -1,4 +1,4 @@
-"""torchrun on two hosts, without a scheduler: a short cut of the link passes, a long one ends in a restart."""
+"""torchrun on two hosts without a scheduler: a short break of the link is harmless, a long one causes a restart."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ pytestmark = [
 ]
 
 STEPS = 50
-# The loop of docs/clusters.md: an agent whose link was cut ends, and a new one joins the others.
+# The loop of docs/clusters.md: an agent without a link ends, and a new one joins the others.
 AGAIN = 'for attempt in 1 2 3 4 5 6 7 8 9; do "$@" && exit 0; sleep 1; done; exit 1'
 
 
@@ -35,9 +35,9 @@ def hosts() -> Iterator[Hosts]:
 
 
 def agent(hosts: Hosts, host: int, root: Path, conversations: Path) -> subprocess.Popen[bytes]:
-    """Starts the command of docs/clusters.md on a host for two trainings, of which nothing happens to the first."""
+    """Starts the command of docs/clusters.md on a host for two trainings; the first one runs undisturbed."""
     words = ["--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d", "--rdzv-id=medpix", "--max-restarts=3"]
-    # A namespace has no name that could be looked up, so that each is told its address and who keeps the rendezvous.
+    # Namespaces have no names in DNS, so the test sets their addresses and the host of the rendezvous.
     words += [f"--rdzv-endpoint={ADDRESSES[0]}:29400", f"--local-addr={ADDRESSES[host]}"]
     words += [f"--rdzv-conf=is_host={int(host == 0)},last_call_timeout=1"]
     job = ["tests.distributed.trainings", str(conversations), *(str(root / name / CONFIG) for name in ("whole", "cut"))]
@@ -55,14 +55,14 @@ def log_of(root: Path, host: int) -> Path:
 
 @contextmanager
 def agents(hosts: Hosts, root: Path, conversations: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Yields the processes on both hosts; none is left at the end."""
+    """Yields the processes on both hosts, and kills them at the end."""
     started = [agent(hosts, host, root, conversations) for host in (0, 1)]
     try:
         yield started
     finally:
         for process in started:
             if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)  # the kernel ends the ranks with their torchrun
+                os.killpg(process.pid, signal.SIGKILL)  # the kernel ends the ranks when torchrun dies
                 process.wait()
 
 
@@ -70,7 +70,7 @@ def steps_of(directory: Path) -> int:
     return len(read_json_lines(directory / METRICS)[0])
 
 
-def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path, tmp_path: Path) -> None:
+def test_a_cut_link_does_not_change_the_curve(hosts: Hosts, conversations: Path, tmp_path: Path) -> None:
     length = {"step_scheduler.max_steps": STEPS, "step_scheduler.num_epochs": 9, "step_scheduler.ckpt_every_steps": 5}
     for name in ("whole", "cut"):
         configure(tmp_path / name, **length)
@@ -84,7 +84,7 @@ def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path,
         hosts.cut()
         time.sleep(2)
         hosts.reconnect()
-        wait_until(lambda: steps_of(run) >= 20, "training that goes on")
+        wait_until(lambda: steps_of(run) >= 20, "the resumed training")
         assert restarts() == 0
         hosts.cut()
         ended = "RendezvousConnectionError"
@@ -93,7 +93,7 @@ def test_a_cut_link_leaves_the_curve_as_it_is(hosts: Hosts, conversations: Path,
         assert 20 <= reached < STEPS
         hosts.reconnect()
         assert [process.wait(400) for process in processes] == [0, 0], log_of(tmp_path, 0).read_text()
-    assert restarts() >= 1  # on a busy machine an agent may give up waiting for the others, and come again
+    assert restarts() >= 1  # on a busy machine, an agent may give up waiting and start again
     whole, cut = (read_json_lines(tmp_path / name / METRICS)[0] for name in ("whole", "cut"))
     assert [(r["step"], r["loss"], r["grad_norm"]) for r in cut] == [
         (r["step"], r["loss"], r["grad_norm"]) for r in whole

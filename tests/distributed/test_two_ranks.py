@@ -1,4 +1,4 @@
-"""Two processes under torchrun are one process, step by step."""
+"""Two processes under torchrun compute the same as one process, step by step."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def command(processes: int, module: str, directory: Path, conversations: Path, *
 
 
 def configure(directory: Path, **overrides: Any) -> Config:
-    """Returns the config of a run in `directory`, and writes it there."""
+    """Writes the config of a run to `directory`, and returns it."""
     directory.mkdir()
     config = small_config(
         **{
@@ -64,7 +64,7 @@ def configure(directory: Path, **overrides: Any) -> Config:
 
 
 def run_on_two(conversations: Path, *directories: Path) -> str:
-    """Trains in each of the directories on two ranks, and returns what was logged."""
+    """Trains in each of the directories on two ranks, and returns the log."""
     configs = [str(directory / CONFIG) for directory in directories]
     job = torchrun("tests.distributed.trainings", str(conversations), *configs)
     done = subprocess.run(job, timeout=550, env=os.environ, stderr=subprocess.PIPE, text=True)
@@ -72,7 +72,7 @@ def run_on_two(conversations: Path, *directories: Path) -> str:
     return done.stderr
 
 
-LIVE = {"freeze_config.freeze_vision_tower": False}  # else the features are cached
+LIVE = {"freeze_config.freeze_vision_tower": False}  # otherwise the features are cached
 PLAIN = {"packing.enabled": False} | LIVE
 LORA = {"peft.dim": 4, "packing.max_tokens": 200}
 QWEN = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen2_5_vl", "optimizer.lr": 1e-4}
@@ -88,7 +88,7 @@ TUNINGS = {
     "3n-lora-cached": GEMMA3N | LORA,
     "qwen-packed": QWEN | LIVE,
     "qwen-lora-cached": QWEN | LORA | {"peft.exclude_modules": ["*visual*"]},
-    # Without a row; of its tower, the last layer is left out of the forward pass: DDP may not wait for its gradients.
+    # A generic model. Its forward pass skips the tower's last layer, so DDP must not wait for its gradients.
     "llava": LIVE,
 }
 LIMITS = {"ddp": 1e-6, "fsdp2": 1e-5}
@@ -101,11 +101,11 @@ def tuning_of(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def on_two(conversations: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where each tuning was trained on two ranks, by either strategy: all of them in one job, for its start is dear."""
+    """The directories of all tunings and strategies, trained on two ranks in one job, since a start takes long."""
     root = tmp_path_factory.mktemp("two")
     for name in TUNINGS:
         for strategy in LIMITS:
-            # They read ahead in a process of their own each, as on GPUs.
+            # Each rank reads ahead in another process, as on GPUs.
             overrides = {"dataloader.num_workers": 1, "compute.strategy": strategy}
             configure(root / f"{name}-{strategy}", **tuning_of(name), **overrides)
     run_on_two(conversations, *(directory for directory in sorted(root.iterdir())))
@@ -134,13 +134,13 @@ FULL = {"freeze_config.freeze_embeddings": False, "compute.gradient_checkpointin
 @pytest.mark.parametrize(
     "tuning", [FULL | {"checkpoint.model_save_format": "torch_save"}, LORA], ids=["full-dcp", "lora"]
 )
-def test_one_process_goes_on_from_what_a_divided_model_saved(
+def test_one_process_resumes_from_a_sharded_checkpoint(
     tuning: dict[str, Any], conversations: Path, tmp_path: Path
 ) -> None:
     saving = {"step_scheduler.ckpt_every_steps": 4, "checkpoint.is_async": True}
     configure(tmp_path / "1", **tuning, **SHARDED, **saving)
-    said = run_on_two(conversations, tmp_path / "1")
-    (share,) = re.findall(r"fsdp2: a process holds ([\d,]+) of ([\d,]+) parameters", said)
+    output = run_on_two(conversations, tmp_path / "1")
+    (share,) = re.findall(r"fsdp2: a process holds ([\d,]+) of ([\d,]+) parameters", output)
     held, total = (int(number.replace(",", "")) for number in share)
     assert held <= 0.51 * total
     middle = {"checkpoint.restore_from": str(tmp_path / "1" / "epoch_0_step_4")}
@@ -161,7 +161,7 @@ def test_two_ranks_share_the_images_to_encode(conversations: Path, tmp_path: Pat
         job = command(processes, "vlm_core.encode", tmp_path, conversations)
         subprocess.run(job, check=True, timeout=300, env=os.environ | {"MEDPIX_HOME": str(home)})
         (store,) = home.glob("cache/vision/*")
-        assert len(list(store.glob("*.arrow"))) == processes  # each rank writes its own
+        assert len(list(store.glob("*.arrow"))) == processes  # each rank writes one
         features.append(FeatureStore(store))
     hashes = sorted(features[0].places)
     assert len(hashes) == 40
@@ -170,7 +170,7 @@ def test_two_ranks_share_the_images_to_encode(conversations: Path, tmp_path: Pat
     assert max(float((one - two).abs().max()) for one, two in pairs) < 1e-5
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(conversations: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_the_same_command_resumes(conversations: Path, tmp_path: Path) -> None:
     configure(tmp_path / "whole", **{"step_scheduler.max_steps": 16, "step_scheduler.num_epochs": 3})
     run_on_two(conversations, tmp_path / "whole")
     (tmp_path / "stopped").mkdir()
@@ -198,7 +198,7 @@ def test_two_ranks_evaluate_as_one(conversations: Path, tmp_path: Path) -> None:
         output = tmp_path / "run" / f"{EVALUATION}-{processes}"
         arguments = ["--checkpoint-path", str(tmp_path / "run" / LATEST), "--output-dir", str(output)]
         job = command(processes, "vlm_core.evaluate", tmp_path / "run", conversations, *arguments)
-        home = fresh_home(tmp_path / f"home-{processes}")  # or the second would ask nothing
+        home = fresh_home(tmp_path / f"home-{processes}")  # otherwise the second one finds all answers in the cache
         subprocess.run(job, check=True, timeout=300, env=os.environ | {"MEDPIX_HOME": str(home)})
         assert sorted(path.name for path in output.iterdir()) == [EXAMPLES, PREDICTIONS, REPORT, RESULT]
         scores.append({k: v for k, v in read_json(output / RESULT).items() if k != "seconds"})

@@ -1,4 +1,4 @@
-"""Trainings one after the other in the processes that torchrun started: their imports take longer than they do.
+"""Runs several trainings one after the other in one torchrun job, since its imports take longer than a training.
 
 `torchrun -m tests.distributed.trainings CONVERSATIONS CONFIG ...`
 """

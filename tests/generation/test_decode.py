@@ -1,4 +1,4 @@
-"""Answers from a shared prefix are those of `model.generate`, one question at a time."""
+"""Answers from a shared prefix equal those of `model.generate` for one question at a time."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +24,12 @@ NEW_TOKENS = 12
 
 @pytest.fixture(scope="module")
 def answerer(family: Family, processor: Any) -> Answerer:
-    """A model whose random weights speak: it answers at length, and seldom the same."""
+    """A model with random weights that gives long and varied answers."""
     model = load_model(tiny_directory(family.model_type), small_config().model).eval()
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if parameter.ndim > 1:
-            # Layers that outweigh the tied embedding, or each token would be followed by itself.
+            # Otherwise the tied embedding dominates, and each token predicts itself.
             scale = 0.3 if "embed_tokens" in name else 2.0
             parameter.data.normal_(std=scale * parameter.shape[-1] ** -0.5)
     return Answerer(model, processor, family)
@@ -56,7 +56,7 @@ def together(answerer: Answerer, conversations: list[Any], stops: set[int]) -> l
 
 @pytest.fixture(scope="module")
 def asked(conversations: Path) -> list[list[dict[str, Any]]]:
-    """Questions about three images, 4, 3 and 1 of them, mixed."""
+    """Questions about three images (4, 3 and 1 questions), mixed."""
     dataset = ConversationDataset(conversations, "validation")
     return [without_answer(dataset[i]["conversation"]) for i in (0, 10, 1, 20, 11, 2, 3, 12)]
 
@@ -65,14 +65,14 @@ def test_a_shared_prefix_changes_no_answer(answerer: Answerer, asked: list[Any])
     expected = one_by_one(answerer, asked, stops={1})
     assert together(answerer, asked, stops={1}) == expected
     assert len(set(map(tuple, expected))) > 5
-    # The window is shorter than what is seen: a sliding layer that lost its keys, or kept too many, would show.
+    # The window is shorter than the prompt, so lost or extra keys in a sliding layer would change answers.
     window = answerer.model.config.get_text_config().sliding_window
     longest = collate_prompts([{"conversation": c} for c in asked], answerer.processor, answerer.family)
     assert window is None or longest["input_ids"].shape[1] + NEW_TOKENS > window
 
 
 def test_branches_end_one_by_one(answerer: Answerer, asked: list[Any]) -> None:
-    """With stop tokens that occur: some answers end early, and the others go on as before."""
+    """The stop tokens occur, so some answers end early while the others continue as before."""
     whole = one_by_one(answerer, asked, stops={1})
     stops = {whole[0][3], whole[1][6], whole[4][1]}
     expected = one_by_one(answerer, asked, stops)
@@ -80,10 +80,10 @@ def test_branches_end_one_by_one(answerer: Answerer, asked: list[Any]) -> None:
     assert together(answerer, asked, stops) == expected
 
 
-def test_a_batch_in_parts_has_the_same_answers(
+def test_a_batch_in_chunks_has_the_same_answers(
     answerer: Answerer, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows about one image, about two of other sizes, and about none: a part has the pixels of its own."""
+    """Prompts about one image, two of other sizes, and none: each chunk gets its own pixels."""
     text = {"type": "text", "text": "Which organ is shown?"}
     for sizes in ([(90, 56), (56, 150)], [], [(130, 40)]):
         images = [{"type": "image", "image": noise(size)} for size in sizes]
@@ -92,7 +92,7 @@ def test_a_batch_in_parts_has_the_same_answers(
     tower, seen = answerer.model.get_submodule(answerer.family.vision_tower), list[object]()
     handle = tower.register_forward_hook(lambda *_: seen.append(None))
     try:
-        for tokens, parts in ((1, 5), (2048, 1)):  # one row at once, or all
+        for tokens, parts in ((1, 5), (2048, 1)):  # one row at a time, or all at once
             monkeypatch.setattr("vlm_core.generation.chunks.TOKENS_AT_ONCE", tokens)
             seen.clear()
             assert together(answerer, asked, stops={1}) == expected
@@ -110,7 +110,7 @@ def test_an_answer_is_cut_at_its_end_or_marked(family: Family, processor: Any) -
     assert to_answer([end], tokenizer, family) == Answer("", 1, truncated=False)
 
 
-def test_cached_prompts_are_those_of_the_processor(
+def test_cached_prompts_equal_the_processors(
     answerer: Answerer, conversations: Path, family: Family, processor: Any
 ) -> None:
     tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")

@@ -1,4 +1,4 @@
-"""Models without a row answer as their own `generate` does, one prompt at a time."""
+"""Generic models answer as their own `generate` does for one prompt at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ NEW_TOKENS = 10
 
 @pytest.fixture(scope="module", params=WRITERS)
 def answerer(request: pytest.FixtureRequest) -> Answerer:
-    """A model whose random weights speak: it answers at length, and seldom the same."""
+    """A model with random weights that gives long and varied answers."""
     directory = directory_of(request.param)
     model = load_model(directory, small_config().model).eval()
     torch.manual_seed(3)
@@ -41,7 +41,7 @@ def answerer(request: pytest.FixtureRequest) -> Answerer:
 
 @pytest.fixture(scope="module")
 def asked(conversations: Path) -> list[list[dict[str, Any]]]:
-    """Questions about one image, about two of other sizes, and about none."""
+    """Questions about one image, about two of other sizes, and about no image."""
     dataset = ConversationDataset(conversations, "validation")
     images = [{"type": "image", "image": noise(size)} for size in ((90, 56), (56, 150))]
     text = {"type": "text", "text": "What is the difference between them?"}
@@ -49,7 +49,7 @@ def asked(conversations: Path) -> list[list[dict[str, Any]]]:
     return [without_answer(dataset[i]["conversation"]) for i in (0, 10, 1, 23)] + others
 
 
-def test_answers_are_those_of_generate(answerer: Answerer, asked: list[Any]) -> None:
+def test_answers_equal_those_of_generate(answerer: Answerer, asked: list[Any]) -> None:
     processor, tokenizer = answerer.processor, answerer.processor.tokenizer
     stops, expected = stop_tokens(tokenizer, answerer.family), []
     for conversation in asked:
@@ -66,7 +66,7 @@ def test_answers_are_those_of_generate(answerer: Answerer, asked: list[Any]) -> 
 
 
 def test_an_answer_ends_at_its_stop(answerer: Answerer, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    """With stop tokens that occur: some answers end early, and the others go on as before."""
+    """The stop tokens occur, so some answers end early while the others continue as before."""
     monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, tokenizer, family: ids)
     whole: Any = answerer.answer(asked, GenerationSettings(NEW_TOKENS))
     stops = {whole[0][3], whole[1][6]} | stop_tokens(answerer.processor.tokenizer, answerer.family)
@@ -78,14 +78,14 @@ def test_an_answer_ends_at_its_stop(answerer: Answerer, asked: list[Any], monkey
     assert min(ends) < NEW_TOKENS
 
 
-def test_a_drawn_answer_depends_on_no_other(answerer: Answerer, asked: list[Any]) -> None:
+def test_a_sampled_answer_is_independent_of_the_others(answerer: Answerer, asked: list[Any]) -> None:
     settings = GenerationSettings(NEW_TOKENS, temperature=0.7, top_p=0.9, seed=1)
     together = answerer.answer(asked, settings)
     assert [answerer.answer([conversation], settings)[0] for conversation in asked] == together
     assert together != answerer.answer(asked, GenerationSettings(NEW_TOKENS))
 
 
-def test_likelihoods_are_those_of_the_loss(answerer: Answerer, conversations: Path) -> None:
+def test_likelihoods_equal_the_loss(answerer: Answerer, conversations: Path) -> None:
     processor, family = answerer.processor, answerer.family
     dataset = ConversationDataset(conversations, "validation")
     tokens = TokenDataset(build_tokens(conversations, processor, family), "validation")
@@ -112,4 +112,4 @@ def test_an_evaluation_asks_under_every_condition(
     result = read_json(tmp_path / "out" / RESULT)
     assert {"model", "shuffled", "blank", "question_only"} <= result["scores"].keys()
     perplexities = {result["scores"][kind]["perplexity"]["value"] for kind in ("model", "shuffled", "blank")}
-    assert len(perplexities) == 3  # it sees what it is shown
+    assert len(perplexities) == 3  # the model sees the images

@@ -1,4 +1,4 @@
-"""The likelihood of answers behind a shared prefix is that of the model's own logits, one example at a time."""
+"""The likelihood of answers after a shared prefix equals that from the model's logits for one example at a time."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def plain_logprob(model: Any, example: dict[str, Any], processor: Any, family: F
 
 
 @pytest.mark.parametrize(("at_once", "tokens_at_once"), [(16, 2048), (16, 1), (3, 2048)])
-def test_likelihoods_are_those_of_plain_logits(
+def test_likelihoods_equal_those_of_plain_logits(
     conversations: Path,
     processor: Any,
     family: Family,

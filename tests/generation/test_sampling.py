@@ -1,4 +1,4 @@
-"""Draws follow the model's probabilities, and those of a prompt depend on the seed and on that prompt alone."""
+"""Sampled tokens follow the model's probabilities, and depend only on the seed and the prompt."""
 
 from collections import Counter
 
@@ -15,19 +15,19 @@ def draw(settings: GenerationSettings, keys: list[str], count: int) -> list[list
     return [choose(LOGITS.expand(len(keys), -1), range(len(keys))) for _ in range(count)]
 
 
-def test_draws_follow_the_probabilities() -> None:
+def test_samples_follow_the_probabilities() -> None:
     tokens = [token for step in draw(GenerationSettings(1, temperature=2.0), ["a", "b"], 4000) for token in step]
     expected = (LOGITS / 2).softmax(-1)
     counts = Counter(tokens)
     assert [counts[i] / len(tokens) for i in range(4)] == pytest.approx(expected.tolist(), abs=0.02)
 
 
-def test_the_nucleus_leaves_out_the_unlikely() -> None:
+def test_the_nucleus_excludes_unlikely_tokens() -> None:
     tokens = {token for step in draw(GenerationSettings(1, 1.0, top_p=0.8), ["a"], 500) for token in step}
-    assert tokens == {0, 1}  # together 0.88, the first alone 0.64
+    assert tokens == {0, 1}  # together 0.88, the first one 0.64
 
 
-def test_a_prompt_draws_the_same_in_any_batch() -> None:
+def test_a_prompt_samples_the_same_in_any_batch() -> None:
     settings = GenerationSettings(1, 1.0, seed=3)
     alone = [step[0] for step in draw(settings, ["b"], 50)]
     assert [step[1] for step in draw(settings, ["a", "b", "c"], 50)] == alone
@@ -41,7 +41,7 @@ def test_temperature_zero_is_greedy_and_has_no_seed() -> None:
     assert GenerationSettings(5, 0.5, seed=1).effective != GenerationSettings(5, 0.5, seed=2).effective
 
 
-def test_what_was_asked_has_a_key() -> None:
+def test_different_questions_have_different_keys() -> None:
     assert prompt_key([1, 2], ["x"]) == prompt_key([1, 2], ["x"])
     assert (
         len({prompt_key([1, 2], ["x"]), prompt_key([1, 2], ["y"]), prompt_key([1, 2], []), prompt_key([1], ["x"])}) == 4

@@ -1,4 +1,4 @@
-"""A model is found by what people call it, and known again by what it computes."""
+"""Models are found by the names that people use, and identified by what they compute."""
 
 import shutil
 from pathlib import Path
@@ -27,14 +27,14 @@ def test_an_adapter_knows_its_base_model(adapter: Path) -> None:
     files = find_model(adapter)
     assert (files.weights, files.base) == (adapter / "model", tiny_directory("gemma3"))
     assert files.config.torch_dtype == "auto"
-    # A checkpoint of ours says more: the dtype that was computed in.
+    # Our checkpoints also record the dtype of the computation.
     write_text(adapter / "config.yaml", small_config(**{"model.torch_dtype": "bfloat16"}).to_yaml())
     assert find_model(adapter).config.torch_dtype == "bfloat16"
     other = ModelConfig(pretrained_model_name_or_path=str(tiny_directory("gemma3n")))
     assert find_model(adapter, other).base == tiny_directory("gemma3n")
 
 
-def test_weights_without_processor_take_that_of_the_base_model(tmp_path: Path) -> None:
+def test_weights_without_a_processor_use_the_base_models(tmp_path: Path) -> None:
     base = tiny_directory("gemma3")
     load_model(base, small_config().model).save_pretrained(tmp_path / "weights")
     files = find_model(tmp_path / "weights", small_config().model)
@@ -61,13 +61,13 @@ def test_a_distributed_checkpoint_is_loaded_over_its_base_model(tmp_path: Path, 
         load_trained(files.weights, other, small_config().model)
 
 
-def test_names_and_directories_are_one_model() -> None:
+def test_a_name_and_its_directory_are_the_same_model() -> None:
     base = tiny_directory("gemma3")
     names = [find_model("builtin:tiny-gemma3"), find_model(str(base)), find_model(base)]
     assert {files.fingerprint for files in names} == {names[0].fingerprint}
 
 
-def test_a_fingerprint_follows_what_is_computed(adapter: Path, tmp_path: Path) -> None:
+def test_a_fingerprint_changes_with_what_is_computed(adapter: Path, tmp_path: Path) -> None:
     first = find_model(adapter).fingerprint
     moved = Path(shutil.copytree(adapter, tmp_path / "moved"))
     assert find_model(moved).fingerprint == first
@@ -80,14 +80,14 @@ def test_a_fingerprint_follows_what_is_computed(adapter: Path, tmp_path: Path) -
     assert len({first, weights, find_model(tiny_directory("gemma3n")).fingerprint}) == 3
 
 
-def test_an_unknown_name_says_what_there_could_be() -> None:
+def test_an_unknown_name_lists_the_possibilities() -> None:
     with pytest.raises(ValueError, match="neither a directory, nor a hub id .* nor a URI such as models:/name@alias"):
         find_model("nothing")
     with pytest.raises(ValueError, match="neither a directory"):
         find_model("unknown-scheme:/x")
 
 
-def test_weights_of_every_kind_tell_models_apart(tmp_path: Path) -> None:
+def test_fingerprints_cover_weights_of_every_format(tmp_path: Path) -> None:
     base = tiny_directory("gemma3")
     prints = set()
     for content in (b"one", b"two"):

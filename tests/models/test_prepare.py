@@ -64,10 +64,10 @@ def test_every_parameter_belongs_to_a_part(family: Family) -> None:
 
 
 @pytest.mark.parametrize("part", ["embeddings", "vision_tower", "audio_tower", "language_model"])
-def test_each_setting_freezes_its_part_and_nothing_else(family: Family, part: str) -> None:
+def test_each_setting_freezes_only_its_part(family: Family, part: str) -> None:
     if part not in family.parts:
         pytest.skip(f"{family.model_type} has no {part}")
-    # No data has audio, so that tower is always frozen.
+    # No dataset has audio, so the audio tower is always frozen.
     everything_trains = {name: name == "freeze_audio_tower" for name in FreezeConfig.model_fields}
     config = FreezeConfig(**everything_trains | {f"freeze_{part}": True})
     model = model_of(family)
@@ -99,14 +99,14 @@ def test_the_table_adds_up() -> None:
     assert sum(int(number.replace(",", "")) for number in total[1:]) == sum(p.numel() for p in model.parameters())
 
 
-def test_the_guides_patterns_adapt_the_language_model_alone(family: Family) -> None:
+def test_the_guides_patterns_adapt_only_the_language_model(family: Family) -> None:
     config = PeftConfig(exclude_modules=GUIDE_EXCLUDES)
     names = select_modules(model_of(family), config, family, FROZEN)
     assert names
     assert {part_of(name, family) for name in names} == {"language_model"}
 
 
-def test_wildcards_are_over_full_names(caplog: pytest.LogCaptureFixture) -> None:
+def test_wildcards_match_full_names(caplog: pytest.LogCaptureFixture) -> None:
     model = model_of(GEMMA3)
     names = select_modules(model, PeftConfig(target_modules=["*.q_proj"], exclude_modules=["*vision*"]), GEMMA3, set())
     assert names == [f"model.language_model.layers.{i}.self_attn.q_proj" for i in range(len(names))]
@@ -124,7 +124,7 @@ def test_an_adapter_loads_in_plain_peft_with_identical_logits(name: str, convers
     torch.manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            torch.nn.init.normal_(parameter, std=0.1)  # LoRA starts at zero: anything would load "identically"
+            torch.nn.init.normal_(parameter, std=0.1)  # LoRA starts at zero: any adapter would load "identically"
     save_weights(model, tmp_path / "adapter")
     example = ConversationDataset(conversations, "train")[0]
     batch = collate([example], load_processor(base), family)

@@ -1,4 +1,4 @@
-"""The tiny checkpoints: real classes, the published turn structure, gradients, reproducible files."""
+"""Tiny checkpoints have real classes, the published turn structure, gradients and reproducible files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -52,7 +52,7 @@ def model(directory: Path) -> Any:
 
 
 def _batch(processor: Any, answer: str | None) -> Any:
-    """Return one encoded conversation about a grey image, up to the answer's turn if there is no answer."""
+    """Returns one encoded conversation about a grey image; without an answer, it ends with the generation prompt."""
     content = [{"type": "image"}, {"type": "text", "text": TEXTS[0]}]
     conversation = [{"role": "user", "content": content}]
     if answer is not None:
@@ -103,7 +103,7 @@ def test_tokenizer_round_trips_and_keeps_turns_apart(processor: Any) -> None:
     assert tokenizer.tokenize("Is there a lesion") == ["Is", "▁there", "▁a", "▁lesion"]
 
 
-def test_image_becomes_soft_tokens_between_its_marks(family: str, processor: Any) -> None:
+def test_an_image_becomes_soft_tokens_between_markers(family: str, processor: Any) -> None:
     batch = _batch(processor, "Yes")
     tokenizer = processor.tokenizer
     is_image = batch["input_ids"][0] == tokenizer.image_token_id

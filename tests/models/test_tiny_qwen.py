@@ -1,4 +1,4 @@
-"""The tiny Qwen2.5-VL: real classes, the published turns, images of any shape, gradients, reproducible files."""
+"""The tiny Qwen2.5-VL has real classes, published turns, images of any shape, gradients and reproducible files."""
 
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,7 @@ def _conversation(question: str, answer: str | None) -> list[dict[str, Any]]:
 
 
 def _batch(processor: Any, images: list[Image.Image], answer: str | None, side: str = "right") -> Any:
-    """Return one encoded question of its own about each of `images`, up to the answer if there is none."""
+    """Returns one encoded question per image; without an answer, it ends with the generation prompt."""
     texts = [
         processor.apply_chat_template(_conversation(question, answer), add_generation_prompt=answer is None)
         for question in TEXTS[: len(images)]
@@ -100,7 +100,7 @@ def test_template_renders_the_published_turns(processor: Any) -> None:
 
 
 @pytest.mark.parametrize("counted", [False, True])
-def test_template_numbers_images_and_videos_where_asked(processor: Any, counted: bool) -> None:
+def test_template_numbers_images_and_videos_on_request(processor: Any, counted: bool) -> None:
     content = [{"type": "image"}, {"type": "video"}, {"image": "a.png"}, {"image_url": "b.png"}, {"text": "Which?"}]
     video = IMAGE.replace("image", "video")
     marks = ["Picture 1: ", "Video 1: ", "Picture 2: ", "Picture 3: "] if counted else [""] * 4
@@ -126,7 +126,7 @@ def test_tokenizer_has_the_published_tokens(processor: Any) -> None:
     assert [token.special for token in added] == [True] * 14 + [False] * 8
     assert min(tokenizer.added_tokens_decoder) == tokenizer.vocab_size
     assert (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token) == (None, "<|im_end|>", "<|endoftext|>")
-    assert not hasattr(tokenizer, "image_token_id")  # the processor alone has it
+    assert not hasattr(tokenizer, "image_token_id")  # only the processor has it
     assert processor.image_token_id == tokenizer.convert_tokens_to_ids("<|image_pad|>")
 
 
@@ -162,7 +162,7 @@ def test_gradient_reaches_every_weight_and_the_image_counts(processor: Any, mode
 
 
 @pytest.mark.parametrize("order", [[0, 2, 1], [0, 1, 1]], ids=["swapped", "rows for columns"])
-def test_rows_and_columns_of_an_image_are_told_apart(processor: Any, model: Any, order: list[int]) -> None:
+def test_rows_and_columns_of_an_image_are_distinguished(processor: Any, model: Any, order: list[int]) -> None:
     batch = _batch(processor, [_image(112, 56)], "Yes")
     types = batch.pop("mm_token_type_ids")
     positions, _ = model.model.get_rope_index(**batch, mm_token_type_ids=types)
@@ -182,7 +182,7 @@ def test_generation_stops_at_the_end_of_the_turn(processor: Any, model: Any) -> 
     assert generated[0] == logits.argmax()
 
 
-def test_images_of_two_sizes_in_a_batch_are_those_of_their_own(processor: Any, model: Any) -> None:
+def test_images_of_two_sizes_in_a_batch_equal_single_ones(processor: Any, model: Any) -> None:
     images = [_image(112, 60, seed=1), _image(56, 56, seed=2)]
     together = _batch(processor, images, None, side="left")
     assert together["image_grid_thw"].tolist() == [[1, 4, 8], [1, 4, 4]]

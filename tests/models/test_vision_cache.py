@@ -1,4 +1,4 @@
-"""The vision cache: what is read is what the tower computed, or an error; nothing is computed twice."""
+"""The vision cache returns exactly the tower's features or an error, and computes none of them twice."""
 
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ def model(family: Family) -> Any:
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, conversations: Path) -> Path:
-    """A home of its own, so that every test begins without features."""
+    """A separate home, so that every test starts without features."""
     home = fresh_home(tmp_path / "home")
     monkeypatch.setenv("MEDPIX_HOME", str(home))
     return home
@@ -48,13 +48,13 @@ def test_features_are_read_as_computed_and_computed_once(
     grids = grids_of([sizes[i] for i in (3, 0, 39)], processor.image_processor, family)
     assert features([3, 0, 39]).equal(join_features(vision_features(model, pixels, grids, family), family))
     written = [(path, path.stat().st_mtime_ns) for path in shards(home)]
-    monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # whoever encodes now fails
+    monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # encoding now fails
     again = encode_images(model, processor, family, conversations, Ranks(), CPU)
     assert again([5]).equal(features([5]))
     assert [(path, path.stat().st_mtime_ns) for path in shards(home)] == written
 
 
-def test_a_killed_job_goes_on_where_it_was(
+def test_a_killed_job_resumes(
     model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_A_SHARD", 10)
@@ -63,10 +63,10 @@ def test_a_killed_job_goes_on_where_it_was(
     assert len(expected) == 4
     for lost in shards(home)[1:3]:
         lost.unlink()
-    rubbish = shards(home)[0].parent / ".0123.arrow.77"
-    rubbish.write_bytes(b"half a shard")
+    leftover = shards(home)[0].parent / ".0123.arrow.77"
+    leftover.write_bytes(b"half a shard")
     cut = shards(home)[0]
-    cut.write_bytes(cut.read_bytes()[:-200])  # the power went
+    cut.write_bytes(cut.read_bytes()[:-200])  # as after a power cut
     encoded: list[int] = []
 
     def counted(*arguments: Any) -> Any:
@@ -78,7 +78,7 @@ def test_a_killed_job_goes_on_where_it_was(
     encode_images(model, processor, family, conversations, Ranks(), CPU)
     assert sum(encoded) == 30
     assert len(FeatureStore(shards(home)[0].parent).places) == 40
-    assert not rubbish.exists()
+    assert not leftover.exists()
 
 
 def test_damaged_bytes_are_noticed_and_encoded_again(
@@ -96,7 +96,7 @@ def test_damaged_bytes_are_noticed_and_encoded_again(
     assert "is damaged" in caplog.text
 
 
-def test_a_full_disk_is_said_before_encoding(
+def test_a_full_disk_is_reported_before_encoding(
     model: Any, processor: Any, family: Family, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from collections import namedtuple
@@ -131,7 +131,7 @@ def test_training_and_evaluation_in_bfloat16_share_the_cache(
     peft: dict[str, int] | None, processor: Any, family: Family
 ) -> None:
     base = tiny_directory(family.model_type)
-    # Qwen's projector lies in the tower, and is in its cache only where it is frozen as well.
+    # Qwen's projector is part of the tower, and in the cache only if it is frozen as well.
     frozen = {"freeze_config.freeze_projector": family.patches_a_token > 0}
     config = small_config(**{"model.torch_dtype": "bfloat16", "peft": peft}, **frozen)
     trained = tower_fingerprint(prepare_model(config, base, family, None), processor, family)

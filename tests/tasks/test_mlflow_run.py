@@ -1,4 +1,4 @@
-"""Metrics reach MLflow once each, also over a resume, and a tracker that is down stops nothing."""
+"""Each metric reaches MLflow once, also after a resume, and a tracker that is down stops no training."""
 
 import logging
 from pathlib import Path
@@ -24,7 +24,7 @@ def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def report(directory: Path, first: int, last: int) -> None:
-    """Writes what a job writes that goes on behind step `first - 1`."""
+    """Writes the metrics of a job that resumes after step `first - 1`."""
     reporter = Reporter(directory, total_steps=9, first_step=first - 1, enabled=True)
     for step in range(first, last + 1):
         record = {"step": step, "loss": float(step), "lr": 0.1, "grad_norm": 1.0, "samples_per_second": 3.0}
@@ -36,7 +36,7 @@ def steps(run_id: str) -> list[int]:
     return [metric.step for metric in mlflow.MlflowClient().get_metric_history(run_id, "train/loss")]
 
 
-def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> None:
+def test_each_step_is_sent_once_despite_a_resume(run_id: str, tmp_path: Path) -> None:
     follower = MetricsFollower(run_id, tmp_path)
     follower.poll()
     report(tmp_path, 1, 5)
@@ -51,7 +51,7 @@ def test_each_step_is_sent_once_over_a_resume(run_id: str, tmp_path: Path) -> No
         "train/samples_per_second",
     ]
     (tmp_path / METRICS).write_text((tmp_path / METRICS).read_text().rpartition("\n")[0] + "\n")
-    report(tmp_path, 4, 9)  # goes on from a checkpoint at step 3: the file is shorter for a while
+    report(tmp_path, 4, 9)  # resumed from step 3, so the file is shorter for a while
     follower.poll()
     assert steps(run_id) == list(range(1, 10))
     follower.poll()
@@ -65,7 +65,7 @@ def test_trainable_and_frozen_parameters_are_parameters_and_a_table(run_id: str,
     client = mlflow.MlflowClient()
     log_parameters(run_id, tmp_path)  # a run that resumes logs them again
     assert client.get_run(run_id).data.params == {"parameters.trainable": "3", "parameters.frozen": "4"}
-    assert client.get_run(run_id).data.metrics == {}  # they would be two more bars before the curves
+    assert client.get_run(run_id).data.metrics == {}  # as metrics they would be two bars before the curves
     assert read_json(Path(client.download_artifacts(run_id, PARAMETERS, str(tmp_path.parent)))) == table
 
 
@@ -101,16 +101,16 @@ def test_a_tracker_that_is_down_gets_the_records_later(
     follower = MetricsFollower(run_id, tmp_path)
     report(tmp_path, 1, 2)
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
-        patch.setattr(follower, "run_id", "f" * 32)  # the store refuses a run that it does not know
+        patch.setattr(follower, "run_id", "f" * 32)  # the store rejects an unknown run
         follower.poll()
     assert "MLflow did not take 2 records" in caplog.text
     follower.poll()
     assert steps(run_id) == [1, 2]
 
 
-def test_a_run_that_goes_on_sends_no_step_twice(run_id: str, tmp_path: Path) -> None:
+def test_a_resumed_run_sends_no_step_twice(run_id: str, tmp_path: Path) -> None:
     report(tmp_path, 1, 5)
     MetricsFollower(run_id, tmp_path).poll()
-    report(tmp_path, 4, 7)  # killed, and started again behind the checkpoint of step 3
+    report(tmp_path, 4, 7)  # killed, and resumed from step 3
     MetricsFollower(run_id, tmp_path).poll()
     assert steps(run_id) == list(range(1, 8))

@@ -1,5 +1,6 @@
 """The promotion gate case by case, and its entries in a real registry."""
 
+import math
 import re
 import threading
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def result(unseen: dict[str, Any] | None, overall: dict[str, Any], cases: int = 
         groups["not seen in training"] = {
             "examples": 40,
             "cases": cases,
-            "differences": {"champion": {"token_f1": unseen}},
+            "differences": {name: {"token_f1": unseen} for name in ("champion", "base")},
         }
     return {
         "examples": 100,
@@ -40,7 +41,8 @@ def result(unseen: dict[str, Any] | None, overall: dict[str, Any], cases: int = 
         "verdict": {"learnt": True, "metric": "token_f1", "text": "has learnt"},
         "compared": {"base": "base", "champion": PRESENT},
         "identical": {},
-        "differences": {"champion": {"token_f1": overall}},
+        "scores": {"model": {"token_f1": change(0.4)}},
+        "differences": {name: {"token_f1": overall} for name in ("champion", "base")},
         "groups": {"case": groups},
     } | others
 
@@ -48,6 +50,7 @@ def result(unseen: dict[str, Any] | None, overall: dict[str, Any], cases: int = 
 BETTER, WORSE, TIE, UNKNOWN = change(0.02, 0.01), change(-0.02), change(0.0), change(None)
 UNLEARNT = {"learnt": False, "text": "has not learnt: its token F1 0.004 is not above 0.310, the commonest answer's"}
 UNTOLD = {"learnt": None, "text": "may have learnt: nothing shows whether it looks"}
+NAN_SCORES = {"model": {"token_f1": change(math.nan)}}
 NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
 
 
@@ -73,7 +76,7 @@ NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
         (result(None, NO_INTERVAL), {}, PRESENT, True, "no interval on all"),
         (result(None, NO_INTERVAL), {"require_interval": True}, PRESENT, False, "must exclude 0"),
         (result(UNKNOWN, BETTER), {}, PRESENT, True, "on all 100 questions"),
-        (result(UNKNOWN, UNKNOWN), {}, PRESENT, False, "token_f1 has no value on all 100 questions"),
+        (result(UNKNOWN, UNKNOWN), {}, PRESENT, False, "token_f1 has no finite value on all 100 questions"),
         (result(TIE, BETTER), {}, PRESENT, False, "a margin of 0.0 is needed"),
         (result(BETTER, BETTER), {"margin": 0.03}, PRESENT, False, "a margin of 0.03 is needed"),
         (result(BETTER, BETTER), {"margin": 0.02}, PRESENT, True, "unseen"),
@@ -87,7 +90,31 @@ NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
         ),
         (result(BETTER, BETTER), {"promote": False}, PRESENT, False, "registry.promote is false"),
         (result(BETTER, BETTER, complete=False, limit=7), {}, PRESENT, False, "limited to 100 questions"),
-        (result(BETTER, BETTER, compared={"base": "base"}), {}, None, True, "the first model of its name"),
+        (
+            result(BETTER, BETTER),
+            {},
+            None,
+            True,
+            r"first model of its name; .* base model: \+0.0200 .* unseen",
+        ),
+        (result(TIE, WORSE), {}, None, True, "the first model of its name"),
+        (result(WORSE, BETTER), {}, None, False, "worse than the base model"),
+        (
+            result(None, WORSE, compared={"start": "base"}, differences={"start": {"token_f1": WORSE}}),
+            {},
+            None,
+            False,
+            r"-0.0200 .* on all 100 questions: worse",
+        ),
+        (result(None, change(math.nan)), {}, None, False, "no finite value against the base model"),
+        (result(BETTER, BETTER, compared={}), {}, None, False, "add base to evaluation.compare_with"),
+        (result(BETTER, BETTER, compared={}, identical={"base": "base"}), {}, None, False, "those of the base model"),
+        (result(BETTER, BETTER, scores=NAN_SCORES), {}, None, False, "token_f1 of the model has no finite value"),
+        (result(BETTER, BETTER, scores=NAN_SCORES), {}, PRESENT, False, "token_f1 of the model has no finite value"),
+        (result(None, change(math.inf)), {}, PRESENT, False, "token_f1 has no finite value on all 100"),
+        (result(None, change(math.nan)), {}, PRESENT, False, "token_f1 has no finite value on all 100"),
+        (result(None, change(0.02, math.nan)), {"require_interval": True}, PRESENT, False, "must exclude 0"),
+        (result(BETTER, BETTER, complete=None), {}, PRESENT, False, "limited to 100 questions"),
         (result(BETTER, BETTER, complete=False, limit=7), {}, None, False, "limited to 100 questions"),
         (result(BETTER, BETTER, verdict=UNLEARNT), {}, PRESENT, False, "not above 0.310.*promote the version by hand"),
         (result(BETTER, BETTER, compared={}, verdict=UNLEARNT), {}, None, False, "has not learnt: .*for more steps"),
@@ -138,7 +165,7 @@ def promote_after(version: str, found: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.slow
 def test_each_better_version_becomes_the_champion(name: str) -> None:
     assert find_champion(name) is None
-    assert promote_after("1", result(BETTER, BETTER, compared={}))["promoted"]
+    assert promote_after("1", result(BETTER, BETTER))["promoted"]
     assert not promote_after("2", result(WORSE, WORSE))["promoted"]
     assert find_champion(name) == "1"
     assert promote_after("3", result(BETTER, BETTER))["promoted"]

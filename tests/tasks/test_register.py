@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 
+from tasks.ownership import MLFLOW_RUN
 from tasks.registry import register as registration
+from tasks.registry.resolve import _downloaded_weights, _referenced_weights
 from tasks.run import Run
 from tests.conftest import small_config
-from vlm_core.cache import require_unchanged
+from vlm_core.cache import checksums, require_unchanged
+from vlm_core.files import write_json
+from vlm_core.run_directory import CONFIG
 
 
 @dataclass
@@ -62,7 +66,51 @@ def test_full_weights_are_copied_only_if_other_machines_load_them(
     assert registration._weights(run, weights) == (artifacts, reference)  # a second version with the same weights
     (weights / "model.safetensors").unlink()  # a resumed run removes its old checkpoints
     require_unchanged(kept, sha256)
+    for added in (".metadata", "model/config.json", "adapter_config.json"):
+        (kept / added).parent.mkdir(exist_ok=True)
+        (kept / added).write_text("{}")
+        with pytest.raises(ValueError, match=f"not as it was registered: {added} added. Put it back"):
+            require_unchanged(kept, sha256)
+        (kept / added).unlink()
+    (kept / "model").rmdir()
+    (kept / "model").symlink_to(weights)  # its files would not be listed
+    with pytest.raises(ValueError, match="not as it was registered: model added"):
+        require_unchanged(kept, sha256)
+    (kept / "model").unlink()
+    with pytest.raises(ValueError, match="registered without checksums"):
+        require_unchanged(kept, {})
     (kept / "model.safetensors").write_bytes(b"others")
     (kept / "config.json").unlink()
     with pytest.raises(ValueError, match="not as it was registered: config.json, model.safetensors missing or changed"):
         require_unchanged(kept, sha256)
+
+
+def test_weights_outside_the_runs_own_directory_are_refused(weights: Path) -> None:
+    run = weights.parents[1]
+    kept = run / "registered" / "0123"
+    kept.mkdir(parents=True)
+    (kept / "config.json").write_text("{}")
+    sha256 = checksums(kept)
+    (run / CONFIG).write_text("{}")
+    reference = {"path": str(kept), "sha256": sha256}
+    with pytest.raises(ValueError, match="does not belong to the version's MLflow run 7"):
+        _referenced_weights(reference, "7")
+    write_json(run / MLFLOW_RUN, {"run_id": "7"})
+    assert _referenced_weights(reference, "7") == kept
+    for other_run in ("8", None):
+        with pytest.raises(ValueError, match="does not belong to the version's MLflow run"):
+            _referenced_weights(reference, other_run)
+    (run / "registered" / "link").symlink_to(weights)
+    for path in ("/etc", "/", str(weights), str(kept / ".." / ".." / ".."), str(run / "registered" / "link")):
+        with pytest.raises(ValueError, match="is not a directory of registered weights"):
+            _referenced_weights({"path": path, "sha256": sha256}, "7")
+
+
+def test_the_weights_of_a_version_are_among_its_own_files(tmp_path: Path) -> None:
+    version = tmp_path / "version"
+    (version / "artifacts" / "model").mkdir(parents=True)
+    (version / "link").symlink_to("/etc")
+    assert _downloaded_weights(version, "artifacts/model") == version / "artifacts" / "model"
+    for path in ("/etc", "../..", "link", "artifacts/../../.."):
+        with pytest.raises(ValueError, match="not a directory of the version"):
+            _downloaded_weights(version, path)

@@ -88,7 +88,7 @@ def test_no_value_becomes_a_line_of_the_script(tmp_path: Path) -> None:
 
 
 def test_nodes_take_a_cluster_and_count_as_processes() -> None:
-    with pytest.raises(ValueError, match=r"compute\.nodes=2 takes a cluster: set compute\.launcher=slurm"):
+    with pytest.raises(ValueError, match=r"compute\.nodes=2 needs a cluster: set compute\.launcher=slurm"):
         small_config(**{"compute.nodes": 2})
     settings = {"packing.enabled": False, "compute.launcher": "slurm", "compute.nodes": 3, "compute.nproc_per_node": 2}
     with pytest.raises(ValueError, match=r"local_batch_size \* processes = 8 \* 6 = 48"):

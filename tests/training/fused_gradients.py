@@ -1,6 +1,6 @@
-"""`python -m tests.training.fused_gradients`: how far liger's loss is from the plain path's, a family a line.
+"""`python -m tests.training.fused_gradients`: compares liger's loss with the plain path's, one line per family.
 
-A process of its own: without a GPU, triton has to know before it is imported that it is to run kernels in Python.
+It runs in its own process: without a GPU, triton must be told before its import to run kernels in Python.
 """
 
 import json
@@ -22,14 +22,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Scalar(float):
-    """A number as a compiled kernel sees it: the interpreter hands a kernel a float, which has no dtype to change."""
+    """A number as a compiled kernel sees it: the interpreter passes a float, which has no dtype."""
 
     def to(self, dtype: Any) -> float:
         return float(self)
 
 
 def hyperbolic_tangent(x: Any) -> Any:
-    """Stands in for CUDA's function, which the interpreter has not."""
+    """Replaces CUDA's function, which the interpreter does not have."""
     return 1.0 - 2.0 / (language.exp(2.0 * x) + 1.0)
 
 
@@ -56,7 +56,7 @@ def difference(family: Family) -> dict[str, Any]:
     ours, found = loss_and_gradients(model, family, batch, fused=True)
     assert found.keys() == expected.keys()
     overall = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
-    # A tensor whose whole gradient is rounding noise (keys of a bias that softmax cancels) has no relative error.
+    # Skip tensors whose gradient is only rounding noise, such as a bias of the keys, which softmax cancels.
     relevant = [name for name in expected if expected[name].norm() > 1e-6 * overall]
     largest = max(((found[n] - expected[n]).norm() / expected[n].norm()).item() for n in relevant)
     return {"losses": [plain, ours], "parameters": len(found), "gradients": largest}

@@ -1,4 +1,4 @@
-"""A collate function of the user's takes the place of ours, with the guide's labels; nothing is shifted twice."""
+"""A user's collate function replaces ours, with the guide's labels; labels are not shifted twice."""
 
 import logging
 from pathlib import Path
@@ -20,14 +20,14 @@ from vlm_core.training.distributed import Ranks
 
 
 def shifted(examples: list[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
-    """The labels of the guide: those that are supervised, one position earlier."""
+    """The guide's labels: the supervised tokens, shifted one position earlier."""
     batch = collate(examples, processor, GEMMA3)
     labels = batch["labels"][:, 1:]
     return batch | {"labels": torch.cat([labels, -100 * torch.ones_like(labels[:, :1])], dim=1)}
 
 
 def masked(examples: list[dict[str, Any]], processor: Any) -> dict[str, torch.Tensor]:
-    """All tokens are labels, and a mask says which of them count, as the guide's default does it."""
+    """The guide's default: all tokens are labels, and a mask selects the supervised ones."""
     batch = collate(examples, processor, GEMMA3)
     right = shifted(examples, processor)["labels"]
     labels = batch["input_ids"][:, 1:]
@@ -46,7 +46,7 @@ def curve(directory: Path, conversations: Path, **overrides: Any) -> list[float]
 
 
 @pytest.mark.slow
-def test_the_curve_is_that_of_our_own(
+def test_the_curve_equals_that_of_our_collate_function(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("MEDPIX_TARGETS", __name__)

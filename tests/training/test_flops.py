@@ -1,4 +1,4 @@
-"""What a token costs, which share of a known GPU's peak a step is, and nothing on a device that is not known."""
+"""The FLOPs of a token, and the share of a GPU's peak that a step reaches; None on an unknown device."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from vlm_core.training.flops import flops_per_token, model_flops_utilisation, pe
 
 
 def matmul_flops(layer: torch.nn.Module, features: int, needs: bool) -> int:
-    """The reference: torch's own count of a forward and backward pass of one token."""
+    """The reference: torch's count for the forward and backward pass of one token."""
     from torch.utils.flop_counter import FlopCounterMode
 
     with FlopCounterMode(display=False) as counter:
@@ -33,7 +33,7 @@ def test_a_token_costs_what_torch_counts() -> None:
         full, 8, needs=True
     )
     full.requires_grad_(False)
-    # LoRA: all weights are frozen, and few are trained beside them.
+    # LoRA: all weights are frozen, and a few new ones are trained.
     assert flops_per_token({"language_model": Counts(0, 256)}) == matmul_flops(full, 8, needs=True)
 
 
@@ -56,13 +56,13 @@ def test_a_gpu_is_known_by_its_name(name: str, peak: float | None) -> None:
     assert peak_flops(name) == peak
 
 
-def test_the_share_is_of_all_devices() -> None:
+def test_the_share_refers_to_all_devices() -> None:
     assert model_flops_utilisation(4e12, 0.5, 16e12, 2) == {"model_flops_utilisation": 0.25}
     assert model_flops_utilisation(4e12, 0.5, None, 2) == {}
     assert peak_of(torch.device("cpu")) is None
 
 
-def test_a_run_on_an_unknown_device_says_nothing_and_on_a_known_one_the_share(
+def test_only_a_run_on_a_known_device_reports_the_share(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for directory, peak in ((tmp_path / "cpu", None), (tmp_path / "gpu", 1e6)):

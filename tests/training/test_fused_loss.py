@@ -1,4 +1,4 @@
-"""The loss by liger's kernel is that of the plain path, with its gradients; kernels run in triton's interpreter."""
+"""Liger's fused loss and its gradients equal those of the plain path; kernels run in triton's interpreter."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from vlm_core.models.load import load_model
 from vlm_core.training.loss import TokenLoss
 
 
-def test_loss_and_gradients_are_those_of_the_plain_path(conversations: Path) -> None:
+def test_loss_and_gradients_equal_the_plain_path(conversations: Path) -> None:
     environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
     call = [sys.executable, "-m", "tests.training.fused_gradients"]
     done = subprocess.run(call, env=environment, stdout=subprocess.PIPE, text=True, check=True)
@@ -29,9 +29,9 @@ def test_loss_and_gradients_are_those_of_the_plain_path(conversations: Path) -> 
         assert found["gradients"] < 1e-5
 
 
-def test_a_head_that_is_no_linear_layer_is_refused(tiny_gemma3: Path) -> None:
+def test_a_head_that_is_not_a_linear_layer_is_refused(tiny_gemma3: Path) -> None:
     model = load_model(tiny_gemma3, small_config().model)
-    model.lm_head = torch.nn.Sequential(model.lm_head)  # as a LoRA layer is around it
+    model.lm_head = torch.nn.Sequential(model.lm_head)  # as with a LoRA layer around it
     with pytest.raises(ValueError, match="no plain linear layer"):
         TokenLoss(model, GEMMA3, fused=True)
 

@@ -1,4 +1,4 @@
-"""Gemma 3n with the vision tower of the published checkpoints, 294 M parameters, around a tiny language model."""
+"""Gemma 3n with the published vision tower (294 M parameters) and a tiny language model."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A training that is killed at any moment, and given again until it ends, is the uninterrupted one bit for bit.
+"""A training that is killed at any moment and restarted until it ends equals the uninterrupted one bit for bit.
 
 Three kills here, 20 with `make stress`: at random moments, and one in three while a checkpoint is being saved.
 """
@@ -29,7 +29,7 @@ RUN = {
         "global_batch_size": 40, "num_epochs": 99, "max_steps": STEPS, "ckpt_every_steps": 2, "val_every_steps": None
     },
 }  # fmt: skip
-# Imports take longer than the training: they are made once, and each run is a fork, a process of its own.
+# Imports take longer than the training, so this program imports once and forks a process for each run.
 STARTER = """
 import json, os, sys
 import transformers.models.gemma3.modeling_gemma3, vlm_core.models.tiny
@@ -62,7 +62,7 @@ def half_saved(directory: Path) -> list[Path]:
 
 
 class Runs:
-    """One run after the other in a directory."""
+    """Runs a training several times in one directory."""
 
     def __init__(self, starter: "subprocess.Popen[str]", directory: Path, conversations: Path) -> None:
         self.starter, self.directory, self.conversations = starter, directory, conversations
@@ -75,23 +75,23 @@ class Runs:
         return self._read()
 
     def end(self) -> int:
-        """Waits for the run and returns its wait status: 0, or the signal that it died of."""
+        """Waits for the run and returns its wait status: 0, or the signal that killed it."""
         return self._read()
 
     def kill_after(self, step: int, seconds: float) -> None:
-        """Starts the run and kills it `seconds` after it has done `step`."""
+        """Starts the run and kills it `seconds` after `step`."""
         before, process = steps_done(self.directory), self.start()
-        while not step <= steps_done(self.directory) != before:  # records behind the checkpoint are forgotten first
+        while not step <= steps_done(self.directory) != before:  # the run first drops records after its checkpoint
             time.sleep(0.005)
         time.sleep(seconds)
         os.kill(process, signal.SIGKILL)
         assert self.end() == signal.SIGKILL
 
     def kill_while_it_saves(self) -> None:
-        """Starts the run and kills it with a checkpoint half saved."""
+        """Starts the run and kills it while a checkpoint is half saved."""
         left, process = set(half_saved(self.directory)), self.start()
         while True:
-            # What a run before left is there until this one sweeps it away.
+            # Leftovers of the previous run stay until this run deletes them.
             new = set(half_saved(self.directory)) - left
             if new:
                 os.kill(process, signal.SIGSTOP)
@@ -118,7 +118,7 @@ def starter() -> Iterator["subprocess.Popen[str]"]:
 
 
 def outcome(directory: Path) -> tuple[list[Any], dict[str, str]]:
-    """Returns (step, loss, gradient norm) of each step, and the checksums of all weights that were saved."""
+    """Returns (step, loss, gradient norm) of each step, and the checksums of all saved weights."""
     records = read_json_lines(directory / METRICS)[0]
     weights = {path.parts[-3]: file_sha256(path) for path in directory.glob("epoch_*/model/model.safetensors")}
     return [(record["step"], record["loss"], record["grad_norm"]) for record in records], weights
@@ -126,7 +126,7 @@ def outcome(directory: Path) -> tuple[list[Any], dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 60 * KILLS)
-def test_a_killed_run_ends_as_the_uninterrupted_one(
+def test_a_killed_run_equals_the_uninterrupted_one(
     conversations: Path, tmp_path: Path, starter: "subprocess.Popen[str]"
 ) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
@@ -135,14 +135,16 @@ def test_a_killed_run_ends_as_the_uninterrupted_one(
     expected = outcome(whole)
     assert (len(expected[0]), len(expected[1])) == (STEPS, STEPS // 2)
     records = read_json_lines(whole / METRICS)[0]
-    step_seconds = (records[-1]["elapsed_seconds"] - records[0]["elapsed_seconds"]) / (STEPS - 1)  # with its saving
+    step_seconds = (records[-1]["elapsed_seconds"] - records[0]["elapsed_seconds"]) / (
+        STEPS - 1
+    )  # including the saving
     chosen, runs = random.Random(5), Runs(starter, killed, conversations)
     for number in range(KILLS):
         if number % 3 == 1:
             runs.kill_while_it_saves()
-        else:  # behind the last checkpoint of the kill before, so that the run gets on
+        else:  # after the last checkpoint of the previous kill, so that the run makes progress
             runs.kill_after(chosen.randint(2 * number + 2, 2 * number + 4), chosen.uniform(0, step_seconds))
-        # Whatever lies half saved beside it, what the run goes on from is complete.
+        # The checkpoint to resume from is complete, whatever half-saved files are beside it.
         saved = (killed / LATEST).resolve()
         assert saved.name.endswith(f"_step_{read_json(saved / PROGRESS)['step']}")
         assert not (killed / RESULT).exists()

@@ -1,4 +1,4 @@
-"""Models without a row train as a plain loop of transformers trains them, and their checkpoints load without us."""
+"""Generic models train exactly as in a plain transformers loop, and their checkpoints load without this project."""
 
 import logging
 import shutil
@@ -31,8 +31,8 @@ from vlm_core.training.loss import TokenLoss, supervised_tokens
 from vlm_core.training.optim import build_scheduler
 
 STEPS = 3
-# What a template writes behind the end of an answer's turn.
-BEHIND = {"idefics3": "\n", "llava_onevision": "", "llava": ""}
+# The text that a template writes after the end of an answer's turn.
+AFTER_ANSWER = {"idefics3": "\n", "llava_onevision": "", "llava": ""}
 
 
 @pytest.fixture(params=WRITERS)
@@ -46,13 +46,13 @@ def config_of(name: str, directory: Path | None = None, **overrides: Any) -> Con
 
 
 def plain_batch(examples: list[dict[str, Any]], processor: Any, name: str) -> dict[str, torch.Tensor]:
-    """What anyone would write: the processor's own batch, and the answers' tokens as labels."""
+    """The usual code: the processor's batch, with the answers' tokens as labels."""
     texts, images, prompts = [], [], []
     for example in examples:
         question, answer = example["conversation"]
         text = processor.apply_chat_template([question, answer], tokenize=False)
         prompt = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
-        if name == "llava":  # whose template ends no answer
+        if name == "llava":  # its template does not end answers
             text = text.removesuffix(" ") + "</s>"
         texts.append(text)
         prompts.append(prompt if text.startswith(prompt) else text.rpartition(answer["content"][0]["text"])[0])
@@ -61,14 +61,14 @@ def plain_batch(examples: list[dict[str, Any]], processor: Any, name: str) -> di
     batch = dict(processor(text=texts, images=images, **padded))
     starts = processor(text=prompts, images=images, **padded)["attention_mask"].sum(1)
     batch["labels"] = torch.full_like(batch["input_ids"], -100)
-    behind = len(processor.tokenizer(BEHIND[name], add_special_tokens=False)["input_ids"])
+    after = len(processor.tokenizer(AFTER_ANSWER[name], add_special_tokens=False)["input_ids"])
     for i, (start, length) in enumerate(zip(starts, batch["attention_mask"].sum(1), strict=True)):
-        batch["labels"][i, start : length - behind] = batch["input_ids"][i, start : length - behind]
+        batch["labels"][i, start : length - after] = batch["input_ids"][i, start : length - after]
     return batch
 
 
 def plain_loop(config: Config, name: str, conversations: Path) -> list[tuple[float, float]]:
-    """The readable reference: (loss, norm of the gradient) of each step."""
+    """The readable reference; returns (loss, norm of the gradient) of each step."""
     base = directory_of(name)
     torch.manual_seed(config.rng.seed)
     model: Any = AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32)
@@ -99,8 +99,8 @@ def test_finetune_is_a_plain_loop_and_its_checkpoint_loads_without_us(
     config = config_of(name, tmp_path, **tuning)
     with caplog.at_level(logging.WARNING):
         finetune(config, Ranks(), conversations)
-    told = [record.message for record in caplog.records if "has no row" in record.message]
-    assert [text.partition(":")[0] for text in told] == ["packing and vision_cache have no effect"]
+    warnings = [record.message for record in caplog.records if "has no row" in record.message]
+    assert [text.partition(":")[0] for text in warnings] == ["packing and vision_cache have no effect"]
     records = read_json_lines(tmp_path / METRICS)[0]
     for record, (loss, norm) in zip(records, plain_loop(config, name, conversations), strict=True):
         assert record["loss"] == pytest.approx(loss, rel=2e-6)
@@ -119,7 +119,7 @@ def test_finetune_is_a_plain_loop_and_its_checkpoint_loads_without_us(
     assert not torch.allclose(expected, untrained, atol=1e-4)
 
 
-def test_every_gradient_is_that_of_transformers_own_loss(name: str, conversations: Path) -> None:
+def test_every_gradient_equals_that_of_transformers_loss(name: str, conversations: Path) -> None:
     base, dataset = directory_of(name), ConversationDataset(conversations, "train")
     processor, family = load_processor(base), family_of(base)
     examples = [dataset[i] for i in (0, 15, 33)]
@@ -138,8 +138,8 @@ def test_every_gradient_is_that_of_transformers_own_loss(name: str, conversation
             assert (mine.grad - other.grad).norm() <= 1e-5 * other.grad.norm() + 1e-7, parameter
 
 
-def test_examples_with_no_one_and_two_images_are_a_batch(name: str) -> None:
-    """The loss of a batch is the sum of those of its examples, whatever they show."""
+def test_examples_with_no_one_and_two_images_share_a_batch(name: str) -> None:
+    """The loss of a batch is the sum of its examples' losses, for any number of images."""
     base = directory_of(name)
     processor, family = load_processor(base), family_of(base)
     model = load_model(base, config_of(name).model).eval()
@@ -157,8 +157,8 @@ def test_examples_with_no_one_and_two_images_are_a_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("known", FAMILIES)
-def test_families_with_a_row_would_have_the_same_loss_without(known: str, conversations: Path) -> None:
-    """What a row says of them, and what they say of themselves: token types, grids, a head with soft-capped logits."""
+def test_listed_families_have_the_same_loss_as_generic_models(known: str, conversations: Path) -> None:
+    """A family's row and its derived row agree: token types, grids, a head with soft-capped logits."""
     base, dataset = tiny_directory(known), ConversationDataset(conversations, "train")
     processor, rows = load_processor(base), (FAMILIES[known], _own_row(base, known))
     assert rows[0].token_types_key == (rows[1].token_types_key or "token_type_ids")
@@ -177,7 +177,7 @@ def test_families_with_a_row_would_have_the_same_loss_without(known: str, conver
     assert gradients[1] == pytest.approx(gradients[0], rel=1e-4, abs=1e-6)
 
 
-def test_the_row_has_the_models_own_parts(name: str) -> None:
+def test_the_derived_row_has_the_models_modules(name: str) -> None:
     model, family = load_model(directory_of(name), config_of(name).model), family_of(directory_of(name))
     found = {part: {n for n, _ in model.named_parameters() if part_of(n, family) == part} for part in family.parts}
     assert set().union(*found.values()) == {n for n, _ in model.named_parameters()}
@@ -187,7 +187,7 @@ def test_the_row_has_the_models_own_parts(name: str) -> None:
     assert found["embeddings"] == {n for n, _ in model.named_parameters() if "embed_tokens" in n or "lm_head" in n}
 
 
-def test_nothing_is_encoded_ahead(
+def test_generic_models_have_no_vision_cache(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = config_of("llava")
@@ -198,7 +198,7 @@ def test_nothing_is_encoded_ahead(
     assert not (tmp_path / "cache" / "vision").exists()
 
 
-def test_a_model_that_cannot_be_asked_is_refused(tmp_path: Path) -> None:
+def test_an_unusable_model_is_refused(tmp_path: Path) -> None:
     for file in directory_of("idefics3").glob("*.json"):
         shutil.copy(file, tmp_path)
     with pytest.raises(ValueError, match=r"idefics3 model without a row .* has no chat template; give it"):

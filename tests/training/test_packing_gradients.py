@@ -1,4 +1,4 @@
-"""Packed rows give the loss and the gradients of plain rows; broken masks or positions do not."""
+"""Packed rows give the same loss and gradients as padded examples; wrong masks or positions do not."""
 
 import json
 import warnings
@@ -30,7 +30,7 @@ from vlm_core.models.lora import apply_lora
 from vlm_core.training.loss import TokenLoss
 from vlm_core.training.parallel import compile_layers
 
-# Gemma 3n's AltUp amplifies rounding: a batch against its rows one by one already differs by 9e-6.
+# Gemma 3n's AltUp amplifies rounding: a padded batch already differs from single examples by 9e-6.
 TOLERANCE = {"gemma3": 1e-5, "gemma3n": 5e-5, "qwen2_5_vl": 1e-5}
 
 
@@ -53,13 +53,13 @@ def model_of(family: Family, tuning: str) -> Any:
         assert lora is not None
         model = apply_lora(model, lora, family, frozen_parts(config.freeze_config, family))
         for name, parameter in model.named_parameters():
-            if "lora_B" in name:  # Zero at first, which would leave lora_A without a gradient.
+            if "lora_B" in name:  # It starts at zero, and lora_A would have no gradient.
                 parameter.data.normal_(std=0.1)
     return model.train()
 
 
 def groups_of(tokens: TokenDataset, sizes: list[int]) -> list[list[TokenizedExample]]:
-    """Returns the first examples of as many images as there are `sizes`, as many of each as its size says."""
+    """Returns one group per entry of `sizes`: that many examples about one image."""
     members: dict[int, list[int]] = {}
     for index, group in enumerate(tokens.groups.tolist()):
         members.setdefault(group, []).append(index)
@@ -84,7 +84,7 @@ def loss_and_gradients(model: Any, family: Family, batches: list[Batch]) -> tupl
 
 
 def plain(model: Any, family: Family, groups: list[list[TokenizedExample]], pixels: PixelInputs, processor: Any) -> Any:
-    """The reference: each example a row of its own, with the masks that transformers makes."""
+    """The reference: one padded row per example, with transformers' own masks."""
     examples = [example for group in groups for example in group]
     batches = [collate_tokens([example], processor, family) for example in examples]
     for batch, example in zip(batches, examples, strict=True):
@@ -96,17 +96,17 @@ def plain(model: Any, family: Family, groups: list[list[TokenizedExample]], pixe
 
 
 def largest_difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
-    """Returns the largest over all tensors of the norm of the difference over the norm."""
+    """Returns the largest relative difference over all tensors: norm of the difference / norm."""
     assert one.keys() == other.keys()
     overall = torch.stack([g.norm() for g in other.values()]).norm()
-    # A tensor whose whole gradient is rounding noise (keys of a bias that softmax cancels) has no relative error.
+    # Skip tensors whose gradient is only rounding noise, such as a bias of the keys, which softmax cancels.
     relevant = [name for name in other if other[name].norm() > 1e-6 * overall]
     return max(float((one[name] - other[name]).norm() / other[name].norm()) for name in relevant)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
-def test_packed_gradients_are_those_of_plain_rows(
+def test_packed_gradients_equal_those_of_padded_examples(
     family: Family, tuning: str, checkpointing: bool, tokens: TokenDataset, pixels: PixelInputs, processor: Any
 ) -> None:
     model = model_of(family, tuning)
@@ -126,7 +126,7 @@ def test_packed_gradients_are_those_of_plain_rows(
 def test_text_only_and_many_images_pack_too(
     family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
 ) -> None:
-    """A pack of a text alone, of two questions about a pair of images, and of a conversation of several turns."""
+    """One pack with a text-only example, two questions about two images, and a conversation of several turns."""
 
     def example(*texts: str, images: list[int]) -> TokenizedExample:
         content: list[Any] = [{"type": "image"}] * len(images)
@@ -158,7 +158,7 @@ def test_text_only_and_many_images_pack_too(
 
 
 @pytest.mark.slow
-def test_bfloat16_loses_no_more_than_in_plain_rows(
+def test_bfloat16_loses_no_more_than_in_padded_examples(
     family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
 ) -> None:
     model = model_of(family, "full")
@@ -187,11 +187,11 @@ def test_every_attention_kernel_gets_the_mask_that_it_reads(
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # torch warns of itself while it compiles
-def test_compiled_layers_compute_what_others_do(
+@pytest.mark.filterwarnings("ignore")  # torch warns about its own code while it compiles
+def test_compiled_layers_compute_the_same(
     family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As traced: the C++ of the default backend takes minutes on two cores."""
+    """Runs the traced graph, since compiling the default backend's C++ takes minutes on two cores."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="aot_eager"))
     counters.clear()
@@ -207,16 +207,16 @@ def test_compiled_layers_compute_what_others_do(
 
 
 @pytest.mark.slow
-def test_flex_attention_sees_what_sdpa_sees(
+def test_flex_attention_equals_sdpa(
     family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its blocks as they are, on the CPU: a kernel would be compiled, and has no backward pass there."""
+    """Runs flex attention without compilation: a compiled CPU kernel has no backward pass."""
     model = model_of(family, "full")
     if not model.model.language_model._supports_flex_attn:
         pytest.skip(f"{family.model_type} has no FlexAttention in transformers")
     monkeypatch.setattr(WrappedFlexAttention, "__call__", lambda _: flex_attention)
     batch = packed_batch([groups_of(tokens, [3, 2])], pixels, processor, family)
-    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # that it is not compiled
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):  # it warns that it is not compiled
         expected = TokenLoss(model, family)(batch)
         model.set_attn_implementation({"text_config": "flex_attention"})
         assert float(TokenLoss(model, family)(batch)) == pytest.approx(float(expected), rel=1e-6)
@@ -238,7 +238,7 @@ MUTATIONS = {
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS.values(), ids=MUTATIONS.keys())
-def test_a_wrong_pattern_would_be_noticed(
+def test_wrong_masks_and_positions_are_noticed(
     mutation: Any, family: Family, tokens: TokenDataset, pixels: PixelInputs, processor: Any
 ) -> None:
     model = model_of(family, "full")
@@ -271,7 +271,7 @@ def test_cached_features_give_the_gradients_of_live_ones(
     loss, gradients = loss_and_gradients(model, family, [cached])
     assert loss == expected_loss
     assert all(gradients[name].equal(expected[name]) for name in expected)
-    if tuning == "frozen-tower" and family.vision_tower not in ("model.visual",):  # of Qwen it holds the projector too
+    if tuning == "frozen-tower" and family.vision_tower not in ("model.visual",):  # Qwen's tower includes the projector
         assert any("projector" in name or "embed_vision" in name for name in gradients)
     with tower.attached():
         assert {name for name, _ in model.named_parameters()} == names
@@ -279,7 +279,7 @@ def test_cached_features_give_the_gradients_of_live_ones(
 
 @pytest.fixture(scope="module")
 def odd_sizes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations about four images of different sizes, three questions each, and two about a pair of them."""
+    """Conversations about four images of different sizes with three questions each, and two about a pair of images."""
     directory = tmp_path_factory.mktemp("odd-sizes")
     rows = []
     generator = np.random.default_rng(0)

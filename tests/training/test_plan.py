@@ -1,4 +1,4 @@
-"""What is told of a run before it starts is what it then does; what cannot fit is refused, with what would."""
+"""The plan of a run matches the run; a run that cannot fit is refused, with settings that would fit."""
 
 import subprocess
 import sys
@@ -30,7 +30,7 @@ def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
 @pytest.mark.slow
 @pytest.mark.parametrize("peft", [None, {"dim": 4}], ids=["full", "lora"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "plain"])
-def test_the_plan_is_what_happens(
+def test_the_plan_matches_the_run(
     peft: dict[str, int] | None, packing: bool, family: Family, conversations: Path, tmp_path: Path
 ) -> None:
     settings = {
@@ -49,14 +49,14 @@ def test_the_plan_is_what_happens(
     records = read_json_lines(tmp_path / METRICS)[0]
     assert (plan.steps_per_epoch, plan.steps, len(records)) == (9, 9, 9)  # 340 examples
     computed = sum(record["computed_tokens"] for record in records)
-    # Of a packed row the most that it can take is known: its questions may begin with the same words.
+    # A packed row has an upper bound only: its questions may start with the same words, and share them.
     assert computed <= plan.tokens_per_epoch <= computed * (1.1 if packing else 1.0)
     model = prepare_model(config, tiny_directory(family.model_type), family, None)
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad is trains) for trains in (True, False)]
     assert [plan.trained, plan.frozen] == counts
 
 
-def test_what_saves_memory_is_seen_to(family: Family, conversations: Path) -> None:
+def test_settings_that_save_memory_change_the_estimate(family: Family, conversations: Path) -> None:
     usual = planned(family, conversations)
     assert (
         planned(family, conversations, **{"compute.gradient_checkpointing": True}).memory["activations"]
@@ -69,7 +69,7 @@ def test_what_saves_memory_is_seen_to(family: Family, conversations: Path) -> No
     assert planned(family, conversations, **{"packing.max_tokens": 200}).largest_batch < usual.largest_batch
 
 
-def test_what_cannot_fit_is_refused_with_what_would(
+def test_a_run_that_cannot_fit_is_refused_with_settings_that_would(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = namedtuple("memory", "total")
@@ -79,7 +79,7 @@ def test_what_cannot_fit_is_refused_with_what_would(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_may_fit_is_warned_of(
+def test_a_run_that_may_not_fit_warns(
     conversations: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     plan = planned(FAMILIES["gemma3"], conversations)
@@ -90,7 +90,7 @@ def test_what_may_fit_is_warned_of(
 
 
 @pytest.mark.slow
-def test_the_command_says_it_and_trains_nothing(tmp_path: Path) -> None:
+def test_the_command_prints_the_plan_and_trains_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlm_core.finetune", "--config", "demo", "--plan"]
     command += ["--dataset.path_or_dataset", "builtin:phantom?images=40", "--checkpoint.checkpoint_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""What training saves is, in plain transformers, the model that was trained: equal logits, in each format and family.
+"""Plain transformers loads what training saved, with equal logits, in each format and family.
 
 Adapters in plain peft are in tests/models/test_prepare.py.
 """
@@ -53,4 +53,4 @@ def test_plain_transformers_loads_what_was_trained(
     plain = AutoModelForImageTextToText.from_pretrained(directory)
     assert logits(plain, processor, family, conversations).equal(live[0])
     base = AutoModelForImageTextToText.from_pretrained(tiny_directory(family.model_type))
-    assert not torch.allclose(logits(base, processor, family, conversations), live[0])  # it has learnt something
+    assert not torch.allclose(logits(base, processor, family, conversations), live[0])  # the model has learnt something

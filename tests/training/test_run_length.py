@@ -1,4 +1,4 @@
-"""What a recipe leaves open follows from the number of questions, once; a run that is too short says what to change."""
+"""Open settings follow from the number of questions, once; a run that is too short says what to change."""
 
 import logging
 from pathlib import Path
@@ -44,11 +44,11 @@ def test_the_length_follows_from_the_questions(
     assert (config.step_scheduler.global_batch_size, config.step_scheduler.num_epochs) == (batch, epochs)
     assert (total_steps(config, questions), config.lr_scheduler.lr_warmup_steps) == (steps, warmup)
     assert length_warnings(config, questions) == []
-    assert with_run_length(config, 10 * questions, 1) == config  # decided once
+    assert with_run_length(config, 10 * questions, 1) == config  # a second call changes nothing
     assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config
 
 
-def test_what_is_given_stays() -> None:
+def test_explicit_settings_stay() -> None:
     config = decided(100, **{"step_scheduler.global_batch_size": 50, "step_scheduler.num_epochs": 2})
     assert (config.step_scheduler.global_batch_size, config.step_scheduler.num_epochs) == (50, 2)
     assert decided(100, **{"step_scheduler.global_batch_size": 50}).step_scheduler.num_epochs == 30
@@ -65,7 +65,7 @@ def test_processes_can_share_the_batch(processes: int) -> None:
 
 
 def test_the_shipped_recipes_warm_up_as_before() -> None:
-    """On MedPix-VQA, 17,420 questions: 50 steps."""
+    """The warm-up on MedPix-VQA (17,420 questions) is 50 steps."""
     for name in set(recipe_names()) - {"demo"}:
         config = with_run_length(load_config(name), 17_420, 1)
         assert (total_steps(config, 17_420), config.lr_scheduler.lr_warmup_steps) == (819, 50), name
@@ -93,20 +93,20 @@ def test_a_short_run_names_the_setting_that_would_work(
     overrides: dict[str, Any], warning: str, remedy: dict[str, Any]
 ) -> None:
     schedule = {f"step_scheduler.{key}": value for key, value in overrides.items()}
-    (said,) = length_warnings(decided(100, **schedule), 100)
-    assert said.startswith(warning)
-    named = said.partition("set ")[2].replace(" and ", " ").replace("null", "None")
+    (text,) = length_warnings(decided(100, **schedule), 100)
+    assert text.startswith(warning)
+    named = text.partition("set ")[2].replace(" and ", " ").replace("null", "None")
     assert named == " ".join(f"step_scheduler.{key}={value}" for key, value in remedy.items())
-    mended = {f"step_scheduler.{key}": value for key, value in remedy.items()}
-    assert length_warnings(decided(100, **schedule | mended), 100) == []
+    remedied = {f"step_scheduler.{key}": value for key, value in remedy.items()}
+    assert length_warnings(decided(100, **schedule | remedied), 100) == []
 
 
 @pytest.mark.parametrize("warmup", [40, 50])
-def test_a_warmup_as_long_as_the_run_is_warned_of(warmup: int) -> None:
+def test_a_warmup_as_long_as_the_run_warns(warmup: int) -> None:
     settings = {"step_scheduler.max_steps": 40, "lr_scheduler.lr_warmup_steps": warmup}
-    (said,) = length_warnings(decided(100, **settings), 100)
-    assert said.startswith(f"the warm-up of {warmup} steps is as long as the run of 40 steps or longer")
-    assert said.endswith("set lr_scheduler.lr_warmup_steps=2")
+    (text,) = length_warnings(decided(100, **settings), 100)
+    assert text.startswith(f"the warm-up of {warmup} steps is as long as the run of 40 steps or longer")
+    assert text.endswith("set lr_scheduler.lr_warmup_steps=2")
     assert length_warnings(decided(100, **settings | {"lr_scheduler.lr_warmup_steps": 2}), 100) == []
 
 
@@ -122,10 +122,10 @@ def test_the_plan_warns_and_shows_the_length(
     assert any("a run of 8 steps teaches a model hardly anything" in text for text in warnings)
 
 
-def test_a_resumed_run_keeps_the_length_that_it_began_with(
+def test_a_resumed_run_keeps_its_original_length(
     conversations: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its config has the numbers; the same command with more steps takes them from there."""
+    """The run's config has the numbers; the same command with more steps reads them there."""
     caplog.set_level(logging.INFO)
     share = {"lr_scheduler": {"lr_warmup_share": 0.9}, "checkpoint.checkpoint_dir": str(tmp_path / "run")}
     first = OPEN | share | {"step_scheduler": OPEN["step_scheduler"] | {"max_steps": 2}}
@@ -137,7 +137,7 @@ def test_a_resumed_run_keeps_the_length_that_it_began_with(
     finetune(small_config(**first | {"step_scheduler.max_steps": 5}), Ranks(), conversations)
     rates = [record["lr"] for record in read_json_lines(tmp_path / "run" / METRICS)[0]]
     peak = small_config().optimizer.lr
-    assert rates[:3] == pytest.approx([0, peak / 2, peak])  # a share of 5 steps would still warm up
+    assert rates[:3] == pytest.approx([0, peak / 2, peak])  # with a share, 5 steps would still warm up
     assert rates[3] < peak
 
 

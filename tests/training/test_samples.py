@@ -1,4 +1,4 @@
-"""What people see of a model while it trains: the same questions at each validation, and the golden curve."""
+"""Samples during training ask the same questions at each validation, and the losses are the golden curve."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vlm_core.models.model_reference import find_model
 from vlm_core.run_directory import LATEST, METRICS, SAMPLES
 from vlm_core.training.distributed import Ranks
 
-# Losses of the demo's model on 40 images, 8 questions a step, from the seed on: a change that alters them says why.
+# Losses of the demo's model on 40 images with 8 questions per step. A commit that changes them must say why.
 GOLDEN = [6.9288, 6.8908, 6.6010, 6.7039, 6.4830]
 
 
@@ -32,7 +32,7 @@ def test_the_same_questions_are_asked_at_each_validation(
     train(tmp_path, conversations, **{"step_scheduler.val_every_steps": 2, "peft": peft, "packing.max_tokens": 300})
     records = read_json_lines(tmp_path / SAMPLES)[0]
     by_step = {step: [r for r in records if r["step"] == step] for step in (2, 3)}
-    assert [len(shown) for shown in by_step.values()] == [6, 6]  # one of each validation image
+    assert [len(shown) for shown in by_step.values()] == [6, 6]  # one per validation image
     dataset = ConversationDataset(conversations, "validation")
     examples = {row["example_id"]: dataset[i] for i, row in enumerate(dataset.conversations)}
     asked = [examples[record["example_id"]]["conversation"] for record in by_step[3]]
@@ -43,7 +43,7 @@ def test_the_same_questions_are_asked_at_each_validation(
     assert [r["prediction"] for r in by_step[3]] == [answer.text for answer in answers]
 
 
-def test_the_curve_is_the_golden_one_and_each_step_says_what_it_cost(conversations: Path, tmp_path: Path) -> None:
+def test_the_curve_is_golden_and_each_step_reports_its_cost(conversations: Path, tmp_path: Path) -> None:
     train(tmp_path, conversations, **{"step_scheduler.max_steps": 5})
     records = read_json_lines(tmp_path / METRICS)[0]
     assert [record["loss"] for record in records] == pytest.approx(GOLDEN, rel=1e-3)

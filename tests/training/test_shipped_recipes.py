@@ -1,4 +1,4 @@
-"""Every shipped recipe, shrunk to tiny size, takes a step: none can rot."""
+"""Every shipped recipe runs one step at a tiny size, so that none can break unnoticed."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_a_step(name: str, conversations: Path, tmp_path: Path) -> None:
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family}",
         "dataset.path_or_dataset": "builtin:phantom?images=40",
         "step_scheduler.max_steps": 1,
-        "dataloader.num_workers": 0,  # tests/distributed has some: a process that has run a flow cannot be forked
+        "dataloader.num_workers": 0,  # tests/distributed covers workers: a process that has run a flow cannot fork
         "checkpoint.checkpoint_dir": str(tmp_path),
     }
     config = load_config(name, tiny)

@@ -1,4 +1,4 @@
-"""The loop against a plain transformers loop, itself divided otherwise, and itself interrupted."""
+"""The training loop equals a plain transformers loop, itself with other micro-batches, and itself interrupted."""
 
 import logging
 import re
@@ -44,7 +44,7 @@ def curve(records: list[dict[str, Any]]) -> list[tuple[float, float]]:
 
 
 def plain_loop(config: Config, family: Family, conversations: Path, steps: int) -> list[tuple[float, float]]:
-    """The readable reference: loss from transformers' own forward, AdamW and schedule as anyone would write them."""
+    """The readable reference: transformers' own loss, with the usual AdamW and schedule."""
     base = tiny_directory(family.model_type)
     torch.manual_seed(config.rng.seed)
     model: Any = load_model(base, config.model)
@@ -77,7 +77,7 @@ def plain_loop(config: Config, family: Family, conversations: Path, steps: int) 
     return losses
 
 
-SLOW_TO_REPEAT = ("plain and cached", "packed")  # `make check` holds the two ends
+SLOW_TO_REPEAT = ("plain and cached", "packed")  # `make check` runs only the first and the last
 SAVINGS = {
     "plain": {"packing.enabled": False, "freeze_config.freeze_vision_tower": False},
     "plain and cached": {"packing.enabled": False},
@@ -108,12 +108,12 @@ def test_six_steps_equal_a_plain_transformers_loop(
     )
     ours = curve(train(tmp_path, conversations, **settings))
     reference = plain_loop(small_config(**settings), family, conversations, steps=6)
-    # Gemma 3n's AltUp amplifies rounding: a batch against its rows one by one differs by 9e-6 there.
+    # Gemma 3n's AltUp amplifies rounding: a batch differs from its single examples by 9e-6.
     tolerance = 1e-6 if family.model_type == "gemma3" else 2e-5
     assert ours == [pytest.approx(pair, rel=tolerance) for pair in reference]
 
 
-def test_the_loss_is_that_of_the_definition(family: Family, conversations: Path) -> None:
+def test_the_loss_equals_its_definition(family: Family, conversations: Path) -> None:
     base = tiny_directory(family.model_type)
     model = load_model(base, small_config().model).eval()
     dataset = ConversationDataset(conversations, "train")
@@ -153,10 +153,10 @@ def test_micro_batches_do_not_change_the_curve(
 
 
 @pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tuning: dict[str, Any], conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 340 rows in batches of 80 are epochs of 5 steps, the last one short: the interruption is in the second epoch.
+    # 340 rows in batches of 80: epochs of 5 steps with a short last one, interrupted in the second epoch.
     settings = tuning | {
         "step_scheduler.global_batch_size": 80,
         "step_scheduler.local_batch_size": 40,
@@ -186,7 +186,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     assert [record["step"] for record in resumed] == list(range(1, 10))
     assert curve(resumed) == curve(uninterrupted)
     elapsed = [record["elapsed_seconds"] for record in resumed]
-    assert elapsed == sorted(elapsed)  # counted on over the interruption
+    assert elapsed == sorted(elapsed)  # the count continues after the interruption
     models = [weights(tmp_path / run / LATEST) for run in "ab"]
     assert models[0].keys() == models[1].keys()
     assert all(models[0][name].equal(models[1][name]) for name in models[0])
@@ -199,7 +199,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
-def test_equal_seeds_give_equal_curves_and_other_seeds_others(conversations: Path, tmp_path: Path) -> None:
+def test_equal_seeds_give_equal_curves_and_others_differ(conversations: Path, tmp_path: Path) -> None:
     first, second = (curve(train(tmp_path / run, conversations, **LORA)) for run in "ab")
     assert first == second
     assert first != curve(train(tmp_path / "c", conversations, **LORA, **{"rng.seed": 7}))
@@ -212,7 +212,7 @@ def test_equal_seeds_give_equal_curves_and_other_seeds_others(conversations: Pat
         ("loss_fn._target_", FUSED_LOSS, "needs a GPU"),
     ],
 )
-def test_what_has_no_kernel_on_a_cpu_is_refused_there(
+def test_settings_without_a_cpu_kernel_are_refused_on_a_cpu(
     conversations: Path, tmp_path: Path, key: str, value: str, reason: str
 ) -> None:
     if torch.cuda.is_available():
@@ -240,7 +240,7 @@ def test_a_run_directory_keeps_its_contract(conversations: Path, tmp_path: Path,
     assert "nothing is left to do" in caplog.text
 
 
-def test_a_run_goes_on_from_a_named_checkpoint(conversations: Path, tmp_path: Path) -> None:
+def test_a_run_resumes_from_a_named_checkpoint(conversations: Path, tmp_path: Path) -> None:
     settings = {"step_scheduler.ckpt_every_steps": 1}
     first = train(tmp_path, conversations, **settings)
     again = train(tmp_path, conversations, **settings, **{"checkpoint.restore_from": "epoch_0_step_1"})
@@ -250,13 +250,13 @@ def test_a_run_goes_on_from_a_named_checkpoint(conversations: Path, tmp_path: Pa
         train(tmp_path, conversations, **settings, **{"checkpoint.restore_from": "epoch_0_step_9"})
 
 
-def test_old_checkpoints_go_and_named_ones_stay(conversations: Path, tmp_path: Path) -> None:
+def test_old_checkpoints_are_deleted_and_named_ones_stay(conversations: Path, tmp_path: Path) -> None:
     settings = {
         "step_scheduler.ckpt_every_steps": 1,
         "step_scheduler.max_steps": 5,
         "step_scheduler.val_every_steps": 2,
         "checkpoint.max_recent_checkpoints": 2,
-        "optimizer.lr": 1.0,  # so that the loss rises, and the lowest is an early one
+        "optimizer.lr": 1.0,  # the loss rises, so an early one is the lowest
         "lr_scheduler.lr_warmup_steps": 3,
     }
     train(tmp_path, conversations, **settings)
@@ -289,7 +289,7 @@ def test_another_run_in_the_directory_is_refused(conversations: Path, tmp_path: 
 
 
 def test_bfloat16_loses_no_small_update(family: Family, conversations: Path, tmp_path: Path) -> None:
-    """At the guide's learning rate most updates of a bfloat16 weight would round to nothing."""
+    """At the guide's learning rate, most updates of a bfloat16 weight would round to zero."""
     settings = {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
         "model.torch_dtype": "torch.bfloat16",
@@ -337,7 +337,7 @@ def test_two_runs_cannot_write_to_one_directory(conversations: Path, tmp_path: P
     assert not (tmp_path / METRICS).exists()
 
 
-def test_too_long_examples_are_left_out_or_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_long_examples_are_dropped_or_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     limit = {"checkpoint.checkpoint_dir": str(tmp_path), "dataset.max_length": 60, "dataset.max_reject_share": 1.0}
     with caplog.at_level(logging.WARNING):
         result = finetune(small_config(**limit), Ranks())
@@ -350,7 +350,7 @@ def test_too_long_examples_are_left_out_or_stop_the_run(tmp_path: Path, caplog: 
 
 
 def test_a_batch_without_images_leaves_no_parameter_without_a_gradient(family: Family) -> None:
-    """DDP waits for all of them: those of the projector too."""
+    """DDP waits for the gradients of all parameters, including the projector's."""
     base = tiny_directory(family.model_type)
     model, processor = load_model(base, small_config().model), load_processor(base)
     text = [{"type": "text", "text": "What is a lesion?"}]

@@ -1,7 +1,7 @@
-"""The one typed config: the YAML recipe, the command line and the flow's parameters are three faces of it.
+"""The typed config of a run, used by YAML recipes, the command line and the flow's parameters alike.
 
-Section and key names are those of NeMo Automodel's Gemma 3 guide; `vlm_core.guide` translates what the guide writes
-otherwise. An unknown key anywhere is an error (`vlm_core.recipe` says which key was meant).
+Sections and keys have the names of NeMo Automodel's Gemma 3 guide; `vlm_core.guide` translates the guide's other
+spellings. An unknown key is an error, for which `vlm_core.recipe` suggests the right key.
 """
 
 import yaml
@@ -58,7 +58,7 @@ __all__ = [
 
 
 class Config(Section):
-    """A whole run. `yaml.safe_load(config.to_yaml())` builds an equal one."""
+    """The config of a whole run. `yaml.safe_load(config.to_yaml())` builds an equal one."""
 
     name: str = Field("medpix", pattern=r"^[\w.-]+$", description="Name of the run; by default the recipe's.")
     model: ModelConfig
@@ -91,21 +91,21 @@ class Config(Section):
     def _validates_on_something(self) -> "Config":
         if self.validation_dataset.split is None and self.dataset.split_by == "published":
             raise ValueError(
-                "validation_dataset.split=null leaves nothing to validate on; name a split, or let "
-                "dataset.split_by=case divide the rows of dataset.split"
+                "validation_dataset.split=null leaves nothing to validate on; name a split, or set "
+                "dataset.split_by=case to hold out cases of dataset.split"
             )
         return self
 
     @model_validator(mode="after")
     def _trains_something(self) -> "Config":
-        frozen = self.freeze_config.model_dump(exclude={"freeze_audio_tower"})  # which no family trains alone
+        frozen = self.freeze_config.model_dump(exclude={"freeze_audio_tower"})  # no family trains only this tower
         if self.peft is None and all(frozen.values()):
             raise ValueError(f"nothing is left to train: {', '.join(frozen)} are all true; set one of them to false")
         return self
 
     @property
     def validation_source(self) -> DatasetConfig | None:
-        """The validation split's dataset, with what is unset taken from `dataset`; None where there is none."""
+        """The validation split's dataset, in which `dataset` fills unset values; None if the split is null."""
         own = self.validation_dataset
         if own.split is None:
             return None
@@ -120,13 +120,13 @@ class Config(Section):
 
     @property
     def evaluated_splits(self) -> list[str]:
-        """Returns the split expressions that decide which rows validate."""
+        """The split expressions that determine the validation rows."""
         own = [self.validation_source.split] if self.validation_source else []
         return own if self.dataset.split_by == "published" else [self.dataset.split, *own]
 
     @property
     def validates_on(self) -> tuple[str, str]:
-        """Returns (dataset, split) that the evaluation is about, in words."""
+        """The evaluated dataset and split, in words."""
         source, rule = self.validation_source, self.dataset.split_by
         split = source.split if source else self.dataset.split
         if split == AUTO:
@@ -135,9 +135,9 @@ class Config(Section):
         return (source or self.dataset).path_or_dataset, f"{split}{rule}"
 
     def require_divisible_batch(self, world_size: int) -> None:
-        """Raises ValueError if `world_size` ranks cannot share the global batch evenly; packed ones always can.
+        """Raises ValueError if `world_size` ranks cannot share the global batch evenly.
 
-        A batch size that is not decided yet will be one that they can share.
+        Packed batches can always be shared. A batch size that is still open will be chosen so that it can be shared.
         """
         schedule = self.step_scheduler
         if self.packing.enabled or schedule.global_batch_size is None:
@@ -152,5 +152,5 @@ class Config(Section):
             )
 
     def to_yaml(self) -> str:
-        """Returns the resolved tree, defaults and overrides included, as YAML."""
+        """Returns the resolved config as YAML, including defaults and overrides."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)

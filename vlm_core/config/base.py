@@ -23,3 +23,5 @@ PositiveInt = Annotated[int, Field(ge=1)]
 # A dotted path of a function or class; `vlm_core.targets` says which are allowed.
 Target = Annotated[str | None, Field(alias="_target_")]
 Share = Annotated[float, Field(ge=0, le=1)]
+# A branch, tag or commit of the hub. It becomes part of a path in the hub's cache.
+Revision = Annotated[str, Field(pattern=r"^\w[\w+-]*([./][\w+-]+)*$", max_length=250)]

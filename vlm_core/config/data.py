@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from vlm_core.config.base import PositiveInt, Section, Share, Target
+from vlm_core.config.base import PositiveInt, Revision, Section, Share, Target
 
 AUTO = "auto"  # a setting that is looked up in the data
 _COMMON = "auto = MedPix-VQA's name or another common one (the log says which)"
@@ -77,7 +77,7 @@ class DatasetConfig(Section):
         description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV, TSV or images; or "
         "`builtin:phantom?images=N&seed=N`."
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     config_name: str | None = Field(
         None, description="Config (subset) of the dataset's card; null = the only one, or the card's default."
     )
@@ -124,7 +124,7 @@ class DatasetConfig(Section):
 
 class ValidationDatasetConfig(Section):
     path_or_dataset: str | None = Field(None, description="null = the same as `dataset.path_or_dataset`.")
-    revision: str | None = Field(None, description="null = the same as `dataset.revision`.")
+    revision: Revision | None = Field(None, description="null = the same as `dataset.revision`.")
     config_name: str | None = Field(None, description="null = the same as `dataset.config_name`.")
     split: str | None = Field(
         AUTO,

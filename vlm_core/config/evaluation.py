@@ -1,4 +1,4 @@
-"""The sections about evaluation, reports and the registry."""
+"""The sections `evaluation`, `report` and `registry`."""
 
 import re
 from typing import Annotated, Literal
@@ -9,31 +9,39 @@ from vlm_core.config.base import Names, PositiveInt, Section, listed
 
 BASE = "base"  # in compare_with: the base model
 CHAMPION = "champion"  # alias of the version that the gate or a person promoted
-RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # in any case
-RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest")  # of an evaluation's own variants
+RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # case-insensitive
+RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest")  # names that an evaluation uses itself
 Control = Literal["shuffled", "blank", "question_only"]
 
 
 class EvaluationConfig(Section):
-    batch_size: PositiveInt = Field(16, description="Questions generated at once on one rank.")
-    max_new_tokens: PositiveInt = Field(96, description="Longest answer in tokens; longer ones count as truncated.")
-    limit: PositiveInt | None = Field(None, description="Questions to evaluate; null = the whole validation split.")
-    temperature: float = Field(0.0, ge=0, description="0 = greedy; else answers are drawn, seeded by rng.seed.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Draw from the likeliest tokens that have this probability.")
+    batch_size: PositiveInt = Field(16, description="Questions answered at once on one rank.")
+    max_new_tokens: PositiveInt = Field(
+        96, description="Longest answer in tokens; longer answers are cut and counted as truncated."
+    )
+    limit: PositiveInt | None = Field(
+        None, description="Number of questions to evaluate; null = the whole validation split."
+    )
+    temperature: float = Field(
+        0.0, ge=0, description="0 = greedy; otherwise answers are sampled with the seed rng.seed."
+    )
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Sample from the most likely tokens that together have this probability."
+    )
     controls: Annotated[list[Control], BeforeValidator(listed)] = Field(
         ["shuffled", "blank", "question_only"],
-        description="Also ask with another case's image, a black image, no image: what is lost there comes of looking.",
+        description="Also ask with another case's image, a black image, no image; the drop measures reliance on it.",
     )
     compare_with: Names = Field(
         ["base"],
-        description="Models to answer too: `base`, a directory, a hub id, models:/name@alias, or NAME=one of them.",
+        description="Models to compare with: `base`, a directory, a hub id, models:/name@alias, or NAME=one of these.",
     )
 
     @property
     def comparisons(self) -> dict[str, str]:
-        """`{short name: model}` of what to compare with, the name being given as NAME=MODEL or the model's last part.
+        """The models to compare with by short name: the NAME of NAME=MODEL, or the last part of the model.
 
-        Raises ValueError for two of one name.
+        Raises ValueError if two models have the same name.
         """
         found: dict[str, str] = {}
         for reference in self.compare_with:
@@ -69,29 +77,27 @@ class RegistryConfig(Section):
     model_name: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$",
-        description="Name in MLflow's registry; null = by the model family, as medpix-gemma3.",
+        description="Name in MLflow's registry; null = named after the model family, such as medpix-gemma3.",
     )
     alias: str = Field(
         "challenger",
         pattern=r"^[A-Za-z][A-Za-z0-9_-]{0,99}$",
-        description="Alias that the new version gets; not champion, which the gate gives.",
+        description="Alias of the new version; not champion, which only the gate gives.",
     )
-    promote: bool = Field(True, description="Make the new version the champion where it beats the present one.")
+    promote: bool = Field(True, description="Make the new version the champion if it beats the current one.")
     metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob"] = Field(
         "token_f1",
-        description="Score to beat the champion in, on cases not seen in training if there are 20.",
+        description="Score that must beat the champion's, on cases not seen in training if there are at least 20.",
     )
-    margin: float = Field(0.0, ge=0, description="By how much, at least.")
-    require_interval: bool = Field(
-        False, description="Promote only where the 95 % interval of the difference excludes 0."
-    )
+    margin: float = Field(0.0, ge=0, description="Smallest difference by which it must beat the champion.")
+    require_interval: bool = Field(False, description="Promote only if the 95 % interval of the difference excludes 0.")
 
     @field_validator("alias")
     @classmethod
     def _alias_is_free(cls, alias: str) -> str:
         if re.fullmatch(RESERVED_ALIASES, alias, re.IGNORECASE):
             raise ValueError(
-                f"{alias!r} is reserved: the gate alone gives {CHAMPION!r}, and MLflow gives latest and v1, v2 and so "
-                "on a meaning of their own; choose another alias, such as challenger"
+                f"{alias!r} is reserved: only the gate gives {CHAMPION!r}, and MLflow itself uses latest, v1, v2 and "
+                "so on; choose another alias, such as challenger"
             )
         return alias

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from vlm_core.config.base import Names, PositiveInt, Section, Target
+from vlm_core.config.base import Names, PositiveInt, Revision, Section, Target
 
 
 def _refuse_flash(value: Any) -> Any:
@@ -20,7 +20,7 @@ class ModelConfig(Section):
     pretrained_model_name_or_path: str = Field(
         description="Hub id, local directory, or `builtin:tiny-gemma3`, `-gemma3n` or `-qwen2_5_vl`, made locally."
     )
-    revision: str | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
+    revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     torch_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "bfloat16",
         description="Dtype to compute in and of frozen weights; auto = as stored.",
@@ -44,6 +44,9 @@ class StepSchedulerConfig(Section):
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
     ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
     val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
+    max_nonfinite_steps: PositiveInt = Field(
+        5, description="Stop with an error after this many steps in a row whose loss or gradient is not finite."
+    )
     early_stop_patience: PositiveInt | None = Field(
         None, description="Stop after this many validation losses without a new lowest one; null = never."
     )

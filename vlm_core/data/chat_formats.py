@@ -141,6 +141,9 @@ def _turns(items: list[Any]) -> Iterator[dict[str, Any]]:
             yield from ({"role": role, "content": turn[role]} for role in form)
         else:
             role = _role(turn[form[0]], place)
+            if form[1] not in turn and len(turn) > 1:
+                remedy = f"the text belongs under {form[1]!r}"
+                raise ChatFormatError(f"a turn without {form[1]}", f"{place}found {_names(turn)}; {remedy}")
             if role == "assistant":
                 _require_trained(turn, place)
             yield {"role": role, "content": turn.get(form[1])}

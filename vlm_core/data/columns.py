@@ -21,7 +21,11 @@ COMMON_NAMES = {
         "filename filepath file path",
     ),
     "question": ("question questions questiontext", "prompt query instruction"),
-    "answer": ("answer answers answertext", "response reply", "label target output caption groundtruth reference"),
+    "answer": (
+        "answer answers answertext",
+        "response reply",
+        "completion label target output caption groundtruth reference",
+    ),
     "case": (
         "patient patientid patientnumber pid mrn subject subjectid person personid",
         "case caseid casenumber",

@@ -112,6 +112,14 @@ def turn_text(turn: Turn) -> str:
     )
 
 
+def numbered_text(turn: Turn) -> str:
+    """Returns the text of a turn with every image in its place, by its number: `<image 1>` for index 0."""
+    return "".join(
+        part["text"] or "" if part["type"] == "text" else f"<{part['type']} {own_value(part) + 1}>"
+        for part in turn["content"]
+    )
+
+
 def questions_and_answers(turns: Iterable[Turn]) -> list[tuple[str, str]]:
     """Returns the text of each question and of its answer, in order; system turns and an open question are left out."""
     asked, answered = ([turn_text(turn) for turn in turns if turn["role"] == role] for role in ("user", "assistant"))

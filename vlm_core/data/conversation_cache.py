@@ -26,6 +26,7 @@ from vlm_core.data.examples import RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.images import decode_image
 from vlm_core.data.rejects import Rejects, describe_rejects
+from vlm_core.data.row_places import places_of
 from vlm_core.data.source import SplitSource
 from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, VALIDATION, ConnectedImages, Splits
 from vlm_core.data.statistics import STATISTICS, describe, read_batches
@@ -117,6 +118,7 @@ class _Builder:
 
     def finish(self) -> dict[str, Any]:
         """Returns the manifest, after the statistics are written; raises ValueError if a side has no row."""
+        self.rejects.locate(self._places)
         self._require_rows()
         manifest = {
             "fingerprint": self.key,
@@ -191,6 +193,19 @@ class _Builder:
             "conversation": map_images(example.conversation, indices.__getitem__),
             "published": name,
             "image": shown[0],
+        }
+
+    def _places(self, example_ids: list[str]) -> dict[str, str]:
+        """Returns `{example id: file and line}` of the rows that files are known for."""
+        numbers: dict[str, list[int]] = {}
+        for name, _, number in (example_id.rpartition("-") for example_id in example_ids):
+            numbers.setdefault(name, []).append(int(number))
+        return {
+            f"{name}-{number}": place
+            for name, wanted in numbers.items()
+            for number, place in places_of(
+                self.splits.sources[name].rows, wanted, self.splits.sources[name].folder.root
+            ).items()
         }
 
     def _require_rows(self) -> None:

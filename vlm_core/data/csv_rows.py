@@ -56,6 +56,12 @@ class CsvFile:
         for fields in _checked_rows(self.path, records, self.names, self.separator):
             yield dict(zip(self.names, fields, strict=True))
 
+    def lines(self) -> Iterator[int]:
+        """Yields the line on which each row begins."""
+        records = _records(self.path, self.encoding, self.separator)
+        next(records)
+        yield from (line for line, _ in records)
+
 
 @dataclass(frozen=True)
 class CsvRows:

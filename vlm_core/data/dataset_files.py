@@ -1,11 +1,13 @@
 """The tables of a directory or file, by split; folders of images go through `datasets`."""
 
+import glob
 import os
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pyarrow as pa
 from datasets import Dataset, DatasetDict, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
@@ -14,7 +16,7 @@ from vlm_core.data.csv_rows import CsvRows
 from vlm_core.data.dataset_card import card_config
 from vlm_core.data.json_rows import JsonRows, checked_files
 from vlm_core.data.row_readers import ArrowRows, LabelledRows, ParquetRows, SizedRows, TableRows
-from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, spreadsheets
+from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, split_of, spreadsheets
 from vlm_core.home import medpix_home
 
 SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
@@ -53,7 +55,7 @@ def read_table(
     unless a table may lie `anywhere`, for a card that names files outside of the dataset.
     """
     if any((path / file).is_file() for file in SAVED):
-        return Tables(_saved(path), [])
+        return Tables(_saved(path, name), [])
     if path.is_file():
         if format_of(path) is None:
             raise ValueError(f"dataset {name!r} is not a file of {', '.join(FORMATS)}; .json, .csv and .tsv may be .gz")
@@ -102,10 +104,21 @@ def _rows_of(paths: list[Path], split: str, name: str) -> SizedRows:
     return (ParquetRows if kind == "parquet" else ArrowRows)(tuple(paths))
 
 
+def _image_files(path: Path) -> dict[str, Any]:
+    """Returns what tells `datasets` the files of an image folder; brackets in a folder's name are a pattern to it."""
+    if glob.escape(str(path)) == str(path):
+        return {"path": str(path)}
+    folders = {
+        split: folder for folder in sorted(path.iterdir()) if folder.is_dir() and (split := split_of(folder.name))
+    }
+    patterns = {split: f"{glob.escape(str(folder))}/**" for split, folder in (folders or {"train": path}).items()}
+    return {"path": "imagefolder", "data_files": patterns}
+
+
 def _image_folder(path: Path, name: str, config_name: str | None, anywhere: bool) -> dict[str, Table]:
     """Returns the tables that `datasets` makes of a folder of images and its metadata."""
     try:
-        builder: Any = load_dataset_builder(str(path), name=config_name, cache_dir=_cache())
+        builder: Any = load_dataset_builder(**_image_files(path), name=config_name, cache_dir=_cache())
     except (DatasetNotFoundError, FileNotFoundError) as error:
         raise ValueError(f"dataset {name!r} holds no data files: {error}") from None
     files = {str(s): sorted(Path(p) for p in paths) for s, paths in (builder.config.data_files or {}).items()}
@@ -143,8 +156,13 @@ def _lies_in(directory: Path, path: str) -> bool:
     return "://" not in path and os.path.normpath(path).startswith(f"{os.path.normpath(directory)}{os.sep}")
 
 
-def _saved(path: Path) -> dict[str, Table]:
-    loaded = load_from_disk(str(path))
+def _saved(path: Path, name: str) -> dict[str, Table]:
+    try:
+        loaded = load_from_disk(str(path))
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, pa.ArrowException) as error:
+        raise ValueError(
+            f"dataset {name!r} cannot be read as save_to_disk wrote it: {error!r}; save it again"
+        ) from None
     splits = loaded if isinstance(loaded, DatasetDict) else {"train": loaded}
     return {str(name): Table(TableRows(table), _arrow_files(table)) for name, table in splits.items()}
 

@@ -84,7 +84,7 @@ def example_of(row: dict[str, Any], columns: Columns, images: CellImages) -> Exa
     """
     try:
         conversation, shown = _placed(row, columns, images)
-        _require_sound(conversation)
+        _require_sound(conversation, columns)
         modality, slices = _text(row, columns, "modality"), _slices(row, columns)
         pictures = [images.pictures(cell, modality=modality, slices=slices) for cell in shown]
     except ImageError as error:
@@ -167,7 +167,7 @@ def _about_image(error: ImageError, columns: Columns) -> Callable[[], str]:
 
 
 def _about_text(column: str | None, detail: str) -> Callable[[], str]:
-    return lambda: f"column {column}: {detail}" if detail else ""
+    return lambda: f"column {column}: {detail}" if column and detail else ""
 
 
 def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
@@ -227,17 +227,25 @@ def _numbered(turns: list[Turn], cells: list[Any]) -> tuple[Conversation, list[A
     return conversation, shown + left
 
 
-def _require_sound(conversation: Conversation) -> None:
+def _require_sound(conversation: Conversation, columns: Columns) -> None:
     """Raises RejectedRow unless user and assistant take turns, each says something, and the assistant ends it."""
     roles = [turn["role"] for turn in conversation]
     turns = roles[1:] if roles[0] == "system" else roles
     if not turns or turns != ["user", "assistant"] * (len(turns) // 2):
-        raise RejectedRow("turns that do not go from user to assistant, and end there")
-    for turn in conversation:
-        text, has_image = turn_text(turn), bool(images_of([turn]))
-        if MARKER_PATTERN.search(text):
-            raise RejectedRow("reserved characters U+E000 and U+E001")
-        if has_image and turn["role"] == "assistant":
-            raise RejectedRow("an image in an answer")
-        if not text.strip() and not has_image:
-            raise RejectedRow("empty answer" if turn["role"] == "assistant" else "empty question")
+        about = _about_text(columns.conversation, f"the turns are {', '.join(roles)}")
+        raise RejectedRow("turns that do not go from user to assistant, and end there", about)
+    for number, turn in enumerate(conversation):
+        if fault := _fault(turn):
+            raise RejectedRow(fault, _about_text(columns.conversation, f"turn {number} ({turn['role']})"))
+
+
+def _fault(turn: Turn) -> str:
+    """Returns why a turn cannot be trained on, "" if it can."""
+    text, has_image, is_answer = turn_text(turn), bool(images_of([turn])), turn["role"] == "assistant"
+    if MARKER_PATTERN.search(text):
+        return "reserved characters U+E000 and U+E001"
+    if has_image and is_answer:
+        return "an image in an answer"
+    if not text.strip() and not has_image:
+        return "empty answer" if is_answer else "empty question"
+    return ""

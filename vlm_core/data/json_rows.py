@@ -41,6 +41,11 @@ class JsonFile:
         with open_text(self.path, self.encoding) as text:
             yield from (row for _, row in _rows_of(JsonStream(self.path, text), self.form, self.key))
 
+    def lines(self) -> Iterator[int]:
+        """Yields the line on which each row begins."""
+        with open_text(self.path, self.encoding) as text:
+            yield from (line for line, _ in _rows_of(JsonStream(self.path, text), self.form, self.key))
+
 
 @dataclass(frozen=True)
 class JsonRows:

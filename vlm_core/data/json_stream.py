@@ -51,8 +51,9 @@ class JsonStream:
                 value, end = self._decoder.raw_decode(self._buffer, self._at)
             except json.JSONDecodeError as error:
                 early = error.pos < len(self._buffer) - NEAR_END and not error.msg.startswith(UNFINISHED)
+                after = error.pos - self._at  # Reading on moves the buffer.
                 if early or not self._read(wanted):
-                    raise self._broken(error) from None
+                    raise self._broken(error.msg, self._at + after) from None
             except RecursionError:
                 raise self.error("the JSON is nested too deeply") from None
             else:
@@ -96,13 +97,13 @@ class JsonStream:
         """Returns an error with file and line."""
         return ValueError(f"{self.path}, line {self.line}: {what}")
 
-    def _broken(self, error: json.JSONDecodeError) -> ValueError:
-        line = self.line + self._buffer.count("\n", self._at, error.pos)
+    def _broken(self, message: str, position: int) -> ValueError:
+        line = self.line + self._buffer.count("\n", self._at, position)
         place = f"{self.path}, line {line}"
-        if not self._buffer[error.pos :].strip() or error.msg.startswith(UNFINISHED):
-            return ValueError(f"{place}: the JSON ends before it is complete ({error.msg}): export or copy it again")
-        near = self._buffer[error.pos : error.pos + 20]
-        return ValueError(f"{place}: not JSON ({error.msg}, at {near!r}): write each row with json.dumps")
+        if not self._buffer[position:].strip() or message.startswith(UNFINISHED):
+            return ValueError(f"{place}: the JSON ends before it is complete ({message}): export or copy it again")
+        near = self._buffer[position : position + 20]
+        return ValueError(f"{place}: not JSON ({message}, at {near!r}): write each row with json.dumps")
 
     def _object(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)

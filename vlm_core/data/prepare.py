@@ -1,12 +1,13 @@
-"""The data of a run, ready to be read: fetched, divided, cached, and refused where too much of it was rejected."""
+"""The data of a run, ready to be read: fetched, divided, cached, and refused if too much of it was rejected."""
 
 import logging
 from pathlib import Path
+from typing import Any
 
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.conversation_cache import build_conversations
-from vlm_core.data.rejects import describe_rejects
+from vlm_core.data.rejects import describe_rejects, reject_lines
 from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json
@@ -15,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple[Path, bool]:
-    """Returns (the conversation cache of `config`, whether it was there already); `splits` where they are known.
+    """Returns (the conversation cache of `config`, whether it was there already); `splits` if they are known.
 
     Raises ValueError for data that cannot be had or read, or of which more than the configured share is rejected.
     """
@@ -23,19 +24,26 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     require_few_rejects(directory, config)
     for finding in read_json(directory / STATISTICS)["findings"]:
         logger.warning("%s", finding)
-    if rejects := read_manifest(directory)["rejects"]:
-        logger.warning("rejected: %s", describe_rejects(rejects))
+    for line in reject_lines(rejects_to_show(directory, config)):
+        logger.warning("rejected: %s", line)
     return directory, reused
 
 
 def require_few_rejects(conversations: Path, config: Config) -> None:
-    """Raises ValueError where more of the rows were rejected than `dataset.max_reject_share` allows."""
+    """Raises ValueError if more of the rows were rejected than `dataset.max_reject_share` allows."""
     manifest, allowed = read_manifest(conversations), config.dataset.max_reject_share
     rejected = sum(reject["rows"] for reject in manifest["rejects"].values())
     share = rejected / (rejected + sum(manifest["rows"].values()))
     if share > allowed:
+        reasons = describe_rejects(rejects_to_show(conversations, config))
         raise ValueError(
             f"dataset {config.dataset.path_or_dataset!r}: {rejected} rows ({share:.2%}) were rejected, and "
-            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {describe_rejects(manifest['rejects'])}. "
+            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {reasons}. "
             "Correct them, or allow more"
         )
+
+
+def rejects_to_show(conversations: Path, config: Config) -> dict[str, Any]:
+    """Returns the rejects of a cache; without the details, which quote the data, if texts must stay out of logs."""
+    rejects = read_manifest(conversations)["rejects"]
+    return rejects if config.report.images else {reason: r | {"about": ""} for reason, r in rejects.items()}

@@ -18,6 +18,7 @@ from vlm_core.config import DatasetConfig
 from vlm_core.data.cell_images import CellImages
 from vlm_core.data.columns import resolve_columns
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
+from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.medical.settings import identity
@@ -66,6 +67,11 @@ class SplitSource:
     fingerprint: str  # of the content, the row range, the columns and the settings of images
     revision: str | None  # the commit, for a dataset of the hub
     notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
+
+    @property
+    def folder(self) -> ImageFolder:
+        """Where its images are looked for."""
+        return self.images.folder
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,7 @@ def open_dataset(config: DatasetConfig) -> OpenDataset:
     """
     directory, revision = _fetch(config)
     anywhere = not is_repository_id(config.path_or_dataset)
+    require_own_files(directory, config.path_or_dataset, anywhere=anywhere)
     tables = read_table(
         directory,
         config.path_or_dataset,

@@ -17,6 +17,7 @@ from vlm_core.data.case_ids import without_zeros
 from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.conversation import images_of, last_question, questions_and_answers
+from vlm_core.data.rejects import counted_rows
 
 STATISTICS = "statistics.json"
 BINS = 20
@@ -209,11 +210,17 @@ def findings(found: Mapping[str, Any]) -> list[str]:
             found["images"]["several_frames"],
             f"{found['images']['several_frames']} images have several frames: only the first is shown to the model.",
         ),
-        (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected; the reasons are below."),
+        (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected: {_reasons(found['rejects'])}."),
         (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),
         (contradicted, f"{contradicted} questions about an image are answered in more than one way."),
     ]
     return [text for applies, text in said if applies]
+
+
+def _reasons(rejects: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the reasons with their numbers of rows, the most frequent first."""
+    ordered = sorted(rejects.items(), key=lambda item: -item[1]["rows"])
+    return "; ".join(f"{reason} ({counted_rows(reject)})" for reason, reject in ordered)
 
 
 def _share(part: int, whole: int) -> float:

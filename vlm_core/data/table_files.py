@@ -53,8 +53,8 @@ def find_tables(directory: Path, name: str) -> tuple[Splits, list[str]]:
     known = [file for file in files_below(directory) if format_of(Path(file)) and _plain_name(file) not in NO_TABLES]
     # Beside another table, a .json file mostly holds settings; which files are not read is said.
     files = [file for file in known if not _plain_name(file).lower().endswith(".json")] or known
-    for split_of in (_split_of_shard, _split_of_folder, _split_of_name):
-        if splits := _divided(files, split_of):
+    for rule in (_split_of_shard, _split_of_folder, _split_of_name):
+        if splits := _divided(files, rule):
             break
     else:
         splits = {"train": files} if files else {}
@@ -77,10 +77,10 @@ def spreadsheets(directory: Path) -> list[str]:
     return [file for file in files_below(directory) if Path(file).suffix.lower() in SHEETS]
 
 
-def _divided(files: list[str], split_of: Callable[[str], str | None]) -> dict[str, list[str]]:
+def _divided(files: list[str], rule: Callable[[str], str | None]) -> dict[str, list[str]]:
     found = defaultdict(list)
     for file in files:
-        if split := split_of(file):
+        if split := rule(file):
             found[split].append(file)
     return dict(sorted(found.items(), key=lambda item: [*SPLIT_WORDS, item[0]].index(item[0])))
 
@@ -91,18 +91,19 @@ def _split_of_shard(file: str) -> str | None:
 
 
 def _split_of_folder(file: str) -> str | None:
-    return next((split for part in file.split("/")[:-1] if (split := _split_of_word(part))), None)
+    return next((split for part in file.split("/")[:-1] if (split := split_of(part))), None)
 
 
 def _split_of_name(file: str) -> str | None:
-    return _split_of_word(Path(_plain_name(file)).stem)
+    return split_of(Path(_plain_name(file)).stem)
 
 
 def _plain_name(file: str) -> str:
     return unpacked_name(Path(file)).name
 
 
-def _split_of_word(text: str) -> str | None:
+def split_of(text: str) -> str | None:
+    """Returns the split that a word in a name says, None if none does."""
     words = re.split(r"[-._ 0-9]+", text.lower())
     return next((split for word, split in SPLIT_WORDS.items() if word in words), None)
 

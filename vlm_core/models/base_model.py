@@ -11,6 +11,7 @@ from vlm_core.config import DatasetConfig, ModelConfig
 from vlm_core.data.source import fetch_split
 from vlm_core.home import medpix_home
 from vlm_core.hub import download, is_repository_id
+from vlm_core.models.model_directory import require_whole_model
 
 logger = logging.getLogger(__name__)
 
@@ -23,35 +24,27 @@ TINY_WRITERS = {  # module and function
 }
 TINY_MODELS = tuple(f"builtin:{name}" for name in TINY_WRITERS)
 PATTERNS = ["README.md", "*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json")
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+WITHOUT_WEIGHTS = [pattern for pattern in PATTERNS if pattern != "*.safetensors"]
 
 
-def fetch_model(config: ModelConfig) -> Path:
-    """Returns the directory of the base model, downloaded or made where it is missing.
+def fetch_model(config: ModelConfig, *, weights: bool = True) -> Path:
+    """Returns the directory of the base model, downloaded or made if it is missing; without `weights`, the rest of it.
 
-    Raises ValueError for a model that cannot be had, or has no processor or tokenizer.
+    Raises ValueError for a model that cannot be had, or whose directory is not whole.
     """
     name = config.pretrained_model_name_or_path
-    directory = _locate(name, config.revision)
-    if not (directory / "config.json").is_file():
-        raise ValueError(f"model {name!r} has no config.json: it is no directory of a transformers model")
-    for kind, choices in (("processor", PROCESSOR_FILES), ("tokenizer", TOKENIZER_FILES)):
-        if not any((directory / choice).is_file() for choice in choices):
-            raise ValueError(
-                f"model {name!r} has no {kind} ({' or '.join(choices)}); copy the base model's {kind} files beside "
-                "its weights, or save them there with processor.save_pretrained(directory)"
-            )
+    directory = _locate(name, config.revision, PATTERNS if weights else WITHOUT_WEIGHTS)
+    require_whole_model(directory, name, weights=weights)
     return directory
 
 
-def _locate(name: str, revision: str | None) -> Path:
+def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
     if name in TINY_MODELS:
         return _tiny(name.partition(":")[2])
     if Path(name).is_dir():
         return Path(name).absolute()
     if is_repository_id(name):
-        return download(name, "model", revision, PATTERNS)
+        return download(name, "model", revision, patterns)
     raise ValueError(f"no model {name!r}: neither a directory, nor a hub id owner/name, nor {', '.join(TINY_MODELS)}")
 
 

@@ -62,14 +62,14 @@ def _own_row(directory: Path, model_type: str) -> Family:
 
 def _empty_model(directory: Path) -> Any:
     """Returns the model in `directory` without its weights; raises ValueError where transformers has none."""
-    config = AutoConfig.from_pretrained(directory)
+    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise ValueError(
             f"{directory} holds a model of type {config.model_type!r}, which AutoModelForImageTextToText does not "
             "load; give a vision-language model with a chat template"
         )
     with torch.device("meta"):
-        return AutoModelForImageTextToText.from_config(config)
+        return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
 def _parts(model: Any) -> dict[str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 def load_processor(directory: Path) -> ProcessorMixin:
     """Returns the processor in `directory`."""
-    processor: Any = AutoProcessor.from_pretrained(directory)
+    processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token  # masked and without a target
     return processor
@@ -29,7 +29,7 @@ def load_model(directory: Path, config: ModelConfig) -> Any:
     if attention == "flex_attention":  # for packed rows, which only the language model has
         attention = {"text_config": attention}
     model = AutoModelForImageTextToText.from_pretrained(
-        directory, dtype=config.torch_dtype, attn_implementation=attention
+        directory, dtype=config.torch_dtype, attn_implementation=attention, trust_remote_code=False
     )
     if is_repository_id(config.pretrained_model_name_or_path):
         # An adapter names its base model: by the hub's id, which others can resolve, not by this machine's cache.

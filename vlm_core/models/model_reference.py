@@ -20,8 +20,9 @@ import yaml
 from vlm_core.config import ModelConfig
 from vlm_core.files import read_json
 from vlm_core.hub import download, is_repository_id
-from vlm_core.models.base_model import PATTERNS, PROCESSOR_FILES, TINY_MODELS, fetch_model
-from vlm_core.models.weights import ADAPTER_CONFIG, TENSOR_FILES, format_of, is_adapter, weights_directory
+from vlm_core.models.base_model import PATTERNS, TINY_MODELS, fetch_model
+from vlm_core.models.model_directory import PROCESSOR_FILES, require_whole_model, require_whole_weights
+from vlm_core.models.weights import ADAPTER_CONFIG, SHARDED, TENSOR_FILES, format_of, is_adapter, weights_directory
 from vlm_core.run_directory import CONFIG
 
 logger = logging.getLogger(__name__)
@@ -63,7 +64,10 @@ def find_model(reference: str | Path | None, base: ModelConfig | None = None) ->
     has_processor = any((weights / name).is_file() for name in PROCESSOR_FILES)
     stored = format_of(weights)
     if stored and not (stored.is_model and has_processor):
+        if stored is not SHARDED:
+            require_whole_weights(weights)
         return ModelFiles(weights, fetch_model(config), config)  # config and processor come from the base model
+    require_whole_model(weights, str(reference))
     return ModelFiles(weights, weights, config)
 
 

@@ -45,7 +45,7 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
 def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:
     """Returns the configured dtype, or for `auto` that of the stored base model."""
     if config.torch_dtype == "auto":
-        stored: Any = AutoConfig.from_pretrained(base).dtype
+        stored: Any = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
         return stored or torch.float32
     return getattr(torch, config.torch_dtype)
 

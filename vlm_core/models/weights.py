@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from vlm_core.config import ModelConfig
+from vlm_core.files import read_json
 from vlm_core.run_directory import CONSOLIDATED, WEIGHTS
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ class Adapter:
 
         from vlm_core.models.load import load_model
 
+        _require_lora(weights)
         return PeftModel.from_pretrained(load_model(base, config), weights)
 
     def save(self, model: Any, directory: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -130,6 +132,14 @@ def load_trained(checkpoint: Path, base: Path, config: ModelConfig) -> Any:
     return found.load(weights, base, config)
 
 
+def _require_lora(weights: Path) -> None:
+    """Raises ValueError for an adapter of another kind than LoRA: some import modules that their config names."""
+    config = read_json(weights / ADAPTER_CONFIG)
+    kind, megatron = config.get("peft_type"), config.get("megatron_config")
+    if kind != "LORA" or megatron is not None:
+        raise ValueError(f"{weights} holds a {'Megatron' if megatron else kind} adapter: only plain LoRA is supported")
+
+
 def load_adapter_weights(model: Any, adapter: Path) -> None:
     """Sets the adapter of the PeftModel `model` to the one that is stored in the directory `adapter`."""
     from peft import set_peft_model_state_dict
@@ -178,11 +188,15 @@ def save_weights(
 def _fill_from_shards(model: Any, weights: Path) -> None:
     """Sets the weights of `model` to those of shards, however many processes wrote them.
 
-    Raises ValueError if a weight is missing, because the shards then belong to another model.
+    Raises ValueError if the shards are damaged, are refused as not safe, or lack a weight of this model.
     """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    stored = dcp.FileSystemReader(weights).read_metadata().state_dict_metadata
+    from vlm_core.models.shard_metadata import ShardReader
+
+    reader = ShardReader(weights)
+    stored = reader.metadata.state_dict_metadata
     own = model.state_dict()
     # A training script saves the model itself, or under the name `model`; tied weights are stored once.
     prefix = next((p for p in ("", "model.") if f"{p}{next(iter(own))}" in stored), "")
@@ -191,7 +205,12 @@ def _fill_from_shards(model: Any, weights: Path) -> None:
     missing = [name for name in own if prefix + name not in stored and name not in tied]
     if missing:
         raise ValueError(f"{weights} lacks {len(missing)} weights of this model, among them {missing[0]}")
+    reader.require_tensors(wanted)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # given although no_dist is set
-        dcp.load(wanted, checkpoint_id=weights, no_dist=True)  # in place
+        try:
+            dcp.load(wanted, storage_reader=reader, no_dist=True)  # in place
+        except CheckpointException as error:
+            _, (cause, _) = error.failures.popitem()
+            raise ValueError(f"the weights in {weights} cannot be read: {cause}") from None
     model.tie_weights()

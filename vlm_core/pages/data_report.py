@@ -8,17 +8,20 @@ from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.closed_questions import YES_NO
 from vlm_core.data.closed_statistics import closed_answers, closed_kinds
-from vlm_core.data.conversation import turn_text
+from vlm_core.data.conversation import numbered_text, turn_text
 from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.explained_row import ExplainedRow, cell_text
+from vlm_core.data.rejects import named_rows
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text
 from vlm_core.pages.plots import histogram
 from vlm_core.pages.render import render
-from vlm_core.pages.thumbnails import thumbnails
+from vlm_core.pages.thumbnails import data_uri, thumbnails
 
 CLOSED_QUESTIONS = 30  # that the table shows, those that are asked most
 OTHER_YES_NO = "other questions answered yes or no"
+STORED_SIDE = 256  # pixels of an image beside a row that is explained
 SAMPLES = 12  # examples that are shown, spread over a split
 ROWS = {
     "rows": "Questions",
@@ -36,13 +39,16 @@ SPREADS = {
 }
 
 
-def write_data_report(config: Config, conversations: Path, path: Path) -> None:
-    """Writes the page about a conversation cache; with `report.images` false it shows no image and no text."""
+def write_data_report(config: Config, conversations: Path, path: Path, explained: Sequence[ExplainedRow] = ()) -> None:
+    """Writes the page about a conversation cache; with `report.images` false it shows no image and no text.
+
+    `explained` are rows that the page follows from their file to what the model sees.
+    """
     found = read_json(conversations / STATISTICS)
     plots = {title: _plot(found["splits"], name) for name, title in SPREADS.items()}
     page = render(
         Path(__file__).parent / "data_report.html",
-        {"number": _number, "percent": lambda share: f"{share:.1%}"},
+        {"number": _number, "percent": lambda share: f"{share:.1%}", "named_rows": named_rows},
         config=config,
         found=found,
         fingerprint=conversations.name,
@@ -53,6 +59,7 @@ def write_data_report(config: Config, conversations: Path, path: Path) -> None:
         plots={title: plot for title, plot in plots.items() if plot},
         samples=samples(conversations) if config.report.images else [],
         columns=named_columns(config),
+        explained=[_explained(row) for row in explained] if config.report.images else [],
         rejects=_rejects(config, conversations),
     )
     write_text(path, page)
@@ -68,11 +75,22 @@ def named_columns(config: Config) -> dict[str, str]:
     return {what: column for what, column in named.items() if column}
 
 
+def _explained(row: ExplainedRow) -> dict[str, Any]:
+    """Returns what the page shows of a row: texts, and its images as data URIs."""
+    return {
+        "row": row,
+        "cells": [(column, row.uses.get(column, ""), cell_text(cell)) for column, cell in row.cells.items()],
+        "turns": [(turn["role"], numbered_text(turn)) for turn in row.conversation],
+        "stored": [data_uri(image, STORED_SIDE) for image in row.images],
+        "seen": [(data_uri(image, max(image.size)), image.size) for image in (row.view.images if row.view else [])],
+    }
+
+
 def _rejects(config: Config, conversations: Path) -> dict[str, Any]:
-    """Returns the rejects by reason, without the first one's detail if images may not be shown: it has paths."""
+    """Returns the rejects by reason; without places and details, which have paths, if images may not be shown."""
     found = read_manifest(conversations)["rejects"]
-    shown = config.report.images
-    return {reason: reject | {"about": reject.get("about", "") if shown else ""} for reason, reject in found.items()}
+    hidden = {} if config.report.images else {"about": "", "places": []}
+    return {reason: {"about": "", **reject, **hidden} for reason, reject in found.items()}
 
 
 def _plot(splits: Mapping[str, Any], name: str) -> str:

@@ -86,7 +86,7 @@ def _loss_figure(training: Sequence[Mapping[str, Any]], validation: Sequence[Map
         (training, "training", COLOURS[0], ""),
         (validation, "validation", COLOURS[1], "o"),
     ):
-        steps, values = [record["step"] for record in records], [record["loss"] for record in records]
+        steps, values = [record["step"] for record in records], [_number(record["loss"]) for record in records]
         axes.plot(steps, values, color=colour, marker=marker, markersize=4, linewidth=1, label=name)
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss (nats a token)")

@@ -7,7 +7,7 @@ from typing import Any
 import jinja2
 
 
-def render(template: Path, filters: Mapping[str, Callable[..., str]], **values: Any) -> str:
+def render(template: Path, filters: Mapping[str, Callable[..., Any]], **values: Any) -> str:
     """Returns the page of a template, which may include files that lie beside it, or beside this module.
 
     Every value is escaped; a name that the template does not get is an error.

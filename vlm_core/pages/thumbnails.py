@@ -29,8 +29,14 @@ def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes]) -> dict[
 
 
 def _thumbnail(encoded: bytes, side: int) -> str:
-    image = decode_image(encoded)
-    # A small image is enlarged, or its single pixels could not be seen.
+    return data_uri(decode_image(encoded), side)
+
+
+def data_uri(image: Image.Image, side: int) -> str:
+    """Returns a JPEG of `image` as a data URI, its longer side of `side` pixels.
+
+    A small image is enlarged, or its single pixels could not be seen.
+    """
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     stream = io.BytesIO()

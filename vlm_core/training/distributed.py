@@ -19,6 +19,7 @@ import torch.distributed as dist
 from vlm_core.home import keep_private
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
+from vlm_core.plain_text import printable
 from vlm_core.progress import PROGRESS_FILE, progress_sent_to, progress_writer
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ def command() -> Iterator[Ranks]:
             with progress_sent_to(progress_writer(Path(file))) if file else nullcontext():
                 yield ranks
         except (ValueError, HubBusyError) as error:
-            raise SystemExit(f"error: {error}") from error
+            raise SystemExit(f"error: {printable(error)}") from error
 
 
 _ENVIRONMENT = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}

@@ -4,6 +4,7 @@ import logging
 import math
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from vlm_core.training.checkpoint import (
     load_state,
     save_checkpoint,
 )
-from vlm_core.training.distributed import Ranks, barrier, peak_memory_mb, sum_over_ranks
+from vlm_core.training.distributed import Ranks, barrier, peak_memory_mb, same_as_main, sum_over_ranks
+from vlm_core.training.divergence import DivergenceWatch, broken_weight
 from vlm_core.training.flops import flops_per_token, model_flops_utilisation, peak_of
 from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
@@ -41,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-    """SIGTERM came. Where checkpoints are enabled one was written, and the same command goes on from it."""
+    """SIGTERM came. If checkpoints are enabled one was written, and the same command resumes from it."""
 
 
 @dataclass
@@ -78,6 +80,7 @@ class Trainer:
         # Behind it: a divided parameter is another one than it was.
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
+        self.watch = DivergenceWatch(self.config, self.directory)
         self.peak_flops = peak_of(self.device)
         self.writer = Writer()
 
@@ -113,6 +116,7 @@ class Trainer:
             waited = time.monotonic() - asked
             self.progress.step += 1
             reporter.step(self._optimizer_step(batches) | {"data_seconds": round(waited, 4)})
+            self.watch.require_applied_steps(self.progress.step)
             last = self.progress.step == self.total_steps
             improved = (last or self._due("val_every_steps")) and self._validate(reporter)
             last = last or self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience)
@@ -120,6 +124,7 @@ class Trainer:
             if self.config.checkpoint.enabled and (last or improved or stopping or self._due("ckpt_every_steps")):
                 self._save(lowest=improved, last=last)
             if last:
+                self.watch.require_sound(self.progress.step)
                 break
             if stopping:
                 raise Preempted(f"stopped by SIGTERM behind step {self.progress.step} of {self.total_steps}")
@@ -164,15 +169,9 @@ class Trainer:
         )
         self.stopping = terminated > 0
         self.token_counts = [total + int(count) for total, count in zip(self.token_counts, counts, strict=True)]
-        loss = sum_over_ranks(sum(self._backward(batches, tokens)))[0] / tokens
+        loss_sum = sum(self._backward(batches, tokens))
         lr = self.scheduler.get_last_lr()[0]
-        max_norm = self.config.clip_grad_norm.max_norm
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
-        grad_norm = float(whole(norm, keep=True))
-        self.optimizer.step()
-        self.scheduler.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        loss, grad_norm = self._update_weights(loss_sum, tokens)
         seconds = time.monotonic() - started
         flops = counts[0] * flops_per_token(self.parameters)
         return {
@@ -180,6 +179,7 @@ class Trainer:
             "epoch": (self.progress.step - 1) // self.steps_per_epoch,
             "loss": loss,
             "grad_norm": grad_norm,
+            "nonfinite_steps": self.progress.nonfinite_steps,
             "lr": lr,
             "supervised_tokens": int(tokens),
             "computed_tokens": int(counts[0]),
@@ -191,6 +191,28 @@ class Trainer:
             "step_seconds": round(seconds, 4),
             **model_flops_utilisation(flops, seconds, self.peak_flops, self.ranks.world_size),
         }
+
+    def _update_weights(self, loss_sum: float, tokens: float) -> tuple[float, float]:
+        """Applies the accumulated gradient if loss and gradient are finite; returns (loss a token, gradient norm)."""
+        max_norm = self.config.clip_grad_norm.max_norm
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
+        grad_norm = float(whole(norm, keep=True))
+        # Summed, so that all ranks decide alike.
+        loss_sum, broken = sum_over_ranks(loss_sum, not math.isfinite(grad_norm))
+        loss = loss_sum / tokens
+        finite = math.isfinite(loss) and not broken
+        if finite:
+            self.optimizer.step()
+        else:
+            self.progress.nonfinite_steps += 1
+        with warnings.catch_warnings():
+            # The schedule follows the step number, even if no optimizer step was applied yet.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            self.scheduler.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.watch.after_step(self.progress.step, loss, grad_norm, finite=finite)
+        return loss, grad_norm
 
     def _backward(self, batches: list[Batch], tokens: float) -> Iterator[float]:
         """Accumulates the gradient of (sum of token losses) / `tokens`; yields each micro-batch's summed loss."""
@@ -215,21 +237,29 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, reporter: Reporter) -> bool:
-        """Writes the loss a token over the whole validation split; returns whether it is the lowest so far."""
+        """Writes the loss a token over the whole validation split; returns whether it is the lowest so far.
+
+        A loss that is not finite is never the lowest, and says nothing about early stopping.
+        """
         self.model.eval()
         whole = range(len(self.validation))
         micro_batches = self.validation.micro_batches(whole, self.ranks.rank, self.ranks.world_size)
         one_by_one = [[micro_batch] for micro_batch in micro_batches]
-        loss_sum = tokens = 0.0
+        loss_sum = tokens = broken = counted = 0.0
         for (batch,) in iterate_steps(one_by_one, self.validation.batch, self.config.dataloader.num_workers):
             with self._precision():  # Outside DDP: no gradients to share, and no buffers to broadcast.
-                loss_sum += self.token_loss(self._to_device(batch)).item()
-            tokens += supervised_tokens(batch)
-        loss_sum, tokens = sum_over_ranks(loss_sum, tokens)
+                loss = self.token_loss(self._to_device(batch)).item()
+            supervised = supervised_tokens(batch)
+            loss_sum, tokens = loss_sum + loss, tokens + supervised
+            broken, counted = broken + (not math.isfinite(loss)), counted + (supervised > 0)
+        loss_sum, tokens, broken, counted = sum_over_ranks(loss_sum, tokens, broken, counted)
         loss = loss_sum / tokens
         with self._precision(), outside_forward(self.token_loss), torch.compiler.set_stance("force_eager"):
             self.after_validation(self.progress.step)
         reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens)})
+        self.watch.after_validation(self.progress.step, broken, counted)
+        if not math.isfinite(loss):
+            return False
         lowest = self.progress.lowest_validation_loss
         if lowest is None or loss < lowest:
             self.progress.lowest_validation_loss, self.progress.validations_since_lowest = loss, 0
@@ -241,11 +271,20 @@ class Trainer:
         return False
 
     def _save(self, *, lowest: bool, last: bool) -> None:
+        """Writes a checkpoint, unless the weights give numbers that are not finite or hold some."""
+        if not self.watch.sound:
+            logger.error("no checkpoint at step %d: the last loss was not finite", self.progress.step)
+            return
         directory = self.directory / checkpoint_name(self.progress, self.steps_per_epoch)
         main, state = self.ranks.is_main, {"scheduler": self.scheduler.state_dict()}
         with self.whole_model():
             weights = whole(weights_to_save(self.model), keep=main)
         state["optimizer"] = whole(self.optimizer.state_dict(), keep=main)
+        broken = same_as_main(broken_weight(weights) if main else None)
+        if broken is not None:
+            self.watch.sound = False
+            logger.error("no checkpoint at step %d: the weight %s is not finite", self.progress.step, broken)
+            return
         if main:
 
             def save(snapshot: Snapshot) -> None:

@@ -101,7 +101,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, family: Family, w
     steps = total_steps(config, len(tokens))
     parts = planned_parameters(config, base, family)
     trained, frozen = total(parts)
-    text = AutoConfig.from_pretrained(base).get_text_config()
+    text = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8
     largest = max(rows * longest for rows, longest in sizes)
     # The embeddings, whole while they are used, are small beside the layers, which are divided.
@@ -176,8 +176,9 @@ def checkpoint_bytes(counts: Counts, width: int, *, adapter: bool) -> float:
 
 def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts:
     """Returns how many parameters train and how many are frozen on the device, by part of the model."""
+    architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
     with torch.device("meta"):
-        model: nn.Module = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(base))
+        model: nn.Module = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=False)
     adapters: dict[str, int] = defaultdict(int)
     frozen, adapted = frozen_parts(config.freeze_config, family), list[str]()
     if config.peft is not None:

@@ -1,12 +1,11 @@
 """What a run says while it runs: `metrics.jsonl`, `validation.jsonl`, and its progress."""
 
-import json
 import logging
 import time
 from pathlib import Path
 from typing import Any
 
-from vlm_core.files import append_json_line, read_json_lines, write_text
+from vlm_core.files import append_json_line, read_json_lines, to_json, write_text
 from vlm_core.progress import ProgressBar
 from vlm_core.run_directory import METRICS, SAMPLES, VALIDATION
 
@@ -44,7 +43,7 @@ class Reporter:
         self.progress.bar.close()
 
     def _forget_after(self, step: int) -> float:
-        """Drops records of steps behind the checkpoint that the run goes on from: they will be written again.
+        """Drops the records of steps after the checkpoint that the run resumes from: they will be written again.
 
         Returns the seconds that the run had taken up to the last step that is kept.
         """
@@ -52,5 +51,5 @@ class Reporter:
         for name in (METRICS, VALIDATION, SAMPLES):
             path = self.directory / name
             kept[name] = [record for record in read_json_lines(path)[0] if record["step"] <= step]
-            write_text(path, "".join(json.dumps(record) + "\n" for record in kept[name]))
+            write_text(path, "".join(to_json(record) + "\n" for record in kept[name]))
         return kept[METRICS][-1]["elapsed_seconds"] if kept[METRICS] else 0.0

@@ -1,0 +1,201 @@
+"""The lock of a registered version: the sha256 of all that it consists of and was decided on, and the check of it.
+
+`lock.json` lies among the artifacts of the version's run, beside the config and the evaluation that it names; a tag of
+the version has its sha256, and so has the audit trail of the home that registered it.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+
+from tasks.audit import audit, read_audit
+from tasks.trackers.provenance import provenance
+from vlm_core.cache import checksums
+from vlm_core.files import file_sha256, read_json, write_json
+from vlm_core.plain_text import printable
+
+LOCK, CONFIG, EVALUATION = "lock.json", "config.yaml", "result.json"
+TAG = "trust.sha256"  # of a version: of its lock
+REGISTERED = "registered"  # action in the audit trail
+BY_MLFLOW = "registered_model_meta"  # a file that MLflow's client adds to each download
+logger = logging.getLogger(__name__)
+
+
+def lock_version(name: str, version: str, run_id: str, config: Path, evaluation: Path, weights: Path) -> None:
+    """Writes the lock of a version that was just registered; `weights` are those that it was registered from."""
+    result = read_json(evaluation)
+    files, reference = _registered_files(name, version, weights)
+    found = {
+        "name": name,
+        "version": version,
+        "run_id": run_id,
+        "files": files,
+        "weights": reference,
+        "config": file_sha256(config),
+        "evaluation": file_sha256(evaluation),
+        "dataset_fingerprint": result["dataset_fingerprint"],
+        "made_with": provenance(),
+    }
+    with tempfile.TemporaryDirectory() as directory:
+        aside = Path(directory)
+        write_json(aside / LOCK, found)
+        (aside / CONFIG).write_bytes(config.read_bytes())
+        (aside / EVALUATION).write_bytes(evaluation.read_bytes())
+        digest = file_sha256(aside / LOCK)
+        client = mlflow.MlflowClient()
+        client.log_artifacts(run_id, directory, _folder(name, version))
+        client.set_model_version_tag(name, version, TAG, digest)
+    facts = {key: found[key] for key in ("run_id", "config", "evaluation", "dataset_fingerprint")}
+    audit(REGISTERED, name=name, version=version, lock=digest, **facts)
+
+
+def _registered_files(name: str, version: str, weights: Path) -> tuple[dict[str, str], dict[str, Any] | None]:
+    """Returns the sha256 of the version's files, and what its config says of weights that are not among them.
+
+    What the registry copied from `weights` is hashed there: they may be large, and the registry far away.
+    """
+    uri = f"models:/{name}/{version}"
+    with tempfile.TemporaryDirectory() as directory:
+        for entry in mlflow.artifacts.list_artifacts(artifact_uri=uri):
+            if entry.path != "artifacts":
+                mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{entry.path}", dst_path=directory)
+        files = _files(Path(directory))
+        flavor = Model.load(directory).flavors["python_function"]
+    for artifact in (flavor.get("artifacts") or {}).values():
+        files |= {f"{artifact['path']}/{path}": digest for path, digest in checksums(weights).items()}
+    return files, flavor["config"].get("weights")
+
+
+def require_trusted(name: str, version: str, directory: Path) -> None:
+    """Raises ValueError unless the version's files in `directory`, and the weights it refers to, are as its lock says.
+
+    A version that is older than the locks passes with a warning, unless this home knows its lock.
+    """
+    with tempfile.TemporaryDirectory() as aside:
+        try:
+            lock = _read_lock(name, version, Path(aside))
+        except MlflowException as error:
+            raise ValueError(f"the lock of version {version} of {name} cannot be read: {printable(error)}") from None
+    if lock is None:
+        logger.warning("version %s of %s has no lock: nothing shows whether it is as it was registered", version, name)
+    elif found := _file_findings(lock, directory):
+        raise ValueError(_refusal(name, version, found))
+
+
+def verify(name: str, version: str) -> dict[str, Any]:
+    """Returns the lock of a version; raises ValueError that lists everything that is not as the lock says."""
+    with tempfile.TemporaryDirectory() as directory:
+        files, copy = Path(directory) / "lock", Path(directory) / "model"
+        for made in (files, copy):
+            made.mkdir()
+        try:
+            lock = _read_lock(name, version, files)
+            if lock is None:
+                raise ValueError(f"version {version} of {name} has no lock: it is older than the locks")
+            model = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(copy))
+        except MlflowException as error:
+            raise ValueError(f"version {version} of {name} cannot be verified: {printable(error)}") from None
+        found = _file_findings(lock, Path(model))
+        found += [
+            f"{file} beside the lock changed or missing"
+            for file, key in ((CONFIG, "config"), (EVALUATION, "evaluation"))
+            if not (files / file).is_file() or file_sha256(files / file) != lock[key]
+        ]
+        if not found:
+            found = _tag_findings(name, version, read_json(files / EVALUATION))
+    if found:
+        raise ValueError(_refusal(name, version, found))
+    return lock
+
+
+def _read_lock(name: str, version: str, aside: Path) -> dict[str, Any] | None:
+    """Returns the lock of a version, None if it has none; its files are then in `aside`.
+
+    Raises ValueError if it is not the lock that the version's tag and this home's audit trail name.
+    """
+    client = mlflow.MlflowClient()
+    registered = client.get_model_version(name, version)
+    digest = registered.tags.get(TAG)
+    known = _known_digest(name, version, registered.run_id)
+    if digest is None and known is None:
+        return None
+    if known not in (None, digest):
+        raise ValueError(_refusal(name, version, [f"its tag {TAG} is not what this home's audit trail says"]))
+    for file in (LOCK, CONFIG, EVALUATION):
+        with suppress(MlflowException, OSError):  # what is missing is found below
+            found = client.download_artifacts(str(registered.run_id), f"{_folder(name, version)}/{file}", str(aside))
+            shutil.copyfile(found, aside / file)
+    if not (aside / LOCK).is_file() or file_sha256(aside / LOCK) != digest:
+        raise ValueError(_refusal(name, version, [f"{LOCK} of the run changed or missing"]))
+    return read_json(aside / LOCK)
+
+
+def _known_digest(name: str, version: str, run_id: str | None) -> str | None:
+    """Returns what this home noted of the lock when it registered the version, None if another home did."""
+    wanted = {"action": REGISTERED, "name": name, "version": version, "run_id": run_id}
+    return next((entry["lock"] for entry in reversed(read_audit()) if wanted.items() <= entry.items()), None)
+
+
+def _file_findings(lock: Mapping[str, Any], directory: Path) -> list[str]:
+    found = _differences(lock["files"], _files(directory))
+    if weights := lock["weights"]:
+        there = checksums(Path(weights["path"])) if Path(weights["path"]).is_dir() else {}
+        found += [f"{weights['path']}: {finding}" for finding in _differences(weights["sha256"], there)]
+    return found
+
+
+def _files(directory: Path) -> dict[str, str]:
+    """Returns the sha256 of each file of a model, without what its use adds: compiled code, and MLflow's note.
+
+    `serve` has Python look for compiled code elsewhere.
+    """
+    found = checksums(directory)
+    return {path: found[path] for path in found if path != BY_MLFLOW and "__pycache__" not in Path(path).parts}
+
+
+def _differences(expected: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
+    """Returns in words how the files that are there differ from those expected: missing, added or changed ones.
+
+    >>> _differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
+    ['a missing', 'b changed', 'c added']
+    """
+    if not expected:
+        return ["it names no file"]
+    words = {
+        path: "missing" if path not in there else "changed" for path in expected if there.get(path) != expected[path]
+    }
+    words |= {path: "added" for path in there if path not in expected}
+    return [f"{path} {words[path]}" for path in sorted(words)]
+
+
+def _tag_findings(name: str, version: str, result: dict[str, Any]) -> list[str]:
+    """Returns which tags of the version do not say what its evaluation found."""
+    from tasks.registry.register import _tags  # it imports this module
+
+    tags = mlflow.MlflowClient().get_model_version(name, version).tags
+    expected = {key: str(value) for key, value in _tags(result).items() if value is not None}
+    return [f"tag {key}={tags.get(key)!r}, and the evaluation says {value!r}" for key, value in expected.items()
+            if tags.get(key) != value]  # fmt: skip
+
+
+def _refusal(name: str, version: str, found: list[str]) -> str:
+    more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    return (
+        f"version {version} of {name} is not as it was registered: {', '.join(found[:5])}{more}. Do not use it until "
+        "you know why; put the files back, or register the model again"
+    )
+
+
+def _folder(name: str, version: str) -> str:
+    """Returns where the lock lies among the artifacts of the version's run."""
+    return f"trust/{hashlib.sha256(json.dumps([name, version]).encode()).hexdigest()[:16]}"

@@ -1,0 +1,128 @@
+"""One row from its file to what the model sees: for a person who wants to know whether the data is read right."""
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+from vlm_core.data.cell_images import Picture
+from vlm_core.data.cells import shown
+from vlm_core.data.conversation import Conversation
+from vlm_core.data.examples import RejectedRow, example_of
+from vlm_core.data.image_table import ImageTable
+from vlm_core.data.images import decode_image, inspect_image
+from vlm_core.data.row_places import places_of
+from vlm_core.data.source import TRAIN, SplitSource
+from vlm_core.data.splits import Splits
+
+LONGEST = 400  # characters of a cell
+ROW_NAME = re.compile(r"(?:(?P<split>\w+)-)?(?P<number>\d+)")
+ROWS_ON_PAGE = 3
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """What a model gets of a row; `problem` says why there is nothing if it is not empty."""
+
+    model: str
+    pieces: list[tuple[str, bool]] = field(default_factory=list)  # the prompt's text, and whether it is supervised
+    tokens: int = 0
+    supervised: int = 0  # tokens
+    images: list[Image.Image] = field(default_factory=list)  # as the processor shows them; several for one cut in tiles
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class ExplainedRow:
+    """A row as it was read, and what became of it. `rejected` says why nothing became of it if it is not empty."""
+
+    name: str  # as in reports: train-12
+    place: str  # in its file, "" if that is not known
+    cells: dict[str, Any]  # column -> cell as read; the columns that are used come first
+    uses: dict[str, str]  # column -> what it is used as: image, question, ...
+    conversation: Conversation = field(default_factory=list)  # image parts hold indices into `images`
+    images: list[Image.Image] = field(default_factory=list)  # decoded, upright, RGB
+    facts: list[str] = field(default_factory=list)  # of each image as it is stored
+    rejected: str = ""
+    view: ModelView | None = None
+
+
+def explain_row(splits: Splits, name: str) -> ExplainedRow:
+    """Returns the row that `name` means: `train-12`, as reports and errors name it, or 12 for the same.
+
+    Raises ValueError for a name that means no row.
+    """
+    found = ROW_NAME.fullmatch(name)
+    split = (found["split"] or TRAIN) if found else ""
+    if not found or split not in splits.sources:
+        names = " or ".join(f"{source}-12" for source in splits.sources)
+        raise ValueError(f"--explain {name!r} names no row: write {names}, or 12 for {TRAIN}-12; the first row is 0")
+    source, number = splits.sources[split], int(found["number"])
+    row = _row(source, number)
+    if row is None:
+        end = "" if source.stop is None else f"; it has {source.start} to {source.stop - 1}"
+        raise ValueError(f"--explain {name!r}: {split} of {source.name!r} has no row {number}{end}")
+    return _explained(source, f"{split}-{number}", number, row)
+
+
+def explain_some(splits: Splits) -> list[ExplainedRow]:
+    """Returns a few rows, spread over the training split, that the data report explains."""
+    source = splits.sources[TRAIN]
+    numbers = [*range(source.start, source.start + ROWS_ON_PAGE)]
+    if source.stop is not None:
+        last = source.stop - 1
+        numbers = sorted({source.start, (source.start + last) // 2, last})
+    rows = ((number, _row(source, number)) for number in numbers)
+    return [_explained(source, f"{TRAIN}-{number}", number, row) for number, row in rows if row is not None]
+
+
+def _row(source: SplitSource, number: int) -> dict[str, Any] | None:
+    if number < source.start or (source.stop is not None and number >= source.stop):
+        return None
+    columns = [*dict.fromkeys([*source.columns.settings.values(), *source.rows.columns])]
+    for first, rows in source.rows.batches(columns, number, number + 1):
+        if first <= number < first + len(rows):
+            return rows[number - first]
+    return None
+
+
+def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any]) -> ExplainedRow:
+    place = places_of(source.rows, [number], source.folder.root).get(number, "")
+    uses = {column: setting.removesuffix("_column") for setting, column in source.columns.settings.items()}
+    try:
+        example = example_of(row, source.columns, source.images)
+        table = ImageTable()
+        for encoded in example.images:
+            table.index(encoded)
+    except RejectedRow as error:
+        about = error.about()
+        return ExplainedRow(name, place, row, uses, rejected=f"{error} ({about})" if about else str(error))
+    images, facts = [], []
+    for encoded in example.images:
+        images.append(decode_image(encoded))
+        found = inspect_image(encoded)
+        window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
+        facts.append(f"{found.width} x {found.height} pixels, {found.format}, mode {found.mode}{window}")
+    return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
+
+
+def cell_text(cell: Any) -> str:
+    """Returns a cell as a person reads it: texts in quotes, everything else with its type."""
+    if cell is None:
+        return "null"
+    if isinstance(cell, str):
+        cut = "" if len(cell) <= LONGEST else f" ... ({len(cell):,} characters)"
+        return printable(json.dumps(cell[:LONGEST], ensure_ascii=False)) + cut
+    if isinstance(cell, Image.Image):
+        return f"a Pillow image of {cell.width} x {cell.height} pixels"
+    kind = {dict: "object", bool: "true or false", int: "whole number", float: "number"}.get(
+        type(cell), type(cell).__name__
+    )
+    return printable(shown(cell)) + ("" if isinstance(cell, bytes) else f" ({kind})")
+
+
+def printable(text: str) -> str:
+    """Returns a text without characters that a terminal acts on: they are written as escapes; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
