@@ -110,6 +110,10 @@ class DatasetConfig(Section):
         None,
         description="Tokens of the longest example to train on; longer ones are rejected, none is cut; null = all.",
     )
+    max_personal_data: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Stop if more texts and images than this have signs of personal data; null = only report them.",
+    )
     images: ImagesConfig = ImagesConfig()
     max_reject_share: Share = Field(0.05, description="Stop where more of the rows are rejected; 0 = at the first one.")
 

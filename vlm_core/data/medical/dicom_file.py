@@ -82,12 +82,17 @@ def require_image(dataset: Any, *, secondary_captures: bool) -> None:
         raise MedicalImageError("DICOM object without an image", _name(kind))
     if kind.startswith(SEGMENTATION):
         raise MedicalImageError("DICOM segmentation, not an image", _name(kind))
-    if kind.startswith(SECONDARY_CAPTURE) and not secondary_captures:
+    if is_secondary_capture(dataset) and not secondary_captures:
         raise MedicalImageError(
             "DICOM secondary capture",
             "a screenshot often shows a name; dataset.images.secondary_captures=true takes it",
         )
     _require_pixel_description(dataset)
+
+
+def is_secondary_capture(dataset: Any) -> bool:
+    """Returns whether a DICOM object is a screenshot or a scan of paper."""
+    return str(dataset.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE)
 
 
 @contextmanager
