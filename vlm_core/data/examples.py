@@ -92,7 +92,8 @@ def example_of(row: dict[str, Any], columns: Columns, images: CellImages) -> Exa
     except ChatFormatError as error:
         raise RejectedRow(str(error), _about_text(columns.conversation or columns.question, error.detail)) from None
     conversation, encoded = _unfolded(conversation, pictures)
-    return Example(conversation, encoded, _case(row, columns), _text(row, columns, "mode"))
+    case, mode = (_text(row, columns, name) for name in ("case", "mode"))
+    return Example(conversation, encoded, None if case is None else case_text(case), mode)
 
 
 def _placed(row: dict[str, Any], columns: Columns, images: CellImages) -> tuple[Conversation, list[Any]]:
@@ -135,18 +136,12 @@ def _slices(row: dict[str, Any], columns: Columns) -> list[str] | None:
     return names or None
 
 
-def _case(row: dict[str, Any], columns: Columns) -> str | None:
-    try:
-        return None if columns.case is None else case_text(row[columns.case])
-    except ValueError as error:
-        raise RejectedRow(str(error)) from None
-
-
 def image_paths(row: dict[str, Any], columns: Columns) -> list[str]:
     """Returns the paths (and addresses) of the images that a row refers to, in any form that `example_of` reads."""
     cells = [] if columns.image is None else cells_of(row[columns.image])
     try:
-        turns = _turns(row, columns, None) if columns.conversation else []
+        holds_turns = columns.conversation or is_turns(row.get(columns.question or ""))
+        turns = _turns(row, columns, None) if holds_turns else []
     except (ChatFormatError, RejectedRow):
         turns = []
     own = [part["image"] for turn in turns for part in turn["content"] if "image" in part]

@@ -140,7 +140,7 @@ def encoded_image_of_caller(cell: Any) -> bytes:
 def _of_dictionary(cell: dict[str, Any]) -> Any:
     """Returns the bytes of `{"bytes", "path"}` if there are some, whatever the path says; else the path."""
     held = cell.get("bytes")
-    if held is None or len(held) == 0:
+    if not isinstance(held, Sized) or not len(held):  # None, or NaN
         return cell.get("path")
     return decoded_base64(held) if isinstance(held, str) else held
 

@@ -17,6 +17,7 @@ from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
 from vlm_core.data.cell_images import CellImages
 from vlm_core.data.columns import resolve_columns
+from vlm_core.data.dataset_card import has_named_files
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
@@ -31,26 +32,22 @@ from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
+
+def _patterns(suffixes: Iterable[str]) -> list[str]:
+    """Returns patterns of files with these suffixes, in small and in capital letters."""
+    letters = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix) for suffix in suffixes)
+    return ["*.md", *(f"*.{suffix}" for suffix in letters)]
+
+
 TRAIN = "train"
 PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
-HUB_FILES = (
-    ["*.parquet", "*.md"],
-    [
-        "*.arrow",
-        "*.json",
-        "*.jsonl",
-        "*.csv",
-        "*.tsv",
-        "*.md",
-        "*.png",
-        "*.jpg",
-        "*.jpeg",
-        "*.dcm",
-        "*.nii",
-        "*.nii.gz",
-    ],
-)
+TEXT_TABLES = [f"{suffix}{packed}" for suffix in ("json", "jsonl", "ndjson", "csv", "tsv") for packed in ("", ".gz")]
+IMAGES = ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "dcm", "nii", "nii.gz")
+
+
+# What is downloaded: parquet files alone if they hold the rows, which a repository often has in other forms too.
+HUB_FILES = (_patterns(["parquet"]), _patterns(["parquet", "arrow", "feather", *TEXT_TABLES, *IMAGES]))
 
 
 @dataclass(frozen=True)
@@ -197,10 +194,9 @@ def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
     if Path(name).exists():
         return Path(name).absolute(), None
     if is_repository_id(name):
-        # Parquet alone where there is some: a repository often has the same rows in other forms beside it.
         for patterns in HUB_FILES:
             snapshot = download(name, "dataset", config.revision, patterns)
-            if data_files(snapshot):
+            if data_files(snapshot) and has_named_files(snapshot, config.config_name):
                 break
         return snapshot, snapshot.name
     raise ValueError(f"no dataset {name!r}: neither a directory or file, nor a hub id owner/name, nor {PHANTOM}")
@@ -287,7 +283,7 @@ def _image_paths(rows: Rows, columns: Columns) -> set[str]:
     without = replace(columns, image=None) if stored and columns.conversation is None else columns
     if without.image is None and without.conversation is None:
         return set()
-    used = [column for column in (without.image, without.conversation, without.question) if column]
+    used = [column for column in (without.image, without.conversation, without.question, without.answer) if column]
     batches = (batch for _, batch in rows.batches(used, 0, None))
     return {path for batch in batches for row in batch for path in image_paths(row, without)}
 

@@ -1,6 +1,6 @@
-"""What a dataset is like, told from its conversation cache: counts, lengths, duplicates, and what both splits share.
+"""What a dataset is like, from its conversation cache: counts, lengths, duplicates, and what both splits share.
 
-No text and no image is in it, so that it may go wherever numbers may go.
+It has no text and no image of the data, so it may be sent wherever numbers may be sent.
 """
 
 import hashlib
@@ -24,13 +24,13 @@ from vlm_core.data.rejects import counted_rows
 STATISTICS = "statistics.json"
 BINS = 20
 COMMON = 12  # sizes, modes and formats that are listed
-FEW_CASES = 10  # below, an evaluation gives no intervals
-ONE_SIDED = 0.8  # share of closed questions that the commonest answer gets right, from which it is a finding
+FEW_CASES = 10  # with fewer, an evaluation gives no intervals
+ONE_SIDED = 0.8  # from this share of closed questions that the commonest answer gets right, it is a finding
 
 
 @dataclass
 class _Tally:
-    """What is counted of a split in one pass."""
+    """The counts of a split, made in one pass over it."""
 
     rows: int = 0
     text_only: int = 0
@@ -119,7 +119,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 def spread(values: Iterable[int]) -> dict[str, Any]:
     """Returns mean, median, 95th percentile, extremes, and a histogram of at most 20 bins, of whole numbers.
 
-    A bin is `[edges[i], edges[i + 1])`. Nothing of no values.
+    A bin is `[edges[i], edges[i + 1])`. Without values, the result is {}.
     """
     numbers = np.fromiter(values, dtype=np.int64)
     if not len(numbers):
@@ -179,12 +179,12 @@ def _images(path: Path) -> dict[str, Any]:
 
 
 def findings(found: Mapping[str, Any]) -> list[str]:
-    """Returns what a reader should know before trusting a score on this data, the gravest first."""
+    """Returns what a reader should know before trusting a score on this data, the most serious first."""
     cases, images, questions = (found["overlap"][kind] for kind in ("cases", "images", "questions"))
     train, validation = found["splits"]["train"], found["splits"]["validation"]
     repeated, contradicted = (train[kind] + validation[kind] for kind in ("duplicates", "contradictions"))
     commonest = found["closed_answers"]["commonest"]
-    said = [
+    possible = [
         (
             images["shared"],
             f"{images['share_of_validation_images']:.0%} of the validation images are also in training, with other "
@@ -207,7 +207,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         ),
         (
             questions["shared"],
-            f"{questions['shared']} validation questions stand in training word for word, about the same image.",
+            f"{questions['shared']} validation questions are also in training, word for word and about the same image.",
         ),
         (
             (commonest or 0) >= ONE_SIDED,
@@ -222,7 +222,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),
         (contradicted, f"{contradicted} questions about an image are answered in more than one way."),
     ]
-    return [text for applies, text in [*said, *medical_findings(found)] if applies]
+    return [text for applies, text in [*possible, *medical_findings(found)] if applies]
 
 
 def _reasons(rejects: Mapping[str, Mapping[str, Any]]) -> str:

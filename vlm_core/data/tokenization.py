@@ -20,6 +20,7 @@ from PIL import Image
 
 from vlm_core.data.chat_template import (
     TokenizedConversation,
+    apply_template,
     render_markers,
     special_tokens,
     texts_of,
@@ -99,7 +100,7 @@ def require_template(processor: Any, family: Family) -> None:
     for sizes in ((), *(SHOWN if family.plain_only else ())):
         pictures = [Image.new("RGB", size) for size in sizes]
         conversation = [question_turn("What is shown?", pictures), answer_turn("A mass.")]
-        made = processor.apply_chat_template(conversation, tokenize=True, return_dict=True)["input_ids"][0]
+        made = apply_template(processor, conversation, tokenize=True, return_dict=True)["input_ids"][0]
         expected, ids = list(made), tokenize_conversation(conversation, processor, family).input_ids
         if not family.end_of_turn:  # The tokenizer's own end stands where the template has none.
             expected[len(ids) - 1 :] = ids[-1:]

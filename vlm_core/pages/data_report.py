@@ -78,7 +78,7 @@ def named_columns(config: Config) -> dict[str, str]:
 
 
 def _explained(row: ExplainedRow) -> dict[str, Any]:
-    """Returns what the page shows of a row: texts, and its images as data URIs."""
+    """Returns what the page shows of a row: texts, and images as data URIs."""
     return {
         "row": row,
         "cells": [(column, row.uses.get(column, ""), cell_text(cell)) for column, cell in row.cells.items()],
@@ -149,7 +149,7 @@ def samples(conversations: Path) -> list[dict[str, Any]]:
 
 
 def overview(conversations: Path) -> list[dict[str, Any]]:
-    """Returns a table of the main counts, a row a split, for whoever shows tables."""
+    """Returns a table of the main counts, one row per split."""
     splits = read_json(conversations / STATISTICS)["splits"]
     return [
         {
