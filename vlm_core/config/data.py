@@ -112,6 +112,10 @@ class DatasetConfig(Section):
         None,
         description="Longest example in tokens; longer ones are rejected, not cut; null = no limit.",
     )
+    max_personal_data: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Stop if more texts and images than this have signs of personal data; null = only report them.",
+    )
     images: ImagesConfig = ImagesConfig()
     max_reject_share: Share = Field(
         0.05, description="Stop if a larger share of rows is rejected; 0 = stop at the first one."

@@ -59,6 +59,7 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
         found[key] = _common(key, free, name, rows, folder, optional=optional)
         if key == "question":
             _require_whole_question(found[key], free, rows, name)
+    found |= _image_columns(config, rows.columns)
     told = {key: found[key] for key, column in wanted.items() if column == AUTO}
     unused = [column for column in rows.columns if column not in found.values()]
     if not unused and all(column == MEDPIX_NAMES[key] for key, column in told.items()):
@@ -66,6 +67,18 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
     said = ", ".join(f"{key}={column or 'null'}" for key, column in told.items())
     others = f"; not used: {', '.join(unused)}" if unused else ""
     return Columns(**found), [f"columns of {name}: {said}{others}"] if told else []
+
+
+def _image_columns(config: DatasetConfig, columns: Sequence[str]) -> dict[str, str | None]:
+    """Returns the columns that `dataset.images` names; raises ValueError for one that is not there."""
+    named = {"modality": config.images.modality_column, "slice": config.images.slice_column}
+    for key, column in named.items():
+        if column is not None and column not in columns:
+            raise ValueError(
+                f"dataset {config.path_or_dataset!r} lacks the column {column} of dataset.images.{key}_column: it has "
+                f"{', '.join(columns)}"
+            )
+    return named
 
 
 def _common(
@@ -121,7 +134,7 @@ def _leads_to_image(folder: ImageFolder) -> Callable[[object], bool]:
     def leads(cell: object) -> bool:
         cells = cells_of(cell)
         try:
-            return bool(cells) and all(folder.encoded(one) for one in cells)
+            return bool(cells) and all(folder.leads_to_image(one) for one in cells)
         except ValueError:
             return False
 

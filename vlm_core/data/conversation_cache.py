@@ -39,7 +39,7 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 5  # raise it whenever the same source must give another cache
+CONVERSATIONS_VERSION = 6  # raise it whenever the same source must give another cache
 
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
@@ -57,6 +57,7 @@ IMAGE_SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("several_frames", pa.bool_()),
+        ("medical", pa.string()),  # JSON of what a DICOM or NIfTI header says of the image, and its window
     ]
 )
 
@@ -189,7 +190,7 @@ class _Builder:
     def _ahead(self, name: str, source: SplitSource) -> Iterator[list[_Read]]:
         """Yields the rows of a source, a batch at a time, while the images of later batches are decoded."""
         waiting: deque[list[_Read]] = deque()
-        for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
+        for first, rows in source.rows.batches(source.columns.used, source.start, source.stop):
             waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in enumerate(rows, first)])
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
@@ -197,7 +198,7 @@ class _Builder:
 
     def _announced(self, example_id: str, row: dict[str, Any], source: SplitSource) -> _Read:
         try:
-            example = example_of(row, source.columns, source.folder)
+            example = example_of(row, source.columns, source.images)
         except RejectedRow as reason:
             return _Read(example_id, reason, [])
         return _Read(example_id, replace(example, images=[]), [self.images.announce(image) for image in example.images])

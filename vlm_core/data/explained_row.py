@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_core.data.cell_images import Picture
 from vlm_core.data.cells import shown
 from vlm_core.data.conversation import Conversation
 from vlm_core.data.examples import RejectedRow, example_of
@@ -94,7 +95,7 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
     place = places_of(source.rows, [number], source.folder.root).get(number, "")
     uses = {column: setting.removesuffix("_column") for setting, column in source.columns.settings.items()}
     try:
-        example = example_of(row, source.columns, source.folder)
+        example = example_of(row, source.columns, source.images)
         table = ImageTable()
         for encoded in example.images:
             table.index(table.announce(encoded))
@@ -105,7 +106,8 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
     for encoded in example.images:
         images.append(decode_image(encoded))
         found = inspect_image(encoded)
-        facts.append(f"{found.width} x {found.height} pixels, {found.format}, mode {found.mode}")
+        window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
+        facts.append(f"{found.width} x {found.height} pixels, {found.format}, mode {found.mode}{window}")
     return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
 
 

@@ -1,9 +1,11 @@
 """The distinct images of a dataset while its conversation cache is built."""
 
 import hashlib
+import json
 from concurrent.futures import Future
 from typing import Any
 
+from vlm_core.data.cell_images import Picture
 from vlm_core.data.examples import RejectedRow
 from vlm_core.data.image_cells import FromBase64
 from vlm_core.data.image_workers import ImageWorkers
@@ -63,5 +65,6 @@ class ImageTable:
         if facts.sha256 not in self._index_of_pixels:
             self._index_of_pixels[facts.sha256] = len(self.digests)
             self.digests.append(facts.sha256)
-            self._new.append({"encoded": encoded, **vars(facts)})
+            medical = json.dumps(encoded.facts, sort_keys=True) if isinstance(encoded, Picture) else None
+            self._new.append({"encoded": encoded, "medical": medical, **vars(facts)})
         self._index_of_file[key] = self._index_of_pixels[facts.sha256]

@@ -17,6 +17,8 @@ from vlm_core.data.case_ids import without_zeros
 from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.conversation import images_of, last_question, questions_and_answers
+from vlm_core.data.medical.personal_data import personal_patterns
+from vlm_core.data.medical_statistics import medical_findings, medical_statistics
 from vlm_core.data.rejects import counted_rows
 
 STATISTICS = "statistics.json"
@@ -38,6 +40,7 @@ class _Tally:
     modes: Counter[str] = field(default_factory=Counter)
     questions_of: Counter[int] = field(default_factory=Counter)  # image -> questions about it
     images_of: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # case -> its images
+    personal: Counter[str] = field(default_factory=Counter)  # kinds of personal data that texts may hold -> rows
     rows_of_case: Counter[str] = field(default_factory=Counter)
     question_words: list[int] = field(default_factory=list)
     answer_words: list[int] = field(default_factory=list)
@@ -54,6 +57,7 @@ class _Tally:
         self.questions_of.update(set(shown))
         self.images_of[row["case_id"]].update(shown)
         self.rows_of_case[row["case_id"]] += 1
+        self.personal.update(personal_patterns("\n".join((*questions, *answers))))
         self.question_words.append(len(questions[-1].split()))
         self.answer_words.append(len(answers[-1].split()))
         self.closed += closed_kind(questions[-1], answers[-1], closed_questions) is not None
@@ -94,6 +98,10 @@ def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "splits": {split: tally.summary() for split, tally in tallies.items()},
         "overlap": _overlap(tallies["train"], tallies["validation"]),
         "images": _images(directory / "images.arrow"),
+        "medical": medical_statistics(
+            fact for batch in read_batches(directory / "images.arrow") for fact in batch["medical"].to_pylist()
+        ),
+        "personal_texts": dict(sum((tally.personal for tally in tallies.values()), Counter())),
         "closed_questions": len(manifest["closed_questions"]),
         "closed_answers": closed.summary(),
         "rejects": manifest["rejects"],
@@ -214,7 +222,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),
         (contradicted, f"{contradicted} questions about an image are answered in more than one way."),
     ]
-    return [text for applies, text in possible if applies]
+    return [text for applies, text in [*possible, *medical_findings(found)] if applies]
 
 
 def _reasons(rejects: Mapping[str, Mapping[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from vlm_core.data.closed_statistics import closed_answers, closed_kinds
 from vlm_core.data.conversation import numbered_text, turn_text
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.explained_row import ExplainedRow, cell_text
+from vlm_core.data.medical_statistics import COUNTED
 from vlm_core.data.rejects import named_rows
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
@@ -54,6 +55,7 @@ def write_data_report(config: Config, conversations: Path, path: Path, explained
         fingerprint=conversations.name,
         rows=ROWS,
         spreads=SPREADS,
+        medical_rows=COUNTED,
         closed_shown=CLOSED_QUESTIONS,
         closed=closed_table(conversations, with_texts=config.report.images),
         plots={title: plot for title, plot in plots.items() if plot},

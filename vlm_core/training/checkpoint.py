@@ -2,7 +2,8 @@
 
 epoch_0_step_200/
     model/               weights or adapter in safetensors, with the processor: loads in transformers or peft;
-                         or torch's DCP, with such a directory `consolidated` in it
+                         or torch's DCP, with such a directory `consolidated` in it; image_settings.json says how
+                         medical images were windowed
     training_state.pt    optimizer and schedule
     progress.json        steps done, lowest validation loss so far, fingerprint of the data
     config.yaml          the resolved config, overrides included
@@ -26,6 +27,7 @@ from transformers import ProcessorMixin
 
 from vlm_core.cache import checksums
 from vlm_core.config import Config
+from vlm_core.data.medical.settings import save_settings
 from vlm_core.files import is_disk_full, point, published_directory, read_json, write_json, write_text
 from vlm_core.models.weights import save_weights
 from vlm_core.run_directory import (
@@ -121,6 +123,7 @@ def save_checkpoint(
         for place in (aside / WEIGHTS, aside / WEIGHTS / CONSOLIDATED):
             if place.is_dir():
                 processor.save_pretrained(place)
+                save_settings(config.dataset.images, place)
         torch.save(snapshot.training_state, aside / TRAINING_STATE)
         write_json(aside / PROGRESS, asdict(snapshot.progress))
         write_text(aside / CONFIG, config.to_yaml())
