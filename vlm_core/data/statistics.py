@@ -219,7 +219,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
             f"{found['images']['several_frames']} images have several frames: only the first is shown to the model.",
         ),
         (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected: {_reasons(found['rejects'])}."),
-        (repeated, f"{repeated} rows repeat the image, question and answer of another row of their split."),
+        (repeated, f"{repeated} rows repeat another row of their split: image, question and answer."),
         (contradicted, f"{contradicted} questions about an image have several different answers."),
     ]
     return [text for applies, text in [*possible, *medical_findings(found)] if applies]
