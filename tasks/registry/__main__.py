@@ -51,7 +51,7 @@ def render_history(history: list[Change]) -> str:
 
 
 def render_lock(lock: dict[str, Any]) -> str:
-    """Returns in words what was found to be as it was registered."""
+    """Returns the verified lock in words."""
     made_with = ", ".join(f"{key.removeprefix('version.')} {value}" for key, value in sorted(lock["made_with"].items()))
     files = len(lock["files"]) + len(lock["weights"]["sha256"] if lock["weights"] else ())
     return printable(
@@ -61,12 +61,12 @@ def render_lock(lock: dict[str, Any]) -> str:
 
 
 def _number(name: str, version: str) -> str:
-    """Returns the number of a version that is named by it or by an alias, which may move on later."""
+    """Returns the version number of a number or alias; resolve an alias once, as it can move."""
     return version if version.isdigit() else look_up(name, version)["version"]
 
 
 def serve(name: str, version: str, port: str) -> None:
-    """Becomes MLflow's server of a version, on loopback."""
+    """Replaces this process by MLflow's server of a version, on loopback."""
     words = (
         "models",
         "serve",
@@ -83,7 +83,7 @@ def serve(name: str, version: str, port: str) -> None:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows in columns, each on one line: a cell's control characters never reach a terminal."""
+    """Returns an aligned table, one line per row; control characters in cells are removed."""
     table = [list(columns), *([plain(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)

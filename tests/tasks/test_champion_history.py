@@ -66,7 +66,7 @@ def test_each_rollback_goes_back_one_more_version(client: mlflow.MlflowClient) -
     for version in ("1", "2", "3"):
         promote("m", version, "")
     assert [roll_back("m"), roll_back("m")] == ["2", "1"]
-    with pytest.raises(ValueError, match="the champion is version 1, and no earlier one is left"):
+    with pytest.raises(ValueError, match="the champion is version 1, and there is no earlier one"):
         roll_back("m")
     assert find_champion("m") == "1"
     promote("m", "4", "")  # starts at the version to which the rollbacks led
@@ -91,7 +91,7 @@ def test_deleted_versions_are_skipped_and_named(client: mlflow.MlflowClient) -> 
     assert changes("m")[-1].reason == "worse; skipped, since deleted: version 2"
     promote("m", "4", "")
     client.delete_model_version("m", "1")
-    with pytest.raises(ValueError, match="no earlier one is left .* skipped, since deleted: version 1"):
+    with pytest.raises(ValueError, match="no earlier one to roll back to.* skipped, since deleted: version 1"):
         roll_back("m")
 
 

@@ -1,4 +1,4 @@
-"""Where a dataset comes from: the hub, a local directory or file, the phantom generator, a user's own function."""
+"""Opens a dataset: from the hub, a local directory or file, the phantom generator, or a user's function."""
 
 import hashlib
 import inspect
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def _patterns(suffixes: Iterable[str]) -> list[str]:
-    """Returns patterns of files with these suffixes, in small and in capital letters."""
+    """Returns glob patterns of files with these suffixes, in lower or upper case."""
     letters = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix) for suffix in suffixes)
     return ["*.md", *(f"*.{suffix}" for suffix in letters)]
 
@@ -46,15 +46,15 @@ TEXT_TABLES = [f"{suffix}{packed}" for suffix in ("json", "jsonl", "ndjson", "cs
 IMAGES = ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "dcm", "nii", "nii.gz")
 
 
-# What is downloaded: parquet files alone if they hold the rows, which a repository often has in other forms too.
+# Patterns to download, in order. Repositories often have the rows in several formats: parquet alone is enough.
 HUB_FILES = (_patterns(["parquet"]), _patterns(["parquet", "arrow", "feather", *TEXT_TABLES, *IMAGES]))
 
 
 @dataclass(frozen=True)
 class SplitSource:
-    """The rows `[start, stop)` of a split, and how each becomes an example."""
+    """The rows `[start, stop)` of a split, and what is needed to turn each into an example."""
 
-    name: str  # as asked for, for example `dataset.path_or_dataset`: says in messages which setting to mend
+    name: str  # as in the config, so that an error names the value to correct
     split: str
     rows: Rows
     start: int
@@ -63,17 +63,17 @@ class SplitSource:
     images: CellImages
     fingerprint: str  # of the content, the row range, the columns and the settings of images
     revision: str | None  # the commit, for a dataset of the hub
-    notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
+    notes: tuple[str, ...] = ()  # for the log: choices that the data decided, not the config
 
     @property
     def folder(self) -> ImageFolder:
-        """Where its images are looked for."""
+        """The folder in which its images are searched for."""
         return self.images.folder
 
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A dataset that is at hand: its tables by split, and where its images are."""
+    """A dataset on this machine: its tables by split, and the directory of its images."""
 
     config: DatasetConfig
     directory: Path
@@ -81,7 +81,7 @@ class OpenDataset:
     tables: Tables
 
     def take(self, expression: str) -> SplitSource:
-        """Returns the checked source of the rows that a split expression means.
+        """Returns the checked source of the rows that a split expression selects, such as `train[:1000]`.
 
         Raises ValueError for a missing split or column, and an empty split.
         """
@@ -95,7 +95,7 @@ class OpenDataset:
             raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows{_listed_files(files)}")
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
-        # A commit names its content, but not how images are found in it; without one, the tables and images are hashed.
+        # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
         found, how = _image_digests(rows, columns, folder)
         content = [self.revision, *how] if self.revision else [*_digests(files), *found]
         return SplitSource(
@@ -122,19 +122,19 @@ class OpenDataset:
         )
 
     def _only_table(self, expression: str) -> tuple[str, list[str]]:
-        """Returns the expression for the rows to train on: of a local dataset of one table, whatever its name says."""
+        """Returns (the split expression to train on, notes); a local dataset of one table trains on that table."""
         split, *others = self.tables.by_split
         name, bracket, part = expression.partition("[")
         if others or name != TRAIN or name == split or is_repository_id(self.config.path_or_dataset):
             return expression, []
-        taken = f"{self.config.path_or_dataset} has one table, named as {split}: it is taken to train on"
+        taken = f"{self.config.path_or_dataset} has one table, named {split}: it is used for training"
         return f"{split}{bracket}{part}", [taken]
 
 
 def open_dataset(config: DatasetConfig) -> OpenDataset:
-    """Returns a dataset of tables, downloaded or generated if it is missing.
+    """Returns the dataset's tables by split; downloads or generates them if they are missing.
 
-    Raises ValueError for a repository that cannot be had, and for tables that cannot be read.
+    Raises ValueError if the repository cannot be downloaded or a table cannot be read.
     """
     directory, revision = _fetch(config)
     anywhere = not is_repository_id(config.path_or_dataset)
@@ -150,7 +150,7 @@ def open_dataset(config: DatasetConfig) -> OpenDataset:
 
 
 def fetch_split(config: DatasetConfig) -> SplitSource:
-    """Returns the checked source of one split, downloaded or generated if it is missing.
+    """Returns the checked source of one split; downloads or generates the dataset if it is missing.
 
     Raises ValueError as `open_dataset` and `OpenDataset.take` do.
     """
@@ -160,14 +160,14 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
 
 
 def _of_function(config: DatasetConfig) -> SplitSource:
-    """Returns a source whose rows a function of the user's makes, identified by its code, arguments and data."""
+    """Returns a source whose rows a user's function returns; the fingerprint covers its code, arguments and data."""
     assert config.target
     function, path = load_target("dataset", config.target), Path(config.path_or_dataset)
     content = _digests(sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path])
     try:
         code = _digests([Path(inspect.getfile(function))])
     except TypeError:
-        raise ValueError(f"dataset._target_={config.target!r} is no function that a file defines") from None
+        raise ValueError(f"dataset._target_={config.target!r} must be a function defined in a Python file") from None
     commit = None
     if is_repository_id(config.path_or_dataset):
         commit = current_commit(config.path_or_dataset, "dataset", config.revision)
@@ -243,7 +243,7 @@ def _listed_files(files: list[Path]) -> str:
 
 
 def _require_in_every_file(rows: Rows, columns: Columns) -> None:
-    """Raises ValueError that names the first file that lacks a column in use."""
+    """Raises ValueError for the first file that lacks a column in use."""
     for path, names in rows.columns_by_file():
         if lacking := {key: column for key, column in columns.settings.items() if column not in names}:
             raise ValueError(
@@ -253,9 +253,9 @@ def _require_in_every_file(rows: Rows, columns: Columns) -> None:
 
 
 def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[list[str], list[str]]:
-    """Returns what identifies the images that rows refer to by path, and what to say about how they were found.
+    """Returns (digests of the images that rows refer to by path, notes about images found elsewhere than at that path).
 
-    A missing image is rejected later, row by row.
+    A missing image is not an error here: its row is rejected later.
     """
     paths = _image_paths(rows, columns)
     found, by = [], defaultdict(list)
@@ -275,9 +275,9 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[l
 
 
 def _image_paths(rows: Rows, columns: Columns) -> set[str]:
-    """Returns the paths in the image cells and conversations of all rows, in every form that an example may have them.
+    """Returns the paths in the image cells and conversations of all rows.
 
-    Images that a column holds itself are not read for it.
+    Columns that store the images themselves are not read.
     """
     stored = columns.image is not None and rows.holds_images(columns.image)
     without = replace(columns, image=None) if stored and columns.conversation is None else columns

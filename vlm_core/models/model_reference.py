@@ -1,7 +1,7 @@
-"""Where a model lies that someone names: a directory, a hub id, a name of the registry; and what identifies it.
+"""Resolves a model reference (a directory, a hub id or a registry URI) to files on disk, with a fingerprint.
 
-`models:/name@alias` and other URIs are resolved by installed packages that register a function for the scheme in the
-entry-point group `medpix_finetune.models`: it takes the URI and returns (directory, the base model to put it over).
+Installed packages resolve URIs such as `models:/name@alias`. They register a function for the scheme in the entry-point
+group `medpix_finetune.models`. The function takes the URI and returns (directory, `model` section of the base model).
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from vlm_core.run_directory import CONFIG
 logger = logging.getLogger(__name__)
 
 RESOLVERS = "medpix_finetune.models"
-# What an adapter's file says about where it was made, and not about what it computes.
+# Keys of an adapter's config that say where it was made; they do not change what it computes.
 NOT_IDENTITY = ("base_model_name_or_path", "inference_mode", "revision")
 
 
@@ -37,12 +37,12 @@ class ModelFiles:
     """A model on disk: `weights` is what transformers or peft loads, `base` has the processor and the family."""
 
     weights: Path
-    base: Path  # the base model under an adapter or bare weights; else the same directory
+    base: Path  # the base model of an adapter or of bare weights; else the same directory
     config: ModelConfig  # of the base model: name, revision, dtype and attention
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the weights and of what they are computed with: equal ones give equal answers."""
+        """A hash of the weights and the settings that affect the result: equal fingerprints give equal answers."""
         parts = [_directory_digest(self.weights), self.config.torch_dtype, self.config.attn_implementation]
         if self.base != self.weights:
             parts.append(_directory_digest(self.base))
@@ -50,9 +50,9 @@ class ModelFiles:
 
 
 def find_model(reference: str | Path | None, base: ModelConfig | None = None) -> ModelFiles:
-    """Returns the files of the model that `reference` names; of the base model itself where it names none.
+    """Returns the files of the model `reference`; if it is None, the files of the base model itself.
 
-    `base` takes the place of the base model that a checkpoint names. Raises ValueError for a model that is not there.
+    `base` overrides the base model that a checkpoint names. Raises ValueError if the model does not exist.
     """
     if reference is None:
         assert base is not None
@@ -77,7 +77,7 @@ def is_uri(reference: str) -> bool:
 
 
 def _resolve(reference: str) -> tuple[Path, ModelConfig | None]:
-    """Returns the directory of a reference, and the base model where the reference itself says it."""
+    """Returns (the directory of a reference, its base model; None unless a registry URI names it)."""
     if Path(reference).is_dir():
         return Path(reference).absolute(), None
     if reference in TINY_MODELS:
@@ -96,15 +96,15 @@ def _resolve(reference: str) -> tuple[Path, ModelConfig | None]:
 
 
 def _base_of(checkpoint: Path, weights: Path) -> ModelConfig:
-    """Returns the base model that a checkpoint was trained from, as its own files say."""
-    if (checkpoint / CONFIG).is_file():  # one of ours: it says the dtype and the revision as well
+    """Returns the base model that a checkpoint was trained from, read from the checkpoint's own files."""
+    if (checkpoint / CONFIG).is_file():  # written by this project: it has dtype and revision too
         return ModelConfig(**yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))["model"])
     name = read_json(weights / ADAPTER_CONFIG)["base_model_name_or_path"] if is_adapter(weights) else str(weights)
     return ModelConfig(pretrained_model_name_or_path=name, torch_dtype="auto")
 
 
 def _directory_digest(directory: Path) -> str:
-    if directory.parent.name == "snapshots":  # of the hub's cache: a commit names its content
+    if directory.parent.name == "snapshots":  # in the hub's cache, the commit identifies the content
         return f"{directory.parent.parent.name} {directory.name}"
     settings: dict[str, Any] = {}
     for name in ("config.json", ADAPTER_CONFIG):
