@@ -103,7 +103,7 @@ def test_overrides_on_the_command_line() -> None:
         "globs": ["*vision*", "*lm_head*"],
         "negative": -3,
     }
-    with pytest.raises(ValueError, match="'stray' belongs to no option"):
+    with pytest.raises(ValueError, match="'stray' does not belong to an option"):
         parse_overrides(["stray"])
 
 

@@ -242,7 +242,7 @@ def test_a_run_directory_keeps_its_contract(conversations: Path, tmp_path: Path,
     assert result["checkpoint"] == str(tmp_path / "epoch_0_step_3")
     with caplog.at_level("INFO"):
         assert train(tmp_path, conversations, **settings) == records
-    assert "nothing is left to do" in caplog.text
+    assert "there is nothing left to do" in caplog.text
 
 
 def test_a_run_resumes_from_a_named_checkpoint(conversations: Path, tmp_path: Path) -> None:
