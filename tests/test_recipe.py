@@ -206,7 +206,7 @@ def test_the_help_has_the_bounds(capsys: pytest.CaptureFixture[str]) -> None:
         "--evaluation.controls  list of shuffled | blank | question_only, default ",
         "--packing.enabled  bool, default true",
         "--peft  section | null, default null",
-        "--registry.alias  str like ^[A-Za-z][A-Za-z0-9_-]{0,99}$, default challenger",
+        "--registry.alias  str matching ^[A-Za-z][A-Za-z0-9_-]{0,99}$, default challenger",
     ):
         assert f"  {line}" in text
 

@@ -109,7 +109,11 @@ def test_a_schedule_may_go_by_the_name_of_its_class() -> None:
     ("key", "value", "message"),
     [
         ("loss_fn._target_", "torch.nn.CrossEntropyLoss", "there is one loss"),
-        ("lr_scheduler._target_", "torch.optim.lr_scheduler.StepLR", "is no schedule here; take torch.optim"),
+        (
+            "lr_scheduler._target_",
+            "torch.optim.lr_scheduler.StepLR",
+            "is not a supported schedule; use one of",
+        ),
         (
             "lr_scheduler",
             {"_target_": LINEAR, "lr_decay_style": "cosine"},
@@ -154,7 +158,7 @@ def test_translation_touches_nothing_else() -> None:
     assert translate(older) == {"dataloader": {}, "peft": None, "lr_scheduler": {}}
     wrong = {"model": 3, "dataset": ["a"], "lr_scheduler": None}
     assert translate(wrong) == wrong  # validation names what is wrong
-    with pytest.raises(ValueError, match="there is one loader here"):
+    with pytest.raises(ValueError, match="only StatefulDataLoader is supported"):
         translate({"dataloader": {"_target_": "torch.utils.data.DataLoader"}})
 
 
