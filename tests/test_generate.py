@@ -153,8 +153,8 @@ def test_an_image_of_ones_own_network_is_read_where_that_is_allowed(
         (["--checkpoint-path", "nowhere", "--prompt", "x"], "no model 'nowhere': neither a directory"),
         (["--checkpoint-path", "m", "--prompt", "x", "--image", "no.png"], "cannot read the image no.png"),
         (["--checkpoint-path", "m", "--prompt", "x", "--image-url", "http://a/b"], "images are read by https alone"),
-        (["--checkpoint-path", "m", "--input-file", "-"], "line 2 of the input is no question"),
-        (["--checkpoint-path", "m", "--input-file", "-", "--output-format", "text"], "leave out --image"),
+        (["--checkpoint-path", "m", "--input-file", "-"], "line 2 of the input is not a question"),
+        (["--checkpoint-path", "m", "--input-file", "-", "--output-format", "text"], "remove --image"),
         (["--checkpoint-path", "models:/none@champion", "--prompt", "x"], "no model 'models:/none@champion' at sqlite"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_preempted_job_saves_waits_and_goes_on(
     run(job, Interrupted(cluster, tmp_path / "run", lambda: cluster.output_of("sbatch", *words)))
     require_same_curve(tmp_path / "run", expected)
     log = job.log_file.read_text()
-    for said in ("stopped by SIGTERM behind step", "was stopped by the cluster: it is queued again", ", start 2\n"):
+    for said in ("stopped by SIGTERM after step", "was stopped by the cluster: it is queued again", ", start 2\n"):
         assert said in log
 
 
@@ -247,7 +247,7 @@ def test_a_job_that_runs_out_of_its_time(
     job = training(tmp_path / "run", conversations, limited, **many)
     run(job, Interrupted(cluster, tmp_path / "run", lambda: None))
     log = job.log_file.read_text()
-    for said in ("stopped by SIGTERM behind step", "was stopped by the cluster: it is queued again", ", start 2\n"):
+    for said in ("stopped by SIGTERM after step", "was stopped by the cluster: it is queued again", ", start 2\n"):
         assert said in log
     assert [record[0] for record in curve(tmp_path / "run")] == list(range(1, steps + 1))
 
