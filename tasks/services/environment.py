@@ -53,7 +53,8 @@ def set_service_defaults() -> None:
         defaults["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if not _prefect_is_configured():
         defaults["PREFECT_HOME"] = str(home / "prefect")
-        if not os.environ.get(API_URL):
+        # A flow passes its password, if it has one, to the temporary server that it starts: that one makes up none.
+        if not os.environ.get(API_URL) and not os.environ.get("PREFECT__SERVER_EPHEMERAL"):
             defaults |= dict.fromkeys(AUTH_STRINGS, _temporary_password())
     for name, value in defaults.items():
         if not (name.startswith("PREFECT_") and "prefect" in sys.modules):
