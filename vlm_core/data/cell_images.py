@@ -88,7 +88,7 @@ class CellImages:
         found = image_or_path(cell)
         directory = None if isinstance(found, bytes) else self.folder.directory(found)
         if directory is None:
-            return [self.folder.encoded(cell)], False
+            return [self.folder.content(found)], False
         return _medical_files(directory), True
 
 

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -104,7 +104,7 @@ def decoded_base64(text: str) -> bytes:
 
 
 @contextmanager
-def open_image_file(path: Path) -> Iterator[BinaryIO]:
+def open_image_file(path: Path) -> Iterator[io.BufferedReader]:
     """Yields an image file to read from.
 
     Raises ImageError for a device, a pipe, a directory, an empty file (as those of /proc, which may never end) and one

@@ -5,7 +5,7 @@ import inspect
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from vlm_core.data.dataset_card import has_named_files
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
+from vlm_core.data.image_cells import ImageError
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.medical.settings import identity
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
@@ -95,9 +96,9 @@ class OpenDataset:
             raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows{_listed_files(files)}")
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
+        places, how = _image_places(rows, columns, folder)
         # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
-        found, how = _image_digests(rows, columns, folder)
-        content = [self.revision, *how] if self.revision else [*_digests(files), *found]
+        content = [self.revision, *how] if self.revision else [*_digests(files), *_image_digests(places, folder)]
         return SplitSource(
             name=name,
             split=split,
@@ -252,26 +253,35 @@ def _require_in_every_file(rows: Rows, columns: Columns) -> None:
             )
 
 
-def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[list[str], list[str]]:
-    """Returns (digests of the images that rows refer to by path, notes about images found elsewhere than at that path).
+def _image_places(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[dict[str, Path | str], list[str]]:
+    """Returns (`{path in the rows: file or directory, or why it is not found}`, notes about images found elsewhere).
 
     A missing image is not an error here: its row is rejected later.
     """
-    paths = _image_paths(rows, columns)
-    found, by = [], defaultdict(list)
-    for path in sorted(paths):
+    found: dict[str, Path | str] = {}
+    by = defaultdict(list)
+    for path in sorted(_image_paths(rows, columns)):
         try:
             if (directory := folder.directory(path)) is not None:
-                files = sorted(file for file in directory.rglob("*") if file.is_file())
-                found += [path, *(part for file in files for part in (file.name, folder.digest(file)))]
+                found[path] = directory
                 continue
             image = folder.find(path)
-            found += [path, folder.digest(image.path)]
+            found[path] = image.path
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
-        except ValueError as reason:
-            found += [path, str(reason)]
+        except ImageError as reason:
+            found[path] = str(reason)
     by.pop("", None)
     return found, [f"{len(which)} images were found {how}: {which[0]}" for how, which in by.items()]
+
+
+def _image_digests(places: Mapping[str, Path | str], folder: ImageFolder) -> Iterator[str]:
+    """Yields what identifies the images in `places`: their paths and contents."""
+    for path, place in places.items():
+        yield path
+        try:
+            yield from [place] if isinstance(place, str) else folder.digests(place)
+        except ImageError as reason:
+            yield str(reason)
 
 
 def _image_paths(rows: Rows, columns: Columns) -> set[str]:
