@@ -26,7 +26,7 @@ from vlm_core.data.conversation import (
     own_value,
     turn_text,
 )
-from vlm_core.data.image_cells import ImageError, cells_of, image_or_path
+from vlm_core.data.image_cells import ImageError, cells_of, image_or_path, is_image_text
 from vlm_core.data.markers import MARKER_PATTERN
 
 
@@ -149,8 +149,9 @@ def image_paths(row: dict[str, Any], columns: Columns) -> list[str]:
 
 
 def _path_of(cell: Any) -> str | None:
+    """Returns the path that a cell names; None for one that holds an image or nothing."""
     try:
-        found = image_or_path(cell)
+        found = None if isinstance(cell, str) and is_image_text(cell) else image_or_path(cell)
     except ImageError:
         return None
     return found if isinstance(found, str) else None

@@ -47,7 +47,7 @@ def _files(rows: Rows) -> list[_File]:
     if isinstance(rows, LabelledRows):
         return _files(rows.rows)
     if isinstance(rows, ArrowTables):
-        return [_File(path, rows.length(path), None) for path in rows.files]
+        return [_File(path, rows.lengths[path], None) for path in rows.files]
     if isinstance(rows, TextRows):
         return [_File(file.path, file.length, file.lines if file.has_lines else None) for file in rows.files]
     return []

@@ -74,7 +74,8 @@ class ArrowTables:
         return {path: self.schema(path) for path in self.files}
 
     @cached_property
-    def _lengths(self) -> dict[Path, int]:
+    def lengths(self) -> dict[Path, int]:
+        """The number of rows of each file."""
         return {path: self.length(path) for path in self.files}
 
     @property
@@ -87,15 +88,15 @@ class ArrowTables:
         ]
 
     def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
-        return [(path, self._schemas[path].names) for path in self.files if self._lengths[path]]
+        return [(path, self._schemas[path].names) for path in self.files if self.lengths[path]]
 
     def __len__(self) -> int:
-        return sum(self._lengths.values())
+        return sum(self.lengths.values())
 
     def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
         position = 0
         for path in self.files:
-            end = position + self._lengths[path]
+            end = position + self.lengths[path]
             if end > start and (stop is None or position < stop):
                 schema = self._schemas[path]
                 decoders = decoders_of(schema, features_of(schema))
@@ -109,23 +110,31 @@ class ArrowTables:
 class ParquetRows(ArrowTables):
     """Rows of parquet files."""
 
+    @cached_property
+    def _metadata(self) -> dict[Path, Any]:
+        """The footer of each file."""
+        found = {}
+        for path in self.files:
+            with named_in_errors(path):
+                found[path] = pq.read_metadata(path)
+        return found
+
     def schema(self, path: Path) -> pa.Schema:
         with named_in_errors(path):
-            return pq.read_schema(path)
+            return self._metadata[path].schema.to_arrow_schema()
 
     def length(self, path: Path) -> int:
-        with named_in_errors(path):
-            return pq.read_metadata(path).num_rows
+        return self._metadata[path].num_rows
 
     def record_batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         # By default, pyarrow reads a file's whole columns ahead, with all images.
-        file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+        file = pq.ParquetFile(path, metadata=self._metadata[path], buffer_size=BUFFER, pre_buffer=False)
         return file.iter_batches(ROWS_AT_ONCE, columns=list(columns))
 
     def holds_images(self, column: str) -> bool:
         """Returns whether the statistics of all files say that a column holds the bytes of every image."""
-        files = (pq.read_metadata(path) for path in self.files)
-        groups = (metadata.row_group(number) for metadata in files for number in range(metadata.num_row_groups))
+        footers = self._metadata.values()
+        groups = (footer.row_group(number) for footer in footers for number in range(footer.num_row_groups))
         return all(_holds_all_images(group, column) for group in groups)
 
 
