@@ -1,4 +1,4 @@
-"""Folders as people have them: images, one table, and names that nobody wrote for this project."""
+"""Folders as people have them: images, one table, and names that were not chosen for this project."""
 
 import json
 from collections.abc import Callable

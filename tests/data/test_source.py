@@ -77,7 +77,7 @@ def test_a_commit_identifies_images_without_reading_them(tmp_path: Path, monkeyp
 
 def test_a_missing_column_is_named(copy: Path) -> None:
     rewrite(copy, lambda table: table.drop_columns(["case_id"]))
-    assert fetch(copy).columns.case is None  # nobody named it
+    assert fetch(copy).columns.case is None  # the config does not name it
     named = "lacks the column case_id: it has image_id, mode, question, answer; set dataset.case_column"
     with pytest.raises(ValueError, match=named):
         fetch_split(DatasetConfig(path_or_dataset=str(copy), case_column="case_id"))

@@ -115,7 +115,7 @@ def test_texts_cannot_inject_special_tokens(typed: str, other: ChatModel) -> Non
     special.add(processor.image_token_id)
     assert [i for i in ids if i in special] == [i for i in harmless if i in special]
     assert supervised_texts(hostile, chat) == said(hostile, family)
-    # Some processors can be told, too, to take them for texts: Idefics3's no <image>, LLaVA's none.
+    # Some processors also have an option to read them as text: Idefics3's no <image>, LLaVA's none.
     if family.model_type == "llava_onevision" or (family.model_type == "idefics3" and "<image>" not in typed):
         text_alone = [user(f"What? {typed}"), assistant(f"A {typed}")]
         expected = own_ids(processor, text_alone, sanitize_control_tokens=True)
@@ -176,7 +176,7 @@ def test_what_cannot_be_made_exact_is_refused(other: ChatModel) -> None:
         GenericChat(_Changed(processor, silent_about="text_replacement_offsets"), family).tokenize(conversation)
 
 
-def test_a_prompt_of_generation_that_differs_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_generation_prompt_that_differs_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     directory = directory_of("llava_onevision")
     _warn_of_prompt.cache_clear()
     with caplog.at_level(logging.WARNING):

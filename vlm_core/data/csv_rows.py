@@ -14,7 +14,6 @@ from pathlib import Path
 
 from vlm_core.data.text_files import encoding_of, open_text, unpacked_name
 
-CSV_SUFFIXES = (".csv", ".tsv")
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 SAMPLE = 1000  # records that the separator is chosen by
 # Characters: an image as base64 fits, and an unclosed quote does not fill the memory.
@@ -106,7 +105,7 @@ def _checked_rows(
 
 
 def _names(path: Path, line: int, header: list[str]) -> tuple[str, ...]:
-    """Returns the names of the columns; columns at the end without a name are none, others are named by their place."""
+    """Returns the names of the columns; unnamed ones at the end are dropped, others get their number as a name."""
     names = [name.strip() for name in header]
     while not names[-1]:
         names.pop()

@@ -14,25 +14,25 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 from vlm_core.data.arrow_cells import label_decoders
 from vlm_core.data.csv_rows import CsvFile
 from vlm_core.data.dataset_card import card_config
+from vlm_core.data.dataset_safety import SPLITS_FILE, STATE
 from vlm_core.data.json_rows import checked_file, checked_files
 from vlm_core.data.row_readers import ArrowRows, LabelledRows, ParquetRows, SizedRows, TableRows
 from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, split_of, spreadsheets
 from vlm_core.data.text_rows import TextRows
 from vlm_core.home import medpix_home
 
-SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 HEAD = 2**20  # bytes of a metadata file that its columns are looked for in
 
 
 class Table(NamedTuple):
-    """The rows of a split, and the files that its content lies in."""
+    """The rows of a split, and the files that hold its content."""
 
     rows: SizedRows
     files: list[Path]
 
 
 class Tables(NamedTuple):
-    """The tables of a dataset by split, and what to say about how they were chosen and read."""
+    """The tables of a dataset by split, and notes for the log about how they were chosen and read."""
 
     by_split: dict[str, Table]
     notes: list[str]
@@ -54,7 +54,7 @@ def read_table(
     Raises ValueError, in which the dataset is called `name`, for a dataset without a table that can be read, and,
     unless a table may lie `anywhere`, for a card that names files outside of the dataset.
     """
-    if any((path / file).is_file() for file in SAVED):
+    if any((path / file).is_file() for file in (SPLITS_FILE, STATE)):
         return Tables(_saved(path, name), [])
     if path.is_file():
         if format_of(path) is None:
@@ -105,7 +105,7 @@ def _rows_of(paths: list[Path], split: str, name: str) -> SizedRows:
 
 
 def _image_files(path: Path) -> dict[str, Any]:
-    """Returns what tells `datasets` the files of an image folder; brackets in a folder's name are a pattern to it."""
+    """Returns the arguments for `datasets` to load an image folder; it takes brackets in a name for a pattern."""
     if glob.escape(str(path)) == str(path):
         return {"path": str(path)}
     folders = {

@@ -1,7 +1,7 @@
-"""What a dataset's own files may not do: name, link or fetch anything that is not part of the dataset.
+"""Refuses a dataset whose files name, link or fetch anything that is not part of it.
 
-A dataset may come from anybody. `datasets` would follow a `state.json` to any file of this machine, and fetch addresses
-in a card while it looks for data files. Checked before `datasets` sees the directory.
+A dataset may come from a stranger. `datasets` would follow a `state.json` to any file of this machine, and fetch
+addresses in a card while it looks for data files. So this check comes before `datasets` sees the directory.
 """
 
 import json
@@ -50,7 +50,7 @@ def _places(card: Path) -> Iterator[str]:
 
 
 def _named(value: Any, seen: set[int], *, inside: bool) -> Iterator[str]:
-    """Yields the texts below keys that hold places; YAML may repeat a part without end, which is read once."""
+    """Yields the texts below keys that hold places; a part that contains itself by a YAML alias is read once."""
     if isinstance(value, str):
         if inside or "://" in value:
             yield value

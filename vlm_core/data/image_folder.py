@@ -43,7 +43,7 @@ class ImageFolder:
     """The images of a dataset, referred to by path relative to its own directory."""
 
     root: Path | None
-    anywhere: bool  # whether a path may lead out of it: a dataset of somebody else's may not read this machine's files
+    anywhere: bool  # whether paths may lead out of it; those of a downloaded dataset must not
     beside: tuple[Path, ...] = ()  # the directories of its tables
 
     def encoded(self, cell: Any) -> bytes:
@@ -107,7 +107,7 @@ class ImageFolder:
     def directory(self, path: str) -> Path | None:
         """Returns the directory that `path` means, such as that of a DICOM series; None if there is none.
 
-        Raises ImageError for one outside of somebody else's dataset.
+        Raises ImageError for a directory outside of a downloaded dataset.
         """
         spelled = path.strip().replace("\\", "/")
         for place in (self.root or Path(), *self.beside):
@@ -129,7 +129,7 @@ class ImageFolder:
         raise ImageError(MISSING, lambda: self._nearest(path, spelled))
 
     def _inside(self, found: FoundImage, path: str) -> FoundImage:
-        """Returns `found`; raises ImageError if a link of somebody else's dataset leads to a file outside of it."""
+        """Returns `found`; raises ImageError if a link of a downloaded dataset leads to a file outside of it."""
         if not self.anywhere and not stays_inside(self.root or Path(), found.path):
             raise ImageError(LEADS_OUT, lambda: repr(path))
         return found

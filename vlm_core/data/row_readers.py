@@ -27,11 +27,11 @@ Row = dict[str, Any]
 
 
 class Rows(Protocol):
-    """Rows `[start, stop)` of a split, read as often as wanted and never all at once."""
+    """The rows of a split, read in batches as often as needed."""
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns, each file's own."""
+        """The names of the columns of all files."""
         ...
 
     def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
@@ -195,14 +195,14 @@ class TableRows:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows whose labels have names that only the dataset's card says."""
+    """Rows of files that store labels as numbers; only the dataset's card has the names."""
 
     rows: Any
     decoders: Mapping[str, Decode]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to say about how the files were read."""
+        """What the log says about how the files are read."""
         return self.rows.notes
 
     @property
@@ -225,7 +225,7 @@ class LabelledRows:
 
 @dataclass(frozen=True)
 class FunctionRows:
-    """What a function of the user's returns; it is called when the first row is wanted."""
+    """Rows that a user's function returns; it is called when the first row is read."""
 
     call: Callable[[], Any]
 
@@ -245,12 +245,12 @@ class FunctionRows:
             number += len(rows)
 
     def holds_images(self, column: str) -> bool:
-        return True  # The function answers for what it reads: `path_or_dataset` identifies it.
+        return True  # `path_or_dataset` identifies what the function reads.
 
 
 @contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Raises ValueError with the file's name for what Arrow says about a damaged file."""
+    """Turns Arrow's errors about a damaged file into a ValueError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

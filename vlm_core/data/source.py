@@ -53,7 +53,7 @@ HUB_FILES = (_patterns(["parquet"]), _patterns(["parquet", "arrow", "feather", *
 
 @dataclass(frozen=True)
 class SplitSource:
-    """The rows `[start, stop)` of a split, and what is needed to turn each into an example."""
+    """The rows `[start, stop)` of a split, and everything that turns a row into an example."""
 
     name: str  # as in the config, so that an error names the value to correct
     split: str

@@ -97,10 +97,10 @@ def fetch_splits(config: Config) -> Splits:
             f"dataset {rule.path_or_dataset!r} has no validation split; it has {', '.join(opened.tables.by_split)}. "
             "Leave dataset.split_by out, or set it to case or image, to divide the rows of dataset.split"
         )
-    said = dict.fromkeys([*(note for source in sources.values() for note in source.notes), *notes])
-    for note in said:
+    every_note = dict.fromkeys([*(note for source in sources.values() for note in source.notes), *notes])
+    for note in every_note:
         logger.info("%s", note)
-    return Splits(sources, split_by, rule.split_seed, rule.validation_share, tuple(said))
+    return Splits(sources, split_by, rule.split_seed, rule.validation_share, tuple(every_note))
 
 
 def _of_function(config: Config) -> Splits:
