@@ -15,7 +15,7 @@ from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_ans
 from vlm_core.generation.generic import answer_likelihoods, generate_answers
 from vlm_core.generation.likelihood import Likelihood, likelihoods
 from vlm_core.generation.prompts import Prompts
-from vlm_core.generation.sampling import GenerationSettings, chooser, prompt_key
+from vlm_core.generation.sampling import Decoding, GenerationSettings, chooser, prompt_key
 from vlm_core.models.chat import load_chat
 from vlm_core.models.load import device_of
 from vlm_core.models.model_reference import ModelFiles
@@ -66,16 +66,10 @@ class Answerer:
     ) -> dict[int, Answer]:
         """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`; `keys` are those of all prompts."""
         members = _members(groups)
+        choose = chooser(settings, [keys[i] for i in members])
+        decoding = Decoding(stop_tokens(self.chat), settings.max_new_tokens, choose)
         generate = generate_ids if self.chat.packs else generate_answers
-        generated = generate(
-            self.model,
-            self.chat,
-            _rows(prompts, groups),
-            images,
-            stop_tokens(self.chat),
-            settings.max_new_tokens,
-            chooser(settings, [keys[i] for i in members]),
-        )
+        generated = generate(self.model, self.chat, _rows(prompts, groups), images, decoding)
         return {i: to_answer(ids, self.chat) for i, ids in zip(members, generated, strict=True)}
 
     def score_groups(self, examples: Prompts, groups: Sequence[Group], images: ImageInputs) -> dict[int, Likelihood]:
