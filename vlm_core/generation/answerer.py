@@ -16,7 +16,6 @@ from vlm_core.generation.generic import answer_likelihoods, generate_answers
 from vlm_core.generation.likelihood import Likelihood, likelihoods
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import Decoding, GenerationSettings, chooser, prompt_key
-from vlm_core.models.chat import load_chat
 from vlm_core.models.load import device_of
 from vlm_core.models.model_reference import ModelFiles
 from vlm_core.models.weights import load_trained
@@ -33,7 +32,7 @@ class Answerer:
     def load(cls, files: ModelFiles, local_rank: int = 0) -> "Answerer":
         """Returns the model of `files` on the rank's device."""
         model = load_trained(files.weights, files.base, files.config).to(device_of(local_rank)).eval()
-        return cls(model, load_chat(files.base))
+        return cls(model, files.chat)
 
     def answer(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
