@@ -83,7 +83,7 @@ class FastChat(_Chat):
     """A family of the table: its row says everything, so that examples can be packed and features cached."""
 
     packs = True
-    splits_head = True
+    returns_hidden_states = True
 
     @property
     def caches_features(self) -> bool:
@@ -133,7 +133,7 @@ class GenericChat(_Chat):
 
     packs = False
     caches_features = False
-    splits_head = False
+    returns_hidden_states = False
 
     def image_grids(self, sizes: Sequence[tuple[int, int]]) -> list[ImageGrid]:
         return [(height, width) for width, height in sizes]

@@ -53,6 +53,15 @@ class RunProgress:
     validations_since_lowest: int = 0
     nonfinite_steps: int = 0  # optimizer steps that were not applied
 
+    def record_validation(self, loss: float) -> bool:
+        """Records a finite validation loss; returns whether it is the lowest so far."""
+        lowest = self.lowest_validation_loss
+        if lowest is None or loss < lowest:
+            self.lowest_validation_loss, self.validations_since_lowest = loss, 0
+            return True
+        self.validations_since_lowest += 1
+        return False
+
     def is_exhausted(self, patience: int | None) -> bool:
         """Returns whether the validation loss has not fallen for `patience` times."""
         return patience is not None and self.validations_since_lowest >= patience

@@ -70,7 +70,7 @@ class TokenLoss(nn.Module):
         states, targets = self.chat.target_states(model, batch, chosen), targets[chosen]
         if self.fused is not None:
             return self.fused(model, states, targets)
-        size = tokens_at_once(model) if self.chat.splits_head else len(targets)
+        size = tokens_at_once(model) if self.chat.returns_hidden_states else len(targets)
         chunks = list(zip(states.split(size), targets.split(size), strict=True))
         if len(chunks) == 1:
             return self._chunk_loss(states, targets)
