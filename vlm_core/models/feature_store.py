@@ -1,7 +1,7 @@
 """Features of images on disk, in shards that are complete or absent, each row with a checksum.
 
 A directory belongs to one tower, image processor and dtype. Its shards may come from many datasets: a feature is found
-by the hash of its decoded pixels, and a new dataset adds what is missing.
+by the hash of its decoded pixels, and a new dataset adds the missing ones.
 """
 
 import hashlib
