@@ -1,4 +1,4 @@
-"""A trained model with everything that it takes to answer."""
+"""A loaded model with its chat model: answers conversations and scores given answers."""
 
 import hashlib
 from collections.abc import Sequence

@@ -84,5 +84,5 @@ def softcap(model: Any, family: Family) -> float | None:
 
 
 def tokens_at_once(model: Any) -> int:
-    """Returns of how many tokens the logits may be in memory together: a head of 262k words is most of a step's."""
+    """Returns for how many tokens the logits may be in memory at once, given the size of the vocabulary."""
     return max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)
