@@ -19,8 +19,8 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-# Words in the disk-full errors of safetensors and pyarrow.
-FULL_WORDS = ("no space left", "disk quota", *(f"os error {number}" for number in FULL))
+# Words in the disk-full errors of safetensors, pyarrow, torch.save, and torch's DCP.
+FULL_WORDS = ("no space left", "disk quota", "file write failed", *(f"os error {number}" for number in FULL))
 NOTHING = 1_000_000  # a disk with fewer free bytes counts as full
 
 
@@ -159,22 +159,23 @@ def full_disk_named(directory: Path) -> Iterator[None]:
     """Turns any library's disk-full error in the block into a NoSpaceError that names `directory`."""
     try:
         yield
-    except Exception as error:
-        if not _is_full(error, directory):
+    except BaseException as error:  # the error of torch's DCP is not an Exception
+        # On a full disk, torch.save may only report that its zip file has a wrong position.
+        is_full = is_disk_full(error) or (isinstance(error, RuntimeError) and free_bytes(directory) < NOTHING)
+        if not is_full:
             raise
         raise NoSpaceError(
-            f"no space left in {directory} ({type(error).__name__}): free some, or set MEDPIX_HOME or "
+            f"no space left in {directory}, which has {free_bytes(directory) / 1e6:.0f} MB free: free some space (a "
+            "lower checkpoint.max_recent_checkpoints keeps fewer checkpoints), or set MEDPIX_HOME or "
             "checkpoint.checkpoint_dir to a directory on another disk, and run the same command again"
         ) from error
 
 
-def _is_full(error: BaseException, directory: Path) -> bool:
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether any library's error means that the disk is full; for most, only the message says so."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    if any(words in str(error).lower() for words in FULL_WORDS):
-        return True
-    # On a full disk, torch.save only reports that its writer failed.
-    return isinstance(error, RuntimeError) and free_bytes(directory) < NOTHING
+    return any(words in str(error).lower() for words in FULL_WORDS)
 
 
 def free_bytes(directory: Path) -> int:
@@ -207,16 +208,6 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def is_disk_full(error: BaseException) -> bool:
-    """Returns whether an error means that the disk is full.
-
-    safetensors and torch raise their own errors, which only the message identifies.
-    """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(error) for words in ("No space left", "Disk quota exceeded", "file write failed"))
 
 
 def stays_inside(directory: Path, path: Path) -> bool:

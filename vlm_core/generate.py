@@ -96,13 +96,13 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
     Raises ValueError for an unusable model, input or image, before the model is loaded.
     """
     started = time.monotonic()
-    requests = _requests(options)
-    read = [request.files(options.allow_any_url) for request in requests]
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
         raise ValueError("--max-new-tokens must be >= 1, --temperature >= 0, and --top-p > 0 and <= 1")
     if options.top_p < 1 and not options.temperature:
         raise ValueError("--top-p has no effect at temperature 0; give --temperature a value above 0")
     settings = GenerationSettings(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    requests = _requests(options)
+    read = [request.files(options.allow_any_url) for request in requests]
     files = _model(options)
     images = settings_of(files.weights)
     conversations = [request.conversation(found, images) for request, found in zip(requests, read, strict=True)]

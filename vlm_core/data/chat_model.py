@@ -41,7 +41,7 @@ class ChatModel(Protocol):
         ...
 
     @property
-    def splits_head(self) -> bool:
+    def returns_hidden_states(self) -> bool:
         """Whether `target_states` are hidden states, to which `model.lm_head` is applied later."""
         ...
 

@@ -25,7 +25,6 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import medpix_home
-from vlm_core.models.chat import load_chat
 from vlm_core.models.frozen_tower import DetachedTower
 from vlm_core.models.model_reference import ModelFiles
 from vlm_core.progress import ProgressBar
@@ -53,7 +52,7 @@ class Questions:
 
 def shown_rows(files: ModelFiles, conversations: Path) -> list[int]:
     """Returns the rows of the validation split that the model in `files` can be shown; warns of the others."""
-    tokens = TokenDataset(build_tokens(conversations, load_chat(files.base)), "validation")
+    tokens = TokenDataset(build_tokens(conversations, files.chat), "validation")
     if tokens.rejects:
         logger.warning("left out of the evaluation: %s", describe_rejects(tokens.rejects))
     return sorted(tokens.shown_rows())
@@ -66,7 +65,7 @@ def answer_questions(
 
     `name` says in the progress bar which model answers. A model whose answers are all known is not loaded.
     """
-    chat = load_chat(files.base)
+    chat = files.chat
     with main_rank_first(ranks):
         tokens = TokenDataset(build_tokens(questions.conversations, chat), "validation")
     asked = [questions.under(condition, tokens, chat) for condition in conditions]

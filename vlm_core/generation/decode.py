@@ -19,7 +19,7 @@ from vlm_core.data.conversation import Conversation
 from vlm_core.data.packing import pack
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.generation.chunks import few_rows_at_once, joined
-from vlm_core.generation.sampling import Choose, most_likely
+from vlm_core.generation.sampling import Decoding
 from vlm_core.models.attention import Places, packed_masks
 from vlm_core.models.forward import on_device, packed_inputs
 from vlm_core.models.load import unwrapped
@@ -74,9 +74,7 @@ def generate_ids(
     chat: ChatModel,
     rows: Sequence[Sequence[TokenizedExample]],
     images: ImageInputs,
-    stops: set[int],
-    max_new_tokens: int,
-    choose: Choose = most_likely,
+    decoding: Decoding,
 ) -> list[list[int]]:
     """Returns the generated ids of each prompt, row by row, with the stop token that ended it.
 
@@ -87,11 +85,12 @@ def generate_ids(
     prompts = branches = _branches(batch)
     decoder = _Decoder(core, chat, Places.of(batch))
     logits = decoder.prefill(batch, branches)
-    for length in range(1, max_new_tokens + 1):
-        for branch, token in zip(branches, choose(logits, [branch.number for branch in branches]), strict=True):
+    for length in range(1, decoding.max_new_tokens + 1):
+        tokens = decoding.choose(logits, [branch.number for branch in branches])
+        for branch, token in zip(branches, tokens, strict=True):
             branch.generated.append(token)
-        branches = [branch for branch in branches if branch.generated[-1] not in stops]
-        if not branches or length == max_new_tokens:
+        branches = [branch for branch in branches if branch.generated[-1] not in decoding.stops]
+        if not branches or length == decoding.max_new_tokens:
             break
         logits = decoder.step(branches)
     return [branch.generated for branch in prompts]

@@ -27,6 +27,15 @@ class GenerationSettings:
         return vars(self) if self.temperature else {"max_new_tokens": self.max_new_tokens, "temperature": 0.0}
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How the answers of one batch are decoded."""
+
+    stops: set[int]  # ids that end an answer
+    max_new_tokens: int
+    choose: Choose
+
+
 def prompt_key(input_ids: Sequence[int], image_hashes: Sequence[str]) -> str:
     """Returns a hash of the prompt: its token ids and its images."""
     return hashlib.sha256(repr((list(input_ids), list(image_hashes))).encode()).hexdigest()

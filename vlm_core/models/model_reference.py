@@ -4,6 +4,8 @@ Installed packages resolve URIs such as `models:/name@alias`. They register a fu
 group `medpix_finetune.models`. The function takes the URI and returns (directory, `model` section of the base model).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import logging
@@ -13,17 +15,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from vlm_core.config import ModelConfig
-from vlm_core.files import read_json
 from vlm_core.hub import download, is_repository_id
 from vlm_core.models.base_model import PATTERNS, TINY_MODELS, fetch_model
-from vlm_core.models.model_directory import PROCESSOR_FILES, require_whole_model, require_whole_weights
+from vlm_core.models.model_directory import PROCESSOR_FILES, read_object, require_whole_model, require_whole_weights
 from vlm_core.models.weights import ADAPTER_CONFIG, SHARDED, TENSOR_FILES, format_of, is_adapter, weights_directory
 from vlm_core.run_directory import CONFIG
+
+if TYPE_CHECKING:
+    from vlm_core.data.chat_model import ChatModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +43,13 @@ class ModelFiles:
     weights: Path
     base: Path  # the base model of an adapter or of bare weights; else the same directory
     config: ModelConfig  # of the base model: name, revision, dtype and attention
+
+    @cached_property
+    def chat(self) -> ChatModel:
+        """The chat model, which loads the processor on first use."""
+        from vlm_core.models.chat import load_chat  # lazy: importing torch takes seconds
+
+        return load_chat(self.base)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,8 +110,18 @@ def _base_of(checkpoint: Path, weights: Path) -> ModelConfig:
     """Returns the base model that a checkpoint was trained from, read from the checkpoint's own files."""
     if (checkpoint / CONFIG).is_file():  # written by this project: it has dtype and revision too
         return ModelConfig(**yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8"))["model"])
-    name = read_json(weights / ADAPTER_CONFIG)["base_model_name_or_path"] if is_adapter(weights) else str(weights)
+    name = _base_of_adapter(weights) if is_adapter(weights) else str(weights)
     return ModelConfig(pretrained_model_name_or_path=name, torch_dtype="auto")
+
+
+def _base_of_adapter(adapter: Path) -> str:
+    name = read_object(adapter / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(name, str) or not name:
+        raise ValueError(
+            f"{adapter / ADAPTER_CONFIG} does not name the base model: write its hub id or directory there, as "
+            "base_model_name_or_path"
+        )
+    return name
 
 
 def _directory_digest(directory: Path) -> str:
@@ -109,7 +130,7 @@ def _directory_digest(directory: Path) -> str:
     settings: dict[str, Any] = {}
     for name in ("config.json", ADAPTER_CONFIG):
         if (directory / name).is_file():
-            settings |= {key: value for key, value in read_json(directory / name).items() if key not in NOT_IDENTITY}
+            settings |= {key: value for key, value in read_object(directory / name).items() if key not in NOT_IDENTITY}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     weights = sorted(path for pattern in TENSOR_FILES for path in directory.glob(pattern))
     if not weights:

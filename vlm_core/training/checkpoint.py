@@ -14,9 +14,8 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from transformers import ProcessorMixin
 from vlm_core.cache import checksums
 from vlm_core.config import Config
 from vlm_core.data.medical.settings import save_settings
-from vlm_core.files import is_disk_full, point, published_directory, read_json, write_json, write_text
+from vlm_core.files import point, published_directory, read_json, write_json, write_text
 from vlm_core.models.weights import save_weights
 from vlm_core.run_directory import (
     CHECKSUMS,
@@ -53,6 +52,15 @@ class RunProgress:
     lowest_validation_loss: float | None = None
     validations_since_lowest: int = 0
     nonfinite_steps: int = 0  # optimizer steps that were not applied
+
+    def record_validation(self, loss: float) -> bool:
+        """Records a finite validation loss; returns whether it is the lowest so far."""
+        lowest = self.lowest_validation_loss
+        if lowest is None or loss < lowest:
+            self.lowest_validation_loss, self.validations_since_lowest = loss, 0
+            return True
+        self.validations_since_lowest += 1
+        return False
 
     def is_exhausted(self, patience: int | None) -> bool:
         """Returns whether the validation loss has not fallen for `patience` times."""
@@ -120,7 +128,7 @@ def save_checkpoint(
     settings = config.checkpoint
     sharded = settings.model_save_format == "torch_save"
     consolidated = settings.save_consolidated == "every" or (last and settings.save_consolidated == "final")
-    with _space_required(directory), published_directory(directory) as aside:
+    with published_directory(directory) as aside:
         weights = snapshot.weights
         save_weights(model, aside / WEIGHTS, weights, sharded=sharded, consolidated=consolidated)
         for place in (aside / WEIGHTS, aside / WEIGHTS / CONSOLIDATED):
@@ -137,22 +145,6 @@ def save_checkpoint(
     if config.checkpoint.max_recent_checkpoints:
         _remove_old(directory.parent, config.checkpoint.max_recent_checkpoints)
     logger.info("checkpoint %s", directory)
-
-
-@contextmanager
-def _space_required(directory: Path) -> Iterator[None]:
-    """Turns a disk-full error of the block into a ValueError that says what to free."""
-    try:
-        yield
-    except BaseException as error:  # the error that torch's DCP raises is not an Exception
-        if not is_disk_full(error):
-            raise
-        free = shutil.disk_usage(directory.parent).free
-        raise ValueError(
-            f"no space left for the checkpoint {directory}: only {free / 1e6:.0f} MB are free. Free some "
-            "(a lower checkpoint.max_recent_checkpoints keeps fewer) and run the same command again: the run resumes "
-            "from its last checkpoint"
-        ) from None
 
 
 def _remove_old(run_directory: Path, keep: int) -> None:

@@ -20,7 +20,7 @@ class FusedLoss(nn.Module):
         super().__init__()
         from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss  # an optional extra
 
-        if not chat.splits_head or type(model.lm_head) is not nn.Linear:
+        if not chat.returns_hidden_states or type(model.lm_head) is not nn.Linear:
             raise ValueError(
                 "loss_fn._target_: Liger's fused loss needs lm_head to be a plain nn.Linear. Here LoRA adapts it, or "
                 "the model type is not in vlm_core/families.py. Remove loss_fn._target_, or exclude lm_head from LoRA "

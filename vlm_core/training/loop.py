@@ -268,15 +268,11 @@ class Trainer:
         self.watch.after_validation(self.progress.step, broken, counted)
         if not math.isfinite(loss):
             return False
-        lowest = self.progress.lowest_validation_loss
-        if lowest is None or loss < lowest:
-            self.progress.lowest_validation_loss, self.progress.validations_since_lowest = loss, 0
-            return True
-        self.progress.validations_since_lowest += 1
+        improved = self.progress.record_validation(loss)
         if self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience):
             logger.info("stopping early: %d validation losses in a row were not below %.4f, the loss of LOWEST_VAL",
-                        self.progress.validations_since_lowest, lowest)  # fmt: skip
-        return False
+                        self.progress.validations_since_lowest, self.progress.lowest_validation_loss)  # fmt: skip
+        return improved
 
     def _save(self, *, lowest: bool, last: bool) -> None:
         """Writes a checkpoint, unless the weights contain or produce NaN or infinity."""

@@ -14,16 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from vlm_core.data.chat_model import Batch, ChatModel
 from vlm_core.data.collate import IGNORE_INDEX, shows_images
 from vlm_core.families import part_of
-from vlm_core.models.forward import tokens_at_once
+from vlm_core.models.forward import targets_of, tokens_at_once
 from vlm_core.models.load import unwrapped
 from vlm_core.training.fused import FusedLoss
-
-
-def targets_of(batch: Batch) -> torch.Tensor:
-    """Returns the target token of each position, (B, T) int64; -100 means that the position is not supervised."""
-    if "targets" in batch:
-        return batch["targets"]
-    return functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def supervised_tokens(batch: Batch) -> int:
@@ -77,7 +70,7 @@ class TokenLoss(nn.Module):
         states, targets = self.chat.target_states(model, batch, chosen), targets[chosen]
         if self.fused is not None:
             return self.fused(model, states, targets)
-        size = tokens_at_once(model) if self.chat.splits_head else len(targets)
+        size = tokens_at_once(model) if self.chat.returns_hidden_states else len(targets)
         chunks = list(zip(states.split(size), targets.split(size), strict=True))
         if len(chunks) == 1:
             return self._chunk_loss(states, targets)

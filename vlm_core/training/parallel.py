@@ -46,7 +46,7 @@ def parallelize(loss: TokenLoss, strategy: str, ranks: Ranks, device: torch.devi
     return DistributedDataParallel(
         loss.to(device),
         gradient_as_bucket_view=True,
-        find_unused_parameters=not loss.chat.splits_head,  # a generic model's forward may skip some
+        find_unused_parameters=not loss.chat.returns_hidden_states,  # a generic model's forward may skip some
     )
 
 

@@ -120,8 +120,7 @@ class _Encoder:
     def __init__(self, model: Any, images: DecodedImages, grids: list[ImageGrid], device: torch.device) -> None:
         self.model, self.images, self.grids, self.device = model, images, grids, device
         self.family = images.chat.family
-        self.tower = unwrapped(model).get_submodule(self.family.vision_tower)
-        self.dtype = next(self.tower.parameters()).dtype
+        self.tower: Any = unwrapped(model).get_submodule(self.family.vision_tower)
 
     def fill(self, store: FeatureStore, missing: list[str], index_of: dict[str, int], ranks: Ranks) -> None:
         """Encodes this rank's share of `missing` into `store`. `index_of` maps an image's sha256 to its index."""
@@ -150,8 +149,5 @@ class _Encoder:
         return features.numel() * features.element_size() * sum(sizes[i] for i in indices) // sizes[index]
 
     def _encode(self, indices: list[int]) -> list[torch.Tensor]:
-        images = {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for key, value in self.images([indices]).items()
-        }
+        images = on_device(self.images([indices]), self.tower)
         return [features.cpu() for features in vision_features(self.model, images, self.family)]
