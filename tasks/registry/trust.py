@@ -77,9 +77,10 @@ def _registered_files(name: str, version: str, weights: Path) -> tuple[dict[str,
 
 
 def require_trusted(name: str, version: str, directory: Path) -> None:
-    """Raises ValueError unless the version's files in `directory` and the weights it refers to match its lock.
+    """Raises ValueError unless the version's files in `directory` match its lock.
 
-    A version without a lock passes with a warning, unless this home's audit trail has one for it.
+    One of these files, MLmodel, has the checksums of weights that the version refers to; `resolve` compares those.
+    A version without a lock passes with a warning, unless this home's audit trail has a lock for it.
     """
     with tempfile.TemporaryDirectory() as aside:
         try:
@@ -88,7 +89,7 @@ def require_trusted(name: str, version: str, directory: Path) -> None:
             raise ValueError(f"the lock of version {version} of {name} cannot be read: {printable(error)}") from None
     if lock is None:
         logger.warning("version %s of %s has no lock: nothing shows whether it is as it was registered", version, name)
-    elif found := _file_findings(lock, directory):
+    elif found := _differences(lock["files"], _files(directory)):
         raise ValueError(_refusal(name, version, found))
 
 

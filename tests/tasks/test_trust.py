@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 from tasks.audit import audit_file
+from tasks.ownership import remember_mlflow_run
 from tasks.registry import trust
 from tasks.registry.register import _signature
 from tasks.registry.resolve import resolve_model
 from tasks.registry.trust import TAG, _differences, lock_version, verify
 from vlm_core.cache import checksums
-from vlm_core.files import write_json
+from vlm_core.files import file_sha256, write_json
 
 NAME = "medpix-locked"
 SERVING = Path(trust.__file__).with_name("serving.py")
@@ -26,12 +27,12 @@ class Registered:
     """A version with its lock; `reference` says that its weights lie beside the registry."""
 
     def __init__(self, directory: Path, *, reference: bool) -> None:
-        weights = directory / "weights"
-        weights.mkdir()
+        weights = directory / "run" / "registered" / "weights"
+        weights.mkdir(parents=True)
         (weights / "model.safetensors").write_bytes(b"weights")
         (weights / "config.json").write_text("{}")
         self.weights, self.client = weights, mlflow.MlflowClient()
-        config, evaluation = directory / "config.yaml", directory / "result.json"
+        config, evaluation = directory / "run" / "config.yaml", directory / "result.json"
         config.write_text("name: demo\n")
         write_json(evaluation, {"dataset_fingerprint": "abc"})
         found = {"weights": {"path": str(weights), "sha256": checksums(weights)}} if reference else {}
@@ -47,6 +48,7 @@ class Registered:
                 registered_model_name=NAME,
             )
         self.version, self.run_id = str(logged.registered_model_version), run.info.run_id
+        remember_mlflow_run(directory / "run", self.run_id)
         lock_version(NAME, self.version, self.run_id, config, evaluation, weights)
         place = self.client.get_logged_model(str(logged.model_id)).artifact_location
         self.files = Path(urlparse(place).path)
@@ -129,6 +131,15 @@ def test_neither_lock_nor_tag_can_be_replaced_in_the_home_that_registered(regist
     audit_file().unlink()
     with pytest.raises(ValueError, match="has no lock: it is older than the locks"):
         verify(NAME, registered.version)
+
+
+@pytest.mark.slow
+def test_loading_reads_the_weights_once(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_model(registered.uri)  # the first load downloads
+    read: list[str] = []
+    monkeypatch.setattr("vlm_core.cache.file_sha256", lambda path: read.append(path.name) or file_sha256(path))
+    resolve_model(registered.uri)
+    assert read.count("model.safetensors") == 1
 
 
 def test_an_empty_lock_proves_nothing() -> None:
