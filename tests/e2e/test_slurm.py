@@ -255,9 +255,12 @@ def test_a_job_that_runs_out_of_its_time(
 @pytest.mark.parametrize(
     ("compute", "said"),
     [
-        ({"cluster": {"partition": "nope"}}, r"no compute\.cluster\.partition='nope'; use one of main, short, urgent"),
-        ({"nodes": 3}, r"compute\.nodes=3 is more than the 2 of the partition: ask for fewer"),
-        ({"cluster": {"partition": "short"}}, r"compute\.nodes=2 is more than the 1 of the partition"),
+        (
+            {"cluster": {"partition": "nope"}},
+            r"compute\.cluster\.partition='nope' does not exist; use one of main, short, urgent",
+        ),
+        ({"nodes": 3}, r"compute\.nodes=3, but the partition has 2: ask for fewer"),
+        ({"cluster": {"partition": "short"}}, r"compute\.nodes=2, but the partition has 1"),
     ],
 )
 def test_what_the_cluster_has_not_is_refused_before_anything_starts(

@@ -112,7 +112,7 @@ def test_a_version_is_verified_and_whatever_changes_is_named(registered: Registe
     refused(registered, "result.json beside the lock changed", loading=False)
     write_json(registered.lock.parent / "result.json", {"dataset_fingerprint": "abc"})
     registered.client.set_model_version_tag(NAME, registered.version, "dataset_fingerprint", "xyz")
-    refused(registered, "tag dataset_fingerprint='xyz', and the evaluation says 'abc'", loading=False)
+    refused(registered, "tag dataset_fingerprint='xyz', but the evaluation says 'abc'", loading=False)
     registered.client.set_model_version_tag(NAME, registered.version, "dataset_fingerprint", "abc")
     assert verify(NAME, registered.version) == lock
 
@@ -125,11 +125,11 @@ def test_neither_lock_nor_tag_can_be_replaced_in_the_home_that_registered(regist
     registered.client.set_model_version_tag(
         NAME, registered.version, TAG, checksums(registered.lock.parent)["lock.json"]
     )
-    refused(registered, "its tag trust.sha256 is not what this home's audit trail says")
+    refused(registered, "its tag trust.sha256 differs from this home's audit trail")
     registered.client.delete_model_version_tag(NAME, registered.version, TAG)
-    refused(registered, "its tag trust.sha256 is not what this home's audit trail says")
+    refused(registered, "its tag trust.sha256 differs from this home's audit trail")
     audit_file().unlink()
-    with pytest.raises(ValueError, match="has no lock: it is older than the locks"):
+    with pytest.raises(ValueError, match="has no lock: register it again"):
         verify(NAME, registered.version)
 
 
@@ -143,5 +143,5 @@ def test_loading_reads_the_weights_once(registered: Registered, monkeypatch: pyt
 
 
 def test_an_empty_lock_proves_nothing() -> None:
-    assert _differences({}, {"a": "1"}) == ["it names no file"]
-    assert _differences({}, {}) == ["it names no file"]
+    assert _differences({}, {"a": "1"}) == ["the lock lists no files"]
+    assert _differences({}, {}) == ["the lock lists no files"]
