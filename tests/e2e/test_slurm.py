@@ -16,7 +16,7 @@ from tasks.launchers.follow import run_job
 from tasks.launchers.job import Job, JobFailedError
 from tasks.launchers.slurm import SlurmLauncher, record_file
 from tests.conftest import SMALL, fresh_home, small_config
-from tests.e2e.services import ROOT, command, processes_of, started_process, wait_until
+from tests.e2e.services import ROOT, command, started_process, wait_until
 from tests.slurm import Cluster, cluster
 from vlm_core.config import ComputeConfig
 from vlm_core.files import read_json, read_json_lines
@@ -121,8 +121,6 @@ def test_the_whole_flow_over_two_nodes_though_its_process_is_killed(
     finally:
         killed.kill()
         killed.wait()
-        for server in (process for process in processes_of(home) if "uvicorn" in process.cmdline()):
-            server.terminate()  # Prefect's, which nobody else ends
     done = command(*words, environment=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"follows Slurm job {job}, which was submitted earlier" in done.stderr
