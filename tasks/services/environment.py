@@ -73,7 +73,7 @@ def _temporary_password() -> str:
         return given[0]
     try:
         return home_password()
-    except (OSError, ValueError):  # the home cannot be written to: the flow reports that before it starts
+    except (OSError, ValueError):  # the file cannot be written or is damaged: a password for this flow alone will do
         return f"medpix:{secrets.token_urlsafe(32)}"
 
 
