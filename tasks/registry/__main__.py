@@ -1,4 +1,4 @@
-"""The command of the model registry.
+"""Lists, promotes, verifies and serves the versions in the model registry.
 
 python -m tasks.registry list
 python -m tasks.registry promote medpix-gemma3 4 --reason "reviewed by hand"
@@ -61,7 +61,7 @@ def render_lock(lock: dict[str, Any]) -> str:
 
 
 def _number(name: str, version: str) -> str:
-    """Returns the version number of a number or alias; resolve an alias once, as it can move."""
+    """Returns the number of a version that is given by number or alias. Call it once: an alias can move."""
     return version if version.isdigit() else look_up(name, version)["version"]
 
 
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("version")
     command.add_argument("--reason", default="promoted by hand")
-    command = commands.add_parser("rollback", help="make the champion before this one the champion again")
+    command = commands.add_parser("rollback", help="make the previous champion the champion again")
     command.add_argument("name")
     command.add_argument("--reason", default="")
     command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")

@@ -46,8 +46,8 @@ def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) 
 def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | None) -> Decision:
     """Returns the decision on the model of an evaluation's `result`; `champion` is the URI of the current champion.
 
-    Both models must have answered all questions of this evaluation. If there is no champion, the model must not be
-    worse than the base model.
+    Both models must have answered all questions of this evaluation. Without a champion, the model must not be worse
+    than the base model.
     """
     if not settings.promote:
         return Decision(False, "registry.promote is false")
@@ -62,8 +62,8 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
     if result["identical"].get(CHAMPION) == champion:
         return Decision(False, "its weights are those of the champion")
     if result["compared"].get(CHAMPION) != champion:
-        asked = result["compared"].get(CHAMPION, "none")
-        return Decision(False, f"compared with the champion {asked}, and now {champion} is: evaluate it again")
+        compared = result["compared"].get(CHAMPION, "no champion")
+        return Decision(False, f"compared with {compared}, but the champion is now {champion}: evaluate it again")
     basis, change = _basis(result, settings.metric, CHAMPION)
     if not _is_finite(change["value"]):
         return Decision(False, f"{settings.metric} has no finite value on {basis}")
@@ -81,7 +81,7 @@ def _first_of_its_name(result: dict[str, Any], metric: str) -> Decision:
         return Decision(False, "its weights are those of the base model")
     name = next((name for name, model in result["compared"].items() if model == BASE), None)
     if name is None:
-        return Decision(False, "the first model of its name, and not compared with the base model: add base to "
+        return Decision(False, "the first model of its name, but it was not compared with the base model: add base to "
                                "evaluation.compare_with")  # fmt: skip
     basis, change = _basis(result, metric, name)
     if not _is_finite(change["value"]):

@@ -153,7 +153,7 @@ def _turn(question: Any, images: list[Image.Image]) -> Any:
     try:
         question.encode()
     except UnicodeEncodeError:
-        raise ValueError("the question has characters that no text can have") from None
+        raise ValueError("the question has characters that UTF-8 cannot encode") from None
     return question_turn(question, images)
 
 

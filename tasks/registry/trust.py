@@ -77,9 +77,10 @@ def _registered_files(name: str, version: str, weights: Path) -> tuple[dict[str,
 
 
 def require_trusted(name: str, version: str, directory: Path) -> None:
-    """Raises ValueError unless the version's files in `directory` and the weights it refers to match its lock.
+    """Raises ValueError unless the version's files in `directory` match its lock.
 
-    A version without a lock passes with a warning, unless this home's audit trail has one for it.
+    One of these files, MLmodel, has the checksums of weights that the version refers to; `resolve` compares those.
+    A version without a lock passes with a warning, unless this home's audit trail has a lock for it.
     """
     with tempfile.TemporaryDirectory() as aside:
         try:
@@ -87,8 +88,8 @@ def require_trusted(name: str, version: str, directory: Path) -> None:
         except MlflowException as error:
             raise ValueError(f"the lock of version {version} of {name} cannot be read: {printable(error)}") from None
     if lock is None:
-        logger.warning("version %s of %s has no lock: nothing shows whether it is as it was registered", version, name)
-    elif found := _file_findings(lock, directory):
+        logger.warning("version %s of %s has no lock: changes since its registration cannot be found", version, name)
+    elif found := _differences(lock["files"], _files(directory)):
         raise ValueError(_refusal(name, version, found))
 
 
@@ -101,7 +102,7 @@ def verify(name: str, version: str) -> dict[str, Any]:
         try:
             lock = _read_lock(name, version, files)
             if lock is None:
-                raise ValueError(f"version {version} of {name} has no lock: it is older than the locks")
+                raise ValueError(f"version {version} of {name} has no lock: register it again to get one")
             model = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(copy))
         except MlflowException as error:
             raise ValueError(f"version {version} of {name} cannot be verified: {printable(error)}") from None
@@ -119,7 +120,7 @@ def verify(name: str, version: str) -> dict[str, Any]:
 
 
 def _read_lock(name: str, version: str, aside: Path) -> dict[str, Any] | None:
-    """Returns the lock of a version and downloads its files to `aside`; returns None if there is no lock.
+    """Downloads a version's lock and its other two files to `aside`; returns the lock, or None for an older version.
 
     Raises ValueError if the lock does not match the version's tag or this home's audit trail.
     """
@@ -130,7 +131,7 @@ def _read_lock(name: str, version: str, aside: Path) -> dict[str, Any] | None:
     if digest is None and known is None:
         return None
     if known not in (None, digest):
-        raise ValueError(_refusal(name, version, [f"its tag {TAG} is not what this home's audit trail says"]))
+        raise ValueError(_refusal(name, version, [f"its tag {TAG} differs from this home's audit trail"]))
     for file in (LOCK, CONFIG, EVALUATION):
         with suppress(MlflowException, OSError):  # missing files are reported below
             found = client.download_artifacts(str(registered.run_id), f"{_folder(name, version)}/{file}", str(aside))
@@ -141,7 +142,7 @@ def _read_lock(name: str, version: str, aside: Path) -> dict[str, Any] | None:
 
 
 def _known_digest(name: str, version: str, run_id: str | None) -> str | None:
-    """Returns the sha256 of the lock in this home's audit trail, None if another home registered the version."""
+    """Returns the sha256 of a version's lock in this home's audit trail; None if another home registered it."""
     wanted = {"action": REGISTERED, "name": name, "version": version, "run_id": run_id}
     return next((entry["lock"] for entry in reversed(read_audit()) if wanted.items() <= entry.items()), None)
 
@@ -170,7 +171,7 @@ def _differences(expected: Mapping[str, str], there: Mapping[str, str]) -> list[
     ['a missing', 'b changed', 'c added']
     """
     if not expected:
-        return ["it names no file"]
+        return ["the lock lists no files"]
     words = {
         path: "missing" if path not in there else "changed" for path in expected if there.get(path) != expected[path]
     }
@@ -184,7 +185,7 @@ def _tag_findings(name: str, version: str, result: dict[str, Any]) -> list[str]:
 
     tags = mlflow.MlflowClient().get_model_version(name, version).tags
     expected = {key: str(value) for key, value in _tags(result).items() if value is not None}
-    return [f"tag {key}={tags.get(key)!r}, and the evaluation says {value!r}" for key, value in expected.items()
+    return [f"tag {key}={tags.get(key)!r}, but the evaluation says {value!r}" for key, value in expected.items()
             if tags.get(key) != value]  # fmt: skip
 
 

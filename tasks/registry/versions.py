@@ -55,7 +55,7 @@ def version_uri(name: str, version: str) -> str:
 
 
 def find_champion(name: str) -> str | None:
-    """Returns the champion version of `name`, None if there is no champion."""
+    """Returns the version of `name` that is the champion; None if the alias `champion` is not set."""
     try:
         return look_up(name, CHAMPION)["version"]
     except MlflowException as error:
@@ -66,7 +66,7 @@ def find_champion(name: str) -> str | None:
 
 @contextmanager
 def only_promoter(name: str) -> Iterator[None]:
-    """Context manager: holds the promotion lock of `name`, so that runs that end together decide one by one."""
+    """Context manager that holds the promotion lock of `name`: runs that end together are decided one by one."""
     path = medpix_home() / "mlflow" / f".{name}.promotion.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
@@ -113,8 +113,8 @@ def roll_back(name: str, reason: str = "") -> str:
         if target is None:
             now = f"is version {present}" if present else "is not set"
             raise ValueError(
-                f"{name!r}: the champion {now}, and there is no earlier one to roll back to{skipped}; "
-                f"`python -m tasks.registry history {name}` lists them; `promote` accepts any version number"
+                f"{name!r} has no earlier champion to roll back to{skipped}; the champion {now}. `python -m "
+                f"tasks.registry history {name}` lists all champions, and `promote` accepts any version number"
             )
         client = mlflow.MlflowClient()
         client.set_registered_model_alias(name, CHAMPION, target)
@@ -126,7 +126,7 @@ def roll_back(name: str, reason: str = "") -> str:
 
 
 def _earlier_champion(name: str, present: str | None) -> tuple[str | None, list[str]]:
-    """Returns (the champion to roll back to, None if there is none; the deleted versions that were skipped)."""
+    """Returns (the champion to roll back to, or None; the deleted versions that were skipped)."""
     deleted: list[str] = []
     for version in reversed(champions([*read_history(name), *_record_unseen(name, present)])):
         if version != present and _exists(name, version):

@@ -1,4 +1,4 @@
-"""`make up`: real servers, a supervised worker, the deployments by command and by form, and nothing left behind."""
+"""`make up`: real servers, a supervised worker, the deployments by command and by form, and no process is left."""
 
 import ast
 import base64
