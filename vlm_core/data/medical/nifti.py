@@ -42,6 +42,7 @@ def nifti_volume(content: bytes, settings: ImagesConfig) -> Volume:
         shape, colour = _shape(image, settings.time_point, len(plain))
         axis = _stack_axis(image)
         zooms = [float(z) for z in image.header.get_zooms()[:3]]
+        stack = np.moveaxis(_voxels(image, plain, settings.time_point), axis, 0)
     stored = image.get_data_dtype()
     rows, columns = (a for a in range(3) if a != axis)
     matrix = _directions(image)
@@ -49,7 +50,7 @@ def nifti_volume(content: bytes, settings: ImagesConfig) -> Volume:
     spacing = _spacing(zooms[rows], zooms[columns])
 
     def at(index: int) -> Slice:
-        return Slice(lambda: _read(image, axis, index, settings.time_point), (str(index),), display, spacing)
+        return Slice(lambda: _read(image, stack[index]), (str(index),), display, spacing)
 
     slices = [at(index) for index in range(shape[axis])]
     if order_sign(matrix[:, axis]) < 0:
@@ -123,17 +124,25 @@ def _says_orientation(image: Any) -> bool:
     return int(image.header["sform_code"]) > 0 or int(image.header["qform_code"]) > 0
 
 
-def _read(image: Any, axis: int, index: int, time_point: int | None) -> np.ndarray:
-    place: list[Any] = [slice(None)] * 3
-    place[axis] = index
-    more = [0] * (len(image.shape) - 3)
+def _voxels(image: Any, plain: bytes, time_point: int | None) -> np.ndarray:
+    """Returns the stored values of one volume, as a view of the file's bytes.
+
+    nibabel's own slicing reads a file in pieces. In memory, that takes 40 times longer for slices along the first axis.
+    """
+    stored = image.dataobj
+    voxels = np.ndarray(stored.shape, stored.dtype, buffer=plain, offset=stored.offset, order=stored.order)
+    more = [0] * (voxels.ndim - 3)
     if more and time_point is not None:
-        more[0] = min(time_point, image.shape[3] - 1)
-    with decoder_errors(DAMAGED):
-        values = np.asarray(image.dataobj[(*place, *more)])
-        if values.dtype.names:
-            return np.stack([values[name] for name in COLOURS], axis=-1).astype(np.uint8)
-        return values.astype(np.float64)
+        more[0] = min(time_point, voxels.shape[3] - 1)
+    return voxels[(..., *more)]
+
+
+def _read(image: Any, stored: np.ndarray) -> np.ndarray:
+    """Returns a slice of stored values as a `Slice` has it: scaled as the header says, or as colours."""
+    if stored.dtype.names:
+        return np.stack([stored[name] for name in COLOURS], axis=-1).astype(np.uint8)
+    scaled = package("nibabel.volumeutils").apply_read_scaling(stored, image.dataobj.slope, image.dataobj.inter)
+    return scaled.astype(np.float64)
 
 
 def _full_range(image: Any) -> tuple[float, float]:
