@@ -179,6 +179,24 @@ def test_padding_is_black_and_has_no_part_in_percentiles() -> None:
         assert np.ptp(picture[1:].astype(int)) > 150
 
 
+def test_a_range_of_padding_is_black_and_does_not_move_the_rest() -> None:
+    values = np.arange(0, 160, 10.0).reshape(4, 4) + 100
+    padded = values.copy()
+    padded[0, :2] = (-1024, -1000)  # stored as 0 and 24
+    for ends in ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 30},
+                 {"PixelPaddingValue": 30, "PixelPaddingRangeLimit": 0}):  # fmt: skip
+        (picture,) = shown(dicom_file(padded, Modality="MR", PhotometricInterpretation="MONOCHROME1", **ends))
+        assert picture[0, :2].tolist() == [0, 0]
+        assert np.ptp(picture[1:].astype(int)) > 150
+
+
+def test_monochrome1_inverts_each_colour_of_a_ct_slice() -> None:
+    values = np.array([[-1000.0, 40], [80, 1000]])
+    (plain,) = shown(dicom_file(values))
+    (inverted,) = shown(dicom_file(values, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(inverted, 255 - plain)
+
+
 def test_a_lookup_table_in_the_header_is_applied() -> None:
     table = pydicom.Dataset()
     table.LUTDescriptor, table.LUTData = [4, 100, 8], np.array([0, 10, 200, 255], "<u2").tobytes()
@@ -199,9 +217,11 @@ def test_overlays_are_ignored_or_burnt_in() -> None:
 
 def test_frames_of_an_enhanced_object_have_their_own_headers() -> None:
     def frame(z: float, slope: float) -> pydicom.Dataset:
-        item, place, values = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        item, place, values, private = (pydicom.Dataset() for _ in range(4))
         place.ImagePositionPatient = [0, 0, z]
         values.RescaleSlope, values.RescaleIntercept = slope, 0
+        private.RescaleSlope, private.ImagePositionPatient = 100, [0, 0, 0]  # Philips repeats old headers in one
+        item.private_block(0x2005, "Philips MR Imaging DD 005", create=True).add_new(0x0F, "SQ", [private])
         item.PlanePositionSequence, item.PixelValueTransformationSequence = [place], [values]
         return item
 

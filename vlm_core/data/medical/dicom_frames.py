@@ -39,7 +39,7 @@ def frame_header(dataset: Any, frame: int) -> Any:
         items = dataset.get(name) or []
         if items:
             item = items[0] if name.startswith("Shared") or len(items) == 1 else items[frame]
-            groups += [nested[0] for element in item if element.VR == "SQ" and (nested := element.value)]
+            groups += [e.value[0] for e in item if e.VR == "SQ" and e.value and not e.tag.is_private]
     for group in groups:
         for name in (*COPIED, *PER_FRAME) if group is dataset else PER_FRAME:
             if name in group:
@@ -91,10 +91,18 @@ def _read(dataset: Any, frame: int, frames: int, header: Any) -> np.ndarray:
         if is_colour(dataset):
             return _eight_bit_colour(stored, dataset)
         values = pixels.apply_modality_lut(stored, header).astype(np.float64)
-        padding = dataset.get("PixelPaddingValue")
-        if padding is not None:
-            values[stored == padding] = np.nan
+        values[_padded(stored, dataset)] = np.nan
         return values
+
+
+def _padded(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    """Returns a mask of the stored values that the header calls padding: one value, or a range of them."""
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    if limit is None:
+        return np.asarray(stored == value)
+    return (stored >= min(value, limit)) & (stored <= max(value, limit))
 
 
 def _eight_bit_colour(stored: np.ndarray, dataset: Any) -> np.ndarray:

@@ -123,9 +123,11 @@ def _upright(one: Slice, shading: Shading) -> np.ndarray:
     values = one.read()
     image = shading.apply(values, one.header)
     if one.header is not None and one.header.get("PhotometricInterpretation") == "MONOCHROME1":
-        image = np.where(np.isnan(values), 0, WHITE - image).astype(np.uint8)
+        image = WHITE - image
+        image[np.isnan(values)] = 0
     if (overlay := one.overlay()) is not None:
-        image = np.where(overlay[..., np.newaxis] if image.ndim == 3 else overlay, WHITE, image).astype(np.uint8)
+        image = image.copy()  # a colour image is the slice's own array
+        image[overlay] = WHITE
     rows, columns = one.spacing
     if one.display is not None:
         image = one.display.upright(image)
