@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from tests.dicom_files import DICOM_FILES, NIFTI_FILES, SERIES, dicom_file, series
@@ -195,6 +195,13 @@ def test_monochrome1_inverts_each_colour_of_a_ct_slice() -> None:
     (plain,) = shown(dicom_file(values))
     (inverted,) = shown(dicom_file(values, PhotometricInterpretation="MONOCHROME1"))
     np.testing.assert_array_equal(inverted, 255 - plain)
+
+
+def test_a_single_slice_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr("pydicom.pixels.pixel_array", lambda *args, **kw: decoded.append(1) or pixel_array(*args, **kw))
+    shown(dicom_file(np.arange(16.0).reshape(4, 4), Modality="MR"))
+    assert len(decoded) == 1
 
 
 def test_a_lookup_table_in_the_header_is_applied() -> None:

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ MOST_SAMPLES = 2**22  # values that percentiles of a volume are taken from
 PERCENTILE_WORDS = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g} of the volume"
 AIR = -900  # HU; no other kind of image has values that low
 DEEP = 8  # bits; more do not fit into a picture
+COMPRESSION = 3  # zlib's level: 2.5 times as fast as the usual 6, for files that are a tenth larger
 
 Shade = Callable[[np.ndarray, Any], np.ndarray]  # (values, header) -> uint8 (rows, columns[, 3])
 
@@ -44,6 +46,9 @@ def pictures(
     volume: Volume, chosen: Sequence[int], settings: ImagesConfig, modality: str | None
 ) -> tuple[list[bytes], str]:
     """Returns (the chosen slices as PNG files, how they were windowed); `modality` is used if no header has one."""
+    if len(volume.slices) == 1:  # decode it once: percentiles and the picture both read it
+        (only,) = volume.slices
+        volume = replace(volume, slices=(replace(only, read=cache(only.read)),))
     shading = shading_of(volume, settings.window, volume.modality or modality)
     return [_png(_upright(one, shading)) for one in (volume.slices[index] for index in chosen)], shading.words
 
@@ -147,5 +152,5 @@ def _square(image: np.ndarray, rows: float, columns: float) -> np.ndarray:
 
 def _png(image: np.ndarray) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(stream, "png")
+    Image.fromarray(np.ascontiguousarray(image)).save(stream, "png", compress_level=COMPRESSION)
     return stream.getvalue()
