@@ -140,7 +140,7 @@ def samples(conversations: Path) -> list[dict[str, Any]]:
             {
                 "split": split,
                 "case": row["case_id"],
-                "images": [small[digest] for digest in dataset.image_hashes(row)],
+                "images": [small[digest] for digest in dataset.image_hashes(row) if digest in small],
                 "turns": [(turn["role"], turn_text(turn)) for turn in row["conversation"]],
             }
             for row in rows
