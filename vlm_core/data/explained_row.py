@@ -12,7 +12,7 @@ from vlm_core.data.cells import shown
 from vlm_core.data.conversation import Conversation
 from vlm_core.data.examples import RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
-from vlm_core.data.images import decode_image, inspect_image
+from vlm_core.data.images import decode_image
 from vlm_core.data.row_places import places_of
 from vlm_core.data.source import TRAIN, SplitSource
 from vlm_core.data.splits import Splits
@@ -97,17 +97,16 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
     try:
         example = example_of(row, source.columns, source.images)
         table = ImageTable()
-        for encoded in example.images:
-            table.index(table.announce(encoded))
+        indices = [table.index(table.announce(encoded)) for encoded in example.images]
     except RejectedRow as error:
         about = error.about()
         return ExplainedRow(name, place, row, uses, rejected=f"{error} ({about})" if about else str(error))
-    images, facts = [], []
-    for encoded in example.images:
+    images, facts, stored = [], [], table.take_new()
+    for encoded, index in zip(example.images, indices, strict=True):
         images.append(decode_image(encoded))
-        found = inspect_image(encoded)
+        found = stored[index]
         window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
-        facts.append(f"{found.width} x {found.height} pixels, {found.format}, mode {found.mode}{window}")
+        facts.append(f"{found['width']} x {found['height']} pixels, {found['format']}, mode {found['mode']}{window}")
     return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
 
 
@@ -117,15 +116,15 @@ def cell_text(cell: Any) -> str:
         return "null"
     if isinstance(cell, str):
         cut = "" if len(cell) <= LONGEST else f" ... ({len(cell):,} characters)"
-        return printable(json.dumps(cell[:LONGEST], ensure_ascii=False)) + cut
+        return visible(json.dumps(cell[:LONGEST], ensure_ascii=False)) + cut
     if isinstance(cell, Image.Image):
         return f"a Pillow image of {cell.width} x {cell.height} pixels"
     kind = {dict: "object", bool: "true or false", int: "whole number", float: "number"}.get(
         type(cell), type(cell).__name__
     )
-    return printable(shown(cell)) + ("" if isinstance(cell, bytes) else f" ({kind})")
+    return visible(shown(cell)) + ("" if isinstance(cell, bytes) else f" ({kind})")
 
 
-def printable(text: str) -> str:
-    """Returns a text without characters that a terminal acts on: they are written as escapes; line breaks stay."""
+def visible(text: str) -> str:
+    """Returns a text with everything but line breaks visible: control, zero-width and other spaces become escapes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
