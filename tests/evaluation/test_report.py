@@ -96,7 +96,7 @@ def test_the_baseline_and_the_verdict_are_on_the_page(page: Page, report: Path) 
     table = page.locator("section:has(> h2:text-is('Scores')) table").first
     column = table.locator("thead th").all_inner_texts().index("commonest answer")
     shown = {row.split("\t")[0]: row.split("\t")[column] for row in table.locator("tbody tr").all_inner_texts()}
-    assert shown["Perplexity"] == shown["Tokens an answer"] == shown["Cut off"] == "-"
+    assert shown["Perplexity"] == shown["Tokens per answer"] == shown["Cut off"] == "-"
     assert shown["Token F1"] == f"{commonest['token_f1']['value']:.3f}"
     assert ", but it has not learnt" in page.locator(".card", has_text="Against commonest answer").inner_text()
     # A text that no model wrote has no likelihood.

@@ -10,7 +10,7 @@ from vlm_core.data.images import decode_image
 
 BUDGET = 12_000_000  # bytes of base64: a page that opens at once and can be sent by mail
 SIDES = (256, 192, 128, 96)  # pixels
-SAMPLE = 32  # images that the side is chosen by
+SAMPLE = 32  # images that are tried to choose the side
 
 
 def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes]) -> dict[str, str]:

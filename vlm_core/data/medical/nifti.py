@@ -17,12 +17,12 @@ DAMAGED = "NIfTI file is damaged"
 # (bytes of the header, place of its magic word, the magic words) of both versions.
 HEADERS = ((348, 344, (b"n+1\0",)), (540, 4, (b"n+2\0",)))
 PAIRS = ((344, b"ni1\0"), (4, b"ni2\0"))
-ANISOTROPIC = 1.25  # times: slices lie across the axis whose voxels are that much longer than those of the others
+ANISOTROPIC = 1.25  # times: if voxels are this much longer along one axis, slices are stacked along it
 COLOURS = ("R", "G", "B")
 
 
 def is_nifti(head: bytes) -> bool:
-    """Returns whether bytes begin as a NIfTI file does; `head` holds 4 KB, compressed or not."""
+    """Returns whether `head`, the first 4 KB of a file, is that of a NIfTI file, compressed or not."""
     if head[:2] == GZIP:
         try:
             head = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(head, 1024)
@@ -32,9 +32,9 @@ def is_nifti(head: bytes) -> bool:
 
 
 def nifti_volume(content: bytes, settings: ImagesConfig) -> Volume:
-    """Returns the slices of a NIfTI file in the plane that it was taken in: across its longest voxels, or axial.
+    """Returns the slices of a NIfTI file in its plane of acquisition: across its longest voxels, or axial.
 
-    Raises MedicalImageError for damaged bytes, and for several volumes unless `dataset.images.time_point` says which.
+    Raises MedicalImageError for damaged bytes, and for several volumes unless `dataset.images.time_point` chooses one.
     """
     plain = _plain(content)
     with decoder_errors(DAMAGED):
@@ -106,7 +106,7 @@ def _shape(image: Any, time_point: int | None, size: int) -> tuple[tuple[int, ..
 
 
 def _stack_axis(image: Any) -> int:
-    """Returns the axis that slices are stacked along: that of the longest voxels, or the one nearest to feet-head."""
+    """Returns the axis along which slices are stacked: that of the longest voxels, or the one nearest to feet-head."""
     zooms = np.abs(np.array(image.header.get_zooms()[:3], dtype=float))
     order = np.argsort(zooms)
     if np.isfinite(zooms).all() and zooms[order[1]] > 0 and zooms[order[2]] > ANISOTROPIC * zooms[order[1]]:
@@ -116,7 +116,7 @@ def _stack_axis(image: Any) -> int:
 
 
 def _directions(image: Any) -> np.ndarray:
-    """Returns where the axes lead to, as the columns of a matrix over R, A and S; nibabel's guess if it is not said."""
+    """Returns the directions of the axes as the columns of a matrix over R, A and S; a guess if unstated."""
     return np.asarray(image.affine[:3, :3], dtype=float)
 
 

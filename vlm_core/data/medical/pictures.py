@@ -1,4 +1,4 @@
-"""From a volume to the pictures that a model sees: windowed, upright, with square pixels, as PNG files of 8 bits."""
+"""Turns volumes into the pictures that a model sees: windowed, upright, with square pixels, as 8-bit PNG files."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -24,11 +24,11 @@ from vlm_core.data.medical.windows import (
     robust_range,
 )
 
-SQUARE = 0.01  # two spacings that differ by less are equal
-MOST_SAMPLES = 2**22  # values that percentiles of a volume are taken from
+SQUARE = 0.01  # spacings whose ratio differs from 1 by less count as equal
+MOST_SAMPLES = 2**22  # values of a volume from which percentiles are computed
 PERCENTILE_WORDS = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g} of the volume"
 AIR = -900  # HU; no other kind of image has values that low
-DEEP = 8  # bits; more do not fit into a picture
+DEEP = 8  # bits of a picture
 COMPRESSION = 3  # zlib's level: 2.5 times as fast as the usual 6, for files that are a tenth larger
 
 Shade = Callable[[np.ndarray, Any], np.ndarray]  # (values, header) -> uint8 (rows, columns[, 3])
@@ -36,7 +36,7 @@ Shade = Callable[[np.ndarray, Any], np.ndarray]  # (values, header) -> uint8 (ro
 
 @dataclass(frozen=True)
 class Shading:
-    """How values become grey levels, and the words for it in the data report."""
+    """How values become grey levels or colours, and how the data report describes that."""
 
     words: str
     apply: Shade
@@ -115,7 +115,7 @@ def _full_range(volume: Volume) -> Shading:
 
 
 def _sample(volume: Volume) -> np.ndarray:
-    """Returns values of all slices, at regular distances, so that a volume of any size fits into memory."""
+    """Returns regularly spaced values from all slices, few enough that a volume of any size fits into memory."""
     share = max(1, MOST_SAMPLES // len(volume.slices))
     taken = []
     for one in volume.slices:
