@@ -54,7 +54,7 @@ class MedicalReader:
         shown, MissingPackageError if the packages are not installed.
         """
         digests = [hashlib.sha256(file).hexdigest() for file in files]
-        key = json.dumps([sorted(digests), modality, slices])
+        key = json.dumps([sorted(digests), modality, slices, in_folder])
         if key not in self._kept:
             with decoder_errors("medical image is damaged"):
                 self._kept[key] = self._open(files, modality, slices, in_folder)
