@@ -1,4 +1,4 @@
-"""DICOM is read with the values that pydicom's own functions give, upright; other objects are named rejects."""
+"""DICOM images are read upright, with the values of pydicom's own functions; other objects are rejected by name."""
 
 import io
 from pathlib import Path
@@ -246,7 +246,7 @@ def test_frames_of_an_enhanced_object_have_their_own_headers() -> None:
     assert [one.names for one in volume.slices] == [("2",), ("1",)]
 
 
-def test_series_that_are_none_are_rejected_by_name() -> None:
+def test_files_that_are_not_a_series_are_rejected_by_name() -> None:
     one, two = series([0, 5], [0, 5])
     (other,) = series([10], [10], SeriesInstanceUID=f"{SERIES}.2")
     (coronal,) = series([10], [10], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
@@ -260,7 +260,7 @@ def test_series_that_are_none_are_rejected_by_name() -> None:
     assert refused(one, two, b"text") == "file that is not DICOM"
 
 
-def test_objects_that_are_no_images_are_rejected_by_name() -> None:
+def test_objects_that_are_not_images_are_rejected_by_name() -> None:
     values, hidden = np.zeros((4, 4)), pydicom.Dataset()
     capture = dicom_file(values, SOPClassUID=SecondaryCaptureImageStorage)
     assert refused(capture) == "DICOM secondary capture"
@@ -277,7 +277,7 @@ def test_objects_that_are_no_images_are_rejected_by_name() -> None:
     assert refused(dicom_file(values, Rows=4000)) == DAMAGED
 
 
-def test_no_message_repeats_what_the_file_says_of_a_person(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_message_contains_personal_data_of_the_file(caplog: pytest.LogCaptureFixture) -> None:
     content = dicom_file(np.zeros((4, 4)), PatientBirthDate="19700101")
     for cut in range(140, len(content), 37):
         with pytest.raises(MedicalImageError) as error:

@@ -1,4 +1,4 @@
-"""NIfTI volumes are shown slice by slice as nibabel's canonical orientation has them."""
+"""NIfTI volumes are shown slice by slice, in the orientation that nibabel calls canonical."""
 
 import gzip
 import io
