@@ -63,7 +63,7 @@ class Metric:
     score: Callable[[Columns], np.ndarray]  # of summed columns; NaN if there is nothing to score
     uses: Use = Use.NOWHERE
     about: str = ""  # one clause for readers of the report
-    is_mean: bool = False  # the mean of the column of its own name, which predictions.parquet then has for each answer
+    is_mean: bool = False  # the mean of a column named as the metric, which predictions.parquet then has
 
     def __post_init__(self) -> None:
         if Use.ANSWERS in self.uses and not self.is_mean:

@@ -14,16 +14,14 @@ from vlm_core.data.medical.errors import package
 
 # Axis along which the slices are stacked: the directions in which rows and columns lead.
 DISPLAY = {"R": ("I", "P"), "A": ("I", "L"), "S": ("P", "L")}
-PLANES = {"R": "sagittal", "A": "coronal", "S": "axial"}
 OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 
 
 @dataclass(frozen=True)
 class Display:
-    """What turns a stored slice upright: nibabel's orientation transform of (rows, columns, stack), and its plane."""
+    """What turns a stored slice upright: nibabel's orientation transform of (rows, columns, stack)."""
 
     transform: Any  # array (3, 2): the new place of each axis, and 1 or -1
-    plane: str
 
     def upright(self, image: np.ndarray) -> np.ndarray:
         """Returns an image (rows, columns[, channels]) upright and unmirrored."""
@@ -49,9 +47,8 @@ def display_of(directions: np.ndarray) -> Display | None:
     if np.isnan(start).any():
         return None
     stack = orientations.ornt2axcodes(start)[2]
-    axis = OPPOSITE.get(stack, stack)
-    target = orientations.axcodes2ornt((*DISPLAY[axis], stack))
-    return Display(orientations.ornt_transform(start, target), PLANES[axis])
+    target = orientations.axcodes2ornt((*DISPLAY[OPPOSITE.get(stack, stack)], stack))
+    return Display(orientations.ornt_transform(start, target))
 
 
 def order_sign(direction: np.ndarray) -> int:
