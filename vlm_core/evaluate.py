@@ -189,7 +189,7 @@ def _numbered(closed_questions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _draw(records: Sequence[dict[str, Any]], dataset: ConversationDataset, path: Path | None) -> None:
-    """Draws some images with their answers to `path`. Does nothing without `path` (images must not be reported)."""
+    """Draws some images with their answers to `path`; does nothing if `path` is None (`report.images` is false)."""
     if path is None:
         return
     by_image: dict[str, list[dict[str, Any]]] = {}
@@ -212,7 +212,7 @@ def _log_summary(result: dict[str, Any], output: Path) -> None:
                result["checkpoint"], result["verdict"]["text"])  # fmt: skip
     if reliance:
         logger.info(
-            "the right image adds %s to %s, compared with a wrong one",
+            "the right image adds %s to %s, compared with another case's image",
             with_interval(reliance[PRIMARY]),
             headlines[0].words,
         )

@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from vlm_core.config import ModelConfig
 from vlm_core.data.collate import IGNORE_INDEX, collate
 from vlm_core.data.conversation import map_images, numbered_text
-from vlm_core.data.explained_row import ExplainedRow, ModelView, cell_text, printable
+from vlm_core.data.explained_row import ExplainedRow, ModelView, cell_text, visible
 from vlm_core.data.shown_images import shown_images
 from vlm_core.data.tokenization import require_template
 from vlm_core.files import published_file
@@ -118,7 +118,7 @@ def explanation(row: ExplainedRow, pictures: Sequence[Path], *, colours: bool) -
 
 
 def _line(title: str, text: str, colours: bool) -> str:
-    head = f"{title:<{WIDTH}}"
+    head, text = f"{title:<{WIDTH}}", visible(text)
     return (f"{BOLD}{head}{PLAIN}{text}" if colours else head + text).rstrip()
 
 
@@ -128,14 +128,14 @@ def _cells(row: ExplainedRow, colours: bool) -> list[str]:
         f"  {column:<{widths[0]}}  {row.uses.get(column, '-'):<{widths[1]}}  {cell_text(cell)}"
         for column, cell in row.cells.items()
     ]
-    return [_line("cells", "column, its use, the value as read", colours), *map(printable, cells)]
+    return [_line("cells", "column, its use, the value as read", colours), *map(visible, cells)]
 
 
 def _conversation(row: ExplainedRow, colours: bool) -> list[str]:
     if row.rejected:
-        return [_line("rejected", printable(row.rejected), colours)]
+        return [_line("rejected", row.rejected, colours)]
     turns = [
-        f"  {turn['role']:<{WIDTH - 2}}{_indented(printable(numbered_text(turn)), WIDTH)}" for turn in row.conversation
+        f"  {turn['role']:<{WIDTH - 2}}{_indented(visible(numbered_text(turn)), WIDTH)}" for turn in row.conversation
     ]
     return [_line("conversation", "", colours), *turns]
 
@@ -146,9 +146,7 @@ def _prompt(view: ModelView | None, colours: bool) -> list[str]:
     marked = "in green" if colours else f"between {MARKS[0]} and {MARKS[1]}"
     about = f"{view.model}: {view.tokens} tokens; the {view.supervised} supervised ones are {marked}"
     first, last = (GREEN, PLAIN) if colours else MARKS
-    text = "".join(
-        f"{first}{printable(text)}{last}" if is_target else printable(text) for text, is_target in view.pieces
-    )
+    text = "".join(f"{first}{visible(text)}{last}" if is_target else visible(text) for text, is_target in view.pieces)
     return [_line("prompt", about, colours), f"  {_indented(text, 2)}"]
 
 
@@ -163,7 +161,7 @@ def _images(row: ExplainedRow, pictures: Sequence[Path], colours: bool) -> list[
     ]
     if len(sizes) > len(row.images):
         seen.append("  the processor cuts an image into several pictures")
-    problem = [f"  {row.view.problem}"] if row.view and row.view.pieces and row.view.problem else []
+    problem = [f"  {visible(row.view.problem)}"] if row.view and row.view.pieces and row.view.problem else []
     return [_line("images", "", colours), *stored, *seen, *problem]
 
 

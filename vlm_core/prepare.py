@@ -69,7 +69,7 @@ def explain(config: Config, row: str, output: Path) -> None:
         (found,) = viewed([found], config.model)
         pictures = save_pictures(found, output)
     except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     print(explanation(found, pictures, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
 
 

@@ -1,7 +1,7 @@
-"""Opens the images in a cell. Only this module turns medical images into pictures.
+"""Opens the images in cells. Only this module turns medical images into pictures.
 
 A cell names or holds a picture, a DICOM or NIfTI file, or a folder or list of files that form a DICOM series. The rest
-of the project only gets encoded pictures: 8 bits, or any depth that Pillow reads, without headers that name a person.
+of the project only gets encoded pictures. Those of medical images have 8 bits and no header that could name a person.
 Caches identify a picture by its pixels. So another window gives another image.
 """
 
@@ -42,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class CellImages:
-    """The images of a dataset, opened under the settings of `dataset.images`."""
+    """Opens the images of a dataset, with the settings in `dataset.images`."""
 
     folder: ImageFolder
     settings: ImagesConfig
@@ -68,7 +68,7 @@ class CellImages:
         return [Picture(picture, opened.facts) for picture in opened.pictures]
 
     def series(self, cells: Sequence[Any]) -> Series | None:
-        """Returns several cells as one series, if they are slices of the same DICOM series; else None."""
+        """Returns the files of several cells if all are slices of the same DICOM series; else None."""
         if len(cells) < 2:
             return None
         try:

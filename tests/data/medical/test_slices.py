@@ -1,4 +1,4 @@
-"""Which slices of a volume a question shows."""
+"""How the slices of a volume are chosen: by rule, or by the names in a column."""
 
 import pytest
 
