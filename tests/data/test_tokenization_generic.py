@@ -122,7 +122,7 @@ def test_texts_cannot_inject_special_tokens(typed: str, other: ChatModel) -> Non
         assert chat.tokenize(text_alone).input_ids == expected
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     question=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),
     answer=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),
