@@ -21,11 +21,13 @@ from vlm_core.data.dataset_card import has_named_files
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
+from vlm_core.data.function_rows import FunctionRows
+from vlm_core.data.hub_files import HUB_FILES
 from vlm_core.data.image_cells import ImageError
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.medical.settings import identity
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
-from vlm_core.data.row_readers import FunctionRows, Rows
+from vlm_core.data.row_readers import Rows
 from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
@@ -33,22 +35,9 @@ from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
-
-def _patterns(suffixes: Iterable[str]) -> list[str]:
-    """Returns glob patterns of files with these suffixes, in lower or upper case."""
-    letters = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix) for suffix in suffixes)
-    return ["*.md", *(f"*.{suffix}" for suffix in letters)]
-
-
 TRAIN = "train"
 PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
-TEXT_TABLES = [f"{suffix}{packed}" for suffix in ("json", "jsonl", "ndjson", "csv", "tsv") for packed in ("", ".gz")]
-IMAGES = ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "dcm", "nii", "nii.gz")
-
-
-# Patterns to download, in order. Repositories often have the rows in several formats: parquet alone is enough.
-HUB_FILES = (_patterns(["parquet"]), _patterns(["parquet", "arrow", "feather", *TEXT_TABLES, *IMAGES]))
 
 
 @dataclass(frozen=True)
