@@ -99,6 +99,7 @@ class _Builder:
         self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
         self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects = Rejects()
+        self.left_out = 0  # rows that `dataset.where` does not keep
         self.closed = ClosedQuestionCounter()
 
     def read(self) -> None:
@@ -137,6 +138,7 @@ class _Builder:
             "images": len(self.images.digests),
             "cases": len(self.cases),
             "rejects": self.rejects.by_reason,
+            "left_out": self.left_out,
             "closed_questions": self.closed.closed_questions(),
         }
         write_json(self.directory / STATISTICS, describe(self.directory, manifest | {"rejects": self.rejects.counts}))
@@ -187,7 +189,9 @@ class _Builder:
         """Yields the rows of a source, a batch at a time, while the images of later batches are decoded."""
         waiting: deque[list[_Read]] = deque()
         for first, rows in source.rows.batches(source.columns.used, source.start, source.stop):
-            waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in enumerate(rows, first)])
+            kept = [(number, row) for number, row in enumerate(rows, first) if source.columns.where.keeps(row)]
+            self.left_out += len(rows) - len(kept)
+            waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in kept])
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -242,7 +246,8 @@ class _Builder:
         for split in wanted:
             if not self.rows[split]:
                 names = ", ".join(repr(source.name) for source in self.splits.sources.values())
-                why = f"rejected were {describe_rejects(rejects)}" if rejects else "none was drawn"
+                left_out = f"dataset.where left out all {self.left_out}" if self.left_out else "none was drawn"
+                why = f"rejected were {describe_rejects(rejects)}" if rejects else left_out
                 raise ValueError(
                     f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
                     "correct the rows, or set another dataset.validation_share or split_seed"

@@ -10,10 +10,11 @@ from PIL import Image
 from vlm_core.data.cell_images import Picture
 from vlm_core.data.cells import shown
 from vlm_core.data.conversation import Conversation
-from vlm_core.data.examples import RejectedRow, example_of
+from vlm_core.data.examples import Columns, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.images import decode_image
 from vlm_core.data.row_places import places_of
+from vlm_core.data.row_rules import template_columns
 from vlm_core.data.source import TRAIN, SplitSource
 from vlm_core.data.splits import Splits
 
@@ -75,16 +76,25 @@ def explain_some(splits: Splits) -> list[ExplainedRow]:
     source = splits.sources[TRAIN]
     if source.stop is None:
         return []
-    last = min(source.stop, source.start + FIRST_ROWS) - 1
-    numbers = sorted({source.start, (source.start + last) // 2, last})
+    kept = _first_kept(source, min(source.stop, source.start + FIRST_ROWS))
+    numbers = sorted({kept[0], kept[(len(kept) - 1) // 2], kept[-1]}) if kept else []
     rows = ((number, _row(source, number)) for number in numbers)
     return [_explained(source, f"{TRAIN}-{number}", number, row) for number, row in rows if row is not None]
+
+
+def _first_kept(source: SplitSource, stop: int) -> list[int]:
+    """Returns the numbers of the rows before `stop` that `dataset.where` keeps."""
+    where = source.columns.where
+    if not where.columns:
+        return [*range(source.start, stop)]
+    batches = source.rows.batches(where.columns, source.start, stop)
+    return [number for first, rows in batches for number, row in enumerate(rows, first) if where.keeps(row)]
 
 
 def _row(source: SplitSource, number: int) -> dict[str, Any] | None:
     if number < source.start or (source.stop is not None and number >= source.stop):
         return None
-    columns = [*dict.fromkeys([*source.columns.settings.values(), *source.rows.columns])]
+    columns = [*dict.fromkeys([*source.columns.used, *source.rows.columns])]
     for first, rows in source.rows.batches(columns, number, number + 1):
         if first <= number < first + len(rows):
             return rows[number - first]
@@ -93,7 +103,9 @@ def _row(source: SplitSource, number: int) -> dict[str, Any] | None:
 
 def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any]) -> ExplainedRow:
     place = places_of(source.rows, [number], source.folder.root).get(number, "")
-    uses = {column: setting.removesuffix("_column") for setting, column in source.columns.settings.items()}
+    uses = _uses(source.columns)
+    if not source.columns.where.keeps(row):
+        return ExplainedRow(name, place, row, uses, rejected=f"left out by dataset.where ({source.columns.where})")
     try:
         example = example_of(row, source.columns, source.images)
         table = ImageTable()
@@ -108,6 +120,13 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
         window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
         facts.append(f"{found['width']} x {found['height']} pixels, {found['format']}, mode {found['mode']}{window}")
     return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
+
+
+def _uses(columns: Columns) -> dict[str, str]:
+    """Returns what each column is used as."""
+    asked, filtered = template_columns(columns.template), columns.where.columns
+    rules = dict.fromkeys(filtered, "where") | dict.fromkeys(asked, "question")
+    return rules | {column: setting.removesuffix("_column") for setting, column in columns.settings.items()}
 
 
 def cell_text(cell: Any) -> str:
