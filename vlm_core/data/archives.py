@@ -61,7 +61,7 @@ def _unpack(path: Path, dataset: str, commit: str | None) -> Path:
                 f"dataset {dataset!r}: {path.name} cannot be unpacked ({error}); download it again, or unpack it "
                 "yourself and leave dataset.archives out"
             ) from None
-        return {"archive": path.name, "files": len(members)}
+        return {"archive": path.name}
 
     directory, reused = cached_directory(medpix_home() / "cache" / "archives", key, build)
     logger.info("%s of %s: %s", path.name, dataset, "unpacked before" if reused else "unpacked")
