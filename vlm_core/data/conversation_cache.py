@@ -20,10 +20,11 @@ import pyarrow as pa
 from vlm_core.cache import cached_directory
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
-from vlm_core.data.conversation import arrow_type, last_question, map_images
+from vlm_core.data.conversation import arrow_type, last_question, map_images, turn_text
 from vlm_core.data.examples import Example, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.image_workers import ImageWorkers
+from vlm_core.data.personal_texts import names_case
 from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.data.row_places import places_of
 from vlm_core.data.source import SplitSource
@@ -97,6 +98,7 @@ class _Builder:
         self.images = ImageTable(self.workers)
         self.connected = ConnectedImages()
         self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
+        self.named = 0  # rows whose texts have the id of their case
         self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects = Rejects()
         self.left_out = 0  # rows that `dataset.where` does not keep
@@ -141,7 +143,10 @@ class _Builder:
             "left_out": self.left_out,
             "closed_questions": self.closed.closed_questions(),
         }
-        write_json(self.directory / STATISTICS, describe(self.directory, manifest | {"rejects": self.rejects.counts}))
+        write_json(
+            self.directory / STATISTICS,
+            describe(self.directory, manifest | {"rejects": self.rejects.counts}, self.cases, self.named),
+        )
         return manifest
 
     def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
@@ -169,7 +174,7 @@ class _Builder:
         if self.splits.split_by == PUBLISHED:
             return record["published"]
         by_image = self.splits.split_by == IMAGE
-        name = self.connected.name(record["image"]) if by_image else case_key(record["case_id"])
+        name = self.connected.name(record["image"]) if by_image else record["case_key"]
         if name not in self.drawn:
             self.drawn[name] = self.moved.get(name) or self.splits.side_of(name)
         return self.drawn[name]
@@ -211,16 +216,20 @@ class _Builder:
                 raise example
             indices = [self.images.index(key) for key in keys]
         except RejectedRow as reason:
-            self.rejects.add(example_id, reason)
+            # The details of a row may have the id of a patient in them.
+            self.rejects.add(example_id, RejectedRow(str(reason)) if source.pseudonyms else reason)
             return None
         # Without a case column, the questions about an image are one case, and so is each row without an image.
         shown = [self.images.digests[index] for index in indices] or [example_id]
         self.connected.join(shown)
         case = shown[0][:16] if example.case is None else example.case
-        case = self.cases.setdefault(case_key(case), case)
+        visible = source.pseudonyms.of(case) if source.pseudonyms and example.case is not None else case
+        if example.case is not None:
+            self.named += any(names_case(turn_text(turn), case) for turn in example.conversation)
         return {
             "example_id": example_id,
-            "case_id": case,
+            "case_id": self.cases.setdefault(case_key(case), visible),
+            "case_key": case_key(case),  # is not stored
             "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
             "conversation": map_images(example.conversation, indices.__getitem__),
             "published": name,

@@ -2,13 +2,15 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
+from vlm_core.data.case_ids import case_text
 from vlm_core.data.cell_images import Picture
-from vlm_core.data.cells import shown
+from vlm_core.data.cells import NoTextError, shown, text_of
 from vlm_core.data.conversation import Conversation
 from vlm_core.data.examples import Columns, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
@@ -103,23 +105,36 @@ def _row(source: SplitSource, number: int) -> dict[str, Any] | None:
 
 def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any]) -> ExplainedRow:
     place = places_of(source.rows, [number], source.folder.root).get(number, "")
-    uses = _uses(source.columns)
+    uses, cells = _uses(source.columns), _cells(source, row)
     if not source.columns.where.keeps(row):
-        return ExplainedRow(name, place, row, uses, rejected=f"left out by dataset.where ({source.columns.where})")
+        return ExplainedRow(name, place, cells, uses, rejected=f"left out by dataset.where ({source.columns.where})")
     try:
         example = example_of(row, source.columns, source.images)
         table = ImageTable()
         indices = [table.index(table.announce(encoded)) for encoded in example.images]
     except RejectedRow as error:
-        about = error.about()
-        return ExplainedRow(name, place, row, uses, rejected=f"{error} ({about})" if about else str(error))
+        about = "" if source.pseudonyms else error.about()
+        return ExplainedRow(name, place, cells, uses, rejected=f"{error} ({about})" if about else str(error))
     images, facts, stored = [], [], table.take_new()
     for encoded, index in zip(example.images, indices, strict=True):
         images.append(decode_image(encoded))
         found = stored[index]
         window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
         facts.append(f"{found['width']} x {found['height']} pixels, {found['format']}, mode {found['mode']}{window}")
-    return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
+    return ExplainedRow(name, place, cells, uses, example.conversation, images, facts)
+
+
+def _cells(source: SplitSource, row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the cells to show; with pseudonyms, the texts that are trained on, and the pseudonym of the case."""
+    if source.pseudonyms is None:
+        return row
+    columns = source.columns
+    texts = [columns.question, columns.answer, columns.mode, columns.modality, *template_columns(columns.template)]
+    cells = {name: row[name] for name in texts if name is not None and name != columns.case}
+    with suppress(NoTextError):
+        if columns.case and (case := case_text(text_of(row[columns.case]))):
+            cells[columns.case] = source.pseudonyms.of(case)
+    return cells
 
 
 def _uses(columns: Columns) -> dict[str, str]:

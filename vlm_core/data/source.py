@@ -26,6 +26,7 @@ from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.image_places import image_digests, image_places
 from vlm_core.data.medical.settings import identity
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
+from vlm_core.data.pseudonyms import Pseudonyms, pseudonyms_of
 from vlm_core.data.row_readers import Rows
 from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
@@ -53,6 +54,7 @@ class SplitSource:
     fingerprint: str  # of the content, the row range, the columns and the settings of images
     revision: str | None  # the commit, for a dataset of the hub
     notes: tuple[str, ...] = ()  # for the log: choices that the data decided, not the config
+    pseudonyms: Pseudonyms | None = None  # replace case ids
 
     @property
     def folder(self) -> ImageFolder:
@@ -86,6 +88,7 @@ class OpenDataset:
             raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows{_listed_files(files)}")
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
+        pseudonyms = pseudonyms_of(self.config, columns)
         places, how = image_places(rows, columns, folder)
         # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
         content = [self.revision, *how] if self.revision else [*_digests(files), *image_digests(places, folder)]
@@ -106,11 +109,20 @@ class OpenDataset:
                     sorted(columns.settings.items()),
                     identity(self.config.images),
                     *_identity_of_rules(self.config),
+                    *([pseudonyms.fingerprint] if pseudonyms else []),
                     *content,
                 ]
             ),
             revision=self.revision if is_remote else None,
-            notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *how),
+            # A path may hold the id of a patient.
+            notes=(
+                *self.tables.notes,
+                *only,
+                *_notes_of(rows),
+                *notes,
+                *(n.partition(":")[0] if pseudonyms else n for n in how),
+            ),
+            pseudonyms=pseudonyms,
         )
 
     def _only_table(self, expression: str) -> tuple[str, list[str]]:
@@ -158,6 +170,8 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
 def _of_function(config: DatasetConfig) -> SplitSource:
     """Returns a source whose rows a user's function returns; the fingerprint covers its code, arguments and data."""
     assert config.target
+    pseudonyms = pseudonyms_of(config, FUNCTION_COLUMNS)
+    private = [pseudonyms.fingerprint] if pseudonyms else []
     function, path = load_target("dataset", config.target), Path(config.path_or_dataset)
     content = _digests(sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path])
     try:
@@ -176,9 +190,19 @@ def _of_function(config: DatasetConfig) -> SplitSource:
         columns=FUNCTION_COLUMNS,
         images=CellImages(ImageFolder(path if path.is_dir() else path.parent, anywhere=True), config.images),
         fingerprint=_hash(
-            [config.target, *code, config.path_or_dataset, config.split, commit, identity(config.images), *content]
+            [
+                config.target,
+                *code,
+                config.path_or_dataset,
+                config.split,
+                commit,
+                identity(config.images),
+                *private,
+                *content,
+            ]
         ),
         revision=commit,
+        pseudonyms=pseudonyms,
     )
 
 
@@ -233,6 +257,11 @@ def _resolve_split(dataset: str, expression: str, tables: dict[str, Table]) -> t
 
 def _notes_of(rows: Rows) -> tuple[str, ...]:
     return tuple(getattr(rows, "notes", ()))
+
+
+def _without_paths(notes: list[str]) -> list[str]:
+    """Returns notes about images without the paths, which may have the id of a patient in them."""
+    return [note.partition(":")[0] for note in notes]
 
 
 def _listed_files(files: list[Path]) -> str:
