@@ -1,0 +1,66 @@
+"""The model types that appeared with transformers 5.23 train, resume and are evaluated as generic models."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import small_config
+from tests.other_models import TODAY, directory_of
+from vlm_core.data.token_cache import TokenDataset, build_tokens
+from vlm_core.evaluate import evaluate
+from vlm_core.files import read_json, read_json_lines
+from vlm_core.finetune import finetune
+from vlm_core.models.chat import load_chat
+from vlm_core.models.weights import weights_directory
+from vlm_core.run_directory import LATEST, METRICS, PARAMETERS, RESULT
+from vlm_core.training.distributed import Ranks
+from vlm_core.training.plan import plan_run
+
+
+@pytest.fixture(params=TODAY)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def config_of(name: str, directory: Path | None = None, **overrides: Any) -> Any:
+    settings = {
+        "model.pretrained_model_name_or_path": str(directory_of(name)),
+        "step_scheduler.global_batch_size": 4,
+        "step_scheduler.local_batch_size": 4,
+        "step_scheduler.max_steps": 3,
+        "step_scheduler.ckpt_every_steps": 1,
+        "packing.enabled": False,
+        "vision_cache.enabled": False,
+        "checkpoint.checkpoint_dir": directory and str(directory),
+    }
+    return small_config(**settings | overrides)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tuning", [{}, {"peft.dim": 4}], ids=["full", "lora"])
+def test_a_run_is_planned_killed_resumed_and_evaluated(
+    name: str, tuning: dict[str, Any], conversations: Path, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    chat = load_chat(directory_of(name))
+    plan = plan_run(
+        config_of(name, **tuning),
+        directory_of(name),
+        TokenDataset(build_tokens(conversations, chat), "train"),
+        chat,
+        world_size=1,
+    )
+    finetune(config_of(name, whole, **tuning), Ranks(), conversations)
+    shutil.copytree(whole, cut, symlinks=True)
+    finetune(config_of(name, cut, **tuning | {"checkpoint.restore_from": "epoch_0_step_2"}), Ranks(), conversations)
+    losses = [[record["loss"] for record in read_json_lines(run / METRICS)[0]] for run in (whole, cut)]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
+    saved = [weights_directory(run / LATEST).glob("*.safetensors") for run in (whole, cut)]
+    assert [path.read_bytes() for path in sorted(saved[0])] == [path.read_bytes() for path in sorted(saved[1])]
+    counts = read_json(whole / PARAMETERS)["total"]
+    assert [plan.trained, plan.frozen] == [counts["trainable"], counts["frozen"]]
+    asked = config_of(name, **{"evaluation.max_new_tokens": 4, "evaluation.limit": 6, "evaluation.controls": []})
+    evaluate(asked, str(whole / LATEST), tmp_path / "scores", Ranks(), conversations)
+    assert read_json(tmp_path / "scores" / RESULT)["scores"]["model"]["perplexity"]["value"] > 1
