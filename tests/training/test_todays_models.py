@@ -13,6 +13,8 @@ from vlm_core.evaluate import evaluate
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.models.chat import load_chat
+from vlm_core.models.freeze import freeze, frozen_parts
+from vlm_core.models.load import load_model
 from vlm_core.models.weights import weights_directory
 from vlm_core.run_directory import LATEST, METRICS, PARAMETERS, RESULT
 from vlm_core.training.distributed import Ranks
@@ -64,3 +66,14 @@ def test_a_run_is_planned_killed_resumed_and_evaluated(
     asked = config_of(name, **{"evaluation.max_new_tokens": 4, "evaluation.limit": 6, "evaluation.controls": []})
     evaluate(asked, str(whole / LATEST), tmp_path / "scores", Ranks(), conversations)
     assert read_json(tmp_path / "scores" / RESULT)["scores"]["model"]["perplexity"]["value"] > 1
+
+
+def test_every_table_with_a_row_per_token_is_an_embedding(name: str) -> None:
+    """The per-layer embeddings of Gemma 4 E2B are half of that model: `freeze_embeddings` freezes them too."""
+    config, family = config_of(name, **{"freeze_config.freeze_embeddings": True}), load_chat(directory_of(name)).family
+    model = load_model(directory_of(name), config.model)
+    freeze(model, frozen_parts(config.freeze_config, family), family)
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    tables = {name for name, _ in model.named_parameters() if "embed_tokens" in name}
+    assert len(tables) == (2 if name == "gemma4_e2b" else 1)
+    assert not trained & tables and any("layers.0" in name for name in trained)
