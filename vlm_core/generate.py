@@ -68,7 +68,7 @@ def read_image(name: str, allow_any_url: bool) -> Any:
 
 
 def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a record an answer: `{prompt, images, response, finish_reason, model, settings, seconds}`.
+    """Returns a record an answer: `{prompt, images, response, thought, finish_reason, model, settings, seconds}`.
 
     Raises ValueError for a model, an input or an image that cannot be used; all are read before the model is loaded.
     """
@@ -92,6 +92,7 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
                 vars(request)
                 | {
                     "response": answer.text,
+                    "thought": answer.thought,
                     "finish_reason": "length" if answer.truncated else "stop",
                     "model": str(options.checkpoint_path or options.base_model),
                     "settings": settings.effective,
@@ -103,6 +104,8 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _why_empty(answer: Answer) -> str:
     """Returns why an answer has no text, and what to look at."""
+    if answer.thought and answer.truncated:
+        return "the model was still thinking; raise --max-new-tokens"
     if answer.tokens <= 1 and not answer.truncated:
         why = "the model ended it at once"
     else:

@@ -1,5 +1,6 @@
 """The model types that appeared with transformers 5.23 train, resume and are evaluated as generic models."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from vlm_core.models.weights import weights_directory
 from vlm_core.run_directory import LATEST, METRICS, PARAMETERS, RESULT
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.plan import plan_run
+from vlm_core.training.setup import gather
 
 
 @pytest.fixture(params=TODAY)
@@ -58,7 +60,8 @@ def test_a_run_is_planned_killed_resumed_and_evaluated(
     shutil.copytree(whole, cut, symlinks=True)
     finetune(config_of(name, cut, **tuning | {"checkpoint.restore_from": "epoch_0_step_2"}), Ranks(), conversations)
     losses = [[record["loss"] for record in read_json_lines(run / METRICS)[0]] for run in (whole, cut)]
-    assert losses[0] == losses[1] and len(losses[0]) == 3
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 3
     saved = [weights_directory(run / LATEST).glob("*.safetensors") for run in (whole, cut)]
     assert [path.read_bytes() for path in sorted(saved[0])] == [path.read_bytes() for path in sorted(saved[1])]
     counts = read_json(whole / PARAMETERS)["total"]
@@ -76,4 +79,25 @@ def test_every_table_with_a_row_per_token_is_an_embedding(name: str) -> None:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     tables = {name for name, _ in model.named_parameters() if "embed_tokens" in name}
     assert len(tables) == (2 if name == "gemma4_e2b" else 1)
-    assert not trained & tables and any("layers.0" in name for name in trained)
+    assert not trained & tables
+    assert any("layers.0" in name for name in trained)
+
+
+def test_earlier_answers_without_a_prompt_of_their_own_are_an_error(tmp_path: Path) -> None:
+    """Gemma 4's template shows an earlier answer without the empty thought that it was asked with."""
+    turns = [("user", "Which organ?"), ("assistant", "Lung."), ("user", "Which side?"), ("assistant", "Left.")]
+    rows = [{"messages": [{"role": role, "content": f"{text} {i}"} for role, text in turns]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"dataset.image_column": None, "dataset.conversation_column": "messages"}
+    settings = {"dataset.path_or_dataset": str(tmp_path / "rows.jsonl"), **columns}
+    with pytest.raises(ValueError, match=r"\d+ examples of train have answers before the last one.*=last_answer"):
+        gather(config_of("gemma4_26b", tmp_path / "run", **settings), tmp_path / "run", Ranks())
+    last = {"dataset.train_on": "last_answer"}
+    inputs = gather(config_of("gemma4_26b", tmp_path / "run", **settings | last), tmp_path / "run", Ranks())
+    example, tokenizer = inputs.train[0], inputs.chat.processor.tokenizer
+    pairs = list(zip(example.input_ids, example.supervised, strict=True))
+    asked, answered = (tokenizer.decode([i for i, target in pairs if target is kind]) for kind in (False, True))
+    assert asked.count("<|turn>model\nLung.") == 1
+    assert "<|turn>model\n<|channel>thought\n<channel|>" in asked
+    assert answered.startswith("Left. ")
+    assert answered.endswith("<turn|>")

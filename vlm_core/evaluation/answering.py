@@ -164,6 +164,7 @@ class _Stores:
                 truncated=self.answers[prompt]["truncated"],
                 logprob=self.likelihoods[answered]["logprob"],
                 reference_tokens=self.likelihoods[answered]["tokens"],
+                thought=self.answers[prompt]["thought"],
             )
             for prompt, answered in pairs
         ]

@@ -197,6 +197,11 @@ def _read_tokens(
     longest = None if collate else dataset.max_length
     found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
     for split, tokens in found.items():
+        if tokens.unasked and not last_only and not collate:
+            raise ValueError(
+                f"{tokens.unasked} examples of {split} have answers before the last one, and the chat template shows "
+                "such answers differently than its generation prompt asks for them; set dataset.train_on=last_answer"
+            )
         _require_few_left_out(config, split, tokens, ConversationDataset(conversations, split).conversations)
     return found
 
