@@ -25,7 +25,7 @@ from vlm_core.data.token_cache import TokenDataset
 from vlm_core.families import Family, part_of
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
-from vlm_core.models.lora import select_modules
+from vlm_core.models.lora import adapter_sizes
 from vlm_core.models.prepare import compute_dtype
 from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
 from vlm_core.training.run_length import total_steps
@@ -181,12 +181,11 @@ def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=False)
     adapters: dict[str, int] = defaultdict(int)
-    frozen, adapted = frozen_parts(config.freeze_config, family), list[str]()
+    frozen, adapted = frozen_parts(config.freeze_config, family), dict[str, int]()
     if config.peft is not None:
-        adapted = select_modules(model, config.peft, family, frozen)
-        for name in adapted:
-            module: Any = model.get_submodule(name)
-            adapters[part_of(name, family) or "other"] += config.peft.dim * (module.in_features + module.out_features)
+        adapted = adapter_sizes(model, config.peft, family, frozen)
+        for name, size in adapted.items():
+            adapters[part_of(name, family) or "other"] += size
         model.requires_grad_(False)
     else:
         freeze(model, frozen, family)
