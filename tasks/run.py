@@ -26,7 +26,8 @@ from vlm_core.form import form_overrides
 from vlm_core.home import medpix_home, require_writable
 from vlm_core.hub import is_repository_id
 from vlm_core.recipe import load_config
-from vlm_core.run_directory import CONFIG, checkpoint_to_resume, run_root
+from vlm_core.resume import checkpoint_to_resume
+from vlm_core.run_directory import CONFIG, run_root
 from vlm_core.training.run_length import decide_length
 
 guard_temporary_server()  # before a flow has Prefect start one

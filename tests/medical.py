@@ -4,13 +4,11 @@ import io
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
 from datasets import Features, Image, Value
 from PIL import Image as PillowImage
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
 
 # 16-bit grey, palette, colour, YBR colour with 30 frames, and the same with other compressions.
 FILES = (
@@ -44,27 +42,14 @@ def write_medical_dataset(directory: Path) -> None:
 
 
 def _images() -> Iterator[tuple[str, pydicom.Dataset, bytes]]:
+    """Yields (case, header, encoded image): the DICOM file itself, or the first frames of one of many as PNG."""
     for name in FILES:
-        dataset = pydicom.dcmread(Path(pydicom.__file__).parent / "data" / "test_files" / name)
-        for pixels in _frames(dataset):
+        path = Path(pydicom.__file__).parent / "data" / "test_files" / name
+        dataset = pydicom.dcmread(path)
+        if dataset.get("NumberOfFrames", 1) == 1:
+            yield name.removesuffix(".dcm"), dataset, path.read_bytes()
+            continue
+        for pixels in dataset.pixel_array[:FRAMES]:  # pydicom 3 has turned YBR into RGB already
             stream = io.BytesIO()
             PillowImage.fromarray(pixels).save(stream, "png")
             yield name.removesuffix(".dcm"), dataset, stream.getvalue()
-
-
-def _frames(dataset: pydicom.Dataset) -> list[np.ndarray]:
-    pixels = dataset.pixel_array
-    frames = list(pixels[:FRAMES]) if dataset.get("NumberOfFrames", 1) > 1 else [pixels]
-    return [_eight_bits(frame, dataset) for frame in frames]
-
-
-def _eight_bits(frame: np.ndarray, dataset: pydicom.Dataset) -> np.ndarray:
-    kind = dataset.PhotometricInterpretation
-    if kind == "PALETTE COLOR":
-        frame = apply_color_lut(frame, dataset)
-        return (frame >> 8).astype(np.uint8) if frame.dtype == np.uint16 else frame
-    if frame.ndim == 3:  # pydicom 3 has turned YBR into RGB already
-        return frame
-    values = apply_voi_lut(apply_modality_lut(frame, dataset), dataset).astype(np.float64)
-    low, high = values.min(), values.max()
-    return np.round((values - low) / max(high - low, 1) * 255).astype(np.uint8)

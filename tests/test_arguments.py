@@ -46,6 +46,7 @@ def test_help_comes_before_slow_imports(module: str) -> None:
     assert f"usage: python -m {module}" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["tasks.registry", "tasks.services"])
 def test_commands_about_servers_import_no_torch(module: str) -> None:
     done = run(module, "--help")
@@ -72,6 +73,7 @@ def test_a_wrong_argument_without_a_recipe_is_reported_before_slow_imports(words
     assert words[1] in done.stderr
 
 
+@pytest.mark.slow
 def test_a_correct_command_reports_what_it_loads() -> None:
     done = run("vlm_core.generate", "--checkpoint-path", "nowhere")
     assert done.stderr.splitlines()[0].endswith("loading torch and transformers")

@@ -76,6 +76,7 @@ def test_untested_files_say_so() -> None:
         assert "UNTESTED" in (DEPLOYMENTS / file).read_text(encoding="utf-8").partition("\nFROM")[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "zone"), [("Asia/Tokyo", "Asia/Tokyo"), (":America/New_York", "America/New_York"), ("No/Where", None)]
 )

@@ -43,6 +43,7 @@ def test_the_command_says_where_the_report_is(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_first_hour(tmp_path: Path) -> None:
     """From a folder of JPEGs and a spreadsheet's CSV to a recipe, and back to its data."""
     (tmp_path / "our scans" / "images").mkdir(parents=True)

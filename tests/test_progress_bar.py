@@ -63,7 +63,7 @@ def test_durations_are_easy_to_read() -> None:
 @pytest.mark.parametrize(
     ("line", "level", "message"),
     [
-        ("12:00:00 INFO     token ids reused", logging.INFO, "token ids reused"),
+        ("12:00:00 INFO    token ids reused", logging.INFO, "token ids reused"),
         ("12:00:00 WARNING  look out", logging.WARNING, "look out"),
         ("12:00:00 PROGRESS finetune 3/30 steps", PROGRESS, "finetune 3/30 steps"),
         ("examples    340: 9 steps an epoch", logging.INFO, "examples    340: 9 steps an epoch"),

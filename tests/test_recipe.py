@@ -57,7 +57,7 @@ def test_resolved_config_reads_back_as_itself() -> None:
         ({"optimzer.lr": 3}, "unknown config key 'optimzer'; nearest: 'optimizer'"),
         ({"lr": 3}, "nearest: 'optimizer.lr'"),
         ({"optimizer.lr": -1}, "optimizer.lr=-1: Input should be greater than 0"),
-        ({"model.attn_implementation": "flash_attention_2"}, "would drop Gemma 3's over the image tokens; take sdpa"),
+        ({"model.attn_implementation": "flash_attention_2"}, "drop Gemma 3's mask over the image tokens; use sdpa"),
         ({"model.attn_implementation": "paged"}, "should be 'sdpa', 'eager' or 'flex_attention'"),
         (
             {f"freeze_config.freeze_{part}": True for part in PARTS} | {"peft": None},

@@ -1,7 +1,7 @@
 """The arguments of the commands.
 
-A command reads its arguments before it imports torch and the like, which takes ten seconds and more, so `--help` and a
-misspelt option are answered at once. This module must not import more than the config does.
+A command reads its arguments before it imports torch and similar packages, which takes ten seconds or more. `--help`
+and errors in options are therefore immediate. This module must not import more than the config does.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from vlm_core.log import configure_logging
 
 logger = logging.getLogger(__name__)
 
-DATA_RECIPE = "demo"  # of `prepare PATH`, which needs no model
+DATA_RECIPE = "demo"  # the recipe of `prepare PATH`, which needs no model
 
 DATA_KEYS = ("dataset.path_or_dataset", "dataset.split")
 TRAINING_KEYS = (
@@ -145,7 +145,7 @@ def encode_parser(description: str | None) -> ConfigParser:
 def finetune_parser(description: str | None) -> ConfigParser:
     """Returns the parser of `python -m vlm_core.finetune`."""
     parser = ConfigParser(prog="python -m vlm_core.finetune", description=description, common=TRAINING_KEYS)
-    parser.add_argument("--plan", action="store_true", help="say what the run takes, whether it fits, and stop")
+    parser.add_argument("--plan", action="store_true", help="print what the run needs and whether it fits, and stop")
     _add_conversations(parser)
     return parser
 
@@ -160,7 +160,7 @@ def evaluate_parser(description: str | None) -> ConfigParser:
     )
     parser.add_argument(
         "--checkpoint-path",
-        help="epoch_E_step_S, a model or adapter directory, a hub id or models:/name@alias; without it the base model",
+        help="epoch_E_step_S, a model or adapter directory, a hub id or models:/name@alias; default: the base model",
     )
     parser.add_argument("--output-dir", type=Path, help="default: evaluation/ beside the checkpoint")
     _add_conversations(parser)
@@ -184,13 +184,18 @@ def generate_parser(description: str | None) -> argparse.ArgumentParser:
     add("--image", nargs="*", default=[], help="image files, in the order of the prompt")
     add("--image-url", nargs="*", default=[], help="https addresses of images, or paths")
     add("--allow-any-url", action="store_true", help="also read images by http and from private addresses")
-    add("--input-file", help="questions, a line of JSON each; - reads standard input")
-    add("--max-new-tokens", type=int, default=128, help="longest answer")
-    add("--temperature", type=float, default=0.0, help="0 = greedy; else answers are drawn")
-    add("--top-p", type=float, default=1.0, help="draw from the likeliest tokens that have this probability")
-    add("--seed", type=int, default=42, help="of the draws")
+    add("--input-file", help="questions, one line of JSON each; - reads standard input")
+    add("--max-new-tokens", type=int, default=128, help="longest answer in tokens")
+    add("--temperature", type=float, default=0.0, help="0 = greedy; otherwise answers are sampled")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the most likely tokens that together have this probability",
+    )
+    add("--seed", type=int, default=42, help="seed of the sampling")
     add("--output-format", choices=("text", "json"), help="default: text")
-    add("--output-file", type=Path, help="write the answer there and not to standard output")
+    add("--output-file", type=Path, help="write the answer to this file instead of standard output")
     for flag, reason in GENERATE_FLAGS.items():
         add(flag, nargs="*", action=_NotNeeded, const=reason, dest=argparse.SUPPRESS, help=argparse.SUPPRESS)
     return parser
@@ -203,7 +208,7 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     command = commands.add_parser("merge", help="base model + adapter as one plain transformers directory")
     add = command.add_argument
     add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
-    add("--output-dir", type=Path, required=True, help="a directory that is new or empty")
+    add("--output-dir", type=Path, required=True, help="a new or empty directory")
     add("--base-model", help="hub id or directory; default: what the checkpoint names")
     return parser
 
@@ -214,4 +219,4 @@ def _plain_parser(prog: str, description: str | None) -> argparse.ArgumentParser
 
 
 def _add_conversations(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, when it is known")
+    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, if they are prepared")

@@ -143,11 +143,11 @@ def main() -> None:
         prog="python -m vlm_core.caches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="what there is, how large, and when it was last used")
+    commands.add_parser("list", help="list caches with their size and last use")
     commands.add_parser("verify", help="read everything and compare checksums")
-    prune = commands.add_parser("prune", help="delete what was not used for long")
+    prune = commands.add_parser("prune", help="delete caches that were not used for long")
     prune.add_argument("--unused-days", type=float, default=30.0, help="days since the last use (default 30)")
-    prune.add_argument("--dry-run", action="store_true", help="say what would be deleted")
+    prune.add_argument("--dry-run", action="store_true", help="only list what would be deleted")
     options = parser.parse_args()
     if options.command == "list":
         list_caches()

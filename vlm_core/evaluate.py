@@ -4,11 +4,10 @@
     python -m vlm_core.evaluate --config gemma3_4b_lora --checkpoint-path models:/medpix-gemma3@champion
     python -m vlm_core.evaluate --config gemma3_4b_lora          the base model itself
 
-The same questions are also asked about another case's image, about a black one, and about none, and other models are
-asked them too: what the scores lose there is what the model owes to looking, and to training. The commonest answer of
-training stands beside them, and a verdict says whether the model has learnt. Writes `report.html`,
-`predictions.parquet`, `examples.png` and `result.json`. Answers are kept: an evaluation that was interrupted goes on,
-and no model is asked the same twice.
+The same questions are also asked about another case's image, about a black one, and without an image, and other models
+answer them too. The differences show how much the model owes to looking and to training. The commonest answer of
+training is a baseline, and a verdict says whether the model has learnt. Writes `report.html`, `predictions.parquet`,
+`examples.png` and `result.json`. Answers are kept: an interrupted evaluation resumes, and no model is asked twice.
 """
 
 from vlm_core.arguments import evaluate_parser, read_config

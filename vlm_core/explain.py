@@ -23,7 +23,7 @@ from vlm_core.models.chat import load_chat
 
 MARKS = "[[", "]]"  # around supervised text; special tokens have angle brackets
 GREEN, BOLD, PLAIN = "\x1b[32m", "\x1b[1m", "\x1b[0m"
-REPEATS = 4  # times that a token of the template stands in a row, from which it is written once with its number
+REPEATS = 4  # a run of this many equal tokens of the template is written as one, with their number
 WIDTH = 12  # of the first column, in characters
 
 
@@ -83,7 +83,7 @@ def _decoded(
 ) -> Iterator[tuple[str, bool]]:
     """Yields (text, whether it is supervised) of `ids[start:end]`.
 
-    A text is what it adds to the text before it: by itself, SentencePiece would drop the space that it begins with.
+    The text is what these ids add to the text before them: alone, SentencePiece would drop a space at their start.
     """
     for is_target, run in groupby(supervised[start:end]):
         stop = start + len(list(run))

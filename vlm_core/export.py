@@ -23,6 +23,7 @@ from peft import PeftModel
 from transformers import AutoConfig
 
 from vlm_core.config import ModelConfig
+from vlm_core.data.medical.settings import save_settings, settings_of
 from vlm_core.files import published_directory
 from vlm_core.home import keep_private, require_writable
 from vlm_core.log import configure_logging
@@ -51,6 +52,7 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
     with published_directory(output) as aside:
         model.to(dtype).save_pretrained(aside)
         load_processor(files.base).save_pretrained(aside)
+        save_settings(settings_of(files.weights), aside)
     return dtype
 
 

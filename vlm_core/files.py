@@ -18,6 +18,14 @@ from typing import Any
 
 logger = logging.getLogger(__name__)
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+FULL_WORDS = ("no space left", "disk quota", *(f"os error {number}" for number in FULL))  # of safetensors and pyarrow
+NOTHING = 1_000_000  # bytes: a disk with less is full
+
+
+class NoSpaceError(ValueError):
+    """A disk is full; the message says which, and what to do."""
+
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` by `text` (UTF-8) atomically, making missing parent directories."""
@@ -70,7 +78,7 @@ def append_json_line(path: Path, record: dict[str, Any]) -> None:
 def append_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     """Appends `records`, a line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as stream:
+    with full_disk_named(path.parent), path.open("a", encoding="utf-8") as stream:
         stream.writelines(to_json(record) + "\n" for record in records)
 
 
@@ -111,10 +119,11 @@ def published_file(final: Path) -> Iterator[Path]:
     """Yields a path beside `final` to write to; the file takes its place when the block ends without an error."""
     aside = _aside(final)
     try:
-        yield aside
-        _flush(aside)
-        aside.replace(final)
-        _flush(final.parent)
+        with full_disk_named(final.parent):
+            yield aside
+            _flush(aside)
+            aside.replace(final)
+            _flush(final.parent)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -127,11 +136,12 @@ def published_directory(final: Path) -> Iterator[Path]:
     """
     aside = _aside(final)
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
     try:
-        yield aside
-        for path in (*aside.rglob("*"), aside):
-            _flush(path)
+        with full_disk_named(final.parent):
+            aside.mkdir(parents=True)
+            yield aside
+            for path in (*aside.rglob("*"), aside):
+                _flush(path)
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
         raise
@@ -141,11 +151,43 @@ def published_directory(final: Path) -> Iterator[Path]:
     _flush(final.parent)
 
 
+@contextmanager
+def full_disk_named(directory: Path) -> Iterator[None]:
+    """Turns an error of the block into NoSpaceError if the disk of `directory` is full, whichever library raised it."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full(error, directory):
+            raise
+        raise NoSpaceError(
+            f"no space left in {directory} ({type(error).__name__}): free some, or set MEDPIX_HOME or "
+            "checkpoint.checkpoint_dir to a directory on another disk, and give the same command again"
+        ) from error
+
+
+def _is_full(error: BaseException, directory: Path) -> bool:
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    if any(words in str(error).lower() for words in FULL_WORDS):
+        return True
+    # torch.save says of a full disk only that its writer failed.
+    return isinstance(error, RuntimeError) and free_bytes(directory) < NOTHING
+
+
+def free_bytes(directory: Path) -> int:
+    """Returns the bytes that can be written into a directory, or where it would be made."""
+    while not directory.exists() and directory != directory.parent:
+        directory = directory.parent
+    return shutil.disk_usage(directory).free
+
+
 def point(pointer: Path, target: Path) -> None:
     """Makes the symbolic link `pointer` refer to `target`, a path in the same directory or below, atomically."""
     aside = _aside(pointer)
     aside.unlink(missing_ok=True)
     aside.symlink_to(os.path.relpath(target, pointer.parent))
+    if pointer.is_dir() and not pointer.is_symlink():  # a tool without links has copied the run directory
+        shutil.rmtree(pointer)
     aside.replace(pointer)
     _flush(pointer.parent)
 
@@ -162,6 +204,16 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether an error says that a file could not be written for want of space.
+
+    safetensors and torch raise errors of their own, which say it in words.
+    """
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return any(words in str(error) for words in ("No space left", "Disk quota exceeded", "file write failed"))
 
 
 def stays_inside(directory: Path, path: Path) -> bool:

@@ -28,6 +28,7 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import sampler
 from vlm_core.models.freeze import parameter_tree
 from vlm_core.pages.plots import draw_losses
+from vlm_core.resume import checkpoint_to_resume
 from vlm_core.run_directory import (
     CONFIG,
     LOSS_PLOT,
@@ -37,13 +38,12 @@ from vlm_core.run_directory import (
     RESULT,
     SAMPLES,
     VALIDATION,
-    checkpoint_to_resume,
     run_root,
 )
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, command
 from vlm_core.training.loop import Preempted, Trainer
-from vlm_core.training.plan import plan_run, require_fit
+from vlm_core.training.plan import plan_run, require_disk, require_fit
 from vlm_core.training.run_length import length_warnings, total_steps
 from vlm_core.training.setup import RunInputs, build_trainer, gather
 
@@ -100,6 +100,7 @@ def _check_plan(inputs: RunInputs) -> None:
         plan = plan_run(config, inputs.base, examples, inputs.chat, inputs.ranks.world_size)
         logger.info("the plan of this run:\n%s", plan)
         require_fit(plan, config, inputs.device)
+        require_disk(plan, config, inputs.directory)
     else:
         logger.info("no plan: what %s makes of the data is not known", config.dataloader.collate_fn.target)
     for warning in length_warnings(config, len(examples)):

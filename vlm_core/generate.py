@@ -24,10 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_core.config import ModelConfig
+from vlm_core.config import ImagesConfig, ModelConfig
+from vlm_core.data.cell_images import pictures_of_file, pictures_of_path
 from vlm_core.data.conversation import Conversation, question_turn
 from vlm_core.data.image_cells import ImageError, open_image_file
 from vlm_core.data.images import UnreadableImageError, decode_image
+from vlm_core.data.medical.settings import settings_of
 from vlm_core.files import to_json, write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer
@@ -51,18 +53,39 @@ class Request:
     prompt: str
     images: list[str]
 
-    def conversation(self, allow_any_url: bool) -> Conversation:
-        """Returns the turn of the user; raises ValueError for an image that cannot be had."""
-        return [question_turn(self.prompt, [read_image(name, allow_any_url) for name in self.images])]
+    def files(self, allow_any_url: bool) -> list[bytes | Path]:
+        """Returns what lies at the names; raises ValueError for an image that cannot be had."""
+        return [read_file(name, allow_any_url) for name in self.images]
+
+    def conversation(self, files: Sequence[bytes | Path], settings: ImagesConfig) -> Conversation:
+        """Returns the turn of the user; raises ValueError for an image that cannot be shown."""
+        named = zip(self.images, files, strict=True)
+        return [
+            question_turn(self.prompt, [image for name, file in named for image in images_of(name, file, settings)])
+        ]
 
 
-def read_image(name: str, allow_any_url: bool) -> Any:
-    """Returns the image at a path or an address; raises ValueError where there is none."""
+def read_file(name: str, allow_any_url: bool) -> bytes | Path:
+    """Returns the content of a file or address, or the path of a folder; raises ValueError where there is none."""
     try:
         if "://" in name:
-            return decode_image(read_image_url(name, any_address=allow_any_url))
+            return read_image_url(name, any_address=allow_any_url)
+        if Path(name).is_dir():
+            return Path(name)
         with open_image_file(Path(name)) as stream:
-            return decode_image(stream.read())
+            return stream.read()
+    except ImageError as error:
+        raise ValueError(f"cannot read the image {name}: {error}") from None
+
+
+def images_of(name: str, file: bytes | Path, settings: ImagesConfig) -> list[Any]:
+    """Returns one image, or the slices of a volume, as the model learnt to see them.
+
+    Raises ValueError that says why there is none.
+    """
+    try:
+        found = pictures_of_path(file, settings) if isinstance(file, Path) else pictures_of_file(file, settings)
+        return [decode_image(picture) for picture in found]
     except (ImageError, UnreadableImageError) as error:
         raise ValueError(f"cannot read the image {name}: {error}") from None
 
@@ -74,13 +97,15 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
     """
     started = time.monotonic()
     requests = _requests(options)
-    conversations = [request.conversation(options.allow_any_url) for request in requests]
+    read = [request.files(options.allow_any_url) for request in requests]
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
         raise ValueError("--max-new-tokens is 1 at least, --temperature 0 at least, --top-p above 0 and 1 at most")
     if options.top_p < 1 and not options.temperature:
         raise ValueError("--top-p has no effect at temperature 0; give --temperature a value above 0")
     settings = GenerationSettings(options.max_new_tokens, options.temperature, options.top_p, options.seed)
     files = _model(options)
+    images = settings_of(files.weights)
+    conversations = [request.conversation(found, images) for request, found in zip(requests, read, strict=True)]
     answerer = Answerer.load(files)
     records = []
     for start in range(0, len(requests), BATCH_SIZE):

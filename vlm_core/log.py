@@ -22,7 +22,7 @@ def configure_logging(*, quiet: bool = False) -> None:
         handler.addFilter(lambda record: record.levelno != PROGRESS)
     logging.basicConfig(
         level=logging.INFO,
-        format="%(asctime)s %(levelname)-8s %(message)s",
+        format="%(asctime)s %(levelname)-7s %(message)s",
         datefmt="%H:%M:%S",
         handlers=[handler],
         force=True,

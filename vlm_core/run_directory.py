@@ -21,12 +21,7 @@ evaluation/         report.html, predictions.parquet, examples.png, and a result
 """
 
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from vlm_core.config import Config
-from vlm_core.guide import translate
 from vlm_core.home import medpix_home
 
 CONFIG = "config.yaml"
@@ -41,6 +36,7 @@ SAMPLES = "samples.jsonl"
 PROGRESS = "progress.json"  # of a checkpoint
 WEIGHTS = "model"  # directory of a checkpoint: adapter or full weights, with the processor
 TRAINING_STATE = "training_state.pt"  # of a checkpoint: optimizer and schedule
+CHECKSUMS = "checksums.json"  # of a checkpoint: the sha256 of its other files, by relative path
 CONSOLIDATED = "consolidated"  # below a checkpoint's model/ if that holds shards: a plain transformers directory
 REGISTERED = "registered"
 EVALUATION = "evaluation"
@@ -49,15 +45,6 @@ PREDICTIONS = "predictions.parquet"
 EXAMPLES = "examples.png"
 EXAMPLE = "example.json"
 REPORT = "report.html"
-
-# What must not change between the run that wrote a checkpoint and the one that resumes from it.
-FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
-# The same for keys of other sections, each with the value that a checkpoint older than the key had.
-FIXED_KEYS = {
-    "step_scheduler.global_batch_size": 8,
-    "packing.enabled": False,
-    "dataloader.collate_fn": {"_target_": None},
-}
 
 
 def run_root() -> Path:
@@ -72,68 +59,4 @@ def require_registered(weights: Path) -> None:
         raise ValueError(
             f"{weights} is not a directory of registered weights, RUN/{REGISTERED}/...: the version was changed, or "
             "its run directory was moved; register the model again"
-        )
-
-
-def checkpoint_to_resume(run_directory: Path, restore_from: str | None) -> Path | None:
-    """Returns the checkpoint that a run resumes from; None for a fresh start.
-
-    `restore_from` is a pointer or a checkpoint of the run directory, or a path; without it LATEST is taken.
-    Raises ValueError for a name that is none of these.
-    """
-    if restore_from is None:
-        pointer = run_directory / LATEST
-        return pointer.resolve() if pointer.exists() else None
-    for candidate in (run_directory / restore_from, Path(restore_from)):
-        if (candidate / PROGRESS).is_file():
-            return candidate.resolve()
-    there = sorted(path.parent.name for path in run_directory.glob(f"*/{PROGRESS}"))
-    raise ValueError(
-        f"checkpoint.restore_from={restore_from!r} is no checkpoint, neither as a path nor in {run_directory}, "
-        f"which has {', '.join(there) or 'none'}"
-    )
-
-
-def as_it_began(config: Config, checkpoint: Path) -> Config:
-    """Returns `config` with the batch size, epochs and warm-up that its run began with, unless it gives them itself.
-
-    A share of warm-up became steps when the run began, and those steps stay.
-    """
-    began = Config.model_validate(_stored(checkpoint))
-    schedule, lr = config.step_scheduler, config.lr_scheduler
-    length = {
-        name: getattr(began.step_scheduler, name)
-        for name in ("global_batch_size", "num_epochs")
-        if getattr(schedule, name) is None
-    }
-    update: dict[str, Any] = {"step_scheduler": schedule.model_copy(update=length)}
-    if lr.lr_warmup_steps is None:
-        warmup = {"lr_warmup_steps": began.lr_scheduler.lr_warmup_steps, "lr_warmup_share": None}
-        update["lr_scheduler"] = lr.model_copy(update=warmup)
-    return config.model_copy(update=update)
-
-
-def _stored(checkpoint: Path) -> dict[str, Any]:
-    """Returns the config of a checkpoint, with the values that older ones had for keys that they lack."""
-    stored = translate(yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8")))
-    for key, in_older_ones in FIXED_KEYS.items():
-        section, _, name = key.partition(".")
-        stored.setdefault(section, {}).setdefault(name, in_older_ones)
-    return stored
-
-
-def require_compatible(checkpoint: Path, config: Config) -> None:
-    """Raises ValueError that names what differs, if `checkpoint` belongs to another run than `config`."""
-    began = Config.model_validate(_stored(checkpoint))  # with the defaults of keys that the checkpoint is older than
-    before = began.model_dump(mode="json")
-    now = config.model_dump(mode="json")
-    pairs = {section: (before[section], now[section]) for section in FIXED_SECTIONS}
-    for key in FIXED_KEYS:
-        section, _, name = key.partition(".")
-        pairs[key] = (before[section][name], now[section][name])
-    changed = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if old != new]
-    if changed:
-        raise ValueError(
-            f"{checkpoint.parent} holds another run ({'; '.join(changed)}); "
-            "give checkpoint.checkpoint_dir another directory, or the settings of that run"
         )

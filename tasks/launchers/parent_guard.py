@@ -18,13 +18,13 @@ import sys
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def end_with_parent(parent: int | None = None) -> None:
-    """Asks the kernel to send SIGTERM to this process when its parent dies.
+def end_with_parent(parent: int | None = None, number: int = signal.SIGTERM) -> None:
+    """Asks the kernel to send SIGTERM, or another signal, to this process when its parent dies.
 
     Raises SystemExit if `parent` has died already, so that the kernel would never send the signal.
     """
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
     if parent not in (None, os.getppid()):
         raise SystemExit(f"the process {parent} that started this one has ended")
 

@@ -24,6 +24,7 @@ from tasks.registry.versions import (
     changes,
     history_scores,
     listed_tags,
+    look_up,
     promote,
     roll_back,
     version_uri,
@@ -57,6 +58,11 @@ def render_lock(lock: dict[str, Any]) -> str:
         f"version {lock['version']} of {lock['name']} is as it was registered: {files} files, its config, its "
         f"evaluation, its scores\ndata {lock['dataset_fingerprint']}, run {lock['run_id']}\nmade with {made_with}"
     )
+
+
+def _number(name: str, version: str) -> str:
+    """Returns the number of a version that is named by it or by an alias, which may move on later."""
+    return version if version.isdigit() else look_up(name, version)["version"]
 
 
 def serve(name: str, version: str, port: str) -> None:
@@ -102,10 +108,10 @@ def _parser() -> argparse.ArgumentParser:
         "verify", help="check that a version's files and evaluation are as they were registered"
     )
     command.add_argument("name")
-    command.add_argument("version")
+    command.add_argument("version", help="a number or an alias")
     command = commands.add_parser("serve", help="verify a version, then serve it over HTTP on loopback")
     command.add_argument("name")
-    command.add_argument("version")
+    command.add_argument("version", help="a number or an alias")
     command.add_argument("--port", default="5001")
     return parser
 
@@ -122,9 +128,10 @@ def main() -> None:
         if options.command == "list":
             print(render(versions(options.name)))
         elif options.command in ("verify", "serve"):
-            print(render_lock(verify(options.name, options.version)), flush=True)
+            version = _number(options.name, options.version)
+            print(render_lock(verify(options.name, version)), flush=True)
             if options.command == "serve":
-                serve(options.name, options.version, options.port)
+                serve(options.name, version, options.port)
         else:
             print(render_history(changes(options.name)))
     except (ValueError, MlflowException) as error:

@@ -22,6 +22,7 @@ from tasks.registry.versions import look_up
 from tasks.run import Run
 from vlm_core.cache import cached_directory, checksums
 from vlm_core.config import Config
+from vlm_core.data.medical.settings import PACKAGES as MEDICAL_PACKAGES
 from vlm_core.evaluation.metrics import PRIMARY, Use, names
 from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.families import model_type_of
@@ -53,7 +54,7 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
                 "batch_size": run.config.evaluation.batch_size,
             },
             signature=_signature(run.config.evaluation.max_new_tokens),
-            pip_requirements=[f"{package}=={importlib.metadata.version(package)}" for package in REQUIREMENTS],
+            pip_requirements=_requirements(),
             registered_model_name=name,
         )
     # The end of the block marked the run as finished; it goes on until its flow ends.
@@ -70,6 +71,13 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     # Last: whoever follows the alias finds a version that is complete.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)
+
+
+def _requirements() -> list[str]:
+    """Returns the packages that a server needs, in the versions that are installed here."""
+    installed = {distribution.name for distribution in importlib.metadata.distributions()}
+    wanted = [*REQUIREMENTS, *(name for name in MEDICAL_PACKAGES if name in installed)]
+    return [f"{package}=={importlib.metadata.version(package)}" for package in wanted]
 
 
 def _servable(weights: Path) -> Path:

@@ -1,6 +1,6 @@
 """The registered model: MLflow runs this file to load one (models from code), here or behind `mlflow models serve`.
 
-Input: a data frame with the columns `image` (an encoded image file in base64) and `question`; the parameter
+Input: a data frame with the columns `image` (an image, DICOM or NIfTI file in base64) and `question`; the parameter
 `max_new_tokens`. Output: a list of answers. Callers are not trusted: a request has limits of size and time, and an
 error says what is wrong with the request but shows nothing of the server.
 """
@@ -35,6 +35,7 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         # Imported here: a tracking server and the flow read this file without needing torch.
         from vlm_core.cache import require_unchanged
         from vlm_core.config import ModelConfig
+        from vlm_core.data.medical.settings import settings_of
         from vlm_core.generation.answerer import Answerer
         from vlm_core.models.model_reference import find_model
         from vlm_core.run_directory import require_registered
@@ -45,7 +46,8 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
             require_registered(Path(weights["path"]))
             require_unchanged(Path(weights["path"]), weights["sha256"])
         checkpoint = weights["path"] if weights else context.artifacts["checkpoint"]
-        self.answerer = Answerer.load(find_model(checkpoint, base))
+        files = find_model(checkpoint, base)
+        self.answerer, self.images = Answerer.load(files), settings_of(files.weights)
         self.turn = Turn(self.answerer.model)
         if "mlflow.pyfunc.scoring_server" in sys.modules:
             hide_stack_traces()
@@ -59,7 +61,7 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
 
         try:
             settings = GenerationSettings(_allowed_length((params or {})["max_new_tokens"]))
-            conversations = _conversations(model_input)
+            conversations = _conversations(model_input, self.images)
             size = context.model_config["batch_size"]
             batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]
             with self.turn:
@@ -116,32 +118,34 @@ def _allowed_length(max_new_tokens: int) -> int:
     return max_new_tokens
 
 
-def _conversations(rows: pandas.DataFrame) -> list[Any]:
+def _conversations(rows: pandas.DataFrame, settings: Any) -> list[Any]:
     """Returns the rows as conversations; raises ValueError that names the row and what is wrong with it."""
     if not 1 <= len(rows) <= MAX_ROWS:
         raise ValueError(f"{len(rows)} rows: a request has between 1 and {MAX_ROWS}")
     conversations, pixels = [], 0
     for number, (image, question) in enumerate(zip(rows["image"], rows["question"], strict=True)):
         try:
-            shown = _decoded(image, MAX_PIXELS - pixels)
-            pixels += shown.width * shown.height
+            shown = _decoded(image, MAX_PIXELS - pixels, settings)
+            pixels += sum(one.width * one.height for one in shown)
             conversations.append([_turn(question, shown)])
         except ValueError as error:
             raise ValueError(f"row {number}: {error}") from None
     return conversations
 
 
-def _decoded(image: Any, most_pixels: int) -> Image.Image:
+def _decoded(image: Any, most_pixels: int, settings: Any) -> list[Image.Image]:
+    """Returns the images in a file that a caller sent: one, or the slices of a DICOM or NIfTI file."""
+    from vlm_core.data.cell_images import pictures_of_file
     from vlm_core.data.image_cells import encoded_image_of_caller
     from vlm_core.data.images import decode_image, pixel_count
 
-    encoded = encoded_image_of_caller(image)
-    if pixel_count(encoded) > most_pixels:  # before anything is decoded
+    pictures = pictures_of_file(encoded_image_of_caller(image), settings)
+    if sum(map(pixel_count, pictures)) > most_pixels:  # before anything is decoded
         raise ValueError(f"the images have more than {MAX_PIXELS:,} pixels together")
-    return decode_image(encoded)
+    return [decode_image(picture) for picture in pictures]
 
 
-def _turn(question: Any, image: Image.Image) -> Any:
+def _turn(question: Any, images: list[Image.Image]) -> Any:
     from vlm_core.data.conversation import question_turn
 
     if not isinstance(question, str) or not 1 <= len(question) <= MAX_CHARACTERS:
@@ -150,7 +154,7 @@ def _turn(question: Any, image: Image.Image) -> Any:
         question.encode()
     except UnicodeEncodeError:
         raise ValueError("the question has characters that no text can have") from None
-    return question_turn(question, [image])
+    return question_turn(question, images)
 
 
 set_model(ImageQuestionModel())

@@ -6,6 +6,7 @@ therefore share an origin with the server. `OwnPagesOnly` refuses foreign hosts 
 
 import os
 import re
+import signal
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -63,7 +64,9 @@ def own_origins(port: int | str) -> str:
 def create_app() -> ASGIApp:
     """Returns Prefect's app behind `OwnPagesOnly`; the server of a flow ends with the flow's process."""
     if parent := os.environ.get(PARENT):
-        end_with_parent(int(parent))
+        end_with_parent(
+            int(parent), signal.SIGKILL
+        )  # after SIGTERM it would wait for its services, for a quarter minute
     from prefect.server.api.server import create_app as prefect_app  # seconds: of the server's process alone
 
     origins = os.environ.get(ORIGINS, "").split(",")

@@ -261,3 +261,53 @@ def test_images_are_decoded_as_they_were(home: Path) -> None:
     assert len(dataset.images) == 6
     assert decode_image(dataset.images[5]["encoded"]).getpixel((0, 0)) == (200,) * 3
     assert (dataset.images[5]["width"], dataset.images[5]["mode"], dataset.images[5]["format"]) == (8, "L", "PNG")
+
+
+PICTURE = "images/0.png"
+QUESTION = {"type": "text", "text": "What?"}
+
+
+def asked(*parts: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [*parts, QUESTION]}, {"role": "assistant", "content": "This."}]
+
+
+# The cells that name one image file: of an image column, or of a conversation.
+CELLS = {
+    "a path": ("picture", PICTURE),
+    "a path with backslashes": ("picture", "images\\0.png"),
+    "a name alone": ("picture", "0.png"),
+    "a number": ("picture", 0),
+    "an object": ("picture", {"path": PICTURE}),
+    "an object with empty bytes": ("picture", {"bytes": None, "path": PICTURE}),
+    "a list": ("picture", [PICTURE]),
+    "a list of objects": ("picture", [{"path": PICTURE}]),
+    "JSON text of a list": ("picture", json.dumps([PICTURE])),
+    "JSON text of an object": ("picture", json.dumps({"path": PICTURE})),
+    "a part": ("talk", asked({"type": "image", "image": PICTURE})),
+    "a part with an object": ("talk", asked({"type": "image", "image": {"path": PICTURE}})),
+    "a part with image_url": ("talk", asked({"type": "image_url", "image_url": {"url": PICTURE}})),
+    "a part with path": ("talk", asked({"type": "image", "path": PICTURE})),
+    "a conversation as JSON text": ("talk", json.dumps(asked({"type": "image", "image": PICTURE}))),
+    "turns as JSON text": ("talk", [json.dumps(turn) for turn in asked({"image": PICTURE})]),
+}
+
+
+@pytest.mark.parametrize("form", CELLS)
+def test_a_changed_image_makes_another_key_in_any_form_of_its_cell(form: str, home: Path) -> None:
+    column, cell = CELLS[form]
+    write_images(home / "data-set")
+    row = {column: cell} if column == "talk" else {column: cell, "ask": "What?", "reply": "This."}
+    for split in ("train", "validation"):
+        (home / "data-set" / f"{split}.jsonl").write_text(json.dumps(row) + "\n")
+    columns = {"dataset.conversation_column": "talk", "dataset.image_column": None} if column == "talk" else {}
+    settings = COLUMNS | {"dataset.case_column": None, "dataset.path_or_dataset": str(home / "data-set")} | columns
+    config = small_config(**settings)
+    before, (example,) = (
+        fetch_splits(config).fingerprint,
+        ConversationDataset(prepare_conversations(config)[0], "train"),
+    )
+    assert example["conversation"][0]["content"][0]["image"].getpixel((0, 0)) == (0, 0, 0)
+    Image.new("L", (8, 8), 99).save(home / "data-set" / PICTURE)
+    assert fetch_splits(config).fingerprint != before
+    (example,) = ConversationDataset(prepare_conversations(config)[0], "train")
+    assert example["conversation"][0]["content"][0]["image"].getpixel((0, 0)) == (99, 99, 99)

@@ -35,6 +35,7 @@ TEXT = base64.b64encode(PNG).decode()
         {"bytes": TEXT},
         {"bytes": None, "path": "7.png"},
         {"bytes": b"", "path": "7.png"},
+        {"bytes": float("nan"), "path": "7.png"},
         TEXT,
         f" {TEXT[:70]}\n{TEXT[70:]}\n",
         base64.urlsafe_b64encode(PNG).decode().rstrip("="),
@@ -76,7 +77,7 @@ def test_pixels_are_an_image() -> None:
     ("cell", "reason"),
     [
         *((nothing, "no image") for nothing in (None, "", "  ", b"", {}, float("nan"), np.array([]))),
-        *(({"bytes": nothing, "path": nothing}, "no image") for nothing in (None, "", b"")),
+        *(({"bytes": nothing, "path": nothing}, "no image") for nothing in (None, "", b"", float("nan"))),
         (True, "neither bytes nor a path"),
         (Path, "neither bytes nor a path"),
         (1.5, "is a number"),

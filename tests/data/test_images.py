@@ -20,9 +20,10 @@ OPAQUE = np.full((5, 7, 1), 65535, np.uint16)
 
 
 def scaled(values: np.ndarray) -> np.ndarray:
-    """Returns values scaled linearly from their range to 0..255, as (height, width, 3)."""
+    """Returns values scaled to 0..255 between two percentiles of those that are not zero, (height, width, 3)."""
     values = values.astype(np.float64)
-    eight = np.round((values - values.min()) / (values.max() - values.min()) * 255).astype(np.uint8)
+    low, high = np.percentile(values[values != 0], (0.5, 99.5))
+    eight = np.round((values - low) / (high - low) * 255).clip(0, 255).astype(np.uint8)
     return eight if eight.ndim == 3 else np.repeat(eight[..., None], 3, 2)
 
 
@@ -61,7 +62,11 @@ def test_deep_grey_keeps_its_range() -> None:
         (tiff(np.dstack([COLOURS, OPAQUE]), "<", True), COLOURS),
         *((tiff(GREY, order, packed), GREY) for order in "<>" for packed in (False, True)),
         (tiff(GREY, white_is_zero=True), -GREY.astype(np.int32)),
-        *((tiff(GREY.astype(np.int16) - 2000, order, packed), GREY) for order in "<>" for packed in (False, True)),
+        *(
+            (tiff(GREY.astype(np.int16) - 2000, order, packed), GREY.astype(int) - 2000)
+            for order in "<>"
+            for packed in (False, True)
+        ),
         *((tiff(GREY.astype(np.float32), order, packed), GREY) for order in "<>" for packed in (False, True)),
         (tiff(GREY.astype(np.uint32) * 1_000_000), GREY),
         (encode(Image.fromarray(GREY), "JPEG2000"), GREY),

@@ -35,7 +35,7 @@ def check_refusals(url: str, asked: dict[str, str]) -> None:
     bodies: list[tuple[str, str, int]] = [
         (json.dumps(rows | {"params": {"max_new_tokens": 10**9}}), "between 1 and 1024", 400),
         (json.dumps({"dataframe_records": [asked] * 65}), "between 1 and 64", 400),
-        (json.dumps({"dataframe_records": [asked | {"image": "/etc/passwd"}]}), "no base64", 400),
+        (json.dumps({"dataframe_records": [asked | {"image": "/etc/passwd"}]}), "row 0: ", 400),
         (json.dumps({"dataframe_records": [asked | {"question": "\ud800"}]}), "", 400),
         (json.dumps({"dataframe_records": []}), "", 400),
         ("{", "JSON", 400),

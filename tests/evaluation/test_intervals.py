@@ -22,6 +22,7 @@ def simulate(generator: np.random.Generator, gain: float = 0.0) -> tuple[list[st
     return [str(case) for case in case_of], *columns
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_truth_19_times_in_20() -> None:
     generator = np.random.default_rng(1)
     by_case, by_row, excluded = 0, 0, 0

@@ -14,7 +14,7 @@ from tasks.run import Run
 from tasks.trackers import mlflow_run
 from tests.conftest import small_config
 from vlm_core.config import RegistryConfig
-from vlm_core.evaluation.metrics import METRICS, ScoredAnswer, Use, mean_metric, names
+from vlm_core.evaluation.metrics import METRICS, Choices, ScoredAnswer, Use, mean_metric, names, ratio_metric
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.scores import Question, columns_by_variant, predictions, score
 from vlm_core.evaluation.text_scores import package_versions
@@ -112,6 +112,19 @@ def test_a_metric_without_uses_is_in_the_scores_only(monkeypatch: pytest.MonkeyP
         assert "brevity" not in str(result[part])
     assert "Brevity" not in model_card(Run(small_config(), tmp_path, "run"), tmp_path, result)
     assert "brevity" not in register._tags(result)
+
+
+def test_a_ratio_brings_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lengths(answer: ScoredAnswer, reference: str, choices: Choices) -> dict[str, float]:
+        return {"said": len(answer.text), "expected": len(reference)}
+
+    ratio = ratio_metric("length_ratio", "Length ratio", lengths, ("said", "expected"), EVERYWHERE ^ Use.ANSWERS, "")
+    monkeypatch.setitem(METRICS, ratio.name, ratio)
+    result, _ = evaluated()
+    assert result["scores"]["model"]["length_ratio"]["value"] == pytest.approx(13 / 18, abs=1e-4)
+    assert result["visual_reliance"]["length_ratio"]["value"] == pytest.approx(4 / 18, abs=1e-4)
+    with pytest.raises(ValueError, match="only a mean"):
+        ratio_metric("length_ratio", "Length ratio", lengths, ("said", "expected"), Use.ANSWERS, "")
 
 
 def test_the_uses_are_those_that_people_know() -> None:

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from PIL import Image
 
 from tests.conftest import noise
+from vlm_core.config import ImagesConfig
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow about its own type hints
@@ -53,7 +54,7 @@ class Stub:
 
 def model(stub: Any) -> ImageQuestionModel:
     served = ImageQuestionModel()
-    served.answerer, served.turn = stub, Turn(stub)
+    served.answerer, served.turn, served.images = stub, Turn(stub), ImagesConfig()
     return served
 
 

@@ -39,7 +39,7 @@ def test_it_has_a_password_and_ends_with_a_flow_that_is_killed(tmp_path: Path) -
             assert len(processes_of(home)) == 2
         finally:
             flow.send_signal(signal.SIGKILL)
-    wait_until(lambda: processes_of(home) == [], "the server ends with its flow", 20)
+    wait_until(lambda: processes_of(home) == [], "the server ends with its flow", 5)
 
 
 def check_password(api: str, home: Path) -> None:

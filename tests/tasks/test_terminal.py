@@ -69,7 +69,7 @@ def test_a_terminal_has_one_live_line_and_unbroken_log_lines(monkeypatch: pytest
         for text in shown
         if re.fullmatch(r"finetune  75%\|\S+ +\| 3/4, loss 0.5, 12.0 samples/s, 0 s left *", text)
     ]
-    assert [text for text in shown if re.fullmatch(r"\d\d:\d\d:\d\d INFO     saved", text)]
+    assert [text for text in shown if re.fullmatch(r"\d\d:\d\d:\d\d INFO    saved", text)]
     assert not [text for text in shown if "finetune 3/4 steps" in text]
     assert re.fullmatch(r"finetune 100%\|\S+\| 4/4, loss 0.4, 12.0 samples/s", last)
 

@@ -16,6 +16,7 @@ from vlm_core.models.load import load_model
 from vlm_core.training.loss import TokenLoss
 
 
+@pytest.mark.slow
 def test_loss_and_gradients_equal_the_plain_path(conversations: Path) -> None:
     environment = os.environ | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
     call = [sys.executable, "-m", "tests.training.fused_gradients"]

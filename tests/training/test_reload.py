@@ -42,7 +42,7 @@ def test_plain_transformers_loads_what_was_trained(
             with self.whole_model():
                 live.append(logits(self.model, self.chat, conversations))
 
-    monkeypatch.setattr(vlm_core.finetune, "Trainer", Observed)
+    monkeypatch.setattr("vlm_core.training.setup.Trainer", Observed)
     settings = {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
         "checkpoint.checkpoint_dir": str(tmp_path),

@@ -1,4 +1,4 @@
-"""What all sections of the config are made of."""
+"""The base class and the common types of the config's sections."""
 
 from typing import Annotated, Any
 
@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 def listed(value: Any) -> Any:
-    """On the command line, a list of one is a word."""
+    """Accepts a single word as a list of one, for the command line."""
     return [value] if isinstance(value, str) else value
 
 

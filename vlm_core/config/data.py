@@ -1,4 +1,4 @@
-"""The sections about data: where it comes from, how it is divided, how it is read."""
+"""The sections about data: its source, its splits, and how it is read."""
 
 import re
 from typing import Annotated, Any, Literal
@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from vlm_core.config.base import PositiveInt, Revision, Section, Share, Target
 
-AUTO = "auto"  # a setting that is looked up in the data
+AUTO = "auto"  # the data determines this setting
 _COMMON = "auto = MedPix-VQA's name or another common one (the log says which)"
 
 WINDOW_PRESETS = ("brain", "subdural", "stroke", "lung", "mediastinum", "bone", "soft_tissue", "liver", "angio")
@@ -15,7 +15,7 @@ WINDOW_WORDS = ("auto", "header", "none", "percentiles", "ct_rgb", *WINDOW_PRESE
 
 
 def _window(value: Any) -> Any:
-    """Returns a window as text: a mapping {level, width} as LEVEL/WIDTH, a preset as it is called here."""
+    """Returns a window as text: LEVEL/WIDTH, also for a mapping {level, width}, or the name of a preset."""
     if value is None:
         return "none"
     if isinstance(value, dict) and value.keys() == {"level", "width"}:
@@ -32,7 +32,7 @@ def _window(value: Any) -> Any:
 
 
 def _slices(value: str) -> str:
-    """Returns a rule for slices, checked."""
+    """Checks a rule for slices, and returns it with single spaces."""
     text = " ".join(value.split())
     numbers = [int(number) for number in re.findall(r"\d+", text)]
     span = re.fullmatch(r"(\d+):(\d+)", text)
@@ -43,7 +43,7 @@ def _slices(value: str) -> str:
 
 
 class ImagesConfig(Section):
-    """How images of more than 8 bits become pictures: DICOM, NIfTI, deep PNG and TIFF."""
+    """How images with more than 8 bits (DICOM, NIfTI, deep PNG and TIFF) become 8-bit pictures."""
 
     window: Annotated[str, BeforeValidator(_window)] = Field(
         "auto",
@@ -51,7 +51,7 @@ class ImagesConfig(Section):
         "subdural, stroke, lung, mediastinum, bone, soft_tissue, liver, angio.",
     )
     modality_column: str | None = Field(
-        None, description="Column of the modality (CT, MR, ...), for images whose header says none; null = none."
+        None, description="Column of the modality (CT, MR, ...), for images without one in their header; null = none."
     )
     slices: Annotated[str, AfterValidator(_slices)] = Field(
         "auto",
@@ -62,10 +62,12 @@ class ImagesConfig(Section):
         None, description="Column that names the slices to show: instance or frame numbers, NIfTI indices; null = none."
     )
     time_point: Annotated[int, Field(ge=0)] | None = Field(
-        None, description="Volume (from 0) of a NIfTI file of several; null = such files are rejected."
+        None, description="Index (from 0) of the volume to use in a NIfTI file with several; null = reject such files."
     )
-    overlays: Literal["ignore", "burn_in"] = Field("ignore", description="What to do with overlays of DICOM.")
-    secondary_captures: bool = Field(False, description="Take DICOM secondary captures (screenshots) too.")
+    overlays: Literal["ignore", "burn_in"] = Field(
+        "ignore", description="Whether DICOM overlays are drawn into the picture."
+    )
+    secondary_captures: bool = Field(False, description="Also use DICOM secondary captures (screenshots).")
 
 
 class DatasetConfig(Section):
@@ -83,35 +85,41 @@ class DatasetConfig(Section):
     )
     split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
     image_column: str | None = Field(
-        AUTO, description=f"Column of an image, its path, or a list of either; null = text alone; {_COMMON}."
+        AUTO, description=f"Column of an image, its path, or a list of either; null = text only; {_COMMON}."
     )
     question_column: str = Field(AUTO, description=f"Column of the question; {_COMMON}.")
     answer_column: str = Field(AUTO, description=f"Column of the answer; {_COMMON}.")
     case_column: str | None = Field(
-        AUTO, description=f"Column of the case (patient); null = an image is a case; {_COMMON}, else null."
+        AUTO, description=f"Column of the case (patient); null = each image is a case; {_COMMON}, else null."
     )
     mode_column: str | None = Field(
-        AUTO, description=f"Column to report scores by, such as a modality; null = none; {_COMMON}, else null."
+        AUTO, description=f"Column to group scores by, such as a modality; null = none; {_COMMON}, else null."
     )
     conversation_column: str | None = Field(
-        None, description="Column of turns {role, content} or {from, value}, in place of question and answer."
+        None, description="Column of turns {role, content} or {from, value}, instead of question and answer."
     )
     split_by: Literal["auto", "published", "case", "image"] = Field(
         AUTO,
         description="Keep each case (or image) in one split; published = use the dataset's own splits; "
         "auto = published if it has a validation split, else case (image without a case column).",
     )
-    split_seed: int = Field(0, ge=0, description="Another seed, another division by split_by.")
-    validation_share: Share = Field(0.15, description="Share of the cases or images that validate, with split_by.")
+    split_seed: int = Field(0, ge=0, description="Seed of the random division by split_by.")
+    validation_share: Share = Field(0.15, description="Share of cases or images held out for validation by split_by.")
     train_on: Literal["every_answer", "last_answer"] = Field(
-        "every_answer", description="Which answers of a conversation of several turns are supervised."
+        "every_answer", description="Which answers of a conversation with several turns are supervised."
     )
     max_length: PositiveInt | None = Field(
         None,
-        description="Tokens of the longest example to train on; longer ones are rejected, none is cut; null = all.",
+        description="Longest example in tokens; longer ones are rejected, not cut; null = no limit.",
+    )
+    max_personal_data: Annotated[int, Field(ge=0)] | None = Field(
+        None,
+        description="Stop if more texts and images than this have signs of personal data; null = only report them.",
     )
     images: ImagesConfig = ImagesConfig()
-    max_reject_share: Share = Field(0.05, description="Stop where more of the rows are rejected; 0 = at the first one.")
+    max_reject_share: Share = Field(
+        0.05, description="Stop if a larger share of rows is rejected; 0 = stop at the first one."
+    )
 
     @model_validator(mode="after")
     def _columns_differ(self) -> "DatasetConfig":
@@ -128,7 +136,7 @@ class ValidationDatasetConfig(Section):
     config_name: str | None = Field(None, description="null = the same as `dataset.config_name`.")
     split: str | None = Field(
         AUTO,
-        description="Split expression, for example `validation[:500]`; null = none, `dataset.split_by` divides; "
+        description="Split expression, for example `validation[:500]`; null = `dataset.split_by` holds out rows; "
         "auto = validation, val, valid, dev or test if there is one, else null.",
     )
 
@@ -136,10 +144,12 @@ class ValidationDatasetConfig(Section):
 class CollateFnConfig(Section):
     target: Target = Field(
         None,
-        description="Function (examples, processor) that returns a batch with shifted labels; null = the family's own.",
+        description="Function (examples, processor) that returns a batch with shifted labels; null = the built-in one.",
     )
 
 
 class DataloaderConfig(Section):
     collate_fn: CollateFnConfig = CollateFnConfig()
-    num_workers: int = Field(0, ge=0, description="Worker processes a rank that decode images; 0 = in the rank.")
+    num_workers: int = Field(
+        0, ge=0, description="Worker processes per rank that decode images; 0 = decode in the rank itself."
+    )

@@ -9,7 +9,9 @@ from vlm_core.config.base import Names, PositiveInt, Revision, Section, Target
 
 def _refuse_flash(value: Any) -> Any:
     if isinstance(value, str) and "flash" in value:
-        raise ValueError("FlashAttention takes no mask, so it would drop Gemma 3's over the image tokens; take sdpa")
+        raise ValueError(
+            "FlashAttention accepts no mask, so it would drop Gemma 3's mask over the image tokens; use sdpa"
+        )
     return value
 
 
@@ -23,7 +25,7 @@ class ModelConfig(Section):
     revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     torch_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "bfloat16",
-        description="Dtype to compute in and of frozen weights; auto = as stored.",
+        description="Dtype of the computation and of frozen weights; auto = as stored.",
     )
     attn_implementation: Annotated[Literal["sdpa", "eager", "flex_attention"], BeforeValidator(_refuse_flash)] = Field(
         "sdpa",
@@ -35,15 +37,17 @@ class ModelConfig(Section):
 class StepSchedulerConfig(Section):
     global_batch_size: PositiveInt | None = Field(
         None,
-        description="Examples per optimizer step, over all processes; null = 8 to 64, by the number of questions.",
+        description="Examples per optimizer step on all processes; null = 8 to 64, by the number of questions.",
     )
-    local_batch_size: PositiveInt = Field(1, description="Examples a forward pass on one rank, without packing.")
+    local_batch_size: PositiveInt = Field(1, description="Examples per forward pass on one rank, without packing.")
     num_epochs: PositiveInt | None = Field(
-        None, description="Passes over the training split; null = as many as make 300 steps, 30 at most."
+        None, description="Passes over the training split; null = enough for 300 steps, 30 at most."
     )
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
-    ckpt_every_steps: PositiveInt | None = Field(None, description="Optimizer steps between checkpoints; null = end.")
-    val_every_steps: PositiveInt | None = Field(None, description="Steps between validation losses; null = end.")
+    ckpt_every_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; null = only at the end.")
+    val_every_steps: PositiveInt | None = Field(
+        None, description="Steps between validation losses; null = only at the end."
+    )
     max_nonfinite_steps: PositiveInt = Field(
         5, description="Stop with an error after this many steps in a row whose loss or gradient is not finite."
     )
@@ -53,32 +57,34 @@ class StepSchedulerConfig(Section):
 
     @property
     def batch_size(self) -> int:
-        """The global batch size of a run whose length is decided."""
+        """The global batch size; the run's length must be decided."""
         assert self.global_batch_size is not None
         return self.global_batch_size
 
     @property
     def epochs(self) -> int:
-        """The epochs of a run whose length is decided."""
+        """The number of epochs; the run's length must be decided."""
         assert self.num_epochs is not None
         return self.num_epochs
 
 
 class PackingConfig(Section):
-    enabled: bool = Field(True, description="Let the questions about an image share its tokens; exact, and faster.")
+    enabled: bool = Field(True, description="Share an image's tokens between its questions: exact, and faster.")
     max_tokens: PositiveInt = Field(
-        2048, description="Tokens of a packed forward pass on one rank; takes the place of local_batch_size."
+        2048, description="Tokens per packed forward pass on one rank; replaces local_batch_size."
     )
 
 
 class VisionCacheConfig(Section):
-    enabled: bool = Field(True, description="Encode each image once where the vision tower is frozen.")
+    enabled: bool = Field(True, description="Encode each image only once if the vision tower is frozen.")
 
 
 class OptimizerConfig(Section):
     target: Target = Field("torch.optim.AdamW", description="An optimizer of torch: `torch.optim.NAME`.")
     lr: float = Field(1e-5, gt=0, description="Peak learning rate.")
-    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="Decay of the two moments, of an optimizer with them.")
+    betas: tuple[Decay, Decay] = Field(
+        (0.9, 0.95), description="Decay of the two moments, for optimizers that have them."
+    )
     eps: float = Field(1e-8, gt=0, description="Added to the denominator of the step.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay (AdamW: decoupled).")
 
@@ -91,8 +97,8 @@ class LossConfig(Section):
         Literal["liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss"] | None, Field(alias="_target_")
     ] = Field(
         None,
-        description="null: the mean cross entropy over all supervised tokens of a step. "
-        f"{FUSED_LOSS} computes the same in one kernel with the head, on a GPU.",
+        description="null = the mean cross entropy over all supervised tokens of a step. "
+        f"{FUSED_LOSS} computes the same together with the head in one GPU kernel.",
     )
 
     @property
@@ -102,12 +108,14 @@ class LossConfig(Section):
 
 
 class LRSchedulerConfig(Section):
-    lr_decay_style: Literal["cosine", "linear", "constant"] = Field("cosine", description="After the warm-up.")
+    lr_decay_style: Literal["cosine", "linear", "constant"] = Field(
+        "cosine", description="Shape of the decay after the warm-up."
+    )
     lr_warmup_steps: int | None = Field(
         None, ge=0, description="Optimizer steps of linear warm-up; null = lr_warmup_share of the run's steps."
     )
     lr_warmup_share: float | None = Field(
-        None, ge=0, lt=1, description="Share of the run's steps that warms up; null = 0.05, or lr_warmup_steps."
+        None, ge=0, lt=1, description="Warm-up as a share of the run's steps; null = 0.05, or lr_warmup_steps."
     )
 
     @model_validator(mode="after")
@@ -121,13 +129,13 @@ class LRSchedulerConfig(Section):
 
     @property
     def warmup_steps(self) -> int:
-        """The steps of warm-up of a run whose length is decided."""
+        """The number of warm-up steps; the run's length must be decided."""
         assert self.lr_warmup_steps is not None
         return self.lr_warmup_steps
 
 
 class ClipGradNormConfig(Section):
-    max_norm: float | None = Field(1.0, gt=0, description="Largest norm of the whole gradient; null = no clipping.")
+    max_norm: float | None = Field(1.0, gt=0, description="Largest norm of the full gradient; null = no clipping.")
 
 
 class FreezeConfig(Section):
@@ -135,18 +143,20 @@ class FreezeConfig(Section):
     freeze_vision_tower: bool = Field(True, description="Freeze the vision encoder.")
     freeze_audio_tower: bool = Field(True, description="Freeze the audio encoder and its projector.")
     freeze_projector: bool = Field(False, description="Freeze the multimodal projector.")
-    freeze_language_model: bool = Field(False, description="Freeze the decoder's layers.")
+    freeze_language_model: bool = Field(False, description="Freeze the decoder layers.")
 
 
 class PeftConfig(Section):
     dim: PositiveInt = Field(8, description="LoRA rank.")
     alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout in front of the LoRA matrices.")
-    match_all_linear: bool = Field(False, description="Adapt every linear module that is not excluded, the head too.")
-    target_modules: Names = Field(
-        [], description="Shell-style wildcards over full module names; [] = every linear module but the head."
+    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA matrices.")
+    match_all_linear: bool = Field(
+        False, description="Adapt every linear module that is not excluded, including the head."
     )
-    exclude_modules: Names = Field([], description="Shell-style wildcards over full module names to leave out.")
+    target_modules: Names = Field(
+        [], description="Shell-style wildcards for full module names; [] = every linear module except the head."
+    )
+    exclude_modules: Names = Field([], description="Shell-style wildcards for full names of modules to exclude.")
 
     @model_validator(mode="after")
     def _one_selection(self) -> "PeftConfig":
@@ -159,36 +169,36 @@ class CheckpointConfig(Section):
     enabled: bool = Field(True, description="Write checkpoints.")
     model_save_format: Literal["safetensors", "torch_save"] = Field(
         "safetensors",
-        description="torch_save = torch's distributed checkpoint; an adapter is safetensors always.",
+        description="torch_save = torch's distributed checkpoint; adapters are always safetensors.",
     )
     save_consolidated: Literal["never", "final", "every"] = Field(
-        "final", description="With torch_save: when to write a plain transformers directory `consolidated` too."
+        "final", description="With torch_save: when to also write `consolidated`, a plain transformers directory."
     )
     is_async: bool = Field(
-        False, description="Write beside the training, from a copy in host memory; one checkpoint at a time."
+        False, description="Write in the background from a copy in host memory, one checkpoint at a time."
     )
     checkpoint_dir: str | None = Field(
-        None, description="The run directory; null = a directory of its own under $MEDPIX_HOME/runs."
+        None, description="The run directory; null = a new directory under $MEDPIX_HOME/runs."
     )
     restore_from: str | None = Field(
         None, description="LATEST, LOWEST_VAL, epoch_E_step_S, or a path; null = LATEST if there is one."
     )
     max_recent_checkpoints: PositiveInt | None = Field(
-        None, description="Checkpoints to keep, besides the targets of LATEST and LOWEST_VAL; null = all."
+        None, description="Checkpoints to keep, in addition to those of LATEST and LOWEST_VAL; null = all."
     )
 
 
 class RngConfig(Section):
-    seed: int = Field(42, ge=0, description="Seeds weights, dropout, the order of the data and the controls.")
+    seed: int = Field(42, ge=0, description="Seed of new weights, dropout, the order of the data, and the controls.")
 
 
 class WandbConfig(Section):
-    """The API key is not a setting: it comes from the environment variable `WANDB_API_KEY` alone."""
+    """Weights & Biases. The API key is not a setting: it comes from wandb's own places, such as `WANDB_API_KEY`."""
 
     project: str = Field(min_length=1, description="Project in Weights & Biases.")
-    entity: str | None = Field(None, description="User or team that the project belongs to; null = your default one.")
-    name: str | None = Field(None, description="Name of the run in W&B; null = that of the run directory.")
-    save_dir: str | None = Field(None, description="Directory of wandb's own files; null = the run directory.")
+    entity: str | None = Field(None, description="User or team that owns the project; null = your default one.")
+    name: str | None = Field(None, description="Name of the run in W&B; null = the run directory's name.")
+    save_dir: str | None = Field(None, description="Directory for wandb's files; null = the run directory.")
     mode: Literal["online", "offline"] | None = Field(
         None, description="offline = write files for `wandb sync`; null = $WANDB_MODE, or online."
     )

@@ -1,12 +1,16 @@
 """How a cell of a table becomes a text: the only place that decides it, for questions, answers, cases and modes."""
 
+import ast
 import math
+import re
 from collections.abc import Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
 WHOLE = 2**53  # Whole floats up to here stand for the integers that a table with missing cells could not store.
+# A list of texts that pandas wrote into a CSV cell; a list in JSON has double quotes, and may be an answer.
+PYTHON_LIST = re.compile(r"\s*\[\s*['\"].{0,10000}'\s*\]\s*|\s*\[\s*'.{0,10000}['\"]\s*\]\s*", re.DOTALL)
 NOT_FINITE = "a number that is not finite (NaN or infinity)"
 NO_TEXT = "a cell that is not a text"
 
@@ -24,7 +28,8 @@ def text_of(cell: Any) -> str | None:
 
     A text stays as it is. A float that is a whole number is written without its point, since a column of integers
     with missing cells is stored as floats. Dates and times are ISO 8601, booleans are `true` and `false`, and bytes
-    are read as UTF-8. Raises NoTextError for anything else: a list, an object, an infinite number, other bytes.
+    are read as UTF-8. Raises NoTextError for anything else: a list (also as Python writes it), an object, an infinite
+    number, other bytes.
     """
     if cell is None:
         return None
@@ -50,7 +55,16 @@ def _whole_text(text: str) -> str:
         text.encode()
     except UnicodeEncodeError:
         raise NoTextError("a text with half a character (a lone surrogate)", shown(text)) from None
+    if PYTHON_LIST.fullmatch(text) and _is_python_list(text):
+        raise NoTextError("a list as Python writes it, which is not one text", shown(text))
     return str(text)
+
+
+def _is_python_list(text: str) -> bool:
+    try:
+        return isinstance(ast.literal_eval(text.strip()), list)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return False
 
 
 def shown(cell: Any) -> str:

@@ -8,6 +8,10 @@ from typing import Any
 
 from vlm_core.data.conversation import Conversation, Structure, fill, role_texts
 from vlm_core.data.markers import MARKER, MARKER_PATTERN
+from vlm_core.data.time_limit import OutOfTimeError, time_limit
+
+MOST_SECONDS = 10  # that a chat template may take
+MOST_CHARACTERS = 1_000_000  # that it may make of one conversation
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,29 @@ def render_markers(processor: Any, structure: Structure, for_generation: bool) -
 
 
 def render(processor: Any, structure: Structure, texts: Iterator[str], for_generation: bool) -> str:
-    """Returns what the processor renders of a conversation of `structure` with `texts`."""
+    """Returns what the processor renders of a conversation of `structure` with `texts`; errors as `apply_template`."""
     conversation = fill(structure, texts)
-    return processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=for_generation)
+    text = apply_template(processor, conversation, tokenize=False, add_generation_prompt=for_generation)
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(
+            f"the model's chat template makes {len(text):,} characters of one conversation; at most "
+            f"{MOST_CHARACTERS:,} are allowed; correct its loops"
+        )
+    return text
+
+
+def apply_template(processor: Any, conversation: Conversation, **options: Any) -> Any:
+    """Returns what the processor makes of a conversation by its chat template, which comes with the model.
+
+    Raises ValueError if that takes too long, or more memory than there is.
+    """
+    try:
+        with time_limit(MOST_SECONDS):
+            return processor.apply_chat_template(conversation, **options)
+    except OutOfTimeError:
+        raise ValueError(f"the model's chat template ran for more than {MOST_SECONDS} s; correct its loops") from None
+    except MemoryError:
+        raise ValueError("the model's chat template takes more memory than there is; correct its loops") from None
 
 
 @lru_cache(maxsize=8)

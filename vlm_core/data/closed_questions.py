@@ -26,10 +26,10 @@ def normalize(text: str) -> str:
 
 
 def choice(prediction: str, answers: Sequence[str]) -> str | None:
-    """Returns which of a closed question's normalised `answers` a prediction gives, None where that is not clear.
+    """Returns which of a closed question's normalised `answers` a prediction gives, None if that is not clear.
 
     A prediction that begins with an answer gives it; else one that holds exactly one of them as words. So a sentence
-    ("Yes, there is no fracture.") counts as well as a word, which a base model seldom answers with. Of two answers of
+    ("Yes, there is no fracture.") counts like a single word, which base models seldom answer with. Of two answers of
     which one holds the other ("lung", "left lung") the longer is meant.
     """
     text = f" {normalize(prediction)} "
@@ -50,7 +50,7 @@ class ClosedQuestionCounter:
     def add(self, question: str, answer: str) -> None:
         """Counts one row of the split."""
         answers = self._answers[question]
-        if len(answers) <= MAX_ANSWERS:  # One more than allowed already tells: the question is open.
+        if len(answers) <= MAX_ANSWERS:  # One answer more than allowed is enough: the question is open.
             answers[normalize(answer)] += 1
 
     def closed_questions(self) -> dict[str, list[str]]:

@@ -30,9 +30,9 @@ class ClosedStatistics:
         kind = closed_kind(question, answer, self.closed_questions)
         if kind is None:
             return
-        expected, said = normalize(answer), self.commonest.answer(question, answer)
+        expected, commonest = normalize(answer), self.commonest.answer(question, answer)
         self.validation[kind][expected] += 1
-        self.right[kind] += choice(said, [*{*closed_answers(kind, self.closed_questions), expected}]) == expected
+        self.right[kind] += choice(commonest, [*{*closed_answers(kind, self.closed_questions), expected}]) == expected
 
     def summary(self) -> dict[str, Any]:
         """Returns `{questions, commonest}` without any text: a list in the order of `closed_kinds`, and a share of all.

@@ -34,6 +34,9 @@ COMMON_NAMES = {
     "mode": ("mode", "modality imagemodality imagingmodality"),
 }
 CONVERSATIONS = ("messages", "conversations", "conversation")
+# Columns that belong to the question of a row in the formats of alpaca and ms-swift, whatever holds the rest of it.
+PARTS_OF_QUESTION = ("input", "history", "system")
+FIRST_ROWS = 64
 TRIED_ROWS = 8  # of several columns that may hold the image, those whose first rows lead to one
 
 
@@ -54,6 +57,9 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
         free = [column for column in rows.columns if column not in found.values()]
         optional = key in ("case", "mode") or (key == "image" and config.conversation_column is not None)
         found[key] = _common(key, free, name, rows, folder, optional=optional)
+        if key == "question":
+            _require_whole_question(found[key], free, rows, name)
+    found |= _image_columns(config, rows.columns)
     told = {key: found[key] for key, column in wanted.items() if column == AUTO}
     unused = [column for column in rows.columns if column not in found.values()]
     if not unused and all(column == MEDPIX_NAMES[key] for key, column in told.items()):
@@ -61,6 +67,18 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
     said = ", ".join(f"{key}={column or 'null'}" for key, column in told.items())
     others = f"; not used: {', '.join(unused)}" if unused else ""
     return Columns(**found), [f"columns of {name}: {said}{others}"] if told else []
+
+
+def _image_columns(config: DatasetConfig, columns: Sequence[str]) -> dict[str, str | None]:
+    """Returns the columns that `dataset.images` names; raises ValueError for one that is not there."""
+    named = {"modality": config.images.modality_column, "slice": config.images.slice_column}
+    for key, column in named.items():
+        if column is not None and column not in columns:
+            raise ValueError(
+                f"dataset {config.path_or_dataset!r} lacks the column {column} of dataset.images.{key}_column: it has "
+                f"{', '.join(columns)}"
+            )
+    return named
 
 
 def _common(
@@ -85,6 +103,18 @@ def _common(
     raise ValueError(_missing(key, name, rows.columns, groups))
 
 
+def _require_whole_question(column: str | None, columns: Sequence[str], rows: Rows, name: str) -> None:
+    """Raises ValueError if the question, which nobody named, may continue in another column that is not empty."""
+    others = [c for c in columns if c != column and _plain(c) in PARTS_OF_QUESTION]
+    batch = next((batch for _, batch in rows.batches(others, 0, FIRST_ROWS)), []) if others else []
+    for other in others:
+        if any(row[other] for row in batch):
+            raise ValueError(
+                f"dataset {name!r}: the question may be in the column {column} and continue in {other}, which would "
+                f"not be read; join them in one column, or set dataset.question_column={column} to leave {other} out"
+            )
+
+
 def _with_images(found: list[list[str]], rows: Rows, folder: ImageFolder) -> list[list[str]]:
     """Returns, of several columns that may hold images, those whose first rows lead to one, or MedPix-VQA's."""
     if sum(map(len, found)) < 2:
@@ -104,7 +134,7 @@ def _leads_to_image(folder: ImageFolder) -> Callable[[object], bool]:
     def leads(cell: object) -> bool:
         cells = cells_of(cell)
         try:
-            return bool(cells) and all(folder.encoded(one) for one in cells)
+            return bool(cells) and all(folder.leads_to_image(one) for one in cells)
         except ValueError:
             return False
 

@@ -1,6 +1,6 @@
-"""The commonest answer: what a question gets that is answered without looking and without learning.
+"""The commonest answer: a baseline that neither looks at the image nor learns.
 
-A model that scores no more than this has learnt nothing that a table of counts does not know.
+A model that scores no more than this has learnt nothing beyond a table of counts.
 """
 
 from collections import Counter, defaultdict
@@ -10,10 +10,10 @@ from vlm_core.data.closed_questions import YES_NO, closed_kind, normalize
 
 
 class CommonestAnswers:
-    """Counts the answers of the training split, and answers a question with the commonest answer to its like.
+    """Counts the answers of the training split, and answers a question with the commonest answer to similar questions.
 
-    Alike are first questions of the same words; if training never asks these, questions of the same kind (yes/no or
-    open); if there are none of that kind either, all questions. The kind follows from the reference.
+    These are the questions with the same words; if training never asks that, the questions of the same kind (yes/no or
+    open); if training has none of that kind, all questions. The kind follows from the reference.
     """
 
     def __init__(self) -> None:

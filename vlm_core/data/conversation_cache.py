@@ -8,11 +8,13 @@ A directory holds `images.arrow` (each distinct image once, with what it is), `t
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 from datasets import Dataset
@@ -22,8 +24,9 @@ from vlm_core.cache import cached_directory, read_manifest
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
 from vlm_core.data.conversation import arrow_type, images_of, last_question, map_images, shown_images
-from vlm_core.data.examples import RejectedRow, example_of
+from vlm_core.data.examples import Example, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
+from vlm_core.data.image_workers import ImageWorkers
 from vlm_core.data.images import decode_image
 from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.data.row_places import places_of
@@ -36,12 +39,14 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 5  # raise it whenever the same source must give another cache
+CONVERSATIONS_VERSION = 6  # raise it whenever the same source must give another cache
 
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
 )
-# With what decides on the side of a row, until all rows are known.
+AHEAD = 2  # batches that are read while their images are decoded
+
+# Also holds what decides on the side of a row, until all rows are known.
 _STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
 IMAGE_SCHEMA = pa.schema(
     [
@@ -52,6 +57,7 @@ IMAGE_SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("several_frames", pa.bool_()),
+        ("medical", pa.string()),  # JSON of what a DICOM or NIfTI header says of the image, and its window
     ]
 )
 
@@ -59,7 +65,7 @@ IMAGE_SCHEMA = pa.schema(
 def build_conversations(splits: Splits) -> tuple[Path, bool]:
     """Returns (the cache directory of `splits`, whether it was there already).
 
-    Raises ValueError where no row is left to train or to validate on.
+    Raises ValueError if no row is left to train or to validate on.
     """
     key = hashlib.sha256(json.dumps([CONVERSATIONS_VERSION, splits.fingerprint]).encode()).hexdigest()[:32]
     root = medpix_home() / "cache" / "conversations"
@@ -67,7 +73,7 @@ def build_conversations(splits: Splits) -> tuple[Path, bool]:
 
 
 def _build(directory: Path, key: str, splits: Splits) -> dict[str, Any]:
-    """Builds a cache; if a side of a division of few cases (or images) gets none, it is built with one moved."""
+    """Builds a cache. If one side of a small dataset got no case (or image), it moves one there and builds again."""
     builder = _Builder(directory, key, splits)
     builder.read()
     if moved := builder.to_move():
@@ -76,14 +82,23 @@ def _build(directory: Path, key: str, splits: Splits) -> dict[str, Any]:
     return builder.finish()
 
 
+class _Read(NamedTuple):
+    """A row that was read: its example without images and their keys in the table of images, or why it is rejected."""
+
+    example_id: str
+    example: Example | RejectedRow
+    images: list[str]
+
+
 class _Builder:
     """One build: what both splits share is the table of images, so that an image in both is stored once."""
 
     def __init__(self, directory: Path, key: str, splits: Splits, moved: Mapping[str, str] | None = None) -> None:
         self.directory, self.key, self.splits = directory, key, splits
-        self.moved = moved or {}  # name of what must not be divided -> side, in place of the side that it drew
+        self.moved = moved or {}  # case or image -> its side, instead of the side that it drew
         self.drawn: dict[str, str] = {}
-        self.images = ImageTable()
+        self.workers = ImageWorkers()
+        self.images = ImageTable(self.workers)
         self.connected = ConnectedImages()
         self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
         self.rows = dict.fromkeys(SPLITS, 0)
@@ -93,6 +108,7 @@ class _Builder:
     def read(self) -> None:
         """Writes the images and rows of all sources."""
         with ExitStack() as stack:
+            stack.callback(self.workers.close)
             images = stack.enter_context(_stream(self.directory / "images.arrow", IMAGE_SCHEMA))
             writers = {
                 name: stack.enter_context(_stream(self.directory / f"{name}.arrow", CONVERSATION_SCHEMA))
@@ -105,7 +121,7 @@ class _Builder:
                     self._write(records, writers)
 
     def to_move(self) -> dict[str, str]:
-        """Returns what has to go to a side that got nothing, if any: the name whose draw is the nearest to it."""
+        """Returns what to move to a side that got nothing, if one did: the case or image drawn nearest to it."""
         empty = [side for side in SPLITS if not self.rows[side]]
         if len(empty) != 1 or len(self.drawn) < 2 or not 0 < self.splits.validation_share < 1:
             return {}
@@ -131,7 +147,7 @@ class _Builder:
         return manifest
 
     def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
-        """Writes the rows of both sides; which images belong together is known when all rows are."""
+        """Writes the rows of both sides when all are read: only then it is known which images belong together."""
         aside = self.directory / "rows.arrow"
         with _stream(aside, _STAGED_SCHEMA) as staged:
             for records in self._read(images):
@@ -165,22 +181,39 @@ class _Builder:
         for name, source in self.splits.sources.items():
             total = None if source.stop is None else source.stop - source.start
             with ProgressBar(total, f"preprocess {name}", "row") as progress:
-                for first, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
-                    records = [self._record(name, number, row, source) for number, row in enumerate(rows, start=first)]
+                for rows in self._ahead(name, source):
+                    records = [self._record(name, row, source) for row in rows]
                     images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
                     yield [record for record in records if record is not None]
                     progress.update(len(rows))
 
-    def _record(self, name: str, number: int, row: dict[str, Any], source: SplitSource) -> dict[str, Any] | None:
-        """Returns what is stored of a row; counts why there is nothing of it."""
-        example_id = f"{name}-{number}"
+    def _ahead(self, name: str, source: SplitSource) -> Iterator[list[_Read]]:
+        """Yields the rows of a source, a batch at a time, while the images of later batches are decoded."""
+        waiting: deque[list[_Read]] = deque()
+        for first, rows in source.rows.batches(source.columns.used, source.start, source.stop):
+            waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in enumerate(rows, first)])
+            if len(waiting) > AHEAD:
+                yield waiting.popleft()
+        yield from waiting
+
+    def _announced(self, example_id: str, row: dict[str, Any], source: SplitSource) -> _Read:
         try:
-            example = example_of(row, source.columns, source.folder)
-            indices = [self.images.index(encoded) for encoded in example.images]
+            example = example_of(row, source.columns, source.images)
+        except RejectedRow as reason:
+            return _Read(example_id, reason, [])
+        return _Read(example_id, replace(example, images=[]), [self.images.announce(image) for image in example.images])
+
+    def _record(self, name: str, row: _Read, source: SplitSource) -> dict[str, Any] | None:
+        """Returns what is stored of a row; counts why there is nothing of it."""
+        example_id, example, keys = row
+        try:
+            if isinstance(example, RejectedRow):
+                raise example
+            indices = [self.images.index(key) for key in keys]
         except RejectedRow as reason:
             self.rejects.add(example_id, reason)
             return None
-        # Where no column tells the case, questions about an image belong together; a text stands for itself.
+        # Without a case column, the questions about an image are one case, and so is each row without an image.
         shown = [self.images.digests[index] for index in indices] or [example_id]
         self.connected.join(shown)
         case = shown[0][:16] if example.case is None else example.case

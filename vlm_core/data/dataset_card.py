@@ -24,6 +24,21 @@ class CardConfig:
     features: dict[str, Any] = field(default_factory=dict)
 
 
+class MissingFilesError(ValueError):
+    """A card names files that do not exist."""
+
+
+def has_named_files(directory: Path, wanted: str | None) -> bool:
+    """Returns whether the files exist that the card names for a config."""
+    try:
+        card_config(directory, str(directory), wanted, anywhere=False)
+    except MissingFilesError:
+        return False
+    except ValueError:  # Wrong in another way, which is reported when the card is read.
+        return True
+    return True
+
+
 def card_config(directory: Path, name: str, wanted: str | None, *, anywhere: bool) -> CardConfig:
     """Returns the config that is `wanted` (null: the only one, or the card's default) of the dataset called `name`.
 
@@ -41,7 +56,8 @@ def card_config(directory: Path, name: str, wanted: str | None, *, anywhere: boo
         raise ValueError(f"dataset {name!r} names files outside of itself: {outside[0]}")
     files = {split: _matching(directory / base, found) for split, found in patterns.items()}
     if missing := [split for split, found in files.items() if not found]:
-        raise ValueError(f"dataset {name!r}: its card names {', '.join(patterns[missing[0]])}, and no such file exists")
+        named_files = ", ".join(patterns[missing[0]])
+        raise MissingFilesError(f"dataset {name!r}: its card names {named_files}, and no such file exists")
     return CardConfig(directory / base, files or None, _features(header, chosen))
 
 

@@ -119,7 +119,7 @@ def _image_folder(path: Path, name: str, config_name: str | None, anywhere: bool
     """Returns the tables that `datasets` makes of a folder of images and its metadata."""
     try:
         builder: Any = load_dataset_builder(**_image_files(path), name=config_name, cache_dir=_cache())
-    except (DatasetNotFoundError, FileNotFoundError) as error:
+    except (DatasetNotFoundError, FileNotFoundError, RuntimeError) as error:
         raise ValueError(f"dataset {name!r} holds no data files: {error}") from None
     files = {str(s): sorted(Path(p) for p in paths) for s, paths in (builder.config.data_files or {}).items()}
     if builder.name != "imagefolder" or not files:

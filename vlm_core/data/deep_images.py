@@ -1,4 +1,7 @@
-"""Images of more than 8 bits a channel: all bits are read, and scaled to 8 from the image's own range.
+"""Images of more than 8 bits a channel without a header: all bits are read, and scaled to 8 between percentiles.
+
+A scale from the least to the greatest value would let one pixel of metal hide everything else. `dataset.images.window`
+may give a fixed window instead.
 
 Pillow reads deep grey in full, but of deep colour it keeps the high byte only. A picture of 12 bits in a 16-bit colour
 file would come out nearly black.
@@ -9,6 +12,8 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image
+
+from vlm_core.data.medical.windows import apply_range, robust_range
 
 PHOTOMETRIC, PLANES, BITS, SAMPLE_FORMAT = 262, 284, 258, 339  # tags of TIFF
 ORIENTATION = ExifTags.Base.Orientation
@@ -29,7 +34,7 @@ def deep_to_eight_bits(image: Any, encoded: bytes, reopen: Callable[[], Any]) ->
     be read.
     """
     if _is_deep_grey(image.mode):
-        values = _grey(image)
+        values = deep_grey(image)
     elif image.mode in ("RGB", "RGBA"):
         values, image = _colour(image, encoded, reopen)
     else:
@@ -42,7 +47,7 @@ def deep_to_eight_bits(image: Any, encoded: bytes, reopen: Callable[[], Any]) ->
 
 
 def scale_to_eight_bits(values: np.ndarray) -> np.ndarray:
-    """Returns values scaled linearly from their own range to 0..255, as uint8.
+    """Returns values scaled linearly to 0..255 between the percentiles of `robust_range`, as uint8.
 
     NaN and minus infinity become 0, plus infinity 255. Raises UnreadableImageError if no value is finite, and for one
     value everywhere, which gives no range to scale from: white would become black.
@@ -50,15 +55,15 @@ def scale_to_eight_bits(values: np.ndarray) -> np.ndarray:
     finite = np.isfinite(values)
     if not finite.any():
         raise UnreadableImageError("image without a finite value")
-    within = values[finite]
-    low, high = float(within.min()), float(within.max())
-    if low == high:
-        if low != 0:
-            raise UnreadableImageError("image of more than 8 bits with the same value everywhere")
-        high = 1.0
-    with np.errstate(invalid="ignore", over="ignore"):
-        scaled = (values.astype(np.float64) - low) * (255.0 / (high - low))
-    return np.nan_to_num(scaled, nan=0.0, posinf=255.0, neginf=0.0).clip(0, 255).round().astype(np.uint8)
+    low, high = robust_range(values)
+    if low == high != 0:
+        raise UnreadableImageError("image of more than 8 bits with the same value everywhere")
+    return apply_range(values, low, high)
+
+
+def deep_grey(image: Any) -> np.ndarray | None:
+    """Returns the values of an opened image of grey with more than 8 bits; None for any other image."""
+    return _grey(image) if _is_deep_grey(image.mode) else None
 
 
 def _is_deep_grey(mode: str) -> bool:

@@ -5,16 +5,28 @@ of the formats of `vlm_core.data.chat_formats`. A question and an answer may als
 prompt and completion.
 """
 
+import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_core.data.case_ids import case_text
+from vlm_core.data.cell_images import CellImages
 from vlm_core.data.cells import NoTextError, text_of
 from vlm_core.data.chat_formats import ChatFormatError, is_turns, require_as_many_places, turns_of, with_images
-from vlm_core.data.conversation import Conversation, Part, Turn, image_part, images_of, join_texts, map_parts, turn_text
+from vlm_core.data.conversation import (
+    Conversation,
+    Part,
+    Turn,
+    image_part,
+    images_of,
+    join_texts,
+    map_parts,
+    own_value,
+    turn_text,
+)
 from vlm_core.data.image_cells import ImageError, cells_of, image_or_path
-from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.markers import MARKER_PATTERN
 
 
@@ -36,6 +48,13 @@ class Columns:
     case: str | None
     mode: str | None
     conversation: str | None
+    modality: str | None = None
+    slice: str | None = None
+
+    @property
+    def used(self) -> list[str]:
+        """The columns to read, each once: one may have two meanings, as mode and modality."""
+        return [*dict.fromkeys(self.settings.values())]
 
     @property
     def settings(self) -> dict[str, str]:
@@ -57,36 +76,72 @@ class Example:
     mode: str | None
 
 
-def example_of(row: dict[str, Any], columns: Columns, folder: ImageFolder) -> Example:
-    """Returns the example of a row.
+def example_of(row: dict[str, Any], columns: Columns, images: CellImages) -> Example:
+    """Returns the example of a row; a volume in a cell is as many images as it shows slices.
 
     Raises RejectedRow for one without question or answer (an empty answer would train the model to say nothing), an
     image that is not there, a cell without a text, or a conversation that does not end with an answer.
     """
     try:
-        cells = _image_cells(row, columns)
-        conversation, shown = _numbered(_turns(row, columns, len(cells)), cells)
+        conversation, shown = _placed(row, columns, images)
         _require_sound(conversation, columns)
-        images = [folder.encoded(cell) for cell in shown]
+        modality, slices = _text(row, columns, "modality"), _slices(row, columns)
+        pictures = [images.pictures(cell, modality=modality, slices=slices) for cell in shown]
     except ImageError as error:
         raise RejectedRow(str(error), _about_image(error, columns)) from None
     except ChatFormatError as error:
         raise RejectedRow(str(error), _about_text(columns.conversation or columns.question, error.detail)) from None
-    return Example(conversation, images, _case(row, columns), _text(row, columns, "mode"))
+    conversation, encoded = _unfolded(conversation, pictures)
+    case, mode = (_text(row, columns, name) for name in ("case", "mode"))
+    return Example(conversation, encoded, None if case is None else case_text(case), mode)
 
 
-def _case(row: dict[str, Any], columns: Columns) -> str | None:
-    try:
-        return None if columns.case is None else case_text(row[columns.case])
-    except ValueError as error:
-        raise RejectedRow(str(error)) from None
+def _placed(row: dict[str, Any], columns: Columns, images: CellImages) -> tuple[Conversation, list[Any]]:
+    """Returns the turns of a row with images numbered, and the cells of these images.
+
+    A list of the slices of one DICOM series is one image, unless the text has a place for each.
+    """
+    cells = _image_cells(row, columns)
+    series = images.series(cells)
+    if series is not None:
+        with suppress(ChatFormatError):
+            return _numbered(_turns(row, columns, 1), [series])
+    return _numbered(_turns(row, columns, len(cells)), cells)
+
+
+def _unfolded(conversation: Conversation, pictures: list[list[bytes]]) -> tuple[Conversation, list[bytes]]:
+    """Returns the conversation with a part for each picture of an image, and all pictures in their order."""
+    if all(len(shown) == 1 for shown in pictures):
+        return conversation, [shown[0] for shown in pictures]
+    starts = [sum(map(len, pictures[:index])) for index in range(len(pictures))]
+
+    def parts(part: Part) -> list[Part]:
+        if part["type"] != "image":
+            return [part]
+        index = own_value(part)
+        return [image_part(starts[index] + number) for number in range(len(pictures[index]))]
+
+    turns: Conversation = [
+        {"role": turn["role"], "content": [one for part in turn["content"] for one in parts(part)]}
+        for turn in conversation
+    ]
+    return turns, [picture for shown in pictures for picture in shown]
+
+
+def _slices(row: dict[str, Any], columns: Columns) -> list[str] | None:
+    """Returns the names of the slices that a row shows: a number, a text with commas, or a list; None for no choice."""
+    cell = row[columns.slice] if columns.slice else None
+    cells = cell if isinstance(cell, list | tuple) else [_text(row, columns, "slice") or ""]
+    names = [name.strip() for one in cells for name in re.split(r"[,;\s]+", text_of(one) or "") if name.strip()]
+    return names or None
 
 
 def image_paths(row: dict[str, Any], columns: Columns) -> list[str]:
     """Returns the paths (and addresses) of the images that a row refers to, in any form that `example_of` reads."""
     cells = [] if columns.image is None else cells_of(row[columns.image])
     try:
-        turns = _turns(row, columns, None) if columns.conversation else []
+        holds_turns = columns.conversation or is_turns(row.get(columns.question or ""))
+        turns = _turns(row, columns, None) if holds_turns else []
     except (ChatFormatError, RejectedRow):
         turns = []
     own = [part["image"] for turn in turns for part in turn["content"] if "image" in part]

@@ -7,6 +7,7 @@ from typing import Any
 
 from PIL import Image
 
+from vlm_core.data.cell_images import Picture
 from vlm_core.data.cells import shown
 from vlm_core.data.conversation import Conversation
 from vlm_core.data.examples import RejectedRow, example_of
@@ -18,7 +19,7 @@ from vlm_core.data.splits import Splits
 
 LONGEST = 400  # characters of a cell
 ROW_NAME = re.compile(r"(?:(?P<split>\w+)-)?(?P<number>\d+)")
-ROWS_ON_PAGE = 3
+FIRST_ROWS = 1000  # that the rows of the data report are taken from: text files are read from their start
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,15 @@ def explain_row(splits: Splits, name: str) -> ExplainedRow:
 
 
 def explain_some(splits: Splits) -> list[ExplainedRow]:
-    """Returns a few rows, spread over the training split, that the data report explains."""
+    """Returns the three rows of the training split that the data report explains; none of a user's own function.
+
+    Such a function is called when its rows are wanted, and not for a report.
+    """
     source = splits.sources[TRAIN]
-    numbers = [*range(source.start, source.start + ROWS_ON_PAGE)]
-    if source.stop is not None:
-        last = source.stop - 1
-        numbers = sorted({source.start, (source.start + last) // 2, last})
+    if source.stop is None:
+        return []
+    last = min(source.stop, source.start + FIRST_ROWS) - 1
+    numbers = sorted({source.start, (source.start + last) // 2, last})
     rows = ((number, _row(source, number)) for number in numbers)
     return [_explained(source, f"{TRAIN}-{number}", number, row) for number, row in rows if row is not None]
 
@@ -91,10 +95,10 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
     place = places_of(source.rows, [number], source.folder.root).get(number, "")
     uses = {column: setting.removesuffix("_column") for setting, column in source.columns.settings.items()}
     try:
-        example = example_of(row, source.columns, source.folder)
+        example = example_of(row, source.columns, source.images)
         table = ImageTable()
         for encoded in example.images:
-            table.index(encoded)
+            table.index(table.announce(encoded))
     except RejectedRow as error:
         about = error.about()
         return ExplainedRow(name, place, row, uses, rejected=f"{error} ({about})" if about else str(error))
@@ -102,7 +106,8 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
     for encoded in example.images:
         images.append(decode_image(encoded))
         found = inspect_image(encoded)
-        facts.append(f"{found.width} x {found.height} pixels, {found.format}, mode {found.mode}")
+        window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
+        facts.append(f"{found.width} x {found.height} pixels, {found.format}, mode {found.mode}{window}")
     return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
 
 

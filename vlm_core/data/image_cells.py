@@ -17,11 +17,13 @@ import numpy as np
 from PIL import Image
 
 from vlm_core.data.images import looks_like_image
+from vlm_core.data.medical.reader import is_medical
 
 MOST_BYTES = 500_000_000  # of an image file; Pillow's limit of pixels needs 270 MB
 LONGEST_PATH = 4096
 SHORTEST_BASE64 = 64  # characters; the smallest PNG has more
 HEAD = 32  # characters or numbers that show whether an image begins with them
+MEDICAL_HEAD = 480  # the same of a DICOM or NIfTI file
 BASE64 = re.compile(r"[A-Za-z0-9+/_-]+")
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 NO_IMAGE = "no image"
@@ -138,7 +140,7 @@ def encoded_image_of_caller(cell: Any) -> bytes:
 def _of_dictionary(cell: dict[str, Any]) -> Any:
     """Returns the bytes of `{"bytes", "path"}` if there are some, whatever the path says; else the path."""
     held = cell.get("bytes")
-    if held is None or len(held) == 0:
+    if not isinstance(held, Sized) or not len(held):  # None, or NaN
         return cell.get("path")
     return decoded_base64(held) if isinstance(held, str) else held
 
@@ -147,13 +149,21 @@ def _of_text(text: str) -> bytes | str:
     if text.lstrip()[:5] == "data:":
         return FromBase64(decoded_base64(text))
     start = "".join(text[: 2 * HEAD].split())[:HEAD]
-    if len(text) >= SHORTEST_BASE64 and BASE64.fullmatch(start) and looks_like_image(decoded_base64(start)):
+    if len(text) >= SHORTEST_BASE64 and BASE64.fullmatch(start) and _begins_image(text, start):
         return FromBase64(decoded_base64(text))
     if len(text) > LONGEST_PATH or any(len(part.encode(errors="replace")) > 255 for part in re.split(r"[/\\]", text)):
         raise ImageError("image as text that is neither a path nor base64", lambda: f"{len(text)} characters")
     if "\0" in text:
         raise ImageError("image path with a NUL character")
     return text
+
+
+def _begins_image(text: str, start: str) -> bool:
+    """Returns whether base64 text begins as an encoded image does; `start` are its first characters."""
+    if looks_like_image(decoded_base64(start)):
+        return True
+    longer = "".join(text[: 2 * MEDICAL_HEAD].split())[:MEDICAL_HEAD]
+    return bool(BASE64.fullmatch(longer)) and is_medical(decoded_base64(longer))
 
 
 def _of_number(cell: float) -> str:
@@ -167,7 +177,10 @@ def _of_number(cell: float) -> str:
 
 def _holds_bytes(cells: Any) -> bool:
     head = cells[:HEAD]
-    return len(head) == HEAD and all(_is_byte(number) for number in head) and looks_like_image(bytes(head))
+    if len(head) < HEAD or not all(_is_byte(number) for number in head):
+        return False
+    longer = cells[:MEDICAL_HEAD]
+    return looks_like_image(bytes(head)) or (all(map(_is_byte, longer)) and is_medical(bytes(longer)))
 
 
 def _is_byte(number: Any) -> bool:

@@ -24,6 +24,7 @@ BY_NAME = "by name, not at the path in the table"
 BY_STEM = "by name without a suffix"
 SHOWN = 120  # characters of a path in a message
 COMPARED = 20_000  # file names that a misspelt one is compared with
+MEDICAL_SUFFIXES = (".dcm", ".dicom", ".ima", ".nii")
 SKIPPED = ("__MACOSX",)
 
 
@@ -53,6 +54,11 @@ class ImageFolder:
             return found
         with open_image_file(self.locate(found)) as stream:
             return stream.read()
+
+    def leads_to_image(self, cell: Any) -> bool:
+        """Returns whether a cell holds an image or names a file or folder; raises ImageError if it does not."""
+        found = image_or_path(cell)
+        return (isinstance(found, str) and self.directory(found) is not None) or bool(self.encoded(cell))
 
     def digest(self, path: Path) -> str:
         """Returns the sha256 of an image file; raises ImageError for one that cannot be read."""
@@ -85,6 +91,19 @@ class ImageFolder:
         if len(near) > 1:
             raise self._ambiguous(path, near.values())
         return self._find_below(path, spelled)
+
+    def directory(self, path: str) -> Path | None:
+        """Returns the directory that `path` means, such as that of a DICOM series; None if there is none.
+
+        Raises ImageError for one outside of somebody else's dataset.
+        """
+        spelled = path.strip().replace("\\", "/")
+        for place in (self.root or Path(), *self.beside):
+            if _is_directory(found := place / spelled):
+                if not self.anywhere and not stays_inside(self.root or Path(), found):
+                    raise ImageError(LEADS_OUT, lambda: repr(path))
+                return found
+        return None
 
     def _find_below(self, path: str, spelled: str) -> FoundImage:
         wanted = [part for part in spelled.split("/") if part not in ("", ".")]
@@ -132,9 +151,9 @@ class ImageFolder:
     def _stems(self) -> dict[str, list[str]]:
         """Returns the image files below the directory by name without suffix."""
         found = defaultdict(list)
-        known = Image.registered_extensions()
+        known = {*Image.registered_extensions(), *MEDICAL_SUFFIXES}
         for name, files in self._names.items():
-            stem, dot, suffix = name.rpartition(".")
+            stem, dot, suffix = name.removesuffix(".gz").rpartition(".")
             if dot + suffix in known:
                 found[stem] += files
         return found
@@ -161,6 +180,13 @@ def _is_file(path: Path) -> bool:
     """Returns whether there is a file; not for a device, a pipe or a text that is too long to be a path."""
     try:
         return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_directory(path: Path) -> bool:
+    try:
+        return path.is_dir()
     except (OSError, ValueError):
         return False
 

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from vlm_core.data.deep_images import UnreadableImageError, deep_to_eight_bits
+from vlm_core.data.deep_images import ORIENTATION, UnreadableImageError, deep_grey, deep_to_eight_bits
+from vlm_core.data.medical.windows import apply_range
 
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000", "AVIF", "PPM")  # as Pillow names them
 ALPHA_MODES = ("RGBA", "LA", "PA", "RGBa", "La")
@@ -44,8 +45,8 @@ class ImageFacts:
 def decode_image(encoded: bytes) -> Image.Image:
     """Returns the first frame as an upright 8-bit RGB image.
 
-    Values of more than 8 bits are scaled linearly from their own range, see `deep_images`. Raises UnreadableImageError,
-    which is a ValueError.
+    Values of more than 8 bits are scaled linearly between two percentiles, see `deep_images`. Raises
+    UnreadableImageError, which is a ValueError.
     """
     return _decoded(encoded)[0]
 
@@ -54,6 +55,22 @@ def inspect_image(encoded: bytes) -> ImageFacts:
     """Returns the facts of an image; raises UnreadableImageError as `decode_image` does."""
     image, mode, kind, several = _decoded(encoded)
     return ImageFacts(image.width, image.height, mode, kind, several, pixel_hash(image))
+
+
+def windowed_png(encoded: bytes, low: float, high: float) -> bytes | None:
+    """Returns grey of more than 8 bits as a PNG file in which `low` is black and `high` white; None for another image.
+
+    Raises UnreadableImageError as `decode_image` does.
+    """
+    stream = io.BytesIO()
+    with _named_errors(encoded), _open(encoded) as image:
+        values = deep_grey(image)
+        if values is None:
+            return None
+        shown = Image.fromarray(apply_range(values, low, high))
+        shown.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+        ImageOps.exif_transpose(shown).save(stream, "png")
+    return stream.getvalue()
 
 
 def pixel_hash(image: Image.Image) -> str:

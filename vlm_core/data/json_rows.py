@@ -175,6 +175,9 @@ class _Content:
 
 
 def _form_of_object(path: Path, contents: dict[str, _Content]) -> tuple[str, dict[str, str]]:
+    kinds, lengths = {c.kind for c in contents.values()}, {c.length for c in contents.values()}
+    if len(contents) > 1 and "list" in kinds <= {"list", "rows"} and len(lengths) == 1:
+        return "columns", {"": ""}
     lists = [key for key, content in contents.items() if content.kind == "rows"]
     if len(lists) == 1:
         return "object", {"": lists[0]}
@@ -182,9 +185,6 @@ def _form_of_object(path: Path, contents: dict[str, _Content]) -> tuple[str, dic
         return "object", {SPLIT_WORDS[key.lower()]: key for key in lists}
     if lists:
         raise ValueError(f"{path} holds an object with several lists of rows ({', '.join(lists)}); write one of them")
-    kinds, lengths = {c.kind for c in contents.values()}, {c.length for c in contents.values()}
-    if len(contents) > 1 and kinds == {"list"} and len(lengths) == 1:
-        return "columns", {"": ""}
     if contents and kinds == {"object"}:
         if all(content.keys == [str(i) for i in range(content.length)] for content in contents.values()):
             return "columns", {"": ""}

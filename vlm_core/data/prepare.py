@@ -7,6 +7,7 @@ from typing import Any
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.conversation_cache import build_conversations
+from vlm_core.data.medical_statistics import signs_of_personal_data
 from vlm_core.data.rejects import describe_rejects, reject_lines
 from vlm_core.data.splits import Splits, fetch_splits
 from vlm_core.data.statistics import STATISTICS
@@ -22,6 +23,7 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     """
     directory, reused = build_conversations(splits or fetch_splits(config))
     require_few_rejects(directory, config)
+    require_little_personal_data(directory, config)
     for finding in read_json(directory / STATISTICS)["findings"]:
         logger.warning("%s", finding)
     for line in reject_lines(rejects_to_show(directory, config)):
@@ -40,6 +42,20 @@ def require_few_rejects(conversations: Path, config: Config) -> None:
             f"dataset {config.dataset.path_or_dataset!r}: {rejected} rows ({share:.2%}) were rejected, and "
             f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {reasons}. "
             "Correct them, or allow more"
+        )
+
+
+def require_little_personal_data(conversations: Path, config: Config) -> None:
+    """Raises ValueError if more texts and images show signs of personal data than the config allows."""
+    allowed, found = config.dataset.max_personal_data, read_json(conversations / STATISTICS)
+    if allowed is not None and (signs := signs_of_personal_data(found)) > allowed:
+        kinds = dict(sorted(found["personal_texts"].items())) | {
+            "text burnt into an image": found["medical"]["flags"]["burnt_in"]
+        }
+        raise ValueError(
+            f"dataset {config.dataset.path_or_dataset!r}: {signs} signs of personal data "
+            f"({', '.join(f'{kind}: {count}' for kind, count in kinds.items() if count)}), and "
+            f"dataset.max_personal_data={allowed} allows fewer. Remove them from the data, or allow more after a look"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where a row of a dataset stands in its files, so that a person can open the file and look at it."""
+"""Finds the file and line of a row of a dataset, so that a person can open the file and look at it."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +20,8 @@ class _File(NamedTuple):
 def places_of(rows: Rows, numbers: Iterable[int], root: Path | None) -> dict[int, str]:
     """Returns `{number of a row: "data.csv, line 14"}`, or "data.parquet, row 12" for files without lines.
 
-    Paths are relative to `root`. Rows that no file is known for are left out. A text file is read again up to the last
-    of its rows that are looked for.
+    Paths are relative to `root`. Rows without a known file are left out. A text file is read again, up to the last of
+    the wanted rows.
     """
     wanted, found, first = sorted(set(numbers)), {}, 0
     for file in _files(rows):

@@ -15,11 +15,14 @@ from datasets import ReadInstruction
 
 from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
+from vlm_core.data.cell_images import CellImages
 from vlm_core.data.columns import resolve_columns
+from vlm_core.data.dataset_card import has_named_files
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
 from vlm_core.data.image_folder import ImageFolder
+from vlm_core.data.medical.settings import identity
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.row_readers import FunctionRows, Rows
 from vlm_core.files import file_sha256
@@ -29,13 +32,22 @@ from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
+
+def _patterns(suffixes: Iterable[str]) -> list[str]:
+    """Returns patterns of files with these suffixes, in small and in capital letters."""
+    letters = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix) for suffix in suffixes)
+    return ["*.md", *(f"*.{suffix}" for suffix in letters)]
+
+
 TRAIN = "train"
 PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
-HUB_FILES = (
-    ["*.parquet", "*.md"],
-    ["*.arrow", "*.json", "*.jsonl", "*.csv", "*.tsv", "*.md", "*.png", "*.jpg", "*.jpeg"],
-)
+TEXT_TABLES = [f"{suffix}{packed}" for suffix in ("json", "jsonl", "ndjson", "csv", "tsv") for packed in ("", ".gz")]
+IMAGES = ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "dcm", "nii", "nii.gz")
+
+
+# What is downloaded: parquet files alone if they hold the rows, which a repository often has in other forms too.
+HUB_FILES = (_patterns(["parquet"]), _patterns(["parquet", "arrow", "feather", *TEXT_TABLES, *IMAGES]))
 
 
 @dataclass(frozen=True)
@@ -48,10 +60,15 @@ class SplitSource:
     start: int
     stop: int | None  # None: to the end
     columns: Columns
-    folder: ImageFolder
-    fingerprint: str  # of the content, the row range and the columns
+    images: CellImages
+    fingerprint: str  # of the content, the row range, the columns and the settings of images
     revision: str | None  # the commit, for a dataset of the hub
     notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
+
+    @property
+    def folder(self) -> ImageFolder:
+        """Where its images are looked for."""
+        return self.images.folder
 
 
 @dataclass(frozen=True)
@@ -88,9 +105,17 @@ class OpenDataset:
             start=start,
             stop=stop,
             columns=columns,
-            folder=folder,
+            images=CellImages(folder, self.config.images),
             fingerprint=_hash(
-                [split, start, stop, self.config.config_name, sorted(columns.settings.items()), *content]
+                [
+                    split,
+                    start,
+                    stop,
+                    self.config.config_name,
+                    sorted(columns.settings.items()),
+                    identity(self.config.images),
+                    *content,
+                ]
             ),
             revision=self.revision if is_remote else None,
             notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *how),
@@ -153,8 +178,10 @@ def _of_function(config: DatasetConfig) -> SplitSource:
         start=0,
         stop=None,
         columns=FUNCTION_COLUMNS,
-        folder=ImageFolder(path if path.is_dir() else path.parent, anywhere=True),
-        fingerprint=_hash([config.target, *code, config.path_or_dataset, config.split, commit, *content]),
+        images=CellImages(ImageFolder(path if path.is_dir() else path.parent, anywhere=True), config.images),
+        fingerprint=_hash(
+            [config.target, *code, config.path_or_dataset, config.split, commit, identity(config.images), *content]
+        ),
         revision=commit,
     )
 
@@ -167,10 +194,9 @@ def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
     if Path(name).exists():
         return Path(name).absolute(), None
     if is_repository_id(name):
-        # Parquet alone where there is some: a repository often has the same rows in other forms beside it.
         for patterns in HUB_FILES:
             snapshot = download(name, "dataset", config.revision, patterns)
-            if data_files(snapshot):
+            if data_files(snapshot) and has_named_files(snapshot, config.config_name):
                 break
         return snapshot, snapshot.name
     raise ValueError(f"no dataset {name!r}: neither a directory or file, nor a hub id owner/name, nor {PHANTOM}")
@@ -235,6 +261,10 @@ def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[l
     found, by = [], defaultdict(list)
     for path in sorted(paths):
         try:
+            if (directory := folder.directory(path)) is not None:
+                files = sorted(file for file in directory.rglob("*") if file.is_file())
+                found += [path, *(part for file in files for part in (file.name, folder.digest(file)))]
+                continue
             image = folder.find(path)
             found += [path, folder.digest(image.path)]
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
@@ -253,7 +283,7 @@ def _image_paths(rows: Rows, columns: Columns) -> set[str]:
     without = replace(columns, image=None) if stored and columns.conversation is None else columns
     if without.image is None and without.conversation is None:
         return set()
-    used = [column for column in (without.image, without.conversation, without.question) if column]
+    used = [column for column in (without.image, without.conversation, without.question, without.answer) if column]
     batches = (batch for _, batch in rows.batches(used, 0, None))
     return {path for batch in batches for row in batch for path in image_paths(row, without)}
 

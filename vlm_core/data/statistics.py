@@ -1,6 +1,6 @@
-"""What a dataset is like, told from its conversation cache: counts, lengths, duplicates, and what both splits share.
+"""What a dataset is like, from its conversation cache: counts, lengths, duplicates, and what both splits share.
 
-No text and no image is in it, so that it may go wherever numbers may go.
+It has no text and no image of the data, so it may be sent wherever numbers may be sent.
 """
 
 import hashlib
@@ -17,18 +17,20 @@ from vlm_core.data.case_ids import without_zeros
 from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.conversation import images_of, last_question, questions_and_answers
+from vlm_core.data.medical.personal_data import personal_patterns
+from vlm_core.data.medical_statistics import medical_findings, medical_statistics
 from vlm_core.data.rejects import counted_rows
 
 STATISTICS = "statistics.json"
 BINS = 20
 COMMON = 12  # sizes, modes and formats that are listed
-FEW_CASES = 10  # below, an evaluation gives no intervals
-ONE_SIDED = 0.8  # share of closed questions that the commonest answer gets right, from which it is a finding
+FEW_CASES = 10  # with fewer, an evaluation gives no intervals
+ONE_SIDED = 0.8  # from this share of closed questions that the commonest answer gets right, it is a finding
 
 
 @dataclass
 class _Tally:
-    """What is counted of a split in one pass."""
+    """The counts of a split, made in one pass over it."""
 
     rows: int = 0
     text_only: int = 0
@@ -38,6 +40,7 @@ class _Tally:
     modes: Counter[str] = field(default_factory=Counter)
     questions_of: Counter[int] = field(default_factory=Counter)  # image -> questions about it
     images_of: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # case -> its images
+    personal: Counter[str] = field(default_factory=Counter)  # kinds of personal data that texts may hold -> rows
     rows_of_case: Counter[str] = field(default_factory=Counter)
     question_words: list[int] = field(default_factory=list)
     answer_words: list[int] = field(default_factory=list)
@@ -54,6 +57,7 @@ class _Tally:
         self.questions_of.update(set(shown))
         self.images_of[row["case_id"]].update(shown)
         self.rows_of_case[row["case_id"]] += 1
+        self.personal.update(personal_patterns("\n".join((*questions, *answers))))
         self.question_words.append(len(questions[-1].split()))
         self.answer_words.append(len(answers[-1].split()))
         self.closed += closed_kind(questions[-1], answers[-1], closed_questions) is not None
@@ -94,6 +98,10 @@ def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
         "splits": {split: tally.summary() for split, tally in tallies.items()},
         "overlap": _overlap(tallies["train"], tallies["validation"]),
         "images": _images(directory / "images.arrow"),
+        "medical": medical_statistics(
+            fact for batch in read_batches(directory / "images.arrow") for fact in batch["medical"].to_pylist()
+        ),
+        "personal_texts": dict(sum((tally.personal for tally in tallies.values()), Counter())),
         "closed_questions": len(manifest["closed_questions"]),
         "closed_answers": closed.summary(),
         "rejects": manifest["rejects"],
@@ -111,7 +119,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 def spread(values: Iterable[int]) -> dict[str, Any]:
     """Returns mean, median, 95th percentile, extremes, and a histogram of at most 20 bins, of whole numbers.
 
-    A bin is `[edges[i], edges[i + 1])`. Nothing of no values.
+    A bin is `[edges[i], edges[i + 1])`. Without values, the result is {}.
     """
     numbers = np.fromiter(values, dtype=np.int64)
     if not len(numbers):
@@ -171,12 +179,12 @@ def _images(path: Path) -> dict[str, Any]:
 
 
 def findings(found: Mapping[str, Any]) -> list[str]:
-    """Returns what a reader should know before trusting a score on this data, the gravest first."""
+    """Returns what a reader should know before trusting a score on this data, the most serious first."""
     cases, images, questions = (found["overlap"][kind] for kind in ("cases", "images", "questions"))
     train, validation = found["splits"]["train"], found["splits"]["validation"]
     repeated, contradicted = (train[kind] + validation[kind] for kind in ("duplicates", "contradictions"))
     commonest = found["closed_answers"]["commonest"]
-    said = [
+    possible = [
         (
             images["shared"],
             f"{images['share_of_validation_images']:.0%} of the validation images are also in training, with other "
@@ -199,7 +207,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         ),
         (
             questions["shared"],
-            f"{questions['shared']} validation questions stand in training word for word, about the same image.",
+            f"{questions['shared']} validation questions are also in training, word for word and about the same image.",
         ),
         (
             (commonest or 0) >= ONE_SIDED,
@@ -214,7 +222,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),
         (contradicted, f"{contradicted} questions about an image are answered in more than one way."),
     ]
-    return [text for applies, text in said if applies]
+    return [text for applies, text in [*possible, *medical_findings(found)] if applies]
 
 
 def _reasons(rejects: Mapping[str, Mapping[str, Any]]) -> str:

@@ -24,6 +24,7 @@ from PIL import Image
 from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import (
     TokenizedConversation,
+    apply_template,
     render_markers,
     special_tokens,
     texts_of,
@@ -88,7 +89,7 @@ def require_template(chat: ChatModel) -> None:
 
 
 def _own_ids(processor: Any, conversation: Conversation, **options: Any) -> list[int]:
-    made = processor.apply_chat_template(conversation, tokenize=True, return_dict=True, **options)
+    made = apply_template(processor, conversation, tokenize=True, return_dict=True, **options)
     return list(made["input_ids"][0])
 
 

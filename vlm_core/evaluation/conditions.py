@@ -23,7 +23,7 @@ BLANK_SIZE = 64  # pixels a side, before the processor's own resizing
 
 @dataclass(frozen=True)
 class Asked:
-    """The questions of a split under one condition, an entry an example; equal keys are equal questions."""
+    """The questions of a split under one condition, one entry per example; equal keys are equal questions."""
 
     condition: str
     prompts: list[TokenizedExample]

@@ -66,9 +66,13 @@ class Metric:
     about: str = ""  # one clause for readers of the report
     is_mean: bool = False  # the mean of the column of its own name, which predictions.parquet then has for each answer
 
+    def __post_init__(self) -> None:
+        if Use.ANSWERS in self.uses and not self.is_mean:
+            raise ValueError(f"metric {self.name}: only a mean has a value beside each answer; leave out Use.ANSWERS")
+
     @property
     def words(self) -> str:
-        """The title as it stands inside a sentence."""
+        """The title as it is written inside a sentence."""
         return self.title if self.title[1].isupper() else self.title[0].lower() + self.title[1:]
 
 

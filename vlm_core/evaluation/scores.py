@@ -1,4 +1,4 @@
-"""What an evaluation found: scores with intervals, differences to other models, what looking is worth."""
+"""Scores an evaluation: intervals, differences to other models, and how much the images contribute."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +70,7 @@ def question_of(
 def columns_by_variant(
     questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]]
 ) -> dict[str, Columns]:
-    """Returns the columns of every variant's answers, an entry a question."""
+    """Returns the columns of every variant's answers, one entry per question."""
     references, choices = [q.reference for q in questions], [q.answers for q in questions]
     return {name: columns_of(given, references, choices) for name, given in variants.items()}
 
@@ -163,7 +163,7 @@ def _select(columns: Columns, inside: np.ndarray) -> Columns:
 def predictions(
     questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]], columns: Mapping[str, Columns]
 ) -> list[dict[str, Any]]:
-    """Returns a record a question: what it is, the model's answer with its scores, and what the variants answered.
+    """Returns one record per question: the question, the model's answer with its scores, and the variants' answers.
 
     Columns of the model have plain names (`prediction`, `token_f1`, ...); those of a variant end with its name.
     """

@@ -1,4 +1,4 @@
-"""Whether a model has learnt, in one sentence: whether it beats what can be said without learning and without looking.
+"""Says in one sentence whether a model has learnt: whether it beats answers that need no learning and no image.
 
 The floors are the commonest answer, the questions without their images, and the questions with another case's images.
 A model has learnt if it is above all of them, and if the interval of each difference excludes 0 (fewer than 10 cases
@@ -18,9 +18,9 @@ FLOORS = {
     QUESTION_ONLY: "what it scores without its images",
     SHUFFLED: "what it scores with another case's images",
 }
-ENOUGH_ANSWERS = 10  # fewer may well be equal
+ENOUGH_ANSWERS = 10  # fewer than these may well be equal by chance
 MOSTLY, NEARLY_ALL = 0.5, 0.9  # shares of the answers
-REPEATS = 3  # times that each word stands in an answer, on average, from which it is repetition
+REPEATS = 3  # an answer whose words occur this often, on average, is repetition
 QUOTED = 40  # characters of an answer
 
 

@@ -17,6 +17,8 @@ from vlm_core.run_directory import CONSOLIDATED, WEIGHTS
 if TYPE_CHECKING:
     import torch
 
+    from vlm_core.models.shard_metadata import ShardReader
+
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -63,9 +65,11 @@ class Sharded:
 
     def load(self, weights: Path, base: Path, config: ModelConfig) -> Any:
         from vlm_core.models.load import load_model
+        from vlm_core.models.shard_metadata import ShardReader
 
+        reader = ShardReader(weights)  # first: it may be refused
         model = load_model(base, config)
-        _fill_from_shards(model, weights)
+        _fill_from_shards(model, reader)
         return model
 
     def save(self, model: Any, directory: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -185,17 +189,14 @@ def save_weights(
         PLAIN.save(model, directory, tensors)
 
 
-def _fill_from_shards(model: Any, weights: Path) -> None:
+def _fill_from_shards(model: Any, reader: ShardReader) -> None:
     """Sets the weights of `model` to those of shards, however many processes wrote them.
 
-    Raises ValueError if the shards are damaged, are refused as not safe, or lack a weight of this model.
+    Raises ValueError if the shards are damaged, or lack a weight of this model.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
 
-    from vlm_core.models.shard_metadata import ShardReader
-
-    reader = ShardReader(weights)
     stored = reader.metadata.state_dict_metadata
     own = model.state_dict()
     # A training script saves the model itself, or under the name `model`; tied weights are stored once.
@@ -204,7 +205,7 @@ def _fill_from_shards(model: Any, weights: Path) -> None:
     tied = set(model.all_tied_weights_keys)
     missing = [name for name in own if prefix + name not in stored and name not in tied]
     if missing:
-        raise ValueError(f"{weights} lacks {len(missing)} weights of this model, among them {missing[0]}")
+        raise ValueError(f"{reader.path} lacks {len(missing)} weights of this model, among them {missing[0]}")
     reader.require_tensors(wanted)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # given although no_dist is set
@@ -212,5 +213,5 @@ def _fill_from_shards(model: Any, weights: Path) -> None:
             dcp.load(wanted, storage_reader=reader, no_dist=True)  # in place
         except CheckpointException as error:
             _, (cause, _) = error.failures.popitem()
-            raise ValueError(f"the weights in {weights} cannot be read: {cause}") from None
+            raise ValueError(f"the weights in {reader.path} cannot be read: {cause}") from None
     model.tie_weights()

@@ -11,6 +11,7 @@ from vlm_core.data.closed_statistics import closed_answers, closed_kinds
 from vlm_core.data.conversation import numbered_text, turn_text
 from vlm_core.data.conversation_cache import ConversationDataset
 from vlm_core.data.explained_row import ExplainedRow, cell_text
+from vlm_core.data.medical_statistics import COUNTED
 from vlm_core.data.rejects import named_rows
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
@@ -54,6 +55,7 @@ def write_data_report(config: Config, conversations: Path, path: Path, explained
         fingerprint=conversations.name,
         rows=ROWS,
         spreads=SPREADS,
+        medical_rows=COUNTED,
         closed_shown=CLOSED_QUESTIONS,
         closed=closed_table(conversations, with_texts=config.report.images),
         plots={title: plot for title, plot in plots.items() if plot},
@@ -76,7 +78,7 @@ def named_columns(config: Config) -> dict[str, str]:
 
 
 def _explained(row: ExplainedRow) -> dict[str, Any]:
-    """Returns what the page shows of a row: texts, and its images as data URIs."""
+    """Returns what the page shows of a row: texts, and images as data URIs."""
     return {
         "row": row,
         "cells": [(column, row.uses.get(column, ""), cell_text(cell)) for column, cell in row.cells.items()],
@@ -147,7 +149,7 @@ def samples(conversations: Path) -> list[dict[str, Any]]:
 
 
 def overview(conversations: Path) -> list[dict[str, Any]]:
-    """Returns a table of the main counts, a row a split, for whoever shows tables."""
+    """Returns a table of the main counts, one row per split."""
     splits = read_json(conversations / STATISTICS)["splits"]
     return [
         {

@@ -2,16 +2,21 @@
 
 epoch_0_step_200/
     model/               weights or adapter in safetensors, with the processor: loads in transformers or peft;
-                         or torch's DCP, with such a directory `consolidated` in it
+                         or torch's DCP, with such a directory `consolidated` in it; image_settings.json says how
+                         medical images were windowed
     training_state.pt    optimizer and schedule
     progress.json        steps done, lowest validation loss so far, fingerprint of the data
     config.yaml          the resolved config, overrides included
+    checksums.json       the sha256 of all other files, which a resumed run compares
 """
 
 import logging
+import os
+import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +25,21 @@ import torch
 from torch.utils import _pytree as pytree
 from transformers import ProcessorMixin
 
+from vlm_core.cache import checksums
 from vlm_core.config import Config
-from vlm_core.files import point, published_directory, read_json, write_json, write_text
+from vlm_core.data.medical.settings import save_settings
+from vlm_core.files import is_disk_full, point, published_directory, read_json, write_json, write_text
 from vlm_core.models.weights import save_weights
-from vlm_core.run_directory import CONFIG, CONSOLIDATED, LATEST, LOWEST_VAL, PROGRESS, TRAINING_STATE, WEIGHTS
+from vlm_core.run_directory import (
+    CHECKSUMS,
+    CONFIG,
+    CONSOLIDATED,
+    LATEST,
+    LOWEST_VAL,
+    PROGRESS,
+    TRAINING_STATE,
+    WEIGHTS,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -101,26 +117,44 @@ def save_checkpoint(
     settings = config.checkpoint
     sharded = settings.model_save_format == "torch_save"
     consolidated = settings.save_consolidated == "every" or (last and settings.save_consolidated == "final")
-    with published_directory(directory) as aside:
+    with _space_required(directory), published_directory(directory) as aside:
         weights = snapshot.weights
         save_weights(model, aside / WEIGHTS, weights, sharded=sharded, consolidated=consolidated)
         for place in (aside / WEIGHTS, aside / WEIGHTS / CONSOLIDATED):
             if place.is_dir():
                 processor.save_pretrained(place)
+                save_settings(config.dataset.images, place)
         torch.save(snapshot.training_state, aside / TRAINING_STATE)
         write_json(aside / PROGRESS, asdict(snapshot.progress))
         write_text(aside / CONFIG, config.to_yaml())
+        write_json(aside / CHECKSUMS, checksums(aside))
     if lowest:
         point(directory.parent / LOWEST_VAL, directory)
-    point(directory.parent / LATEST, directory)  # Last: a run goes on from here, and never points back.
+    point(directory.parent / LATEST, directory)  # Last: a run resumes from here, and LATEST never moves back.
     if config.checkpoint.max_recent_checkpoints:
         _remove_old(directory.parent, config.checkpoint.max_recent_checkpoints)
     logger.info("checkpoint %s", directory)
 
 
+@contextmanager
+def _space_required(directory: Path) -> Iterator[None]:
+    """Turns the errors of a full disk into a ValueError that says what to free."""
+    try:
+        yield
+    except BaseException as error:  # that of torch's DCP is not an Exception
+        if not is_disk_full(error):
+            raise
+        free = shutil.disk_usage(directory.parent).free
+        raise ValueError(
+            f"no space left for the checkpoint {directory}: {free / 1e6:.0f} MB are free and do not suffice. Free some "
+            "(checkpoint.max_recent_checkpoints keeps fewer) and give the same command again: the run resumes from its "
+            "last checkpoint"
+        ) from None
+
+
 def _remove_old(run_directory: Path, keep: int) -> None:
     """Removes all but the `keep` latest checkpoints; what a pointer names stays."""
-    named = {(run_directory / pointer).resolve() for pointer in (LATEST, LOWEST_VAL)}
+    named = {Path(os.path.realpath(run_directory / pointer)) for pointer in (LATEST, LOWEST_VAL)}
     checkpoints = sorted(run_directory.glob("epoch_*_step_*"), key=lambda path: int(path.name.rpartition("_")[2]))
     for old in checkpoints[:-keep]:
         if old.resolve() not in named:
@@ -134,4 +168,10 @@ def load_progress(checkpoint: Path) -> RunProgress:
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Returns the state dictionaries of optimizer and schedule, on the CPU."""
-    return torch.load(checkpoint / TRAINING_STATE, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(checkpoint / TRAINING_STATE, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # whose words advise to unpickle anything
+        raise ValueError(
+            f"{checkpoint / TRAINING_STATE} is damaged, or holds more than tensors and numbers. Give an older one "
+            "as checkpoint.restore_from"
+        ) from None

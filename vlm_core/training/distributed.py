@@ -6,16 +6,17 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
 
+from vlm_core.files import is_disk_full
 from vlm_core.home import keep_private
 from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
@@ -78,6 +79,13 @@ def command() -> Iterator[Ranks]:
                 yield ranks
         except (ValueError, HubBusyError) as error:
             raise SystemExit(f"error: {printable(error)}") from error
+        except OSError as error:
+            if not is_disk_full(error):
+                raise
+            remedy = (
+                "Free some space, for example with python -m vlm_core.caches prune, and give the same command again"
+            )
+            raise SystemExit(f"error: {printable(error)}. {remedy}") from None
 
 
 _ENVIRONMENT = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
@@ -106,6 +114,20 @@ def same_as_main(value: T) -> T:
     values = [value]
     dist.broadcast_object_list(values, src=0)
     return values[0]
+
+
+def decided_by_main(ranks: Ranks, decide: Callable[[], T]) -> T:
+    """Returns what `decide` returns on the main rank, on every rank; its ValueError is raised on every rank too."""
+    found, error = None, None
+    if ranks.is_main:
+        try:
+            found = decide()
+        except ValueError as raised:
+            error = raised
+    found, error = same_as_main((found, error))
+    if error:
+        raise error
+    return cast(T, found)
 
 
 def peak_memory_mb() -> float:

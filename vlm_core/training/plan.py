@@ -23,6 +23,7 @@ from vlm_core.data.loader import plan_epoch
 from vlm_core.data.packing import row_tokens
 from vlm_core.data.token_cache import TokenDataset
 from vlm_core.families import Family, part_of
+from vlm_core.files import free_bytes
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
 from vlm_core.models.lora import adapter_sizes
@@ -157,6 +158,30 @@ def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
     raise ValueError(
         f"the run needs about {in_words(plan.bytes_needed)} and {device} has {in_words(total)}; less needs "
         f"{', or '.join(remedies) or 'a smaller model'}\n{plan}"
+    )
+
+
+def require_disk(plan: Plan, config: Config, directory: Path) -> None:
+    """Raises ValueError if the checkpoints that a run keeps in `directory` do not fit on its disk.
+
+    Those that are there already are counted as kept.
+    """
+    if not config.checkpoint.enabled:
+        return
+    every, recent = config.step_scheduler.ckpt_every_steps, config.checkpoint.max_recent_checkpoints
+    written = plan.steps // every + 1 if every else 1
+    # LOWEST_VAL may be an older one, and an old one is removed when a new one is complete.
+    kept = min(written, (recent or written) + 2)
+    new = max(1, kept - len(list(directory.glob("epoch_*_step_*"))))
+    needed, free = new * plan.checkpoint_bytes, free_bytes(directory)
+    if needed <= free:
+        return
+    fewer = int(free // plan.checkpoint_bytes) - 2
+    remedy = f"set checkpoint.max_recent_checkpoints={fewer}" if new > 1 and 1 <= fewer < kept else "free some"
+    what = f"{new} checkpoints of about" if new > 1 else "a checkpoint of about"
+    raise ValueError(
+        f"{what} {in_words(plan.checkpoint_bytes)} will not fit into {directory}, which has {in_words(free)} left: "
+        f"{remedy}, or set checkpoint.checkpoint_dir to a directory on another disk"
     )
 
 

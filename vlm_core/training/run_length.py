@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 
 from vlm_core.config import Config
-from vlm_core.run_directory import as_it_began, require_compatible
+from vlm_core.resume import as_it_began, require_compatible
 
 logger = logging.getLogger(__name__)
 

@@ -31,9 +31,9 @@ from vlm_core.models.freeze import count_parameters, parameter_table
 from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
 from vlm_core.models.load import device_of
 from vlm_core.models.prepare import compute_dtype, prepare_model
-from vlm_core.run_directory import checkpoint_to_resume
+from vlm_core.resume import checkpoint_to_resume
 from vlm_core.targets import load_target
-from vlm_core.training.distributed import Ranks, main_rank_first, same_as_main
+from vlm_core.training.distributed import Ranks, decided_by_main, main_rank_first
 from vlm_core.training.loop import Trainer
 from vlm_core.training.optim import optimizer_class
 from vlm_core.training.run_length import decide_length
@@ -95,8 +95,10 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
         if collate is None:
             config = _with_effective_savings(config, chat)
         tokens = _read_tokens(config, conversations, chat, collate)
-    # The main rank decides: over a shared file system, another host may see an older pointer for a minute.
-    checkpoint = same_as_main(checkpoint_to_resume(directory, config.checkpoint.restore_from))
+    # Over a shared file system, another host may see an older pointer for a minute.
+    checkpoint = decided_by_main(
+        ranks, lambda: checkpoint_to_resume(directory, config.checkpoint.restore_from, thorough=True)
+    )
     config = decide_length(config, checkpoint, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
     return RunInputs(config, directory, base, chat, conversations, tokens, collate, checkpoint, ranks)
 

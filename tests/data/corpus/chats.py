@@ -127,6 +127,16 @@ CASES = [
         both(".jsonl", jsonl([{"instruction": "<image>Where?", "output": "Left.", "images": [PATH]}])),
         STORED,
     ),
+    Case(
+        "alpaca with an input",
+        both(".jsonl", jsonl([{"instruction": "Name it.", "input": "<image>", "output": "Left.", "images": [PATH]}])),
+        error="the question may be in the column instruction and continue in input",
+    ),
+    Case(
+        "alpaca with empty inputs",
+        both(".jsonl", jsonl([{"instruction": "Where?", "input": "", "output": "Left.", "images": [PATH]}])),
+        STORED,
+    ),
     Case("ShareGPT", both(".jsonl", jsonl([row(SHAREGPT, PATH)])), STORED, settings=WITH_COLUMN),
     Case(
         "LLaVA",

@@ -111,6 +111,13 @@ CASES = [
         stored("007", "1.0"),
     ),
     Case(
+        "lists as pandas writes them",
+        both(".csv", CSV.replace("left", "\"['yes', 'no']\"")),
+        [[[1, "q1?"], ["right"]]],
+        {"answer is a list as Python writes it": 1},
+    ),
+    Case("lists as JSON", both(".csv", CSV.replace("left", '"[""yes""]"')), stored('["yes"]', "right")),
+    Case(
         "another encoding",
         both(".csv", CSV.replace("left", "lesión").encode("cp1252")),
         error="line 2: byte 0xf3 is not UTF-8",

@@ -6,10 +6,18 @@ from typing import Any
 import numpy as np
 
 from vlm_core.config import ImagesConfig
-from vlm_core.data.medical.dicom_file import decoder_errors, read_dicom, require_image
+from vlm_core.data.medical.dicom_file import (
+    decoder_errors,
+    has_pixels,
+    is_secondary_capture,
+    read_dicom,
+    require_image,
+)
 from vlm_core.data.medical.dicom_frames import is_colour, position_of, slice_of, stored_range
 from vlm_core.data.medical.errors import MedicalImageError
+from vlm_core.data.medical.nifti import is_nifti
 from vlm_core.data.medical.orientation import order_sign
+from vlm_core.data.medical.personal_data import personal_tags, says_burnt_in
 from vlm_core.data.medical.volumes import Slice, Volume, require_size
 
 SAME_PLACE = 1e-3  # mm
@@ -48,6 +56,12 @@ def dicom_series(contents: Iterable[bytes], settings: ImagesConfig) -> Volume:
     if len({(d.Rows, d.Columns) for d in datasets}) > 1 or len({is_colour(d) for d in datasets}) > 1:
         raise MedicalImageError("DICOM series with slices of different sizes", "move localizers away")
     return _volume(datasets, _sorted(slices, required=len(slices) > 1))
+
+
+def images_among(contents: Sequence[bytes]) -> Sequence[bytes]:
+    """Returns the files that hold an image; all of them if none does, so that the reader says what they are."""
+    found = [content for content in contents if is_nifti(content) or has_pixels(read_dicom(content))]
+    return found or contents
 
 
 def series_key(content: bytes) -> str | None:
@@ -108,9 +122,15 @@ def _volume(datasets: Sequence[Any], ordered: tuple[tuple[Slice, ...], bool]) ->
             "spacing": list(slices[0].spacing),
             "bits": int(first.get("BitsStored") or first.BitsAllocated),
             "uneven": uneven,
+            "personal_tags": sorted({tag for dataset in datasets for tag in personal_tags(dataset)}),
+            "burnt_in": any(_may_show_text(dataset) for dataset in datasets),
         }
     full = (min(low for low, _ in known), max(high for _, high in known)) if len(known) == len(ranges) else None
     return Volume(slices, modality, facts["bits"], is_colour(first), full, facts)
+
+
+def _may_show_text(dataset: Any) -> bool:
+    return says_burnt_in(dataset, secondary_capture=is_secondary_capture(dataset))
 
 
 def _number(value: Any) -> float | None:

@@ -74,20 +74,25 @@ def require_image(dataset: Any, *, secondary_captures: bool) -> None:
     meta = str(getattr(getattr(dataset, "file_meta", None), "MediaStorageSOPClassUID", ""))
     if DIRECTORY in (kind, meta):
         raise MedicalImageError("DICOMDIR: an index, not an image", "name the folder of a series")
-    if "EncryptedAttributesSequence" in dataset and not _has_pixels(dataset):
+    if "EncryptedAttributesSequence" in dataset and not has_pixels(dataset):
         raise MedicalImageError("encrypted DICOM object")
     if kind.startswith(REPORTS):
         raise MedicalImageError("DICOM report, not an image", _name(kind))
-    if not _has_pixels(dataset):
+    if not has_pixels(dataset):
         raise MedicalImageError("DICOM object without an image", _name(kind))
     if kind.startswith(SEGMENTATION):
         raise MedicalImageError("DICOM segmentation, not an image", _name(kind))
-    if kind.startswith(SECONDARY_CAPTURE) and not secondary_captures:
+    if is_secondary_capture(dataset) and not secondary_captures:
         raise MedicalImageError(
             "DICOM secondary capture",
             "a screenshot often shows a name; dataset.images.secondary_captures=true takes it",
         )
     _require_pixel_description(dataset)
+
+
+def is_secondary_capture(dataset: Any) -> bool:
+    """Returns whether a DICOM object is a screenshot or a scan of paper."""
+    return str(dataset.get("SOPClassUID") or "").startswith(SECONDARY_CAPTURE)
 
 
 @contextmanager
@@ -141,7 +146,8 @@ def _require_pixel_description(dataset: Any) -> None:
         raise MedicalImageError("DICOM file is damaged", f"{samples} samples of {bits} bits")
 
 
-def _has_pixels(dataset: Any) -> bool:
+def has_pixels(dataset: Any) -> bool:
+    """Returns whether a DICOM object holds pixels."""
     return any(name in dataset for name in PIXEL_ATTRIBUTES)
 
 

@@ -26,6 +26,7 @@ from vlm_core.data.medical.windows import (
 SQUARE = 0.01  # two spacings that differ by less are equal
 MOST_SAMPLES = 2**22  # values that percentiles of a volume are taken from
 PERCENTILE_WORDS = f"percentiles {PERCENTILES[0]:g} to {PERCENTILES[1]:g} of the volume"
+AIR = -900  # HU; no other kind of image has values that low
 DEEP = 8  # bits; more do not fit into a picture
 
 Shade = Callable[[np.ndarray, Any], np.ndarray]  # (values, header) -> uint8 (rows, columns[, 3])
@@ -90,10 +91,14 @@ def _by_header(volume: Volume) -> Shading:
 def _by_percentiles(volume: Volume) -> Shading:
     if volume.bits <= DEEP and volume.full_range is not None:
         return _full_range(volume)
-    low, high = robust_range(_sample(volume))
+    sample = _sample(volume)
+    low, high = robust_range(sample)
     if low == high != 0:
         raise MedicalImageError("medical image with the same value everywhere")
-    return Shading(PERCENTILE_WORDS, lambda values, _: apply_range(values, low, high))
+    words = PERCENTILE_WORDS
+    if volume.modality is None and np.nanmin(sample) <= AIR:
+        words += ", of values like HU"
+    return Shading(words, lambda values, _: apply_range(values, low, high))
 
 
 def _full_range(volume: Volume) -> Shading:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_core.config import ImagesConfig
-from vlm_core.data.medical.dicom import dicom_series, dicom_volume
+from vlm_core.data.medical.dicom import dicom_series, dicom_volume, images_among
 from vlm_core.data.medical.dicom_file import decoder_errors, is_dicom, is_encrypted, is_headerless
 from vlm_core.data.medical.nifti import is_nifti, nifti_volume
 from vlm_core.data.medical.pictures import pictures
@@ -40,9 +40,16 @@ class MedicalReader:
         self._kept: OrderedDict[str, Opened] = OrderedDict()
 
     def open(
-        self, files: Sequence[bytes], *, modality: str | None = None, slices: Sequence[str] | None = None
+        self,
+        files: Sequence[bytes],
+        *,
+        modality: str | None = None,
+        slices: Sequence[str] | None = None,
+        in_folder: bool = False,
     ) -> Opened:
         """Returns what a model sees of one file, or of the files of a DICOM series.
+
+        Of files found in a folder, reports and other objects that are not images are left out.
 
         `modality` counts where no header says one; `slices` names those to show. Raises MedicalImageError for an image
         that cannot be shown, MissingPackageError if the packages are not installed.
@@ -51,14 +58,16 @@ class MedicalReader:
         key = json.dumps([sorted(digests), modality, slices])
         if key not in self._kept:
             with decoder_errors("medical image is damaged"):
-                self._kept[key] = self._open(files, modality, slices)
+                self._kept[key] = self._open(files, modality, slices, in_folder)
             while len(self._kept) > KEPT:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
 
-    def _open(self, files: Sequence[bytes], modality: str | None, slices: Sequence[str] | None) -> Opened:
-        volume = self._volume(files)
+    def _open(
+        self, files: Sequence[bytes], modality: str | None, slices: Sequence[str] | None, in_folder: bool
+    ) -> Opened:
+        volume = self._volume(files, in_folder)
         if slices:
             chosen = named([one.names for one in volume.slices], slices)
         else:
@@ -73,7 +82,8 @@ class MedicalReader:
         }
         return Opened(tuple(shown), {key: value for key, value in facts.items() if value is not None})
 
-    def _volume(self, files: Sequence[bytes]) -> Volume:
+    def _volume(self, files: Sequence[bytes], in_folder: bool) -> Volume:
+        files = images_among(files) if in_folder else files
         if len(files) != 1:
             return dicom_series(files, self.settings)
         (content,) = files

@@ -1,0 +1,113 @@
+"""Personal data in headers and texts is counted by name and kind, and its values stand in no output."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.data.medical.test_cells import prepared, write_csv
+from tests.dicom_files import dicom_file
+from vlm_core.config import ImagesConfig
+from vlm_core.data.medical.personal_data import personal_patterns
+from vlm_core.data.medical.reader import MedicalReader
+from vlm_core.data.medical_statistics import medical_findings, medical_statistics
+from vlm_core.data.prepare import prepare_conversations
+from vlm_core.data.splits import fetch_splits
+from vlm_core.data.statistics import STATISTICS
+from vlm_core.files import read_json
+from vlm_core.pages.data_report import write_data_report
+from vlm_core.recipe import load_config
+
+PLANTED = {
+    "PatientName": "Zaphod^Beeblebrox", "PatientID": "XQ-884422", "PatientBirthDate": "19420229",
+    "InstitutionName": "Magrathea Klinik", "ReferringPhysicianName": "Vogon^Jeltz", "AccessionNumber": "ACC99177",
+    "StudyDate": "20251231", "PatientComments": "lives beside Milliways",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("Seen on 2024-03-05.", ["a date"]),
+        ("Seen on 5.3.2024", ["a date"]),
+        ("seen 3 March 2024", ["a date"]),
+        ("Mar 3rd, 2024", ["a date"]),
+        ("MRN: 0012345", ["a record number"]),
+        ("patient id 884422", ["a record number"]),
+        ("Reported by Dr. Smith", ["a name after a title"]),
+        ("mail jane@clinic.org", ["an e-mail address"]),
+        ("call 555 123 4567", ["a telephone number"]),
+        ("A 3.5 x 2.1 x 1.0 cm mass at T12, grade 2/3, 45-year-old, ratio 1/2", []),
+        ("The Dr of choice is a T2-weighted MR at 1.5 T; series 3, slice 12", []),
+        ("Case 4: what is shown in 1234 voxels?", []),
+    ],
+)
+def test_texts(text: str, kinds: list[str]) -> None:
+    assert personal_patterns(text) == kinds
+
+
+def test_planted_values_are_reported_by_tag_and_stand_in_no_output(
+    home: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    names = []
+    for number in range(6):
+        values = np.full((8, 8), 10.0 * number)
+        values[0, 0] = 500
+        (folder / f"{number}.dcm").write_bytes(dicom_file(values, **PLANTED))
+        names.append(f"{number}.dcm")
+    broken = dicom_file(np.zeros((8, 8)), **PLANTED)
+    (folder / "broken.dcm").write_bytes(broken[: broken.index(b"Milliways") + 20])
+    rows = [{"image": n, "question": f"q{i}", "answer": "a"} for i, n in enumerate([*names, "broken.dcm"])]
+    write_csv(folder, rows)
+    settings = {"dataset.max_reject_share": 1, "dataset.split_by": "image", "dataset.validation_share": 0.4}
+    config = load_config("demo", {"dataset.path_or_dataset": str(folder), "validation_dataset.split": None} | settings)
+    with caplog.at_level("DEBUG"):
+        cache, _ = prepare_conversations(config, fetch_splits(config))
+        write_data_report(config, cache, home / "home" / "report.html")
+    found = read_json(cache / STATISTICS)
+    assert set(PLANTED) <= set(found["medical"]["personal_tags"])
+    assert found["medical"]["personal_tags"]["PatientName"] == 6
+    assert any("PatientName in 6" in finding for finding in found["findings"])
+    outputs = b"".join(path.read_bytes() for path in (home / "home").rglob("*") if path.is_file())
+    for value in PLANTED.values():
+        for part in value.replace("^", " ").split():
+            if len(part) > 5:
+                assert part.encode() not in outputs
+                assert part not in caplog.text
+    assert b"PatientName" in outputs
+
+
+def test_signs_of_personal_data_stop_a_run_if_the_config_says_so(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        (folder / f"{number}.dcm").write_bytes(dicom_file(np.arange(16.0).reshape(4, 4) + number))
+    answers = ["seen on 2024-01-02", "by Dr. Smith", *"abcd"]
+    write_csv(folder, [{"image": f"{n}.dcm", "question": "q", "answer": a} for n, a in enumerate(answers)])
+    prepared(folder)
+    prepared(folder, **{"dataset.max_personal_data": 2})
+    with pytest.raises(ValueError, match=r"2 signs of personal data \(a date: 1, a name after a title: 1\)"):
+        prepared(folder, **{"dataset.max_personal_data": 1})
+
+
+def test_headers_say_that_text_is_burnt_in() -> None:
+    values = np.arange(16.0).reshape(4, 4)
+    settings = ImagesConfig(secondary_captures=True)
+    for attributes in ({"BurnedInAnnotation": "YES"}, {"SOPClassUID": "1.2.840.10008.5.1.4.1.1.7"}):
+        assert MedicalReader(settings).open([dicom_file(values, **attributes)]).facts["burnt_in"]
+    assert not MedicalReader(settings).open([dicom_file(values, BurnedInAnnotation="NO")]).facts["burnt_in"]
+
+
+def test_findings_name_what_can_hide_a_finding() -> None:
+    facts = [
+        '{"window": "percentiles, of values like HU", "shown": 2, "slices": 9, "spacing": [0.5, 0.5]}',
+        '{"window": "full range of 16 bits, without a window", "uneven": true, "orientation_unknown": true}',
+        None,
+    ]
+    medical = medical_statistics(facts)
+    assert (medical["images"], medical["counts"]["spacing"]) == (2, {"0.5 x 0.5": 1})
+    found = {"medical": medical, "personal_texts": {}, "images": {"modes": {"I;16": 3, "RGB": 2}}}
+    said = [text for applies, text in medical_findings(found) if applies]
+    assert [text.split(" ", 1)[0] for text in said] == ["1", "1", "3", "1", "1", "1"]

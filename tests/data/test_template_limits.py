@@ -1,0 +1,72 @@
+"""A chat template that loops or grows without end is one error, in any thread; a good one costs nothing."""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vlm_core.data import chat_template
+from vlm_core.data.chat_template import render
+from vlm_core.data.time_limit import OutOfTimeError, time_limit
+
+STRUCTURE = (("user", ("text",)),)
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+GROWING = "{% for a in range(99999) %}{{ 'x' * 100 }}{% endfor %}"
+
+
+class Processor:
+    """A processor that renders a template as transformers does, in a sandbox."""
+
+    def __init__(self, template: str) -> None:
+        self.template = ImmutableSandboxedEnvironment().from_string(template)
+
+    def apply_chat_template(self, conversation: Any, **options: Any) -> str:
+        return self.template.render(messages=conversation, **options)
+
+
+def rendered(template: str) -> str:
+    return render(Processor(template), STRUCTURE, iter(["a question"]), for_generation=True)
+
+
+def test_a_good_template_is_rendered() -> None:
+    assert rendered("{{ messages[0]['content'][0]['text'] }}!") == "a question!"
+
+
+def test_a_template_that_grows_is_refused() -> None:
+    with pytest.raises(ValueError, match="makes 9,999,900 characters of one conversation; at most 1,000,000"):
+        rendered(GROWING)
+
+
+def in_a_thread(call: Callable[[], Any]) -> Any:
+    found: list[Any] = []
+
+    def keep() -> None:
+        try:
+            found.append(call())
+        except ValueError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=keep)
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_template_that_loops_is_stopped_in_any_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MOST_SECONDS", 0.2)
+    with pytest.raises(ValueError, match=r"ran for more than 0\.2 s"):
+        rendered(ENDLESS)
+    assert "ran for more than" in str(in_a_thread(lambda: rendered(ENDLESS)))
+
+
+def test_nothing_is_raised_after_the_block() -> None:
+    for _ in range(200):
+        try:
+            with time_limit(0.0005):
+                time.sleep(0.0005)
+        except OutOfTimeError:
+            continue
+    time.sleep(0.01)  # nothing arrives here

@@ -1,0 +1,100 @@
+"""What the headers of a dataset's medical images say, counted; and what a reader should know about it."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+COMMON = 12  # values of a kind that are listed
+COUNTED = {
+    "window": "Windows",
+    "modality": "Modalities",
+    "manufacturer": "Manufacturers",
+    "slice_thickness": "Slice thickness, mm",
+    "spacing": "Spacing of rows and columns, mm",
+    "bits": "Bits of a stored value",
+    "format": "File formats",
+}
+FLAGS = ("uneven", "orientation_unknown", "burnt_in")
+DEEP_MODES = ("I", "F")
+
+
+def medical_statistics(encoded_facts: Iterable[str | None]) -> dict[str, Any]:
+    """Returns the number of medical images, how often each value stands in their headers, and personal tags by name."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
+    flags, tags, images, left_out = Counter[str](), Counter[str](), 0, 0
+    for facts in (json.loads(one) for one in encoded_facts if one):
+        images += 1
+        for name, counter in counts.items():
+            if facts.get(name) is not None:
+                counter[_text(facts[name])] += 1
+        flags.update(flag for flag in FLAGS if facts.get(flag))
+        tags.update(facts.get("personal_tags", ()))
+        left_out += facts.get("shown", 1) < facts.get("slices", 1)
+    return {
+        "images": images,
+        "counts": {name: dict(counter.most_common(COMMON)) for name, counter in counts.items()},
+        "flags": {flag: flags[flag] for flag in FLAGS},
+        "personal_tags": dict(tags.most_common()),
+        "of_shortened_volumes": left_out,
+    }
+
+
+def medical_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
+    """Returns (whether it applies, the finding) for each thing that a reader should know about medical images."""
+    medical, texts = found["medical"], found["personal_texts"]
+    windows, flags, tags = medical["counts"]["window"], medical["flags"], medical["personal_tags"]
+    like_ct = sum(count for words, count in windows.items() if "like HU" in words)
+    unwindowed = sum(count for words, count in windows.items() if "without a window" in words)
+    deep = sum(n for mode, n in found["images"]["modes"].items() if mode in DEEP_MODES or mode.startswith("I;16"))
+    return [
+        (
+            like_ct,
+            f"{like_ct} images have values like HU but no modality, and are shown by percentiles, which can hide a "
+            "finding: set dataset.images.window, or dataset.images.modality_column.",
+        ),
+        (
+            unwindowed,
+            f"{unwindowed} images of more than 8 bits are shown without a window, which can hide a finding: set "
+            "dataset.images.window.",
+        ),
+        (
+            deep,
+            f"{deep} images of more than 8 bits have no header that says a window: they are shown by percentiles 0.5 "
+            "to 99.5. dataset.images.window=LEVEL/WIDTH sets one in their own values.",
+        ),
+        (
+            tags,
+            f"DICOM headers name persons, places or dates (they are not stored): "
+            f"{', '.join(f'{name} in {count}' for name, count in tags.items())}.",
+        ),
+        (
+            texts,
+            "Questions or answers may hold personal data, which is trained on: "
+            f"{', '.join(f'{kind} in {count}' for kind, count in texts.items())}. Look at them.",
+        ),
+        (
+            flags["burnt_in"],
+            f"{flags['burnt_in']} images may show text that was burnt in, such as a name, by their header.",
+        ),
+        (
+            medical["of_shortened_volumes"],
+            f"{medical['of_shortened_volumes']} images are slices of volumes that are not shown in full: see "
+            "dataset.images.slices.",
+        ),
+        (flags["uneven"], f"{flags['uneven']} images are of series with uneven distances: slices may be missing."),
+        (
+            flags["orientation_unknown"],
+            f"{flags['orientation_unknown']} NIfTI images do not say their orientation: left and right may be "
+            "mirrored.",
+        ),
+    ]
+
+
+def signs_of_personal_data(found: Mapping[str, Any]) -> int:
+    """Returns how many images and texts of a dataset's statistics have a sign of personal data that is trained on."""
+    return found["medical"]["flags"]["burnt_in"] + sum(found["personal_texts"].values())
+
+
+def _text(value: Any) -> str:
+    return " x ".join(f"{number:.3g}" for number in value) if isinstance(value, list) else str(value)

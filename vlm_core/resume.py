@@ -1,0 +1,174 @@
+"""Which checkpoint a run resumes from, and whether it belongs to the same run."""
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vlm_core.config import Config
+from vlm_core.files import file_sha256, read_json
+from vlm_core.guide import translate
+from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, PROGRESS
+
+logger = logging.getLogger(__name__)
+
+# What must not change between the run that wrote a checkpoint and the one that resumes from it.
+FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
+# The same for keys of other sections, each with the value that a checkpoint older than the key had.
+FIXED_KEYS = {
+    "step_scheduler.global_batch_size": 8,
+    "packing.enabled": False,
+    "dataloader.collate_fn": {"_target_": None},
+}
+
+
+def checkpoint_to_resume(run_directory: Path, restore_from: str | None, *, thorough: bool = False) -> Path | None:
+    """Returns the checkpoint that a run resumes from; None for a fresh start.
+
+    `restore_from` is a pointer or a checkpoint of the run directory, or a path. Without it LATEST is taken; if that
+    leads nowhere or is damaged, the newest intact checkpoint before it. `thorough` reads all files of a checkpoint.
+    Raises ValueError if what `restore_from` names is not there or is damaged, or if no checkpoint is intact.
+    """
+    if restore_from is not None:
+        return _named(run_directory, restore_from, thorough=thorough)
+    faults = []
+    for checkpoint in _latest_first(run_directory):
+        fault = fault_of(checkpoint, thorough=thorough)
+        if fault is None:
+            for found in faults:
+                logger.warning("%s; the run resumes from %s instead", found, checkpoint.name)
+            return checkpoint
+        faults.append(fault)
+    if faults:
+        raise ValueError(
+            f"{'; '.join(faults)}. No checkpoint of {run_directory} is intact: restore one from a backup, or give "
+            "another checkpoint.checkpoint_dir to start anew"
+        )
+    return None
+
+
+def fault_of(checkpoint: Path, *, thorough: bool) -> str | None:
+    """Returns what is wrong with a checkpoint, None if it is intact; `thorough` compares the checksums of all files."""
+    if not (checkpoint / PROGRESS).is_file():
+        return f"{checkpoint} is not a checkpoint: it has no {PROGRESS}"
+    try:
+        if not isinstance(read_json(checkpoint / PROGRESS)["step"], int):
+            return f"{checkpoint / PROGRESS} is damaged: its step is not a number"
+        Config.model_validate(_stored(checkpoint))
+        # Older checkpoints have no checksums.
+        written = read_json(checkpoint / CHECKSUMS) if (checkpoint / CHECKSUMS).is_file() else {}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
+        return f"{checkpoint} is damaged: {error}"
+    checked = {name: digest for name, digest in written.items() if thorough or name in (PROGRESS, CONFIG)}
+    damaged = [name for name, digest in checked.items() if not _has_checksum(checkpoint / name, digest)]
+    return f"{checkpoint} is damaged: {', '.join(damaged)} missing or changed" if damaged else None
+
+
+def _has_checksum(path: Path, digest: str) -> bool:
+    return path.is_file() and file_sha256(path) == digest
+
+
+def _named(run_directory: Path, restore_from: str, *, thorough: bool) -> Path:
+    candidates = [run_directory / restore_from, Path(restore_from)]
+    if restore_from == LOWEST_VAL:
+        candidates += _lowest(run_directory)
+    for candidate in candidates:
+        if (candidate / PROGRESS).is_file():
+            fault = fault_of(candidate.resolve(), thorough=thorough)
+            if fault:
+                raise ValueError(f"checkpoint.restore_from={restore_from!r}: {fault}; give another checkpoint")
+            return candidate.resolve()
+    there = sorted(path.parent.name for path in run_directory.glob(f"*/{PROGRESS}"))
+    raise ValueError(
+        f"checkpoint.restore_from={restore_from!r} is no checkpoint, neither as a path nor in {run_directory}, "
+        f"which has {', '.join(there) or 'none'}"
+    )
+
+
+def _latest_first(run_directory: Path) -> Iterator[Path]:
+    """Yields what LATEST leads to, then the run's checkpoints up to that one, the newest first.
+
+    LATEST may lead nowhere, lead in a circle, be a file, or be lost in a copy of the directory.
+    """
+    pointer = run_directory / LATEST
+    named = pointer.readlink().name if pointer.is_symlink() else None
+    newest = _step_of(named) if named else None
+    pointed = Path(os.path.realpath(pointer))
+    if os.path.lexists(pointer):
+        yield pointed
+    for checkpoint in sorted(_checkpoints(run_directory), key=lambda path: _step_of(path.name) or 0, reverse=True):
+        if checkpoint != pointed and (newest is None or (_step_of(checkpoint.name) or 0) <= newest):
+            yield checkpoint
+
+
+def _lowest(run_directory: Path) -> list[Path]:
+    """Returns the checkpoint of the lowest validation loss, as the checkpoints themselves tell; none if none tells."""
+    found = []
+    for checkpoint in _checkpoints(run_directory):
+        if fault_of(checkpoint, thorough=False) is None:
+            progress = read_json(checkpoint / PROGRESS)
+            if progress["lowest_validation_loss"] is not None and not progress["validations_since_lowest"]:
+                found.append((progress["lowest_validation_loss"], progress["step"], checkpoint))
+    return [min(found)[2]] if found else []
+
+
+def _checkpoints(run_directory: Path) -> list[Path]:
+    return [path.resolve() for path in run_directory.glob("epoch_*_step_*") if path.is_dir()]
+
+
+def _step_of(name: str) -> int | None:
+    """Returns the step of a checkpoint's name, None for another name.
+
+    >>> _step_of("epoch_0_step_200"), _step_of("LATEST")
+    (200, None)
+    """
+    step = name.rpartition("_step_")[2]
+    return int(step) if name.startswith("epoch_") and step.isdecimal() else None
+
+
+def as_it_began(config: Config, checkpoint: Path) -> Config:
+    """Returns `config` with the batch size, epochs and warm-up that its run began with, unless it gives them itself.
+
+    A share of warm-up became steps when the run began, and those steps stay.
+    """
+    began = Config.model_validate(_stored(checkpoint))
+    schedule, lr = config.step_scheduler, config.lr_scheduler
+    length = {
+        name: getattr(began.step_scheduler, name)
+        for name in ("global_batch_size", "num_epochs")
+        if getattr(schedule, name) is None
+    }
+    update: dict[str, Any] = {"step_scheduler": schedule.model_copy(update=length)}
+    if lr.lr_warmup_steps is None:
+        warmup = {"lr_warmup_steps": began.lr_scheduler.lr_warmup_steps, "lr_warmup_share": None}
+        update["lr_scheduler"] = lr.model_copy(update=warmup)
+    return config.model_copy(update=update)
+
+
+def _stored(checkpoint: Path) -> dict[str, Any]:
+    """Returns the config of a checkpoint, with the values that older ones had for keys that they lack."""
+    stored = translate(yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8")) or {})
+    for key, in_older_ones in FIXED_KEYS.items():
+        section, _, name = key.partition(".")
+        stored.setdefault(section, {}).setdefault(name, in_older_ones)
+    return stored
+
+
+def require_compatible(checkpoint: Path, config: Config) -> None:
+    """Raises ValueError that names what differs, if `checkpoint` belongs to another run than `config`."""
+    began = Config.model_validate(_stored(checkpoint))  # with the defaults of keys that the checkpoint is older than
+    before = began.model_dump(mode="json")
+    now = config.model_dump(mode="json")
+    pairs = {section: (before[section], now[section]) for section in FIXED_SECTIONS}
+    for key in FIXED_KEYS:
+        section, _, name = key.partition(".")
+        pairs[key] = (before[section][name], now[section][name])
+    changed = [f"{key} was {old}, is {new}" for key, (old, new) in pairs.items() if old != new]
+    if changed:
+        raise ValueError(
+            f"{checkpoint.parent} holds another run ({'; '.join(changed)}); "
+            "give checkpoint.checkpoint_dir another directory, or the settings of that run"
+        )
