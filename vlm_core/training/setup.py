@@ -19,6 +19,8 @@ from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, build_batches
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.kept_images import keep_images
+from vlm_core.data.loader import worker_processes
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
@@ -112,7 +114,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
     parameters = count_parameters(model, family)  # before the vision tower may be detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
-    images, whole_model = _images(inputs, model)
+    images, whole_model, workers = _images(inputs, model)
     train, validation = (_batches(inputs, split, images) for split in SPLITS)
     trainer = Trainer(
         config=config,
@@ -127,6 +129,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
         device=device,
         compute_dtype=compute_dtype(config.model, inputs.base),
         whole_model=whole_model,
+        num_workers=workers,
     )
     trainer.after_validation = after_validation(trainer.model, images)
     if inputs.checkpoint:
@@ -134,18 +137,22 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     return trainer
 
 
-def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], AbstractContextManager[None]]]:
-    """Returns what shows images to `model`, and a block in which the model has all weights that a checkpoint needs.
+def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], AbstractContextManager[None]], int]:
+    """Returns what shows images to `model`, and how to train with that.
 
-    If the vision tower is frozen, its features come from the cache and the tower leaves the model.
+    The second is a block in which the model has all weights that a checkpoint needs, the third the number of processes
+    that read batches ahead. If the vision tower is frozen, its features come from the cache and the tower leaves the
+    model.
     """
-    config, chat = inputs.config, inputs.chat
+    config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
     if inputs.collate or not config.vision_cache.enabled or not is_tower_frozen(model, chat.family):
-        return DecodedImages.of(inputs.conversations, chat), nullcontext
+        workers = worker_processes(workers, decodes=True)
+        return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
     images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
     detached = DetachedTower(model, chat.family)
     # A full checkpoint holds the tower too. An adapter does not.
-    return images, detached.attached if config.peft is None else nullcontext
+    whole_model = detached.attached if config.peft is None else nullcontext
+    return images, whole_model, worker_processes(workers, decodes=False)
 
 
 def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
