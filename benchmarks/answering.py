@@ -13,7 +13,7 @@ from benchmarks.memory import PeakMemory
 from vlm_core.config import Config
 from vlm_core.data.batches import DecodedImages
 from vlm_core.data.collate import collate_prompts
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.generation.answerer import Answerer

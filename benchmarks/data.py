@@ -47,7 +47,8 @@ def generate(images: int, directory: Path) -> dict[str, Any]:
 def prepare(images: int, directory: Path) -> dict[str, Any]:
     """Finds or builds both caches; the home decides whether they are cold or warm."""
     from vlm_core.config import ModelConfig
-    from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
+    from vlm_core.data.conversation_cache import build_conversations
+    from vlm_core.data.conversation_dataset import ConversationDataset
     from vlm_core.data.splits import fetch_splits
     from vlm_core.data.token_cache import TokenDataset, build_tokens
     from vlm_core.models.base_model import fetch_model

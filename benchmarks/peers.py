@@ -16,7 +16,7 @@ from benchmarks.workload import BFLOAT16, decode
 from vlm_core.config import Config
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation import images_of, questions_and_answers
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.families import GEMMA3
 from vlm_core.models.chat import load_chat

@@ -6,7 +6,7 @@ from prefect import task
 
 from tasks.run import Run
 from vlm_core.data.conversation import first_images, questions_and_answers
-from vlm_core.data.conversation_cache import ConversationDataset, image_indices
+from vlm_core.data.conversation_dataset import ConversationDataset, image_indices
 from vlm_core.files import published_file, write_json
 from vlm_core.run_directory import EXAMPLE
 

@@ -13,7 +13,7 @@ from vlm_core import export
 from vlm_core.arguments import export_parser
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import Family
 from vlm_core.models.load import load_model
 from vlm_core.models.prepare import prepare_model

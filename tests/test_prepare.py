@@ -19,7 +19,7 @@ from vlm_core.arguments import prepare_parser
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.conversation import last_question
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.new_recipe import recipe_text, share_for_intervals
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits

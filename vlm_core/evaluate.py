@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from vlm_core.config import BASE, Config
 from vlm_core.data.commonest import CommonestAnswers
 from vlm_core.data.conversation import last_question
-from vlm_core.data.conversation_cache import ConversationDataset, image_indices
+from vlm_core.data.conversation_dataset import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import TRAIN

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 
 from tests.conftest import small_config
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 
 

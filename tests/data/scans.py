@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.recipe import load_config
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.conftest import small_config
 from tests.data.image_files import encode
 from vlm_core.data.case_ids import case_key, case_text, without_zeros
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json

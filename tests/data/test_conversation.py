@@ -29,7 +29,7 @@ from vlm_core.data.conversation import (
     values,
     without_images,
 )
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.evaluation.scores import question_of
 from vlm_core.files import read_json

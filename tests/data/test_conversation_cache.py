@@ -12,7 +12,8 @@ import pytest
 
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
-from vlm_core.data.conversation_cache import ConversationDataset, build_conversations
+from vlm_core.data.conversation_cache import build_conversations
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.images import FORMATS, decode_image
 from vlm_core.data.phantom import write_phantom
 from vlm_core.data.splits import Splits, fetch_splits

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import small_config
 from tests.data.corpus import Case, chats, json_files, layouts, tables
 from vlm_core.cache import read_manifest
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 
 CASES = [case for module in (chats, json_files, layouts, tables) for case in module.CASES]

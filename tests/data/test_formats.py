@@ -14,7 +14,7 @@ from PIL import Image
 from tests.conftest import small_config
 from tests.data.rows import shape, write_images
 from vlm_core.cache import read_manifest
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.dataset_files import read_table
 from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations

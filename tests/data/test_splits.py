@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import ConnectedImages, fetch_splits
 from vlm_core.data.statistics import STATISTICS, spread

@@ -9,7 +9,7 @@ import torch
 
 from tests.conftest import fresh_home, small_config, tiny_directory
 from vlm_core.config import Config
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.evaluate import evaluate
 from vlm_core.evaluation.answering import Questions, answer_questions
 from vlm_core.evaluation.conditions import shuffle_between_cases

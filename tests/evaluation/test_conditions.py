@@ -10,7 +10,7 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import DecodedImages
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate_prompts
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.evaluation.answering import Questions
 from vlm_core.evaluation.conditions import black_image, shuffle_between_cases

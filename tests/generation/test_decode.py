@@ -10,7 +10,7 @@ import torch
 from tests.conftest import noise, small_config, tiny_directory
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate_prompts
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer, to_answer, without_answer

@@ -10,7 +10,7 @@ from tests.conftest import fresh_home, noise, small_config
 from tests.other_models import WRITERS, directory_of
 from vlm_core.data.batches import DecodedImages
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens, last_answer_of
 from vlm_core.evaluate import evaluate
 from vlm_core.files import read_json

@@ -10,7 +10,7 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import DecodedImages
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset, build_tokens, last_answer_of
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts

@@ -13,7 +13,7 @@ from peft import PeftModel
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import FreezeConfig, ModelConfig, PeftConfig
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import FAMILIES, GEMMA3, Family, part_of
 from vlm_core.models.base_model import fetch_model
 from vlm_core.models.chat import load_chat

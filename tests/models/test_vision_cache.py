@@ -9,7 +9,7 @@ import torch
 from tests.conftest import fresh_home, small_config, tiny_directory
 from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
-from vlm_core.data.conversation_cache import image_sizes
+from vlm_core.data.conversation_dataset import image_sizes
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.encode import encode
 from vlm_core.families import Family

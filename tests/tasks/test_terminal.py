@@ -20,7 +20,7 @@ from tasks.run import Run
 from tasks.stages import Stages
 from tasks.terminal import LiveLine
 from tests.conftest import small_config
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.files import read_json, write_json
 from vlm_core.log import PROGRESS, configure_logging
 from vlm_core.progress import Progress, progress_writer

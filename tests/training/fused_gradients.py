@@ -13,7 +13,7 @@ from triton import language
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.families import FAMILIES, Family
 from vlm_core.models.chat import load_chat

@@ -10,7 +10,7 @@ import torch
 from tests.conftest import small_config
 from vlm_core.data.batches import CollatedBatches, PlainMicroBatch
 from vlm_core.data.collate import IGNORE_INDEX, collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune

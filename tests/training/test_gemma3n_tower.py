@@ -10,7 +10,7 @@ from transformers import AutoConfig, Gemma3nForConditionalGeneration
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import FreezeConfig
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import GEMMA3N, part_of
 from vlm_core.models.freeze import freeze, frozen_parts
 from vlm_core.models.load import load_processor

@@ -14,7 +14,7 @@ from tests.conftest import small_config
 from vlm_core.arguments import generate_parser
 from vlm_core.config import OptimizerConfig
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import GEMMA3
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune

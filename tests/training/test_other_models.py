@@ -14,7 +14,7 @@ from tests.conftest import noise, small_config, tiny_directory
 from tests.other_models import WRITERS, directory_of
 from vlm_core.config import Config
 from vlm_core.data.collate import collate, require_keys
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.loader import plan_epoch
 from vlm_core.encode import encode
 from vlm_core.families import FAMILIES, part_of

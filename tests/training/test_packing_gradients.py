@@ -17,7 +17,7 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.data.batches import DecodedImages, shown_images
 from vlm_core.data.chat_model import Batch, ChatModel
 from vlm_core.data.collate import collate_tokens
-from vlm_core.data.conversation_cache import image_sizes
+from vlm_core.data.conversation_dataset import image_sizes
 from vlm_core.data.packing import pack
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, shared_prefix

@@ -14,7 +14,7 @@ import vlm_core.finetune
 from tests.conftest import small_config, tiny_directory
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import Family
 from vlm_core.models.chat import FastChat
 from vlm_core.run_directory import CONSOLIDATED

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import small_config
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.files import read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.generation.answerer import Answerer

@@ -13,7 +13,7 @@ from tests.conftest import small_config, tiny_directory
 from vlm_core.config import Config
 from vlm_core.config.training import FUSED_LOSS
 from vlm_core.data.collate import collate
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, build_tokens

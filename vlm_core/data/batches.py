@@ -15,7 +15,7 @@ from PIL import Image
 from vlm_core.config import Config
 from vlm_core.data.chat_model import Batch, ChatModel
 from vlm_core.data.collate import IGNORE_INDEX, collate_tokens
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.images import decode_image
 from vlm_core.data.packing import Row, group_examples, pack, pack_rows, share_rows, split_groups
 from vlm_core.data.token_cache import TokenDataset

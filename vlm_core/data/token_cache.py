@@ -21,7 +21,8 @@ from jinja2 import TemplateError
 from vlm_core.cache import cached_directory, read_manifest
 from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import TokenizedConversation
-from vlm_core.data.conversation_cache import SPLITS, image_indices, image_sizes
+from vlm_core.data.conversation_cache import SPLITS
+from vlm_core.data.conversation_dataset import image_indices, image_sizes
 from vlm_core.data.examples import RejectedRow
 from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.home import medpix_home

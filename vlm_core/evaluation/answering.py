@@ -13,7 +13,7 @@ from vlm_core.cache import locked
 from vlm_core.config import Config
 from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
-from vlm_core.data.conversation_cache import ConversationDataset, image_sizes
+from vlm_core.data.conversation_dataset import ConversationDataset, image_sizes
 from vlm_core.data.kept_images import keep_images
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.rejects import describe_rejects

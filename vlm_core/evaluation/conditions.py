@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.conversation import without_images
-from vlm_core.data.conversation_cache import image_indices
+from vlm_core.data.conversation_dataset import image_indices
 from vlm_core.data.token_cache import TokenizedExample, last_answer_of
 from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.generation.prompts import prompt_of

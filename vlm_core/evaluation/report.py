@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_core.config import Config
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for, names
 from vlm_core.evaluation.result_names import COMMONEST, MODEL, p_value, with_interval

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlm_core.data.batches import ImageInputs
 from vlm_core.data.conversation import last_question
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset
 from vlm_core.files import append_json_lines
 from vlm_core.generation.answerer import Answerer

@@ -9,7 +9,7 @@ from vlm_core.config import Config
 from vlm_core.data.closed_questions import YES_NO
 from vlm_core.data.closed_statistics import closed_answers, closed_kinds
 from vlm_core.data.conversation import numbered_text, turn_text
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.explained_row import ExplainedRow, cell_text
 from vlm_core.data.medical_statistics import COUNTED
 from vlm_core.data.rejects import named_rows

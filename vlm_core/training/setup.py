@@ -18,7 +18,7 @@ from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, build_batches
 from vlm_core.data.chat_model import ChatModel
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.kept_images import keep_images
 from vlm_core.data.loader import worker_processes
 from vlm_core.data.prepare import prepare_conversations

@@ -16,7 +16,7 @@ from PIL import Image
 from vlm_core.cache import locked, touch
 from vlm_core.data.batches import DecodedImages
 from vlm_core.data.chat_model import Batch, ChatModel, ImageGrid
-from vlm_core.data.conversation_cache import ConversationDataset, image_sizes
+from vlm_core.data.conversation_dataset import ConversationDataset, image_sizes
 from vlm_core.home import medpix_home
 from vlm_core.models.feature_store import FeatureStore
 from vlm_core.models.forward import on_device

@@ -15,7 +15,7 @@ from PIL import Image
 
 from tests.dicom_files import dicom_file, nifti_file, series
 from vlm_core.cache import read_manifest
-from vlm_core.data.conversation_cache import ConversationDataset
+from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.medical.errors import MissingPackageError
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.generation.sampling import prompt_key
