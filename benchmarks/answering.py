@@ -19,6 +19,7 @@ from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import generate_ids, stop_tokens, without_answer
 from vlm_core.generation.prompts import Prompts, prompt_of
+from vlm_core.generation.sampling import Decoding, most_likely
 from vlm_core.home import medpix_home
 from vlm_core.models.chat import load_chat
 from vlm_core.models.model_reference import find_model
@@ -27,13 +28,13 @@ from vlm_core.models.model_reference import find_model
 def answer_ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """Generates answers from shared prefixes, as `vlm_core.evaluate` does, from pixels."""
     answerer, prompts, images = _questions(config, conversations)
-    stops, longest = stop_tokens(answerer.chat), config.evaluation.max_new_tokens
+    decoding = Decoding(stop_tokens(answerer.chat), config.evaluation.max_new_tokens, most_likely)
     answers: dict[int, list[int]] = {}
     with PeakMemory() as memory:
         started = time.monotonic()
         for groups in prompts.batches(config.evaluation.batch_size):
             rows = [[prompts.prompts[i] for i in group.members] for group in groups]
-            ids = generate_ids(answerer.model, answerer.chat, rows, images, stops, longest)
+            ids = generate_ids(answerer.model, answerer.chat, rows, images, decoding)
             answers |= dict(zip((i for group in groups for i in group.members), ids, strict=True))
         seconds = time.monotonic() - started
     return _result([answers[i] for i in range(len(prompts))], seconds, memory)

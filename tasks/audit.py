@@ -1,12 +1,13 @@
 """The audit trail of a home: who did what, when, with which parameters and data, and what was decided.
 
-`audit.jsonl` is append-only. Each line holds the sha256 of the line before it, so that a line that was changed or
-removed shows. MLflow's tags repeat what belongs to a run, a version and a model.
+`audit.jsonl` is append-only. Each line has the sha256 of the line before it, which reveals a line that was changed or
+removed. MLflow's tags repeat what belongs to a run, a version and a model.
 """
 
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,27 @@ def audit_file() -> Path:
 
 
 def audit(action: str, **facts: Any) -> None:
-    """Appends an entry of this moment and of the user of this process; it is on the disk when this returns."""
+    """Appends an entry with the current time and user; it is on the disk when this returns."""
     path = audit_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "user": responsible_user(), "action": action}
     with locked(path.with_name(f".{AUDIT}.lock")), path.open("ab+") as stream:
-        line = json.dumps(entry | facts | {BEFORE: _digest(_last_line(stream))}, ensure_ascii=False, default=str)
-        stream.write(f"{without_secrets(line)}\n".encode())
+        stream.seek(0)
+        *lines, unfinished = stream.read().split(b"\n")
+        stream.truncate(stream.tell() - len(unfinished))  # a writer was killed, or its disk was full
+        follows = {BEFORE: _digest(lines[-1]) if lines else FIRST}
+        stream.write(f"{json.dumps(_masked(entry | facts) | follows, ensure_ascii=False)}\n".encode())
         stream.flush()
         os.fsync(stream.fileno())
 
 
 def read_audit() -> list[dict[str, Any]]:
-    """Returns the entries, oldest first; raises ValueError that names the first line that does not follow its own."""
+    """Returns the entries, oldest first. A last line without its end is ignored: it is still being written.
+
+    Raises ValueError that names the first line that does not have the sha256 of the line before it.
+    """
     path, before, entries = audit_file(), FIRST, []
-    lines = path.read_bytes().splitlines() if path.exists() else []
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
             entry = json.loads(line)
@@ -50,25 +57,22 @@ def read_audit() -> list[dict[str, Any]]:
             entry, follows = {}, False
         if not follows:
             raise ValueError(
-                f"{path}, line {number}: it does not follow the line before it; one of them was changed or removed"
+                f"{path}, line {number}: it does not follow the line before it, so one of them was changed or removed; "
+                "find out why, then restore the file from a backup"
             )
         entries.append(entry)
         before = _digest(line)
     return entries
 
 
-def _last_line(stream: Any) -> bytes:
-    """Returns the last line of a file without its end, nothing for an empty file."""
-    size = stream.seek(0, os.SEEK_END)
-    block = 65_536
-    while size:
-        stream.seek(max(0, size - block))
-        lines = stream.read().rstrip(b"\n").rsplit(b"\n", 1)
-        if len(lines) > 1 or block >= size:
-            return lines[-1]
-        block *= 4
-    return b""
+def _masked(value: Any) -> Any:
+    """Returns `value` as JSON can hold it, with the secrets in its URLs masked."""
+    if isinstance(value, Mapping):
+        return {key: _masked(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_masked(inner) for inner in value]
+    return value if value is None or isinstance(value, bool | int | float) else without_secrets(str(value))
 
 
 def _digest(line: bytes) -> str:
-    return hashlib.sha256(line).hexdigest() if line else FIRST
+    return hashlib.sha256(line).hexdigest()

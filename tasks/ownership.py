@@ -81,7 +81,7 @@ def reap_after_crash(flow: Any, flow_run: Any, state: Any) -> None:
 
 
 def mlflow_run_of(directory: Path) -> str | None:
-    """Returns the MLflow run of a run directory, or None if there is none or it was deleted.
+    """Returns the id of a run directory's MLflow run, or None if it has none or that run was deleted.
 
     Raises ValueError if the run is active, that is, if the process that owns it still runs.
     """

@@ -14,7 +14,7 @@ from vlm_core.progress import Progress
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_UPDATES = 3.0
-SECONDS_AFTER_A_FAILURE = 60.0  # Prefect's client already spends seconds on retries of its own
+SECONDS_AFTER_A_FAILURE = 60.0  # Prefect's client has already retried for seconds
 
 
 class ProgressArtifact:
@@ -41,9 +41,9 @@ class ProgressArtifact:
         percent = 100.0 * progress.done / progress.total if progress.total else 0.0
         try:
             self._send(percent, describe(progress, self.run_id))
-        except Exception as error:  # no failure of the network or the server may stop a training
+        except Exception as error:  # a failure of the network or the server must not stop a training
             self.next_update = time.monotonic() + SECONDS_AFTER_A_FAILURE
-            logger.warning("Prefect did not take the progress of %s: %s", self.key, error)
+            logger.warning("Prefect did not accept the progress of %s: %s", self.key, error)
 
     def _send(self, percent: float, description: str) -> None:
         if self.artifact is None:

@@ -51,7 +51,7 @@ def _links(run: Run, registered: dict[str, Any] | None = None) -> str:
     if run_page:
         rows.append(link("MLflow run", run_page))
     else:
-        rows.append("MLflow has no server here: start `mlflow ui` to see the run, as in the flow's last lines")
+        rows.append("no MLflow server runs: start `mlflow ui` to see the run (the flow's last lines have the command)")
     if registered:
         name, version = registered["name"], registered["version"]
         title, page = f"Version {version} of {name}", version_link(name, version)

@@ -1,4 +1,4 @@
-"""A recipe that is no YAML, or that unfolds without end, is one error that names the file and the line."""
+"""A recipe that is not valid YAML, or whose aliases expand too far, is one error that names the file and the line."""
 
 import time
 from pathlib import Path
@@ -15,15 +15,18 @@ ALIASES = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (b"a:\n\t- b", "is no YAML: line 2: found character"),
-        (b"model: [", "is no YAML: line 1: expected the node content"),
-        (b"model: {a: 'b", "is no YAML: line 1: found unexpected end of stream"),
-        (b"model: *none", "is no YAML: line 1: found undefined alias"),
-        (b"model: !!python/object/apply:os.system [id]", "is no YAML: line 1: could not determine a constructor"),
-        (b"\0", "is no YAML in UTF-8: unacceptable character"),
-        ("modèle: 1".encode("latin-1"), "is no YAML in UTF-8: 'utf-8' codec"),
-        (b"[" * 5000, "is no YAML in UTF-8: maximum recursion depth"),
-        (b"model: &a [*a]", "is no YAML in UTF-8: maximum recursion depth"),
+        (b"a:\n\t- b", "is not valid YAML: line 2: found character"),
+        (b"model: [", "is not valid YAML: line 1: expected the node content"),
+        (b"model: {a: 'b", "is not valid YAML: line 1: found unexpected end of stream"),
+        (b"model: *none", "is not valid YAML: line 1: found undefined alias"),
+        (
+            b"model: !!python/object/apply:os.system [id]",
+            "is not valid YAML: line 1: could not determine a constructor",
+        ),
+        (b"\0", "is not valid YAML in UTF-8: unacceptable character"),
+        ("modèle: 1".encode("latin-1"), "is not valid YAML in UTF-8: 'utf-8' codec"),
+        (b"[" * 5000, "is not valid YAML in UTF-8: maximum recursion depth"),
+        (b"model: &a [*a]", "is not valid YAML in UTF-8: maximum recursion depth"),
         (ALIASES.encode(), "has more than 10,000 entries; its aliases"),
         (b"- a", "must hold a mapping of config sections, not list"),
     ],

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.conftest import small_config, tiny_directory
 from vlm_core.config import Config, ModelConfig
-from vlm_core.data.explained_row import cell_text, explain_row, explain_some
+from vlm_core.data.explained_row import ExplainedRow, ModelView, cell_text, explain_row, explain_some
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
 from vlm_core.explain import explanation, save_pictures, viewed
@@ -80,6 +80,12 @@ def test_a_name_that_means_no_row_is_refused(name: str, config: Config) -> None:
         explain_row(fetch_splits(config), name)
 
 
+def test_no_line_of_an_explanation_does_anything_to_a_terminal() -> None:
+    view = ModelView("model", [("text", False)], problem="no \x1b[2J picture")
+    row = ExplainedRow("train-0", "\x1b[2J.csv, line 2", {"a": 1}, {"a": "image"}, images=[picture(0)], view=view)
+    assert "\x1b" not in explanation(row, [], colours=False)
+
+
 def test_text_of_the_data_does_nothing_to_a_terminal(config: Config, tiny_gemma3: Path) -> None:
     model = ModelConfig(pretrained_model_name_or_path=str(tiny_gemma3))
     (row,) = viewed([explain_row(fetch_splits(config), "4")], model)
@@ -116,7 +122,8 @@ def test_the_data_report_explains_three_rows(config: Config, tiny_gemma3: Path, 
     page = tmp_path / "page.html"
     write_data_report(config, cache, page, rows)
     assert "--explain train-0 --model MODEL" in page.read_text()
-    write_data_report(config, cache, page, viewed(rows, ModelConfig(pretrained_model_name_or_path=str(tiny_gemma3))))
+    model = ModelConfig(pretrained_model_name_or_path=str(tiny_gemma3))
+    write_data_report(config, cache, page, viewed(rows[::-1], model))  # the first is rejected
     text = page.read_text()
     assert text.count("<mark>Red.&lt;end_of_turn&gt;</mark>") == 2
     assert "Rejected: empty answer" in text

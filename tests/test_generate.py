@@ -139,7 +139,7 @@ def test_an_image_of_ones_own_network_is_read_where_that_is_allowed(
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"http://127.0.0.1:{server.server_port}/one.png"
         fetched = asked(run, *arguments, "--image-url", address, "--allow-any-url")
-        with pytest.raises(SystemExit, match="by https alone"):
+        with pytest.raises(SystemExit, match="only read by https"):
             run(*arguments, "--image-url", address)
         server.shutdown()
     assert fetched["response"] == asked(run, *arguments, "--image", images[0])["response"]
@@ -152,9 +152,10 @@ def test_an_image_of_ones_own_network_is_read_where_that_is_allowed(
         (["--checkpoint-path", "m"], "give --prompt for one question, or --input-file for many"),
         (["--checkpoint-path", "nowhere", "--prompt", "x"], "no model 'nowhere': neither a directory"),
         (["--checkpoint-path", "m", "--prompt", "x", "--image", "no.png"], "cannot read the image no.png"),
-        (["--checkpoint-path", "m", "--prompt", "x", "--image-url", "http://a/b"], "images are read by https alone"),
-        (["--checkpoint-path", "m", "--input-file", "-"], "line 2 of the input is no question"),
-        (["--checkpoint-path", "m", "--input-file", "-", "--output-format", "text"], "leave out --image"),
+        (["--checkpoint-path", "m", "--prompt", "x", "--image-url", "http://a/b"], "images are only read by https"),
+        (["--checkpoint-path", "m", "--prompt", "x", "--image", "no.png", "--top-p", "0.5"], "--top-p has no effect"),
+        (["--checkpoint-path", "m", "--input-file", "-"], "line 2 of the input is not a question"),
+        (["--checkpoint-path", "m", "--input-file", "-", "--output-format", "text"], "remove --image"),
         (["--checkpoint-path", "models:/none@champion", "--prompt", "x"], "no model 'models:/none@champion' at sqlite"),
     ],
 )

@@ -205,7 +205,7 @@ def _pairs(conversations: Path, split: str) -> list[tuple[str, str]]:
 def test_the_table_has_one_row_per_split(conversations: Path) -> None:
     train, validation = overview(conversations)
     assert (train["split"], train["Questions"], validation["Questions"]) == ("train", 340, 60)
-    assert train["Questions an image (mean)"] == 10
+    assert train["Questions per image (mean)"] == 10
 
 
 def test_findings_are_reported_each_time(caplog: pytest.LogCaptureFixture) -> None:

@@ -66,7 +66,7 @@ def test_durations_are_easy_to_read() -> None:
         ("12:00:00 INFO    token ids reused", logging.INFO, "token ids reused"),
         ("12:00:00 WARNING  look out", logging.WARNING, "look out"),
         ("12:00:00 PROGRESS finetune 3/30 steps", PROGRESS, "finetune 3/30 steps"),
-        ("examples    340: 9 steps an epoch", logging.INFO, "examples    340: 9 steps an epoch"),
+        ("examples    340: 9 steps per epoch", logging.INFO, "examples    340: 9 steps per epoch"),
         ("12:00:00 is noon", logging.INFO, "12:00:00 is noon"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The arguments of the commands.
+"""Defines and reads the command-line arguments of all commands.
 
 A command reads its arguments before it imports torch and similar packages, which takes ten seconds or more. `--help`
 and errors in options are therefore immediate. This module must not import more than the config does.
@@ -21,7 +21,7 @@ from vlm_core.log import configure_logging
 
 logger = logging.getLogger(__name__)
 
-DATA_RECIPE = "demo"  # the recipe of `prepare PATH`, which needs no model
+DATA_RECIPE = "demo"  # used by `prepare PATH`, which needs a recipe but not its model
 
 DATA_KEYS = ("dataset.path_or_dataset", "dataset.split")
 TRAINING_KEYS = (
@@ -63,23 +63,23 @@ EVALUATION_KEYS = (
 
 
 def read_arguments(parser: argparse.ArgumentParser, loaded: str) -> argparse.Namespace:
-    """Returns the arguments of a command without a recipe, and logs which slow imports (`loaded`) follow.
+    """Returns the arguments of a command without a recipe, and logs that slow imports (`loaded`) follow.
 
-    Ends the command if an argument is wrong.
+    Exits with an error message if an argument is wrong.
     """
     with _slow_imports_after(loaded):
         return parser.parse_args()
 
 
 def read_config(parser: ConfigParser, loaded: str) -> tuple[argparse.Namespace, Config]:
-    """Returns the options and the config of a command with a recipe, as `read_arguments` does."""
+    """Like `read_arguments`, for a command with a recipe: returns its options and its config."""
     with _slow_imports_after(loaded):
         return parser.parse_config()
 
 
 @contextmanager
 def _slow_imports_after(loaded: str) -> Iterator[None]:
-    is_main = os.environ.get("RANK", "0") == "0"  # of torchrun's processes, one logs
+    is_main = os.environ.get("RANK", "0") == "0"  # only one of torchrun's processes logs
     configure_logging(quiet=not is_main)
     yield
     logger.info("loading %s", loaded)
@@ -91,17 +91,17 @@ def flow_parser(description: str | None) -> ConfigParser:
 
 
 def data_path_of(arguments: Sequence[str]) -> str | None:
-    """Returns the path that `python -m vlm_core.prepare PATH` begins with, None if it begins with an option."""
+    """Returns the PATH argument of `python -m vlm_core.prepare PATH`, None if the first argument is an option."""
     return arguments[0] if arguments and not arguments[0].startswith("-") else None
 
 
 def name_of(path: str) -> str:
-    """Returns what a run on the data at `path` is called."""
+    """Returns the name of a run on the data at `path`."""
     return re.sub(r"[^\w.-]+", "-", Path(path.partition("?")[0]).absolute().stem).strip("-") or "data"
 
 
 class _DataParser(ConfigParser):
-    """Takes a path in front of all options for dataset.path_or_dataset; no recipe is needed then."""
+    """Accepts a path as first argument, which sets dataset.path_or_dataset and makes a recipe unnecessary."""
 
     def parse_with_overrides(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
         given = sys.argv[1:] if arguments is None else [*arguments]
@@ -125,12 +125,12 @@ def prepare_parser(description: str | None) -> ConfigParser:
     parser.add_argument(
         "--explain",
         metavar="ROW",
-        help="show one row from its file to what the model sees, and stop: train-12 or 12; the first row is 0",
+        help="show how one row becomes what the model sees, and stop; ROW is 12 or train-12, counted from 0",
     )
     parser.add_argument(
         "--model",
-        help="hub id or directory: show rows as this model sees them, without its weights; default of --explain: the "
-        "recipe's model",
+        help="hub id or directory of the model whose view of the rows is shown; loads no weights; default for "
+        "--explain: the recipe's model",
     )
     return parser
 
@@ -145,7 +145,7 @@ def encode_parser(description: str | None) -> ConfigParser:
 def finetune_parser(description: str | None) -> ConfigParser:
     """Returns the parser of `python -m vlm_core.finetune`."""
     parser = ConfigParser(prog="python -m vlm_core.finetune", description=description, common=TRAINING_KEYS)
-    parser.add_argument("--plan", action="store_true", help="print what the run needs and whether it fits, and stop")
+    parser.add_argument("--plan", action="store_true", help="print the plan of the run and whether it fits, and stop")
     _add_conversations(parser)
     return parser
 
@@ -162,13 +162,13 @@ def evaluate_parser(description: str | None) -> ConfigParser:
         "--checkpoint-path",
         help="epoch_E_step_S, a model or adapter directory, a hub id or models:/name@alias; default: the base model",
     )
-    parser.add_argument("--output-dir", type=Path, help="default: evaluation/ beside the checkpoint")
+    parser.add_argument("--output-dir", type=Path, help="default: evaluation/ next to the checkpoint")
     _add_conversations(parser)
     return parser
 
 
 class _NotNeeded(argparse.Action):
-    """A flag that is accepted and has no effect: a warning says why."""
+    """A flag that is accepted but has no effect. A warning gives the reason."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: Any, values: Any, flag: str | None = None) -> None:
         logger.warning("%s has no effect: %s", flag, self.const)
@@ -179,21 +179,21 @@ def generate_parser(description: str | None) -> argparse.ArgumentParser:
     parser = _plain_parser("python -m vlm_core.generate", description)
     add = parser.add_argument
     add("--checkpoint-path", help="epoch_E_step_S, a model or adapter directory, a hub id, or models:/name@alias")
-    add("--base-model", help="hub id or directory; default: what the checkpoint names")
+    add("--base-model", help="hub id or directory; default: the base model that the checkpoint names")
     add("--prompt", help="the question; - reads it from standard input")
     add("--image", nargs="*", default=[], help="image files, in the order of the prompt")
-    add("--image-url", nargs="*", default=[], help="https addresses of images, or paths")
-    add("--allow-any-url", action="store_true", help="also read images by http and from private addresses")
-    add("--input-file", help="questions, one line of JSON each; - reads standard input")
-    add("--max-new-tokens", type=int, default=128, help="longest answer in tokens")
-    add("--temperature", type=float, default=0.0, help="0 = greedy; otherwise answers are sampled")
+    add("--image-url", nargs="*", default=[], help="https URLs of images, or paths")
+    add("--allow-any-url", action="store_true", help="also allow http and private addresses for images")
+    add("--input-file", help="file with one question per line, as JSON; - reads standard input")
+    add("--max-new-tokens", type=int, default=128, help="maximum length of an answer in tokens")
+    add("--temperature", type=float, default=0.0, help="0: greedy decoding; above 0: sampling")
     add(
         "--top-p",
         type=float,
         default=1.0,
         help="sample from the most likely tokens that together have this probability",
     )
-    add("--seed", type=int, default=42, help="seed of the sampling")
+    add("--seed", type=int, default=42, help="random seed for sampling")
     add("--output-format", choices=("text", "json"), help="default: text")
     add("--output-file", type=Path, help="write the answer to this file instead of standard output")
     for flag, reason in GENERATE_FLAGS.items():
@@ -205,11 +205,11 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m vlm_core.export`."""
     parser = _plain_parser("python -m vlm_core.export", description)
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("merge", help="base model + adapter as one plain transformers directory")
+    command = commands.add_parser("merge", help="merge base model and adapter into one transformers directory")
     add = command.add_argument
     add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
     add("--output-dir", type=Path, required=True, help="a new or empty directory")
-    add("--base-model", help="hub id or directory; default: what the checkpoint names")
+    add("--base-model", help="hub id or directory; default: the base model that the checkpoint names")
     return parser
 
 
@@ -219,4 +219,4 @@ def _plain_parser(prog: str, description: str | None) -> argparse.ArgumentParser
 
 
 def _add_conversations(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--conversations", type=Path, help="cache directory of the conversations, if they are prepared")
+    parser.add_argument("--conversations", type=Path, help="conversation cache to use; default: find or build it")

@@ -1,4 +1,7 @@
-"""Content-addressed directories: built once, complete or absent, safe under builders on many hosts and kill -9."""
+"""Content-addressed cache directories. Each is built once and is complete or absent, even with builders on many hosts.
+
+A builder that is killed leaves no incomplete directory in place.
+"""
 
 import errno
 import os
@@ -13,20 +16,16 @@ from filelock import FileLock
 from vlm_core.files import file_sha256, published_directory, read_json, write_json
 
 MANIFEST = "manifest.json"
-FILES = "files"  # in it, the sha256 of every file beside it
-NO_LOCKS = (
-    errno.ENOSYS,
-    errno.EOPNOTSUPP,
-    errno.ENOLCK,
-)  # of file systems without them
+FILES = "files"  # key of the manifest: the sha256 of every other file in the directory
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
 
 
 def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any]]) -> tuple[Path, bool]:
-    """Returns (`root/key`, whether it was there already).
+    """Returns the directory `root/key`, built if it is missing, and whether it existed already.
 
-    A missing directory is built aside by `build(directory)`, whose return value becomes its manifest, and renamed
-    into place. Of two builders at once one builds; the other waits and reuses. `key` must name everything that the
-    content depends on.
+    `build(directory)` fills a temporary directory, which is then renamed into place. Its return value becomes the
+    manifest. If two processes need the directory at once, one builds it and the other waits. `key` must cover
+    everything that the content depends on.
     """
     final = root / key
     if (final / MANIFEST).exists():
@@ -34,11 +33,11 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
         return final, True
     root.mkdir(parents=True, exist_ok=True)
     with locked(root / f".{key}.lock"):
-        # Listed, and not asked for by name: a client of NFS remembers for a minute that a name was not there.
+        # List the directory instead of testing the name: NFS caches negative lookups for up to a minute.
         if final in root.iterdir() and (final / MANIFEST).exists():
             return final, True
-        for rubbish in root.glob(f".{key}.*/"):  # of a builder that was killed: the lock says that none is at work
-            shutil.rmtree(rubbish)
+        for leftover in root.glob(f".{key}.*/"):  # from a killed builder: no other can be active while we hold the lock
+            shutil.rmtree(leftover)
         with published_directory(final) as aside:
             manifest = build(aside)
             write_json(aside / MANIFEST, {**manifest, FILES: checksums(aside)})
@@ -47,10 +46,10 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
 
 @contextmanager
 def locked(path: Path, timeout: float = -1) -> Iterator[None]:
-    """Holds the lock file `path` for the block, after waiting for `timeout` seconds at most; -1 is without end.
+    """Holds a lock on the file `path` for the block. Waits at most `timeout` seconds for it; -1 waits forever.
 
-    The kernel holds it (flock) and gives it back when the holder dies, so that no lock is ever stale; where the file
-    system asks a server, other hosts wait too. Raises filelock.Timeout, and ValueError where there are no locks.
+    The lock is a flock: the kernel releases it when the holder dies, so it is never stale. On network file systems with
+    lock support it also excludes other hosts. Raises filelock.Timeout, or ValueError if the file system has no locks.
     """
     lock = FileLock(path, timeout=timeout, fallback_to_soft=False)  # a soft lock would outlive a killed holder
     try:
@@ -59,8 +58,8 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
         if error.errno not in NO_LOCKS:
             raise
         raise ValueError(
-            f"{path.parent} is on a file system without flock ({error.strerror}), so that two builders would not see "
-            "each other; mount it with locks, or set MEDPIX_HOME and checkpoint.checkpoint_dir to another one"
+            f"{path.parent} is on a file system without flock ({error.strerror}), so two builders could write there at "
+            "once; mount it with locks, or set MEDPIX_HOME and checkpoint.checkpoint_dir to another file system"
         ) from None
     try:
         yield
@@ -69,13 +68,13 @@ def locked(path: Path, timeout: float = -1) -> Iterator[None]:
 
 
 def touch(path: Path) -> None:
-    """Notes that `path` was used now, which prune goes by; one that belongs to somebody else is left as it is."""
+    """Sets the modification time of `path` to now, which prune reads as its last use. Ignores files of other users."""
     with suppress(OSError):
         os.utime(path)
 
 
 def checksums(directory: Path) -> dict[str, str]:
-    """Returns the sha256 of each file below `directory`, by relative path; the manifest is left out."""
+    """Returns the sha256 of each file below `directory`, except the manifest, by relative path."""
     found = {}
     for path in sorted(directory.rglob("*")):
         if path.is_file() and path.name != MANIFEST:
@@ -84,7 +83,7 @@ def checksums(directory: Path) -> dict[str, str]:
 
 
 def damaged_files(directory: Path) -> list[str]:
-    """Returns the files of a complete cache directory that are missing, or not as they were written."""
+    """Returns the files of a complete cache directory that are missing or changed."""
     written, there = read_manifest(directory).get(FILES, {}), checksums(directory)
     return sorted(name for name, digest in written.items() if there.get(name) != digest)
 
@@ -92,7 +91,7 @@ def damaged_files(directory: Path) -> list[str]:
 def require_unchanged(directory: Path, sha256: Mapping[str, str]) -> None:
     """Raises ValueError unless `directory` holds exactly the files of `sha256`, which maps relative paths to checksums.
 
-    A link is refused, whatever it leads to.
+    A symbolic link is always an error.
     """
     if not sha256:
         raise ValueError(f"{directory} was registered without checksums: register the model again")
@@ -105,12 +104,12 @@ def require_unchanged(directory: Path, sha256: Mapping[str, str]) -> None:
     ]
     if found:
         raise ValueError(
-            f"{directory} is not as it was registered: {'; '.join(found)}. Put it back, or register the model again"
+            f"{directory} is not as it was registered: {'; '.join(found)}. Restore it, or register the model again"
         )
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
-    """Returns the manifest of a complete cache directory; raises ValueError for one that is not."""
+    """Returns the manifest of a cache directory; raises ValueError if the directory is not complete."""
     if not (directory / MANIFEST).exists():
-        raise ValueError(f"{directory} is no complete cache: it has no {MANIFEST}")
+        raise ValueError(f"{directory} is not a complete cache: it has no {MANIFEST}")
     return read_json(directory / MANIFEST)

@@ -1,10 +1,10 @@
 """Lists, verifies and prunes the caches under MEDPIX_HOME.
 
     python -m vlm_core.caches list
-    python -m vlm_core.caches verify               exits with status 1 where something is damaged
+    python -m vlm_core.caches verify               exits with status 1 if something is damaged
     python -m vlm_core.caches prune --unused-days 30 [--dry-run]
 
-What is pruned, or damaged and deleted, is made again when a run next needs it.
+You may delete any cache: the next run that needs it builds it again.
 """
 
 import argparse
@@ -19,13 +19,13 @@ from filelock import Timeout
 from vlm_core.cache import MANIFEST, damaged_files, locked, read_manifest
 from vlm_core.home import medpix_home
 
-BUILT_DIRECTORIES = ("phantom", "models", "registered", "conversations", "tokens")  # of `cached_directory`
+BUILT_DIRECTORIES = ("phantom", "models", "registered", "conversations", "tokens")  # built by `cached_directory`
 DAY = 24 * 3600
 
 
 @dataclass(frozen=True)
 class Cache:
-    """A directory that a run made, or what is left of one whose builder was killed."""
+    """A cache directory, or the leftovers of a builder that was killed."""
 
     kind: str
     directory: Path
@@ -36,21 +36,21 @@ class Cache:
         return sum(path.stat().st_size for path in self.directory.rglob("*") if path.is_file())
 
     @property
-    def is_rubbish(self) -> bool:
-        """Whether it was never completed."""
+    def is_incomplete(self) -> bool:
+        """Whether its builder never finished."""
         return self.kind in BUILT_DIRECTORIES and not (self.directory / MANIFEST).is_file()
 
     @property
     def days_unused(self) -> float:
-        """Days since a run last used it, as far as its files tell."""
+        """Days since a run last used it, by the modification times of its files."""
         manifest = self.directory / MANIFEST
         paths = [manifest] if manifest.is_file() else [self.directory, *self.directory.rglob("*")]
         return (time.time() - max(path.stat().st_mtime for path in paths)) / DAY
 
     @property
     def contents(self) -> str:
-        """What is in it, in a few words."""
-        if self.is_rubbish:
+        """A short description of its contents."""
+        if self.is_incomplete:
             return "never completed"
         if self.kind not in BUILT_DIRECTORIES:
             return ""
@@ -60,13 +60,13 @@ class Cache:
         return f"{manifest['train'] + manifest['validation']:,} rows" if self.kind == "tokens" else ""
 
     def damages(self) -> list[str]:
-        """Returns the files that are not as they were written."""
-        if self.is_rubbish:
+        """Returns the files that are missing or changed."""
+        if self.is_incomplete:
             return []
         if self.kind in BUILT_DIRECTORIES:
             return damaged_files(self.directory)
         if self.kind == "vision":
-            # With torch, which listing needs not.
+            # Lazy import: this module imports torch, which takes seconds.
             from vlm_core.models.feature_store import damaged_shards
 
             return damaged_shards(self.directory)
@@ -74,14 +74,14 @@ class Cache:
 
     @property
     def _lock(self) -> Path:
-        """The lock that whoever writes to it holds."""
+        """The lock that its builder holds."""
         name = self.directory.name
         if self.kind == "vision":
             return self.directory / ".lock"
-        return self.directory.parent / (f"{name.rpartition('.')[0]}.lock" if self.is_rubbish else f".{name}.lock")
+        return self.directory.parent / (f"{name.rpartition('.')[0]}.lock" if self.is_incomplete else f".{name}.lock")
 
     def delete(self) -> bool:
-        """Deletes it; returns False where a run is building it, or another one deletes it."""
+        """Deletes it; returns False if another process is building or deleting it."""
         try:
             with locked(self._lock, timeout=0):
                 shutil.rmtree(self.directory)
@@ -99,7 +99,7 @@ def find_caches() -> Iterator[Cache]:
 
 
 def list_caches() -> None:
-    """Prints a line a cache, and the sum."""
+    """Prints one line per cache, then the total size."""
     total = 0
     for cache in find_caches():
         total += cache.size
@@ -109,27 +109,27 @@ def list_caches() -> None:
 
 
 def verify_caches() -> int:
-    """Prints what is damaged and returns how many caches are."""
+    """Prints the damaged files and returns the number of damaged caches."""
     caches, damaged = list(find_caches()), 0
     for cache in caches:
         files = cache.damages()
         damaged += bool(files)
         for file in files:
-            print(f"damaged: {cache.directory / file}; delete {cache.directory}, and it is made again")
+            print(f"damaged: {cache.directory / file}; delete {cache.directory}, and the next run builds it again")
     print(f"{len(caches)} caches, {damaged} damaged")
     return damaged
 
 
 def prune_caches(unused_days: float, *, dry_run: bool) -> None:
-    """Deletes what no run has used for `unused_days`, and what was never completed."""
+    """Deletes the caches that no run has used for `unused_days`, and all incomplete ones."""
     freed = 0
     for cache in find_caches():
-        if cache.is_rubbish or cache.days_unused >= unused_days:
+        if cache.is_incomplete or cache.days_unused >= unused_days:
             size = cache.size
             gone = dry_run or cache.delete()
             freed += size if gone else 0
-            said = "would delete" if dry_run else "deleted" if gone else "in use, kept"
-            print(f"{said}: {cache.directory} ({_megabytes(size).strip()})")
+            outcome = "would delete" if dry_run else "deleted" if gone else "in use, kept"
+            print(f"{outcome}: {cache.directory} ({_megabytes(size).strip()})")
     print(f"{'would free' if dry_run else 'freed'} {_megabytes(freed).strip()}")
 
 

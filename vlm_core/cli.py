@@ -1,4 +1,4 @@
-"""The command line that all commands share: `--config` or `--recipe`, and a dotted override for every config key.
+"""Parses the options that all commands share: `--config` or `--recipe`, and dotted overrides of config keys.
 
 python -m vlm_core.finetune --config demo --optimizer.lr 2e-5 --peft.exclude_modules '*vision*' '*lm_head*'
 """
@@ -22,23 +22,23 @@ from vlm_core.run_directory import CONFIG
 
 
 class ConfigParser(argparse.ArgumentParser):
-    """An ArgumentParser whose remaining arguments are config overrides.
+    """An ArgumentParser that reads all unknown options as config overrides.
 
     `--help` shows the command's options and the keys in `common`; `--help-all` documents every key.
     """
 
     def __init__(self, *, common: Sequence[str] = (), config_of: str | None = None, **options: Any) -> None:
-        """`config_of` is the option that names a checkpoint; its own config is used if no recipe is given."""
+        """`config_of` is the option that names a checkpoint. Without a recipe, the checkpoint's config is used."""
         self.common, self.config_of = common, config_of
         recipe = "[--config RECIPE]" if config_of else "--config RECIPE"
         options.setdefault("usage", f"%(prog)s {recipe} [options] [--section.key VALUE ...]")
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
-            epilog=_keys_help(common, " most used; --help-all shows all of them"),
+            epilog=_keys_help(common, " (most used; --help-all shows all)"),
             **options,
         )
-        known = f"a YAML file or one of: {', '.join(recipe_names())}"
+        known = f"YAML file, or one of: {', '.join(recipe_names())}"
         default = f"; default: the {CONFIG} in --{config_of.replace('_', '-')}" if config_of else ""
         self.add_argument("--config", "--recipe", dest="recipe", metavar="RECIPE", required=config_of is None,
                           help=known + default)  # fmt: skip
@@ -46,9 +46,9 @@ class ConfigParser(argparse.ArgumentParser):
         self.add_argument("--help-all", action=_HelpAll, help="show this message with every config key, and exit")
 
     def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
-        """Returns the command's own options and the checked config; exits with status 2 and a reason if they are wrong.
+        """Returns the command's own options and the validated config; exits with status 2 and a message on errors.
 
-        The options also hold the `overrides` by dotted key.
+        `options.overrides` holds the overrides by dotted key.
         """
         options, overrides = self.parse_with_overrides(arguments)
         options.overrides = overrides
@@ -58,7 +58,7 @@ class ConfigParser(argparse.ArgumentParser):
             self.error(str(error))
 
     def parse_with_overrides(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
-        """Returns the command's own options and the overrides by dotted key; exits with status 2 on stray words."""
+        """Returns the command's own options and the overrides by dotted key; exits with status 2 on wrong arguments."""
         options, rest = self.parse_known_args(arguments)
         options.recipe = options.recipe or self._recipe_of_checkpoint(options)
         try:
@@ -75,11 +75,11 @@ class ConfigParser(argparse.ArgumentParser):
         assert self.config_of
         config = Path(getattr(options, self.config_of) or ".") / CONFIG
         if not config.is_file():
-            self.error(f"--config is missing, and there is no {config} that could take its place")
+            self.error(f"--config is missing, and {config}, its default, does not exist: give --config")
         return str(config)
 
     def _require_no_misspelt_option(self, overrides: Mapping[str, Any]) -> None:
-        """Raises ValueError for a key outside the config that resembles one of the command's own options."""
+        """Raises ValueError for an unknown key that resembles one of the command's own options."""
         own = [name for action in self._actions for name in action.option_strings]
         for key in overrides.keys() - Config.model_fields.keys():
             near = difflib.get_close_matches(f"--{key}", own, n=1, cutoff=0.7)
@@ -98,14 +98,14 @@ class _HelpAll(argparse.Action):
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
-    """Returns `{dotted key: value}` of `--key value`, `--key=value`, `--flag` (true) and `--key a b` (a list).
+    """Parses `--key value`, `--key=value`, `--flag` (true) and `--key a b` (a list) to `{dotted key: value}`.
 
     >>> parse_overrides(["--optimizer.lr", "2e-5", "--checkpoint.enabled=false"])
     {'optimizer.lr': '2e-5', 'checkpoint.enabled': False}
 
-    A word for a key that holds a text is that text: `scans #2`, `on` and `1` stay as they are, and only `null` is none
-    where the key allows it. All other words are read as YAML. `2e-5` stays the string that YAML 1.1 makes of it: the
-    typed config turns it into a float. Raises ValueError for a word that belongs to no key.
+    For a key of type string, a value stays as written (`scans #2`, `on`, `1`), except `null` for an optional key. Other
+    values are parsed as YAML. YAML 1.1 reads `2e-5` as a string, and the typed config converts it to a float. Raises
+    ValueError for a value without a key.
     """
     words: dict[str, list[str]] = {}
     key = None
@@ -114,7 +114,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
             key, equals, value = argument[2:].partition("=")
             words[key] = [value] if equals else []
         elif key is None:
-            raise ValueError(f"{argument!r} belongs to no option; write --section.key value")
+            raise ValueError(f"{argument!r} does not belong to an option; write --section.key value")
         else:
             words[key].append(argument)
     kinds = {key: field.annotation for key, field in config_keys()}
@@ -122,7 +122,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _value(words: list[str], kind: Any) -> Any:
-    """Returns the value of a key that holds a `kind`, None for an unknown key."""
+    """Returns the value of a key from its `words`; `kind` is the key's type, None for an unknown key."""
     is_flow_list = len(words) == 1 and words[0].startswith("[") and _list_item(kind) is not None
     if is_flow_list or not (_is_text(kind) or _is_text(_list_item(kind))):
         values = [_scalar(word) for word in words]
@@ -133,12 +133,12 @@ def _value(words: list[str], kind: Any) -> Any:
 
 
 def _list_item(kind: Any) -> Any:
-    """Returns the kind of the items of a list, None for another kind."""
+    """Returns the item type of a list type, None for any other type."""
     return get_args(kind)[0] if get_origin(kind) is list else None
 
 
 def _is_text(kind: Any) -> bool:
-    """Returns whether a key holds nothing but texts (or null)."""
+    """Returns whether a key holds only strings (or null)."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:
         return _is_text(arguments[0])
@@ -150,7 +150,7 @@ def _is_text(kind: Any) -> bool:
 def _scalar(word: str) -> Any:
     try:
         return yaml.safe_load(word)
-    except yaml.YAMLError:  # A wildcard such as *vision* is not YAML: it is the text itself.
+    except yaml.YAMLError:  # a wildcard such as *vision* is not valid YAML: keep it as a string
         return word
 
 
@@ -166,7 +166,7 @@ def _keys_help(shown: Sequence[str], which: str = "") -> str:
 
 
 def _written(value: Any) -> str:
-    """Returns a default as one writes it in a recipe."""
+    """Returns a default value as it is written in a recipe."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -189,7 +189,7 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
 
 
 def _bounded(name: str, metadata: Sequence[Any]) -> str:
-    # Of what stands in a union or a list, the bounds are in a Field of its own.
+    # Inside a union or a list, pydantic keeps the bounds in a nested Field.
     rules = [rule for item in metadata for rule in (item.metadata if isinstance(item, FieldInfo) else [item])]
 
     def bound(**signs: str) -> Iterator[str]:
@@ -197,7 +197,7 @@ def _bounded(name: str, metadata: Sequence[Any]) -> str:
         return (f"{sign} {value}" for sign, value in found if value is not None)
 
     lower, upper = list(bound(ge=">=", gt=">")), list(bound(le="<=", lt="<"))
-    others = bound(min_length="of a length >=", pattern="like")
+    others = bound(min_length="with length >=", pattern="matching")
     if lower and upper:
         sign, value = lower[0].split()
         return f"{value} {sign.replace('>', '<')} {name} {upper[0]}"

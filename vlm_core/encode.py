@@ -1,7 +1,7 @@
 """Encodes every image of a dataset once: `python -m vlm_core.encode --config demo`, or under torchrun.
 
-The vision cache then has the features of a frozen vision tower, for training and evaluation alike. Images that it has
-already are not encoded again, so a job that was killed resumes where it stopped.
+Stores the features of a frozen vision tower in the vision cache, for training and evaluation. Images in the cache are
+not encoded again, so a killed job resumes where it stopped.
 """
 
 from vlm_core.arguments import encode_parser, read_config
@@ -29,9 +29,9 @@ logger = logging.getLogger(__name__)
 
 
 def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> None:
-    """Fills the vision cache for `config`; logs why if there is nothing to cache."""
+    """Fills the vision cache for `config`; logs the reason if there is nothing to cache."""
     if not config.vision_cache.enabled:
-        logger.info("vision_cache.enabled=false: nothing is encoded ahead")
+        logger.info("vision_cache.enabled=false: no images are encoded in advance")
         return
     with main_rank_first(ranks):
         conversations = conversations or prepare_conversations(config)[0]
@@ -39,11 +39,11 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
     chat = load_chat(base)
     if not chat.caches_features:
         model_type = chat.family.model_type
-        logger.info("a %s model has no row in vlm_core/families.py: nothing is encoded ahead", model_type)
+        logger.info("the model type %s is not in vlm_core/families.py: no images are encoded in advance", model_type)
         return
     model = prepare_model(config, base, chat.family, None)
     if not is_tower_frozen(model, chat.family):
-        logger.info("the vision tower trains: its features change, and nothing is encoded ahead")
+        logger.info("the vision tower trains, so its features change: no images are encoded in advance")
         return
     encode_images(model, chat, conversations, ranks, device_of(ranks.local_rank))
 

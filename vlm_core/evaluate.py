@@ -4,10 +4,10 @@
     python -m vlm_core.evaluate --config gemma3_4b_lora --checkpoint-path models:/medpix-gemma3@champion
     python -m vlm_core.evaluate --config gemma3_4b_lora          the base model itself
 
-The same questions are also asked about another case's image, about a black one, and without an image, and other models
-answer them too. The differences show how much the model owes to looking and to training. The commonest answer of
-training is a baseline, and a verdict says whether the model has learnt. Writes `report.html`, `predictions.parquet`,
-`examples.png` and `result.json`. Answers are kept: an interrupted evaluation resumes, and no model is asked twice.
+As controls, the model also answers the same questions with another case's image, with a black image and without one.
+Other models can answer them too. The differences measure the reliance on the image and the effect of training. The
+most common training answer is a baseline, and a verdict says whether the model has learnt. Writes `report.html`,
+`predictions.parquet`, `examples.png` and `result.json`. Answers are stored, so an interrupted evaluation resumes.
 """
 
 from vlm_core.arguments import evaluate_parser, read_config
@@ -56,21 +56,21 @@ logger = logging.getLogger(__name__)
 def evaluate(
     config: Config, checkpoint: str | None, output: Path, ranks: Ranks, conversations: Path | None = None
 ) -> None:
-    """Writes an evaluation of `checkpoint` (None: the base model) into `output`; every rank answers its share.
+    """Evaluates `checkpoint` (None: the base model) and writes the results to `output`; every rank answers its share.
 
-    Raises ValueError for a model, a dataset or a directory that cannot be used, before any model is loaded.
+    Raises ValueError for an unusable model, dataset or directory, before any model is loaded.
     """
     started = time.monotonic()
     require_writable(output)
     labels = config.evaluation.comparisons
     with main_rank_first(ranks):
         conversations = conversations or prepare_conversations(config)[0]
-        # A registered model says itself which base model it goes over; the recipe's may be another one.
+        # A registered model names its base model, which may differ from the recipe's.
         files = find_model(checkpoint, None if checkpoint and is_uri(checkpoint) else config.model)
         others = {label: _other(reference, config) for label, reference in labels.items()}
     identical = [label for label, other in others.items() if other.fingerprint == files.fingerprint]
     for label in identical:
-        logger.info("evaluation.compare_with: %s is the evaluated model itself, and is left out", label)
+        logger.info("evaluation.compare_with: skipping %s, which is the evaluated model itself", label)
         del others[label]
     with main_rank_first(ranks):
         shown = shown_rows(files, conversations)
@@ -97,7 +97,7 @@ def evaluate(
 
 
 def _name(checkpoint: str | None) -> str | None:
-    """Returns what to call a checkpoint: LATEST will soon be another one."""
+    """Returns the name of a checkpoint for the result. Resolves links, because LATEST changes."""
     return str(Path(checkpoint).resolve()) if checkpoint and Path(checkpoint).is_dir() else checkpoint
 
 
@@ -106,25 +106,25 @@ def _other(reference: str, config: Config) -> ModelFiles:
 
 
 def _questions(config: Config, conversations: Path, shown: list[int]) -> tuple[Questions, list[str]]:
-    """Returns the questions, of the rows `shown`, and the conditions to ask them under."""
+    """Returns the questions (among the rows `shown`) and the conditions to ask them under."""
     dataset = ConversationDataset(conversations, "validation")
     chosen = [shown[i] for i in _chosen(len(shown), config.evaluation.limit)]
     shuffled = shuffle_between_cases([dataset.conversations[i] for i in chosen], config.rng.seed)
     controls = list(config.evaluation.controls)
     if shuffled is None and SHUFFLED in controls:
-        logger.warning("the validation split has images of one case only: no control with shuffled images")
+        logger.warning("skipping the control with shuffled images: the validation split has images of one case only")
         controls.remove(SHUFFLED)
     return Questions(conversations, chosen, shuffled), [RIGHT, *dict.fromkeys(controls)]
 
 
 def _chosen(rows: int, limit: int | None) -> list[int]:
-    """Returns all rows of the split, or `limit` of them spread evenly over it: its head is a few images only."""
+    """Returns all row indices, or `limit` of them spread evenly: the first rows would cover only a few images."""
     count = min(limit or rows, rows)
     return [i * rows // count for i in range(count)]
 
 
 def _commonest_answers(questions: Questions) -> list[ScoredAnswer]:
-    """Returns the answer to each question that training gives most often to its like."""
+    """Returns for each question the most common answer of the training split to similar questions."""
     commonest = CommonestAnswers()
     for batch in read_batches(questions.conversations / f"{TRAIN}.arrow"):
         for row in batch.to_pylist():
@@ -142,7 +142,7 @@ def _publish(
     files: ModelFiles,
     started: float,
 ) -> None:
-    """Writes what people and programs read of an evaluation; `result.json` last."""
+    """Writes the reports and the predictions of an evaluation, and `result.json` last."""
     dataset, trained = (ConversationDataset(asked.conversations, split) for split in ("validation", "train"))
     cases, images = set(trained.conversations["case_id"]), trained.shown_images()
     closed = dataset.manifest["closed_questions"]
@@ -172,11 +172,11 @@ def _publish(
     result["seconds"] = round(time.monotonic() - started, 2)
     write_report(config, result, records, dataset, _history(files.weights), output / REPORT)
     write_json(output / RESULT, result)
-    _say(result, output)
+    _log_summary(result, output)
 
 
 def _history(weights: Path) -> dict[str, list[dict[str, Any]]]:
-    """Returns the losses of the training that a checkpoint of ours comes from; none for any other model."""
+    """Returns the training and validation losses of the run that wrote `weights`; empty lists for any other model."""
     if not (weights.parent / CONFIG).is_file():
         return {"training": [], "validation": []}
     run = weights.parents[1]
@@ -184,12 +184,12 @@ def _history(weights: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _numbered(closed_questions: dict[str, Any]) -> dict[str, Any]:
-    """Returns scores of closed questions without their texts."""
+    """Returns the scores of closed questions with numbers in place of the question texts."""
     return {f"closed question {number}": row for number, row in enumerate(closed_questions.values(), start=1)}
 
 
 def _draw(records: Sequence[dict[str, Any]], dataset: ConversationDataset, path: Path | None) -> None:
-    """Writes some images with their answers; without `path`, no text and no image may leave the predictions."""
+    """Draws some images with their answers to `path`; does nothing if `path` is None (`report.images` is false)."""
     if path is None:
         return
     by_image: dict[str, list[dict[str, Any]]] = {}
@@ -200,7 +200,7 @@ def _draw(records: Sequence[dict[str, Any]], dataset: ConversationDataset, path:
     draw_examples([decode_image(dataset.encoded_image(digest)) for digest in shown], [by_image[d] for d in shown], path)
 
 
-def _say(result: dict[str, Any], output: Path) -> None:
+def _log_summary(result: dict[str, Any], output: Path) -> None:
     model, reliance = result["scores"][MODEL], result["visual_reliance"]
     limit = f" (limited to {result['limit']}: no basis for a promotion)" if result["limit"] else ""
     headlines = metrics_for(Use.HEADLINE)
@@ -211,11 +211,15 @@ def _say(result: dict[str, Any], output: Path) -> None:
     logger.log(logging.INFO if result["verdict"]["learnt"] else logging.WARNING, "the verdict on %s: %s",
                result["checkpoint"], result["verdict"]["text"])  # fmt: skip
     if reliance:
-        logger.info("looking at the right image adds %s to %s", with_interval(reliance[PRIMARY]), headlines[0].words)
+        logger.info(
+            "the right image adds %s to %s, compared with another case's image",
+            with_interval(reliance[PRIMARY]),
+            headlines[0].words,
+        )
     for name, change in result["differences"].items():
         found = ", ".join(filter(None, [with_interval(change[PRIMARY], sign="+"), p_value(change[PRIMARY])]))
-        doubt = "" if result["verdict"]["learnt"] else " (but see the verdict)"
-        logger.info("against %s: %s %s%s", name, headlines[0].words, found, doubt)
+        caveat = "" if result["verdict"]["learnt"] else " (but see the verdict)"
+        logger.info("against %s: %s %s%s", name, headlines[0].words, found, caveat)
 
 
 def main(options: argparse.Namespace, config: Config) -> None:

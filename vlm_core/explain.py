@@ -1,6 +1,6 @@
-"""Shows one row from its file to what a model sees: the rendered prompt, what is supervised, the images as processed.
+"""Explains how one row of a file becomes a model's input: the prompt, the supervised tokens, the processed images.
 
-No weights are loaded: a model's config, processor and tokenizer are enough.
+Loads the config, processor and tokenizer of the model, but no weights.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,7 +14,7 @@ from jinja2 import TemplateError
 from vlm_core.config import ModelConfig
 from vlm_core.data.collate import IGNORE_INDEX, collate
 from vlm_core.data.conversation import map_images, numbered_text
-from vlm_core.data.explained_row import ExplainedRow, ModelView, cell_text, printable
+from vlm_core.data.explained_row import ExplainedRow, ModelView, cell_text, visible
 from vlm_core.data.shown_images import shown_images
 from vlm_core.data.tokenization import require_template
 from vlm_core.files import published_file
@@ -23,27 +23,27 @@ from vlm_core.models.chat import load_chat
 
 MARKS = "[[", "]]"  # around supervised text; special tokens have angle brackets
 GREEN, BOLD, PLAIN = "\x1b[32m", "\x1b[1m", "\x1b[0m"
-REPEATS = 4  # a run of this many equal tokens of the template is written as one, with their number
-WIDTH = 12  # of the first column, in characters
+REPEATS = 4  # this many equal special tokens in a row are written as `token x count`
+WIDTH = 12  # width of the first column in characters
 
 
 class Viewer:
-    """Shows rows as one model sees them."""
+    """Computes how one model sees rows."""
 
     def __init__(self, config: ModelConfig) -> None:
-        """Raises ValueError for a model that cannot be had, or that cannot chat."""
+        """Loads the model's processor; raises ValueError if the model is unavailable or has no chat template."""
         self.name = config.pretrained_model_name_or_path
         directory = fetch_model(config, weights=False)
         self.chat = load_chat(directory)
         require_template(self.chat)
 
     def view(self, row: ExplainedRow) -> ModelView:
-        """Returns what the model gets of a row that is not rejected, or why it gets nothing."""
+        """Returns the model's input for a row that is not rejected, or the reason why it cannot be built."""
         conversation = map_images(row.conversation, row.images.__getitem__)
         try:
             batch = collate([{"conversation": conversation}], self.chat)
         except (ValueError, TemplateError) as error:
-            return ModelView(self.name, problem=f"this model cannot be shown the row: {error}")
+            return ModelView(self.name, problem=f"this row cannot be shown to the model: {error}")
         ids = batch["input_ids"][0].tolist()
         supervised = (batch["labels"][0] != IGNORE_INDEX).tolist()
         pieces = list(_pieces(ids, supervised, self.chat.processor.tokenizer))
@@ -55,9 +55,9 @@ class Viewer:
 
 
 def viewed(rows: Sequence[ExplainedRow], config: ModelConfig) -> list[ExplainedRow]:
-    """Returns the rows with what the model of `config` gets of them; rejected rows as they are.
+    """Returns the rows with the input of the model of `config` added; rejected rows stay unchanged.
 
-    Raises ValueError for a model that cannot be had, or that cannot chat.
+    Raises ValueError if the model is unavailable or has no chat template.
     """
     if all(row.rejected for row in rows):
         return list(rows)
@@ -66,7 +66,7 @@ def viewed(rows: Sequence[ExplainedRow], config: ModelConfig) -> list[ExplainedR
 
 
 def _pieces(ids: Sequence[int], supervised: Sequence[bool], tokenizer: Any) -> Iterator[tuple[str, bool]]:
-    """Yields (text, whether it is supervised) of the prompt; `<image> x 256` for a run of one of the added tokens."""
+    """Yields (text, whether it is supervised) for the prompt; a run of an added token becomes `<image> x 256`."""
     added, start, end = tokenizer.added_tokens_decoder, 0, 0
     for (token, is_target), run in groupby(zip(ids, supervised, strict=True)):
         length = len(list(run))
@@ -81,20 +81,20 @@ def _pieces(ids: Sequence[int], supervised: Sequence[bool], tokenizer: Any) -> I
 def _decoded(
     ids: Sequence[int], supervised: Sequence[bool], start: int, end: int, tokenizer: Any
 ) -> Iterator[tuple[str, bool]]:
-    """Yields (text, whether it is supervised) of `ids[start:end]`.
+    """Yields (text, whether it is supervised) for `ids[start:end]`.
 
-    The text is what these ids add to the text before them: alone, SentencePiece would drop a space at their start.
+    Decodes the ids together with those before them, because SentencePiece drops the leading space of a lone piece.
     """
     for is_target, run in groupby(supervised[start:end]):
         stop = start + len(list(run))
-        before, whole = (tokenizer.decode(ids[:at], clean_up_tokenization_spaces=False) for at in (start, stop))
+        before, full = (tokenizer.decode(ids[:at], clean_up_tokenization_spaces=False) for at in (start, stop))
         alone = tokenizer.decode(ids[start:stop], clean_up_tokenization_spaces=False)
-        yield (whole[len(before) :] if whole.startswith(before) else alone), is_target
+        yield (full[len(before) :] if full.startswith(before) else alone), is_target
         start = stop
 
 
 def save_pictures(row: ExplainedRow, directory: Path) -> list[Path]:
-    """Writes the images as the model sees them, or as they are stored without a model; returns their paths."""
+    """Writes the images as the model sees them (without a model: as stored) and returns their paths."""
     shown = row.view.images if row.view else row.images
     paths = [directory / f"{row.name}-image-{number}.png" for number in range(1, len(shown) + 1)]
     for image, path in zip(shown, paths, strict=True):
@@ -105,7 +105,7 @@ def save_pictures(row: ExplainedRow, directory: Path) -> list[Path]:
 
 
 def explanation(row: ExplainedRow, pictures: Sequence[Path], *, colours: bool) -> str:
-    """Returns what a terminal shows of a row; `pictures` are the files of its images."""
+    """Returns the explanation of a row as text for a terminal; `pictures` are the files of its images."""
     return "\n".join(
         [
             _line("row", f"{row.name}: {row.place}" if row.place else row.name, colours),
@@ -118,7 +118,7 @@ def explanation(row: ExplainedRow, pictures: Sequence[Path], *, colours: bool) -
 
 
 def _line(title: str, text: str, colours: bool) -> str:
-    head = f"{title:<{WIDTH}}"
+    head, text = f"{title:<{WIDTH}}", visible(text)
     return (f"{BOLD}{head}{PLAIN}{text}" if colours else head + text).rstrip()
 
 
@@ -128,14 +128,14 @@ def _cells(row: ExplainedRow, colours: bool) -> list[str]:
         f"  {column:<{widths[0]}}  {row.uses.get(column, '-'):<{widths[1]}}  {cell_text(cell)}"
         for column, cell in row.cells.items()
     ]
-    return [_line("cells", "column, what it is used as, the cell as read", colours), *map(printable, cells)]
+    return [_line("cells", "column, its use, the value as read", colours), *map(visible, cells)]
 
 
 def _conversation(row: ExplainedRow, colours: bool) -> list[str]:
     if row.rejected:
-        return [_line("rejected", printable(row.rejected), colours)]
+        return [_line("rejected", row.rejected, colours)]
     turns = [
-        f"  {turn['role']:<{WIDTH - 2}}{_indented(printable(numbered_text(turn)), WIDTH)}" for turn in row.conversation
+        f"  {turn['role']:<{WIDTH - 2}}{_indented(visible(numbered_text(turn)), WIDTH)}" for turn in row.conversation
     ]
     return [_line("conversation", "", colours), *turns]
 
@@ -146,9 +146,7 @@ def _prompt(view: ModelView | None, colours: bool) -> list[str]:
     marked = "in green" if colours else f"between {MARKS[0]} and {MARKS[1]}"
     about = f"{view.model}: {view.tokens} tokens; the {view.supervised} supervised ones are {marked}"
     first, last = (GREEN, PLAIN) if colours else MARKS
-    text = "".join(
-        f"{first}{printable(text)}{last}" if is_target else printable(text) for text, is_target in view.pieces
-    )
+    text = "".join(f"{first}{visible(text)}{last}" if is_target else visible(text) for text, is_target in view.pieces)
     return [_line("prompt", about, colours), f"  {_indented(text, 2)}"]
 
 
@@ -163,7 +161,7 @@ def _images(row: ExplainedRow, pictures: Sequence[Path], colours: bool) -> list[
     ]
     if len(sizes) > len(row.images):
         seen.append("  the processor cuts an image into several pictures")
-    problem = [f"  {row.view.problem}"] if row.view and row.view.pieces and row.view.problem else []
+    problem = [f"  {visible(row.view.problem)}"] if row.view and row.view.pieces and row.view.problem else []
     return [_line("images", "", colours), *stored, *seen, *problem]
 
 

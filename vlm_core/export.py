@@ -1,9 +1,9 @@
-"""Writes a checkpoint for others to load.
+"""Exports a checkpoint for other programs.
 
     python -m vlm_core.export merge --checkpoint-path epoch_0_step_200 --output-dir merged
 
-`merge` adds an adapter to its base model: a plain directory of transformers, processor included, in the dtype of the
-base model, that loads in `AutoModelForImageTextToText` and in servers such as vLLM.
+`merge` merges an adapter into its base model. The result is a standard transformers directory with the processor, in
+the dtype of the base model. `AutoModelForImageTextToText` and servers such as vLLM can load it.
 """
 
 from vlm_core.arguments import export_parser, read_arguments
@@ -36,13 +36,13 @@ logger = logging.getLogger(__name__)
 
 
 def merge(files: ModelFiles, output: Path) -> torch.dtype:
-    """Writes the model of `files`, its adapter merged into it, to `output`; returns the dtype of its weights.
+    """Merges the adapter of `files` into its base model and writes the result to `output`; returns the weights' dtype.
 
-    That is the dtype of the stored base model; the sum is taken in float32 and rounded once. Raises ValueError where
-    `output` has something in it already, or where the adapter makes weights that are not finite.
+    The dtype is that of the stored base model. The merge computes in float32 and rounds once. Raises ValueError if
+    `output` is not empty, or if merged weights are not finite.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ValueError(f"{output} is not empty; give a directory that is new or empty")
+        raise ValueError(f"{output} is not empty; choose a new or empty directory")
     require_writable(output)
     exact = files.config.model_copy(update={"torch_dtype": "float32"})
     model: Any = load_trained(files.weights, files.base, exact)

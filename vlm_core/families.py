@@ -1,7 +1,7 @@
-"""One row per model family: every fact that differs between families, and nothing else.
+"""The table of model families: one `Family` with the facts in which each model type differs from the others.
 
-`vlm_core.models.derived_family` derives the facts of any other model type from the model and its processor.
-`vlm_core.models.chat` turns a row into the object that the rest of the code works with.
+`vlm_core.models.derived_family` derives the facts of an unlisted model type from the model and its processor.
+`vlm_core.models.chat` turns a `Family` into the object that the rest of the code works with.
 The names of modules and processor attributes are those of transformers 5.23.
 """
 
@@ -11,31 +11,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-FULL, SLIDING = "full_attention", "sliding_attention"  # types of layers, as the models' configs name them
+FULL, SLIDING = "full_attention", "sliding_attention"  # layer types, as in the models' configs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The facts about a model family. Only the fast path reads those of the second group."""
+    """The facts about a model family. Only the fast path of listed families reads the second group."""
 
     model_type: str  # in the checkpoint's config.json
     end_of_turn: str  # closes an assistant's turn in the chat template; the last supervised token
     image_token: str  # image features replace the embeddings of this token
-    parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of its modules' names; the longest prefix decides
-    vision_tower: str  # module whose output depends on the image alone
-    required_keys: frozenset[str]  # keys of a batch with images; without one of them the model computes other numbers
-    token_types_key: str = "token_type_ids"  # key of a batch that marks the image tokens; "": the model takes none
-    also_stop: tuple[str, ...] = ()  # tokens that end an answer, besides the end of turn and the tokenizer's own
-    not_adaptable: tuple[str, ...] = ()  # patterns of linear modules whose forward is never called: LoRA has no effect
+    parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of module names; the longest match wins
+    vision_tower: str  # module whose output depends only on the image
+    required_keys: frozenset[str]  # keys of a batch with images; if one is missing, the model silently computes wrongly
+    token_types_key: str = "token_type_ids"  # key of a batch that marks the image tokens; "": the model has none
+    also_stop: tuple[str, ...] = ()  # tokens that end an answer, in addition to end_of_turn and the tokenizer's EOS
+    not_adaptable: tuple[str, ...] = ()  # patterns of linear modules that LoRA cannot adapt: forward is never called
 
-    image_placeholder: str = "image_token"  # the chat template writes this attribute of the processor for an image
-    # In its place the processor writes these attributes of its own. With a grid, it repeats `image_token` per token.
+    image_placeholder: str = "image_token"  # processor attribute with the text that the chat template writes per image
+    # The processor replaces the placeholder by these of its attributes. With a grid, it repeats `image_token`.
     image_text: tuple[str, ...] = ("image_token",)
-    image_grid: Literal["", "smart_resize"] = ""  # rule that makes a size of tokens; "": all images have equally many
+    image_grid: Literal["", "smart_resize"] = ""  # rule from image size to token grid; "": a fixed number of tokens
     image_inputs: tuple[str, ...] = ("pixel_values",)  # outputs of the image processor that the model takes
-    mrope: bool = False  # whether a position is three numbers: time, height and width (M-RoPE)
-    bidirectional_images: tuple[str, ...] = ()  # types of layers in which the tokens of an image see each other
-    bidirectional_if: tuple[str, str] | None = None  # ... if this key of the text config has this value
+    mrope: bool = False  # whether positions are (time, height, width) triples (M-RoPE)
+    bidirectional_images: tuple[str, ...] = ()  # layer types with bidirectional attention among an image's tokens
+    bidirectional_if: tuple[str, str] | None = None  # (key, value) of the text config that turns this on; None: always
     vision_features: str = ""  # module whose output is cached: the tower, or a pool without weights after it
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
 
@@ -46,7 +46,7 @@ GEMMA3 = Family(
     image_placeholder="boi_token",
     image_text=("full_image_sequence",),
     image_token="<image_soft_token>",
-    # Without token_type_ids Gemma 3 attends causally over the image, silently.
+    # Without token_type_ids, Gemma 3 silently uses causal attention over the image.
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "token_type_ids"}),
     parts={
         "embeddings": ("model.language_model.embed_tokens", "lm_head"),
@@ -56,7 +56,7 @@ GEMMA3 = Family(
     },
     bidirectional_images=(FULL, SLIDING),
     vision_tower="model.vision_tower",
-    vision_features="model.multi_modal_projector.avg_pool",  # 4096 patches become 256 tokens, before any weight
+    vision_features="model.multi_modal_projector.avg_pool",  # pools 4096 patches to 256 tokens, without weights
 )
 
 GEMMA3N = Family(
@@ -79,7 +79,7 @@ GEMMA3N = Family(
     vision_tower="model.vision_tower",
     vision_features="model.vision_tower",
     softcaps_logits=True,
-    not_adaptable=("*.altup.correction_coefs", "*.altup.prediction_coefs"),  # their weights are read and clamped
+    not_adaptable=("*.altup.correction_coefs", "*.altup.prediction_coefs"),  # the model reads their weights directly
 )
 
 QWEN2_5_VL = Family(
@@ -89,7 +89,7 @@ QWEN2_5_VL = Family(
     image_grid="smart_resize",
     image_inputs=("pixel_values", "image_grid_thw"),
     mrope=True,
-    # Without mm_token_type_ids or the grid, an image's tokens get the positions of text, silently.
+    # Without mm_token_type_ids or the grid, image tokens silently get text positions.
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "image_grid_thw", "mm_token_type_ids"}),
     parts={
         "embeddings": ("model.language_model.embed_tokens", "lm_head"),
@@ -98,7 +98,7 @@ QWEN2_5_VL = Family(
         "language_model": ("model.language_model",),
     },
     vision_tower="model.visual",
-    vision_features="model.visual",  # the projector is part of it: cached if that is frozen too
+    vision_features="model.visual",  # includes the projector: cached only if that is frozen too
     token_types_key="mm_token_type_ids",
     also_stop=("<|endoftext|>",),
 )
@@ -107,12 +107,12 @@ FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N, QWEN2_5_VL
 
 
 def model_type_of(model_directory: Path) -> str:
-    """Returns the type of the model in a directory, as transformers names it."""
+    """Returns the `model_type` of the model in a directory."""
     return str(json.loads((model_directory / "config.json").read_text(encoding="utf-8")).get("model_type"))
 
 
 def part_of(module_name: str, family: Family) -> str | None:
-    """Returns the part that a module or parameter belongs to, None for one outside all parts.
+    """Returns the part of the model that a module or parameter belongs to, None if no part matches.
 
     >>> part_of("model.language_model.embed_tokens.weight", GEMMA3)
     'embeddings'

@@ -1,6 +1,6 @@
-"""Files that are complete or absent: written aside, flushed to the disk, then renamed into place.
+"""Writes files atomically: into a temporary path, flushed to disk, then renamed into place.
 
-JSON files hold no NaN and no infinity, which are not JSON: they become null.
+In JSON files NaN and infinity become null, because JSON does not allow them.
 """
 
 import errno
@@ -19,12 +19,13 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-FULL_WORDS = ("no space left", "disk quota", *(f"os error {number}" for number in FULL))  # of safetensors and pyarrow
-NOTHING = 1_000_000  # bytes: a disk with less is full
+# Words in the disk-full errors of safetensors, pyarrow, torch.save, and torch's DCP.
+FULL_WORDS = ("no space left", "disk quota", "file write failed", *(f"os error {number}" for number in FULL))
+NOTHING = 1_000_000  # a disk with fewer free bytes counts as full
 
 
 class NoSpaceError(ValueError):
-    """A disk is full; the message says which, and what to do."""
+    """A disk is full. The message names the directory and says what to do."""
 
 
 def write_text(path: Path, text: str) -> None:
@@ -40,7 +41,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def to_json(value: Any, indent: int | None = None) -> str:
-    """Returns `value` as JSON, with null for a number that is not finite.
+    """Returns `value` as JSON, with null for NaN and infinity.
 
     >>> to_json({"loss": float("nan"), "steps": [1, float("inf")]})
     '{"loss": null, "steps": [1, null]}'
@@ -63,20 +64,22 @@ def file_sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the JSON value stored in `path`; raises ValueError that names a file that is damaged."""
+    """Returns the JSON value stored in `path`; raises ValueError if the file is damaged."""
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error}): delete it, or what it belongs to, and run again") from None
+        raise ValueError(
+            f"{path} is damaged ({error}): delete it, or the directory that it belongs to, and run again"
+        ) from None
 
 
 def append_json_line(path: Path, record: dict[str, Any]) -> None:
-    """Appends `record` as one line; closing the file flushes it, so that a follower sees whole lines early."""
+    """Appends `record` as one line and flushes it, so that a reader sees the complete line at once."""
     append_json_lines(path, [record])
 
 
 def append_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    """Appends `records`, a line each."""
+    """Appends `records`, one line each."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with full_disk_named(path.parent), path.open("a", encoding="utf-8") as stream:
         stream.writelines(to_json(record) + "\n" for record in records)
@@ -85,8 +88,8 @@ def append_json_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def read_json_lines(path: Path, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Returns the records of a JSON-lines file after byte `offset`, and the offset after the last of them.
 
-    A last line that is still being written is left for the next call. A missing file has no records. A damaged line, as
-    a power cut leaves it, is left out with a warning.
+    An unfinished last line is left for the next call. A missing file has no records. A damaged line, for example after
+    a power cut, is skipped with a warning.
     """
     if not path.exists():
         return [], offset
@@ -103,20 +106,20 @@ def _record(path: Path, line: bytes) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         record = None
     if not isinstance(record, dict):
-        logger.warning("%s has a damaged line, which is left out: %r", path, line[:60])
+        logger.warning("%s has a damaged line, which is skipped: %r", path, line[:60])
         return None
     return record
 
 
 def _aside(final: Path) -> Path:
-    """Returns where this process writes what will become `final`: hosts that share a directory may share a pid."""
-    host = socket.gethostname().replace(".", "-")  # the suffix after the last dot identifies the writer
+    """Returns the temporary path for `final`. It includes the host, because two hosts may use the same pid."""
+    host = socket.gethostname().replace(".", "-")  # the suffix after the last dot identifies the writer (host-pid)
     return final.with_name(f".{final.name}.{host}-{os.getpid()}")
 
 
 @contextmanager
 def published_file(final: Path) -> Iterator[Path]:
-    """Yields a path beside `final` to write to; the file takes its place when the block ends without an error."""
+    """Yields a temporary path to write to; the file becomes `final` if the block ends without an error."""
     aside = _aside(final)
     try:
         with full_disk_named(final.parent):
@@ -130,9 +133,9 @@ def published_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def published_directory(final: Path) -> Iterator[Path]:
-    """Yields an empty directory beside `final` that takes its place when the block ends without an error.
+    """Yields an empty temporary directory, which becomes `final` if the block ends without an error.
 
-    A `final` that already exists is replaced. After an error nothing is left.
+    An existing `final` is replaced. After an error the temporary directory is removed.
     """
     aside = _aside(final)
     shutil.rmtree(aside, ignore_errors=True)
@@ -153,73 +156,64 @@ def published_directory(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def full_disk_named(directory: Path) -> Iterator[None]:
-    """Turns an error of the block into NoSpaceError if the disk of `directory` is full, whichever library raised it."""
+    """Turns any library's disk-full error in the block into a NoSpaceError that names `directory`."""
     try:
         yield
-    except Exception as error:
-        if not _is_full(error, directory):
+    except BaseException as error:  # the error of torch's DCP is not an Exception
+        # On a full disk, torch.save may only report that its zip file has a wrong position.
+        is_full = is_disk_full(error) or (isinstance(error, RuntimeError) and free_bytes(directory) < NOTHING)
+        if not is_full:
             raise
         raise NoSpaceError(
-            f"no space left in {directory} ({type(error).__name__}): free some, or set MEDPIX_HOME or "
-            "checkpoint.checkpoint_dir to a directory on another disk, and give the same command again"
+            f"no space left in {directory}, which has {free_bytes(directory) / 1e6:.0f} MB free: free some space (a "
+            "lower checkpoint.max_recent_checkpoints keeps fewer checkpoints), or set MEDPIX_HOME or "
+            "checkpoint.checkpoint_dir to a directory on another disk, and run the same command again"
         ) from error
 
 
-def _is_full(error: BaseException, directory: Path) -> bool:
+def is_disk_full(error: BaseException) -> bool:
+    """Returns whether any library's error means that the disk is full; for most, only the message says so."""
     if isinstance(error, OSError) and error.errno in FULL:
         return True
-    if any(words in str(error).lower() for words in FULL_WORDS):
-        return True
-    # torch.save says of a full disk only that its writer failed.
-    return isinstance(error, RuntimeError) and free_bytes(directory) < NOTHING
+    return any(words in str(error).lower() for words in FULL_WORDS)
 
 
 def free_bytes(directory: Path) -> int:
-    """Returns the bytes that can be written into a directory, or where it would be made."""
+    """Returns the free bytes on the disk of `directory`, which need not exist yet."""
     while not directory.exists() and directory != directory.parent:
         directory = directory.parent
     return shutil.disk_usage(directory).free
 
 
 def point(pointer: Path, target: Path) -> None:
-    """Makes the symbolic link `pointer` refer to `target`, a path in the same directory or below, atomically."""
+    """Atomically points the symbolic link `pointer` to `target`, a path in the same directory or below."""
     aside = _aside(pointer)
     aside.unlink(missing_ok=True)
     aside.symlink_to(os.path.relpath(target, pointer.parent))
-    if pointer.is_dir() and not pointer.is_symlink():  # a tool without links has copied the run directory
+    if pointer.is_dir() and not pointer.is_symlink():  # a tool without symlink support copied the run directory
         shutil.rmtree(pointer)
     aside.replace(pointer)
     _flush(pointer.parent)
 
 
 def _flush(path: Path) -> None:
-    """Has the disk store a file, or a directory's entries, before a name claims that they are complete."""
+    """Flushes a file, or the entries of a directory, to the disk. Call it before the rename that publishes them."""
     if path.is_symlink() or not (path.is_file() or path.is_dir()):
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems flush no directory
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot flush directories
             raise
     finally:
         os.close(descriptor)
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Returns whether an error says that a file could not be written for want of space.
-
-    safetensors and torch raise errors of their own, which say it in words.
-    """
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return True
-    return any(words in str(error) for words in ("No space left", "Disk quota exceeded", "file write failed"))
-
-
 def stays_inside(directory: Path, path: Path) -> bool:
-    """Returns whether a path lies below `directory` once all links are followed.
+    """Returns whether a path lies below `directory` after resolving all symbolic links.
 
-    The files of a snapshot in the hub's cache are links to the blobs of their repository: these count as inside.
+    A snapshot in the hub's cache consists of links to the blobs of its repository. These count as inside.
     """
     root, target = directory.resolve(), path.resolve()
     blobs = root.parent.parent / "blobs" if root.parent.name == "snapshots" else None

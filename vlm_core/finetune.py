@@ -1,6 +1,6 @@
 """Fine-tunes a model: `python -m vlm_core.finetune --config demo`, or under torchrun on several processes.
 
-Resumes from LATEST if the run directory has one. A finished run says so and ends at once.
+Resumes from LATEST if the run directory has one. If the run is finished already, the command reports that and ends.
 """
 
 from vlm_core.arguments import finetune_parser, read_config
@@ -49,21 +49,21 @@ from vlm_core.training.setup import RunInputs, build_trainer, gather
 
 logger = logging.getLogger(__name__)
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: give the same command again
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: run the same command again to resume
 
 
 def run_directory(config: Config) -> Path:
-    """Returns the directory of a run by hand: the configured one, or the one that bears the recipe's name."""
+    """Returns the run directory of this command: the configured one, or else one with the name of the recipe."""
     return Path(config.checkpoint.checkpoint_dir or run_root() / config.name).absolute()
 
 
 def finetune(
     config: Config, ranks: Ranks, conversations: Path | None = None, *, plan_only: bool = False
 ) -> dict[str, Any]:
-    """Trains to the end and returns what `result.json` holds; with `plan_only` it logs the plan and returns nothing.
+    """Trains to the end and returns the content of `result.json`; with `plan_only`, only logs the plan and returns {}.
 
-    `conversations` is a cache directory that belongs to `config`; without one it is found or built.
-    Raises ValueError for wrong input, before anything is written into the run directory.
+    `conversations` is the conversation cache of `config`; None: find or build it.
+    Raises ValueError for wrong input, before the run directory is written to.
     """
     inputs = gather(config, run_directory(config), ranks, conversations)
     finished = _finished_steps(inputs)
@@ -81,7 +81,7 @@ def finetune(
 
 
 def _finished_steps(inputs: RunInputs) -> int | None:
-    """Returns the steps of a run that has nothing left to do, None for any other."""
+    """Returns the number of steps of a finished run, None if the run is not finished."""
     checkpoint, config = inputs.checkpoint, inputs.config
     if checkpoint is None:
         return None
@@ -89,12 +89,12 @@ def _finished_steps(inputs: RunInputs) -> int | None:
     steps = total_steps(config, len(inputs.train))
     if progress.step < steps and not progress.is_exhausted(config.step_scheduler.early_stop_patience):
         return None
-    logger.info("%s is finished at %s; nothing is left to do", inputs.directory, checkpoint.name)
+    logger.info("%s is finished at %s: there is nothing left to do", inputs.directory, checkpoint.name)
     return progress.step
 
 
 def _check_plan(inputs: RunInputs) -> None:
-    """Logs what the run will take; raises ValueError if that does not fit."""
+    """Logs the plan of the run; raises ValueError if the run does not fit in memory or on the disk."""
     config, examples = inputs.config, inputs.train
     if inputs.collate is None:
         plan = plan_run(config, inputs.base, examples, inputs.chat, inputs.ranks.world_size)
@@ -102,13 +102,13 @@ def _check_plan(inputs: RunInputs) -> None:
         require_fit(plan, config, inputs.device)
         require_disk(plan, config, inputs.directory)
     else:
-        logger.info("no plan: what %s makes of the data is not known", config.dataloader.collate_fn.target)
+        logger.info("no plan: the batches of the custom %s are unknown", config.dataloader.collate_fn.target)
     for warning in length_warnings(config, len(examples)):
         logger.warning("%s", warning)
 
 
 def _samples(inputs: RunInputs) -> Callable[[Any, ImageInputs], Callable[[int], None]]:
-    """Returns a function that makes the sampler of a loaded model."""
+    """Returns a function that builds the sampler for a loaded model."""
 
     def make(model: Any, images: ImageInputs) -> Callable[[int], None]:
         answerer = Answerer(model, inputs.chat)
@@ -129,19 +129,22 @@ def _write_settings(inputs: RunInputs, trainer: Trainer) -> None:
 
 @contextmanager
 def _sole_writer(directory: Path) -> Iterator[None]:
-    """Holds the run directory's lock; raises ValueError if another run holds it."""
+    """Holds the lock of the run directory for the block; raises ValueError if another run holds it."""
     directory.mkdir(parents=True, exist_ok=True)
     try:
         with locked(directory / ".lock", timeout=0):
-            for leftover in directory.glob(".epoch_*/"):  # of a run that was killed while it saved
+            for leftover in directory.glob(".epoch_*/"):  # from a run that was killed while saving
                 shutil.rmtree(leftover)
             yield
     except Timeout:
-        raise ValueError(f"another run is writing to {directory}; wait for it, or give another directory") from None
+        raise ValueError(
+            f"another run is writing to {directory}; wait for it to end, or set checkpoint.checkpoint_dir to another "
+            "directory"
+        ) from None
 
 
 def _outcome(inputs: RunInputs) -> Path | None:
-    """Returns the checkpoint that a finished run offers: the last one, or the best one if it stopped early."""
+    """Returns the checkpoint to use of a finished run: the last one, or the best one if the run stopped early."""
     last = checkpoint_to_resume(inputs.directory, None)
     if last and load_progress(last).is_exhausted(inputs.config.step_scheduler.early_stop_patience):
         return checkpoint_to_resume(inputs.directory, LOWEST_VAL)
@@ -151,12 +154,12 @@ def _outcome(inputs: RunInputs) -> Path | None:
 def _write_result(inputs: RunInputs, steps: int) -> dict[str, Any]:
     directory, checkpoint = inputs.directory, _outcome(inputs)
     records = read_json_lines(directory / METRICS)[0]
-    losses = [record["loss"] for record in records if record["loss"] is not None]  # null: it was not finite
+    losses = [record["loss"] for record in records if record["loss"] is not None]  # null: not finite
     result = {
         "steps": steps,
         "first_loss": losses[0] if losses else None,
         "last_loss": losses[-1] if losses else None,
-        "seconds": records[-1]["elapsed_seconds"] if records else 0.0,  # over all starts of the run
+        "seconds": records[-1]["elapsed_seconds"] if records else 0.0,  # summed over all starts of the run
         "checkpoint": str(checkpoint) if checkpoint else None,
     }
     if inputs.ranks.is_main:

@@ -1,10 +1,10 @@
-"""The config as a form: the same sections and fields, all of them empty, and empty means from the recipe.
+"""Builds the parameter form of the flow: the sections and fields of the config, where an empty field keeps the recipe.
 
-Prefect's UI makes its form of the flow's parameters, and submits every field; so a form cannot be the config itself,
-whose defaults would then override the recipe.
+Prefect's UI builds its form from the flow's parameters and submits every field. The config itself cannot be the form,
+because its defaults would override the recipe.
 
-The page shows alternatives (`anyOf` in a JSON schema) as tabs, of which one is open: a section's first tab has the few
-fields that people change, or none, and its second tab has all of them.
+The UI shows alternatives (`anyOf` in a JSON schema) as tabs. The first tab of a section has the few fields that people
+usually change, or none. The second tab has all fields.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,14 +29,14 @@ from vlm_core.recipe import load_config, recipe_names
 
 Tuning = Literal["as in the recipe", "lora", "full"]
 YesNo = Literal["yes", "no"]
-# A choice for the people who fill the form, and any other path in a second tab.
+# The first tab is a list of shipped recipes, the second a text field for any other path.
 Recipe = Annotated[
     str,
     WithJsonSchema(
         {
             "anyOf": [
                 {"title": "shipped recipe", "type": "string", "enum": recipe_names()},
-                {"title": "YAML file of your own", "type": "string"},
+                {"title": "your own YAML file", "type": "string"},
             ]
         }
     ),
@@ -44,7 +44,7 @@ Recipe = Annotated[
 
 
 class FormSection(BaseModel):
-    """What is filled of a section: an empty field is None here, and in no dump and no default of a JSON schema."""
+    """The form of one config section. An empty field is None, and is left out of dumps and of JSON schema defaults."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True, protected_namespaces=())
     in_first_tab: ClassVar[Sequence[str] | None] = None  # None: the section has no tabs
@@ -56,8 +56,8 @@ class FormSection(BaseModel):
             return every_field
         fields = handler.resolve_ref_schema(every_field)["properties"]
         first = {name: _unbounded(fields[name]) for name in cls.in_first_tab}
-        # The first tab is of a type that every value has: what is wrong with a value, the server finds by `allOf`, and
-        # reports by its field. Of `anyOf` it would report that no alternative fits.
+        # The fields of the first tab have no bounds, so that every value passes `anyOf`. The server validates the
+        # bounds through `allOf` and names the wrong field. For `anyOf` it would only report that no tab matches.
         tabs = [
             {"title": "most used" if first else "as in the recipe", "type": "object", "properties": first},
             {**every_field, "title": "all settings" if first else "change"},
@@ -70,9 +70,9 @@ class FormSection(BaseModel):
 
 
 def form_of(section: type[Section], *, first: Sequence[str] | None = None) -> type[FormSection]:
-    """Returns a model with the fields of `section`, each optional, with its bounds, choices and description.
+    """Returns a form model with the fields of `section`, all optional, with their bounds, choices and descriptions.
 
-    With `first`, Prefect's page shows the section in two tabs: one with these fields alone, and one with all.
+    With `first`, Prefect's UI shows the section in two tabs: one with only these fields, and one with all.
 
     >>> form_of(OptimizerConfig)(lr="2e-5").model_dump()
     {'lr': 2e-05}
@@ -83,7 +83,7 @@ def form_of(section: type[Section], *, first: Sequence[str] | None = None) -> ty
             Field(None, title=name, description=_description(field), json_schema_extra=_without_default),
         )
         for name, field in section.model_fields.items()
-        if field.alias is None  # `_target_` names a function: no form may
+        if field.alias is None  # `_target_` names a function, which a form must not set
     }
     form = create_model(section.__name__.removesuffix("Config"), __base__=FormSection, **fields)
     form.in_first_tab = first
@@ -92,7 +92,7 @@ def form_of(section: type[Section], *, first: Sequence[str] | None = None) -> ty
 
 def _field_type(field: FieldInfo) -> Any:
     if field.annotation is bool:
-        return YesNo  # a switch that nobody touched would say no
+        return YesNo  # an untouched boolean in the form submits false
     if isinstance(field.annotation, type) and issubclass(field.annotation, Section):
         return form_of(field.annotation)
     annotation: Any = list[float] if get_origin(field.annotation) is tuple else field.annotation
@@ -100,12 +100,12 @@ def _field_type(field: FieldInfo) -> Any:
 
 
 def _unbounded(field: dict[str, Any]) -> dict[str, Any]:
-    """Returns how a field is shown, without what its values have to be."""
+    """Returns the schema of a field without its bounds."""
     return {key: field[key] for key in ("title", "description", "type", "enum", "items", "anyOf") if key in field}
 
 
 def _without_default(schema: dict[str, Any]) -> None:
-    # Of a field of the config that may be null itself, the choice of null as well: empty says it.
+    # For an optional field, also drop the null alternative: an empty field means null.
     schema.pop("default", None)
     kinds = [kind for kind in schema.get("anyOf", []) if kind.get("type") != "null"]
     if len(kinds) == 1:
@@ -121,9 +121,9 @@ def _description(field: FieldInfo) -> str:
 
 
 def form_overrides(recipe: str, tuning: Tuning, sections: Mapping[str, FormSection]) -> dict[str, Any]:
-    """Returns what a filled form changes, as overrides of `load_config`: of each section what is not empty.
+    """Returns the non-empty fields of a form as overrides for `load_config`.
 
-    `tuning` "lora" adds the section peft, "full" takes it away. Raises ValueError for settings of LoRA without LoRA.
+    `tuning` "lora" adds the section peft, "full" removes it. Raises ValueError for LoRA settings without LoRA.
     """
     filled = {
         f"{name}.{field}": value for name, section in sections.items() for field, value in section.model_dump().items()
@@ -131,5 +131,5 @@ def form_overrides(recipe: str, tuning: Tuning, sections: Mapping[str, FormSecti
     lora = [key for key in filled if key.startswith("peft.")]
     if lora and (tuning == "full" or (tuning == "as in the recipe" and load_config(recipe).peft is None)):
         raise ValueError(f"full fine-tuning has no LoRA: empty {', '.join(lora)}, or choose tuning=lora")
-    # Before its fields: the section itself.
+    # The section comes before its fields, which override it.
     return {"lora": {"peft": {}}, "full": {"peft": None}}.get(tuning, {}) | filled

@@ -3,8 +3,8 @@
     python -m vlm_core.generate --checkpoint-path DIR --prompt "What is shown?" --image FILE
     python -m vlm_core.generate --checkpoint-path models:/medpix-gemma3@champion --input-file questions.jsonl
 
-The answer goes to standard output, alone; messages go to standard error. An input file has a line a question,
-{"prompt": "...", "images": ["file or https address", ...]}, and gives a line of JSON an answer.
+Only the answer goes to standard output; messages go to standard error. An input file has one question per line,
+{"prompt": "...", "images": ["file or https URL", ...]}. The output then has one line of JSON per answer.
 """
 
 from vlm_core.arguments import generate_parser, read_arguments
@@ -48,17 +48,17 @@ BATCH_SIZE = 16
 
 @dataclass(frozen=True)
 class Request:
-    """A question, and the names of the images that it is about."""
+    """A question and the names (paths or URLs) of its images."""
 
     prompt: str
     images: list[str]
 
     def files(self, allow_any_url: bool) -> list[bytes | Path]:
-        """Returns what lies at the names; raises ValueError for an image that cannot be had."""
+        """Reads the images; raises ValueError for an image that is missing or cannot be read."""
         return [read_file(name, allow_any_url) for name in self.images]
 
     def conversation(self, files: Sequence[bytes | Path], settings: ImagesConfig) -> Conversation:
-        """Returns the turn of the user; raises ValueError for an image that cannot be shown."""
+        """Returns the conversation with the user's question; raises ValueError for an image that cannot be decoded."""
         named = zip(self.images, files, strict=True)
         return [
             question_turn(self.prompt, [image for name, file in named for image in images_of(name, file, settings)])
@@ -66,7 +66,7 @@ class Request:
 
 
 def read_file(name: str, allow_any_url: bool) -> bytes | Path:
-    """Returns the content of a file or address, or the path of a folder; raises ValueError where there is none."""
+    """Returns the content of a file or URL, or the path of a folder; raises ValueError if it cannot be read."""
     try:
         if "://" in name:
             return read_image_url(name, any_address=allow_any_url)
@@ -79,9 +79,9 @@ def read_file(name: str, allow_any_url: bool) -> bytes | Path:
 
 
 def images_of(name: str, file: bytes | Path, settings: ImagesConfig) -> list[Any]:
-    """Returns one image, or the slices of a volume, as the model learnt to see them.
+    """Decodes one image, or the slices of a volume, with the image settings of the model's training.
 
-    Raises ValueError that says why there is none.
+    Raises ValueError if it cannot be decoded.
     """
     try:
         found = pictures_of_path(file, settings) if isinstance(file, Path) else pictures_of_file(file, settings)
@@ -91,18 +91,18 @@ def images_of(name: str, file: bytes | Path, settings: ImagesConfig) -> list[Any
 
 
 def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns a record an answer: `{prompt, images, response, thought, finish_reason, model, settings, seconds}`.
+    """Returns one record per answer: `{prompt, images, response, thought, finish_reason, model, settings, seconds}`.
 
-    Raises ValueError for a model, an input or an image that cannot be used; all are read before the model is loaded.
+    Raises ValueError for an unusable model, input or image, before the model is loaded.
     """
     started = time.monotonic()
-    requests = _requests(options)
-    read = [request.files(options.allow_any_url) for request in requests]
     if options.max_new_tokens < 1 or options.temperature < 0 or not 0 < options.top_p <= 1:
-        raise ValueError("--max-new-tokens is 1 at least, --temperature 0 at least, --top-p above 0 and 1 at most")
+        raise ValueError("--max-new-tokens must be >= 1, --temperature >= 0, and --top-p > 0 and <= 1")
     if options.top_p < 1 and not options.temperature:
         raise ValueError("--top-p has no effect at temperature 0; give --temperature a value above 0")
     settings = GenerationSettings(options.max_new_tokens, options.temperature, options.top_p, options.seed)
+    requests = _requests(options)
+    read = [request.files(options.allow_any_url) for request in requests]
     files = _model(options)
     images = settings_of(files.weights)
     conversations = [request.conversation(found, images) for request, found in zip(requests, read, strict=True)]
@@ -128,14 +128,14 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def _why_empty(answer: Answer) -> str:
-    """Returns why an answer has no text, and what to look at."""
+    """Returns why an answer has no text, and where to find the cause."""
     if answer.thought and answer.truncated:
         return "the model was still thinking; raise --max-new-tokens"
     if answer.tokens <= 1 and not answer.truncated:
         why = "the model ended it at once"
     else:
         why = f"its {answer.tokens} tokens are special tokens or spaces"
-    return f"{why}. The model has probably not learnt to answer: look at the verdict of its evaluation"
+    return f"{why}. The model has probably not learnt to answer: see the verdict of its evaluation"
 
 
 def _model(options: argparse.Namespace) -> ModelFiles:
@@ -152,7 +152,7 @@ def _requests(options: argparse.Namespace) -> list[Request]:
         prompt = sys.stdin.read().strip() if options.prompt == STDIN else options.prompt
         return [Request(prompt, [*options.image, *options.image_url])]
     if options.image or options.image_url or options.output_format == "text":
-        raise ValueError("an input file names its own images and gives lines of JSON: leave out --image, --image-url "
+        raise ValueError("an input file names its own images and its output is JSON lines: remove --image, --image-url "
                          "and --output-format text")  # fmt: skip
     text = sys.stdin.read() if options.input_file == STDIN else Path(options.input_file).read_text(encoding="utf-8")
     return [_request(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
@@ -168,11 +168,11 @@ def _request(number: int, line: str) -> Request:
         return Request(record["prompt"], [str(name) for name in images])
     except (ValueError, KeyError, TypeError, AttributeError):
         wanted = '{"prompt": "...", "images": ["..."]}'
-        raise ValueError(f"line {number} of the input is no question: {line[:80]!r}; write {wanted}") from None
+        raise ValueError(f"line {number} of the input is not a question: {line[:80]!r}; write {wanted}") from None
 
 
 def render(records: Sequence[dict[str, Any]], options: argparse.Namespace) -> str:
-    """Returns the output: an answer as text or JSON, or a line of JSON an answer."""
+    """Returns the output text: one answer as text or JSON, or one line of JSON per answer for an input file."""
     if options.input_file is not None:
         return "".join(to_json(record) + "\n" for record in records)
     (record,) = records

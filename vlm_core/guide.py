@@ -1,7 +1,7 @@
-"""Translates the YAML of NeMo Automodel's Gemma 3 guide to this project's config, before anything is validated.
+"""Translates the YAML of NeMo Automodel's Gemma 3 guide to this project's config, before validation.
 
-The config has the guide's sections and most of its keys. This module knows the rest: keys and `_target_` paths that
-mean something else here, or nothing. A key that has no effect is named in a warning.
+The config has the guide's sections and most of its keys. This module translates the rest: keys and `_target_` paths
+that have another meaning here, or none. It warns about keys that have no effect.
 """
 
 import copy
@@ -18,22 +18,22 @@ LOSSES = ("MaskedCrossEntropy", "masked_cross_entropy")
 DATASETS = ("make_medpix_vqa_dataset", "make_medpix_dataset")
 COLLATES = ("default_collate_fn", "qwen2_5_collate_fn")
 LOADER = "StatefulDataLoader"
-SCHEDULES: Final = {  # after the warm-up, to zero at the last step; None: as `lr_decay_style` says
+SCHEDULES: Final = {  # decay after the warm-up, to zero at the last step; None: use `lr_decay_style`
     "torch.optim.lr_scheduler.CosineAnnealingLR": "cosine",
     "torch.optim.lr_scheduler.LinearLR": "linear",
     "torch.optim.lr_scheduler.ConstantLR": "constant",
     "nemo_automodel.components.optim.scheduler.OptimizerParamScheduler": None,
 }
-GENERATE_FLAGS: Final = {  # of the guide's generate.py: without effect here, because
+GENERATE_FLAGS: Final = {  # flags of the guide's generate.py, with the reason why they have no effect here
     "--is-peft": "the checkpoint's own files say whether it is an adapter",
     "--peft-exclude-modules": "an adapter's own file says which modules it changes",
 }
 
 
 def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a config tree in this project's keys and names; what the guide does not define stays as it is.
+    """Translates a config tree from the guide's keys and names to this project's. Other keys stay unchanged.
 
-    Raises ValueError for a `_target_` that has no meaning here, or if two keys give one setting different values.
+    Raises ValueError for an unsupported `_target_`, or if two keys give the same setting different values.
     """
     translated = copy.deepcopy(dict(tree))
     for key, rule in _RULES.items():
@@ -47,18 +47,21 @@ def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:
-    """Returns the mapping that holds the last part of a dotted key (empty if it is missing), and that part."""
+    """Returns the mapping that holds a dotted key ({} if it is missing), and the last part of the key."""
     *sections, name = key.split(".")
     found: Any = tree
     for section in sections:
         found = found.get(section)
-        if not isinstance(found, dict):  # null, or a mistake that validation will name
+        if not isinstance(found, dict):  # null, or an error that validation reports
             return {}, name
     return found, name
 
 
 def _set(tree: dict[str, Any], key: str, value: Any, given: str) -> None:
-    """Sets a dotted key to what was `given` in another form; raises ValueError if the tree gives it another value."""
+    """Sets a dotted key to a translated value; raises ValueError if the tree already has another value for it.
+
+    `given` is the original setting, for the error message.
+    """
     *sections, name = key.split(".")
     section = tree
     for part in sections:
@@ -87,8 +90,8 @@ def _schedule(value: Any) -> dict[str, Any]:
         return {}
     if value not in SCHEDULES:
         raise ValueError(
-            f"lr_scheduler._target_={value!r} is no schedule here; take {', '.join(SCHEDULES)}, or leave it out and "
-            "set lr_scheduler.lr_decay_style"
+            f"lr_scheduler._target_={value!r} is not a supported schedule; use one of {', '.join(SCHEDULES)}, or "
+            "remove it and set lr_scheduler.lr_decay_style"
         )
     style = SCHEDULES[value]
     return {} if style is None else {"lr_scheduler.lr_decay_style": style}
@@ -100,20 +103,20 @@ def _loss(value: Any) -> dict[str, Any]:
     if value != FUSED_LOSS:
         raise ValueError(
             f"loss_fn._target_={value!r}: there is one loss, the token-normalised cross entropy (MaskedCrossEntropy); "
-            f"leave it out, or take {FUSED_LOSS} on a GPU"
+            f"remove it, or use {FUSED_LOSS} on a GPU"
         )
     return {"loss_fn._target_": value}
 
 
 def _loader(value: Any) -> dict[str, Any]:
     if value is not None and str(value).rpartition(".")[2] != LOADER:
-        raise ValueError(f"dataloader._target_={value!r}: there is one loader here; leave it out, or name {LOADER}")
+        raise ValueError(f"dataloader._target_={value!r}: only {LOADER} is supported; remove it, or use that")
     return {}
 
 
 def _lora(value: Any) -> dict[str, Any]:
     if value not in (None, LORA):
-        raise ValueError(f"peft.peft_fn={value!r}: there is one LoRA here; leave it out, or name {LORA}")
+        raise ValueError(f"peft.peft_fn={value!r}: only {LORA} is supported; remove it, or use that")
     return {}
 
 
@@ -124,7 +127,7 @@ def _triton(value: Any) -> dict[str, Any]:
 
 
 def _function(key: str, built_in: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
-    """Returns the rule of a key that may name a function: the guide's own does what happens here without one."""
+    """Returns the rule of a key that names a function. A built-in function of the guide becomes None, the default."""
 
     def rule(value: Any) -> dict[str, Any]:
         package, _, name = str(value).rpartition(".")
@@ -134,7 +137,7 @@ def _function(key: str, built_in: Sequence[str]) -> Callable[[Any], dict[str, An
     return rule
 
 
-# What a key of the guide becomes: the keys to set in its place, with their values.
+# For each key of the guide: a function from its value to the keys and values that replace it.
 _RULES: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     "model.torch_dtype": _dtype,
     "dataset._target_": _function("dataset._target_", DATASETS),

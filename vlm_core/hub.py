@@ -1,7 +1,7 @@
-"""Downloads from the Hugging Face hub, with a message of its own for each way in which they fail.
+"""Downloads from the Hugging Face hub, with a specific error message for each kind of failure.
 
-`HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and `HF_HUB_OFFLINE` mean what they mean to `huggingface_hub`, whose shared
-cache is used: a repository that is there already is not fetched again.
+Uses the shared cache of `huggingface_hub`, and its environment variables `HF_TOKEN`, `HF_ENDPOINT`, `HF_HOME` and
+`HF_HUB_OFFLINE`. Files in the cache are not downloaded again.
 """
 
 import errno
@@ -47,8 +47,8 @@ logger = logging.getLogger(__name__)
 REPOSITORY_ID = re.compile(r"[\w.-]+/[\w.-]+")
 COMMIT_ID = re.compile(r"[0-9a-f]{40}")
 BLOB_NAME = re.compile(r"\w[\w.+=:-]{0,127}")
-WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between the attempts, where the hub does not ask for more
-LONGEST_WAIT = 300.0  # the hub counts requests in windows of five minutes
+WAITS = (1.0, 2.0, 4.0, 8.0, 16.0)  # seconds between attempts, unless the hub asks for more
+LONGEST_WAIT = 300.0  # seconds: the hub counts requests in windows of five minutes
 UNREACHABLE = (
     httpx2.ConnectError,
     httpx2.ConnectTimeout,
@@ -62,11 +62,11 @@ T = TypeVar("T")
 
 
 class HubUnreachableError(ValueError):
-    """There is no way to the hub: no network, or HF_HUB_OFFLINE is set."""
+    """The hub cannot be reached: the network is down, or HF_HUB_OFFLINE is set."""
 
 
 def _checked_etag(etag: str | None) -> str | None:
-    """Returns what huggingface_hub makes of an ETag, which names a file in its cache; refuses one that leads out."""
+    """Normalizes an ETag as huggingface_hub does; raises ValueError if it is unsafe as a file name in the cache."""
     found = _normalize_etag(etag)
     if found is not None and not BLOB_NAME.fullmatch(found):
         raise ValueError(f"{constants.ENDPOINT} sent the ETag {found[:80]!r}, which is not one: check HF_ENDPOINT")
@@ -74,20 +74,19 @@ def _checked_etag(etag: str | None) -> str | None:
 
 
 _normalize_etag = file_download._normalize_etag
-file_download._normalize_etag = _checked_etag  # huggingface_hub 2.4 joins it to the path of its cache unchecked
+file_download._normalize_etag = _checked_etag  # huggingface_hub 2.4 joins the ETag to its cache path unchecked
 
 
 def is_repository_id(name: str) -> bool:
-    """Returns whether `name` means a hub repository: it has the form `owner/name` and nothing local has that path."""
+    """Returns whether `name` is a hub repository: it has the form `owner/name`, and no local path has that name."""
     return REPOSITORY_ID.fullmatch(name) is not None and not name.startswith(".") and not Path(name).exists()
 
 
 def download(repository: str, kind: RepositoryKind, revision: str | None, patterns: list[str]) -> Path:
-    """Returns the local snapshot of a repository at one commit; the directory's name is the commit's id.
+    """Returns the local snapshot of a repository at one commit; the name of the directory is the commit id.
 
-    A download that was interrupted goes on where it stopped. Where the hub cannot say what a branch points to, the
-    commit that the cache has of it is used, with a warning. Raises ValueError that says what could not be had and
-    what to do about it, HubBusyError where waiting helps.
+    An interrupted download resumes. If the hub cannot be reached, the cached commit of the branch is used, with a
+    warning. Raises ValueError that says what failed and what to do, or HubBusyError if a later attempt may succeed.
     """
     commit = revision
     try:
@@ -101,7 +100,7 @@ def download(repository: str, kind: RepositoryKind, revision: str | None, patter
 
 
 def current_commit(repository: str, kind: RepositoryKind, revision: str | None) -> str:
-    """Returns the commit that a branch or tag of a repository (null: the default branch) points to now.
+    """Returns the commit that a branch or tag of a repository (None: the default branch) points to now.
 
     Raises as `download` does.
     """
@@ -109,7 +108,7 @@ def current_commit(repository: str, kind: RepositoryKind, revision: str | None) 
     def ask() -> str:
         with _explained(repository, kind, revision):
             commit = _info(repository, kind, revision).sha or ""
-        if not COMMIT_ID.fullmatch(commit):  # it becomes the name of a directory
+        if not COMMIT_ID.fullmatch(commit):  # the commit becomes a directory name
             raise ValueError(
                 f"{constants.ENDPOINT} names {commit[:80]!r} as the commit of {repository}, which is not one: check "
                 "HF_ENDPOINT"
@@ -122,17 +121,17 @@ def current_commit(repository: str, kind: RepositoryKind, revision: str | None) 
 def _info(
     repository: str, kind: RepositoryKind, revision: str | None, *, files: bool = False
 ) -> DatasetInfo | ModelInfo:
-    """Returns what the hub says of a repository, within seconds: a network that swallows packets gives no answer."""
+    """Returns the hub's metadata of a repository. The timeout is short, because some networks silently drop packets."""
     api = HfApi()
     ask = api.dataset_info if kind == "dataset" else api.model_info
     return ask(repository, revision=revision, files_metadata=files, timeout=constants.HF_HUB_ETAG_TIMEOUT)
 
 
 def _patiently(work: Callable[[], T]) -> T:
-    """Returns the result of `work`, repeated after a growing wait while the hub is busy.
+    """Calls `work`, retries with growing waits while the hub is busy, and returns its result.
 
-    huggingface_hub repeats some of its requests (not the one for the commit), and reports a hub that stays busy as
-    one that cannot be reached.
+    huggingface_hub retries some of its requests, but not the one for the commit, and reports a busy hub as an
+    unreachable one.
     """
     for attempt, wait in enumerate(WAITS, start=1):
         try:
@@ -145,9 +144,9 @@ def _patiently(work: Callable[[], T]) -> T:
 
 
 def _fetch(repository: str, kind: RepositoryKind, commit: str, patterns: list[str]) -> Path:
-    """Returns the snapshot of a commit, of which only what the cache lacks is fetched."""
+    """Returns the snapshot of a commit, after downloading the files that the cache lacks."""
     with _explained(repository, kind, commit), suppress(CachedRepoTreeNotFoundError, LocalEntryNotFoundError):
-        get_cached_repo_tree(repository, repo_type=kind, revision=commit)  # without it nothing says what is missing
+        get_cached_repo_tree(repository, repo_type=kind, revision=commit)  # raises if the cache has no file list
         return _snapshot(repository, kind, commit, patterns, local=True)
     with _explained(repository, kind, commit):
         files = _info(repository, kind, commit, files=True).siblings or []
@@ -171,12 +170,12 @@ def _snapshot(repository: str, kind: RepositoryKind, revision: str | None, patte
 
 
 def _storage(repository: str, kind: RepositoryKind) -> Path:
-    """Returns the directory that huggingface_hub's cache has for a repository, with blobs/, refs/ and snapshots/."""
+    """Returns the directory of a repository in huggingface_hub's cache, which holds blobs/, refs/ and snapshots/."""
     return Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=repository, repo_type=kind))
 
 
 def _remember(repository: str, kind: RepositoryKind, revision: str | None, commit: str) -> None:
-    """Notes in the cache what a branch points to, for use without the hub; a cache may be read-only."""
+    """Stores the commit of a branch in the cache, for later use without the hub. Ignores a read-only cache."""
     if revision != commit:
         with suppress(OSError):
             write_text(_storage(repository, kind) / "refs" / (revision or constants.DEFAULT_REVISION), commit)
@@ -185,7 +184,7 @@ def _remember(repository: str, kind: RepositoryKind, revision: str | None, commi
 def _from_cache(
     repository: str, kind: RepositoryKind, revision: str | None, patterns: list[str], error: Exception
 ) -> Path:
-    """Returns the snapshot that the cache has; where it has none, raises `error` with what to do about it."""
+    """Returns the cached snapshot; if the cache has none, raises `error` again with a remedy."""
     try:
         snapshot = _snapshot(repository, kind, revision, patterns, local=True)
     except LocalEntryNotFoundError:
@@ -193,21 +192,21 @@ def _from_cache(
         if isinstance(error, HubBusyError):
             remedy = "try again later"
         raise type(error)(
-            f"{error}, and it is not, or not as a whole, in the cache {constants.HF_HUB_CACHE}; {remedy}, or give the "
-            "path of a local directory that holds it"
+            f"{error}, and it is not complete in the cache {constants.HF_HUB_CACHE}; {remedy}, or give the path of a "
+            "local directory that holds it"
         ) from error
     if not constants.HF_HUB_OFFLINE:
-        logger.warning("%s; going on with commit %s of the cache", error, snapshot.name)
+        logger.warning("%s; using commit %s from the cache", error, snapshot.name)
     return snapshot
 
 
 @contextmanager
 def _explained(repository: str, kind: RepositoryKind, revision: str | None) -> Iterator[None]:
-    """Says for each way in which the hub fails what it is and what to do."""
+    """Turns errors of huggingface_hub into errors that say what failed and what to do."""
     try:
         yield
     except (HFValidationError, httpx2.HTTPError, httpx2.InvalidURL, JSONDecodeError, OSError) as error:
-        # huggingface_hub says of whatever it met on the way to a file that the cache lacks the file.
+        # huggingface_hub hides the cause of a failed download in a "file not in the cache" error.
         met = error.__cause__ if isinstance(error, LocalEntryNotFoundError) and error.__cause__ else error
         failure, reason = _failure(met, repository, kind, revision)
         explained = failure(f"cannot download the {kind} {repository!r}: {reason}")
@@ -219,9 +218,9 @@ def _explained(repository: str, kind: RepositoryKind, revision: str | None) -> I
 def _failure(
     error: BaseException, repository: str, kind: RepositoryKind, revision: str | None
 ) -> tuple[type[Exception], str]:
-    """Returns what an error of huggingface_hub is to the caller, and how it goes on after "cannot download ...: "."""
+    """Returns the exception type for a huggingface_hub error, and the reason to put after "cannot download ...: "."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{repository}"
-    said = " ".join(str(error).split()) or type(error).__name__
+    detail = " ".join(str(error).split()) or type(error).__name__
     status, phrase = 0, ""
     if isinstance(error, HfHubHTTPError):
         status, phrase = error.response.status_code, error.response.reason_phrase
@@ -231,34 +230,34 @@ def _failure(
     elif isinstance(error, RevisionNotFoundError):
         reason = f"it has no revision {revision!r}: name a branch, tag or commit of {page}"
     elif isinstance(error, RepositoryNotFoundError | HFValidationError):
-        reason = "there is no such repository, or it is private and HF_TOKEN is not set to a token that may read it"
+        reason = "the repository does not exist, or it is private and HF_TOKEN is not set to a token that may read it"
     elif status in (401, 403):
-        reason = f"the hub does not accept the token (HF_TOKEN, or the one that is logged in): {said}"
+        reason = f"the hub does not accept the token (HF_TOKEN, or the one that is logged in): {detail}"
     elif status in (408, 429) or status >= 500:
-        # Not in the words of the error, which would put the signed address of a file into logs.
+        # Do not quote the error: it may contain a file's signed URL.
         failure, reason = HubBusyError, f"{constants.ENDPOINT} cannot serve it now ({status} {phrase})"
     elif isinstance(error, OfflineModeIsEnabled):
         failure, reason = HubUnreachableError, "HF_HUB_OFFLINE is set"
     elif isinstance(error, UNREACHABLE):
-        failure, reason = HubUnreachableError, f"{constants.ENDPOINT} could not be reached ({said})"
+        failure, reason = HubUnreachableError, f"{constants.ENDPOINT} could not be reached ({detail})"
     elif isinstance(error, httpx2.TransportError):
-        failure, reason = HubBusyError, f"the connection to {constants.ENDPOINT} broke ({said})"
+        failure, reason = HubBusyError, f"the connection to {constants.ENDPOINT} broke ({detail})"
     elif isinstance(error, JSONDecodeError):
-        reason = f"what answers at {constants.ENDPOINT} is no hub ({said}): check the network and HF_ENDPOINT"
+        reason = f"the server at {constants.ENDPOINT} is not a hub ({detail}): check the network and HF_ENDPOINT"
     elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         reason = (
-            f"no space left for the cache {constants.HF_HUB_CACHE} ({said}): free some and run again, which goes on "
-            "where it stopped, or set HF_HOME to a directory on another disk"
+            f"no space left for the cache {constants.HF_HUB_CACHE} ({detail}): free some and run again to resume the "
+            "download, or set HF_HOME to a directory on another disk"
         )
     elif isinstance(error, OSError) and not status:
-        reason = f"{said} (cache {constants.HF_HUB_CACHE}; HF_HOME moves it)"
+        reason = f"{detail} (cache {constants.HF_HUB_CACHE}; HF_HOME moves it)"
     else:
-        reason = f"the hub answered: {said}"
+        reason = f"the hub answered: {detail}"
     return failure, reason
 
 
 def _wait_asked_for(response: httpx2.Response) -> float:
-    """Returns the seconds after which the hub wants to be asked again, 0 where it does not say."""
+    """Returns the seconds that the hub asks to wait before a retry, 0 if it does not ask."""
     limit = parse_ratelimit_headers(response.headers)
     if limit is not None and limit.remaining == 0:
         return limit.reset_in_seconds

@@ -1,4 +1,4 @@
-"""The large files of a hub's repository: into huggingface_hub's own cache, resumed, checked and counted."""
+"""Downloads the large files of a hub repository into huggingface_hub's cache: resumes, verifies, shows progress."""
 
 import hashlib
 import logging
@@ -20,18 +20,18 @@ SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class HubBusyError(RuntimeError):
-    """The hub cannot serve the request now (429, 5xx, a broken connection): trying again can help."""
+    """The hub cannot serve the request now (429, 5xx, a broken connection). A later attempt may succeed."""
 
     wait = 0.0  # the seconds that the hub asks for
 
 
 def fetch_blobs(storage: Path, files: Mapping[str, BlobLfsInfo], urls: Mapping[str, str], title: str) -> None:
-    """Puts large files, by name, into the cache directory of their repository; what is there is not fetched again.
+    """Downloads the large `files`, by name, into the cache directory of their repository, unless they are cached.
 
-    Raises HubBusyError for a file that came damaged, ValueError for one whose sha256 is not one.
+    Raises HubBusyError if a file arrives damaged, and ValueError if the hub's sha256 of a file is malformed.
     """
     for name, content in files.items():
-        if not SHA256.fullmatch(content.sha256):  # it becomes the name of a file
+        if not SHA256.fullmatch(content.sha256):  # the sha256 becomes a file name
             raise ValueError(f"the hub names {content.sha256[:80]!r} as the sha256 of {name}: check HF_ENDPOINT")
     there = sum(path.stat().st_size for content in files.values() for path in _blobs(storage, content) if path.exists())
     total = sum(content.size for content in files.values())
@@ -41,7 +41,7 @@ def fetch_blobs(storage: Path, files: Mapping[str, BlobLfsInfo], urls: Mapping[s
 
 
 def _counting(progress: ProgressBar) -> type[tqdm]:
-    """Returns a bar for huggingface_hub that shows nothing, and counts on `progress`."""
+    """Returns an invisible bar class for huggingface_hub that forwards its counts to `progress`."""
 
     class Counting(tqdm):
         def __init__(self, *arguments: Any, **settings: Any) -> None:
@@ -54,25 +54,25 @@ def _counting(progress: ProgressBar) -> type[tqdm]:
 
 
 def _blobs(storage: Path, content: BlobLfsInfo) -> tuple[Path, Path]:
-    """Returns where a large file lies in the cache, and where what there is of an unfinished one."""
+    """Returns the paths of a large file in the cache: the complete file, and a partial download."""
     blob = storage / "blobs" / content.sha256
     return blob, blob.with_name(f"{content.sha256}.incomplete")
 
 
 def _fetch_blob(url: str, storage: Path, content: BlobLfsInfo, name: str, bar: type[tqdm]) -> None:
-    """Puts a large file into the cache, going on with what an earlier attempt left of it.
+    """Downloads a large file into the cache, and resumes a partial download.
 
-    huggingface_hub 2.4 itself goes on only after some errors and never in another process:
-    https://github.com/huggingface/huggingface_hub/issues/4196. What it finds in blobs/, it links.
+    huggingface_hub 2.4 resumes only after some errors and never in another process
+    (https://github.com/huggingface/huggingface_hub/issues/4196), but it links any file that it finds in blobs/.
     """
     blob, unfinished = _blobs(storage, content)
-    lock = storage.parent / ".locks" / storage.name / f"{content.sha256}.lock"  # huggingface_hub's own
+    lock = storage.parent / ".locks" / storage.name / f"{content.sha256}.lock"  # huggingface_hub's lock
     blob.parent.mkdir(parents=True, exist_ok=True)
     lock.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
         if blob.exists():
             return
-        # Of a compressed body, a range would count other bytes.
+        # Without compression: the byte range of a compressed body would not match the file.
         headers = build_hf_headers() | {"Accept-Encoding": "identity"}
         with unfinished.open("ab") as stream:
             if stream.tell() > content.size:
@@ -80,7 +80,7 @@ def _fetch_blob(url: str, storage: Path, content: BlobLfsInfo, name: str, bar: t
                 stream.seek(0)
             begun = stream.tell()
             if begun:
-                logger.info("%s goes on after %d of %d bytes", name, begun, content.size)
+                logger.info("%s resumes after %d of %d bytes", name, begun, content.size)
             http_get(
                 url,
                 stream,
@@ -94,5 +94,5 @@ def _fetch_blob(url: str, storage: Path, content: BlobLfsInfo, name: str, bar: t
             found = hashlib.file_digest(stream, "sha256").hexdigest()
         if found != content.sha256:
             unfinished.unlink()
-            raise HubBusyError(f"{url} came damaged: its sha256 is {found} and should be {content.sha256}")
+            raise HubBusyError(f"{url} arrived damaged: its sha256 is {found} and should be {content.sha256}")
         unfinished.rename(blob)

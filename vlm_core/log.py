@@ -1,4 +1,4 @@
-"""Logging of the commands: messages to standard error, so that standard output carries results alone."""
+"""Sets up logging for the commands: messages go to standard error, so that standard output has only results."""
 
 import logging
 import re
@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from vlm_core.plain_text import keep_logs_plain
 
-PROGRESS = logging.INFO + 1  # of lines that a bar on a terminal takes the place of
+PROGRESS = logging.INFO + 1  # level of progress lines, which a terminal shows as a bar instead
 logging.addLevelName(PROGRESS, "PROGRESS")
 _LINE = re.compile(r"\d\d:\d\d:\d\d (\w+) +(.*)")
 
@@ -32,7 +32,7 @@ def configure_logging(*, quiet: bool = False) -> None:
 
 
 def read_line(text: str) -> tuple[int, str]:
-    """Returns level and message of a line that `configure_logging` wrote; any other line is a message of INFO.
+    """Parses a line that `configure_logging` wrote into level and message; any other line counts as INFO.
 
     >>> read_line("12:00:00 WARNING the disk is nearly full")
     (30, 'the disk is nearly full')
@@ -43,7 +43,7 @@ def read_line(text: str) -> tuple[int, str]:
 
 
 class BesideBars(logging.StreamHandler):
-    """Writes a line above the bars of tqdm that are on the screen, not into them."""
+    """A handler that writes lines above the visible tqdm bars, not into them."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with tqdm.external_write_mode(file=self.stream):

@@ -1,18 +1,16 @@
-"""Texts from data, models and other programs, as they may reach a terminal or a log: nothing acts, no secret shows."""
+"""Makes untrusted text safe for terminals and logs: escapes control characters and masks secrets in URLs."""
 
 import logging
 import re
 
-# What a terminal acts on or shows in another order (Unicode's bidirectional controls), and halves of surrogate pairs.
+# Control characters, Unicode's line separators and bidirectional controls, and lone surrogates.
 _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _USER = re.compile(r"(?<=://)[^\s/?#]*@")
 _SECRET = re.compile(r"(?i)([?&](?:access_?token|token|password|api_?key|signature|sig|x-amz-[\w-]+)=)[^&\s]+")
 
 
 def printable(text: object) -> str:
-    r"""Returns `text` with its control characters written as escapes and the secrets in its addresses masked.
-
-    Line breaks and tabs stay.
+    r"""Returns `text` with control characters escaped and the secrets in URLs masked. Keeps line breaks and tabs.
 
     >>> printable("\x1b[2J postgresql://me:secret@db/mlflow")
     '\\x1b[2J postgresql://***@db/mlflow'
@@ -21,7 +19,7 @@ def printable(text: object) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Returns `text` without the user, password and token that an address in it may have.
+    """Returns `text` with users, passwords and tokens in URLs masked.
 
     >>> without_secrets("https://hub.example/a?token=secret&b=1")
     'https://hub.example/a?token=***&b=1'
@@ -38,5 +36,5 @@ class PlainRecord(logging.LogRecord):
 
 
 def keep_logs_plain() -> None:
-    """Makes every message that this process logs printable, wherever a handler sends it."""
+    """Makes every log message of this process printable, for all handlers."""
     logging.setLogRecordFactory(PlainRecord)

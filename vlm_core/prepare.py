@@ -1,12 +1,12 @@
-"""Looks at data, caches it, and writes a report about it; neither a model nor a GPU is needed.
+"""Checks data, caches it and writes a report about it. Needs no model and no GPU.
 
     python -m vlm_core.prepare FOLDER                     # images and a table: csv, tsv, jsonl, json, parquet
-    python -m vlm_core.prepare FOLDER --init my.yaml      # and writes a recipe that trains on it
+    python -m vlm_core.prepare FOLDER --init my.yaml      # also writes a recipe that trains on the data
     python -m vlm_core.prepare --config gemma3_4b_lora --dataset.split_by case
-    python -m vlm_core.prepare FOLDER --explain 12        # one row, from its file to what the model sees
+    python -m vlm_core.prepare FOLDER --explain 12        # shows how row 12 becomes the model's input
 
-Later commands find the cache. The report says what is wrong with the data, and how many of the validation questions are
-about cases that training has seen.
+Later commands reuse the cache. The report lists problems of the data, and how many validation questions are about
+cases that also occur in training.
 """
 
 from vlm_core.arguments import data_path_of, name_of, prepare_parser, read_config
@@ -59,24 +59,25 @@ def main(options: argparse.Namespace, config: Config) -> None:
 
 
 def explain(config: Config, row: str, output: Path) -> None:
-    """Prints one row of the data of `config` from its file to what the model sees; pictures go to `output`."""
+    """Prints how one row of the data becomes the model's input, and writes its images to `output`."""
     try:
         require_writable(output)
         found = explain_row(fetch_splits(config), row)
         logger.info("loading the processor of %s", config.model.pretrained_model_name_or_path)
-        from vlm_core.explain import explanation, save_pictures, viewed  # with torch, which takes seconds
+        from vlm_core.explain import explanation, save_pictures, viewed  # lazy: imports torch, which takes seconds
 
         (found,) = viewed([found], config.model)
         pictures = save_pictures(found, output)
     except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {error}") from error
+        raise SystemExit(f"error: {printable(error)}") from error
     print(explanation(found, pictures, colours=sys.stdout.isatty() and "NO_COLOR" not in os.environ))
 
 
 def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, with_model: bool = False) -> None:
-    """Builds the cache and the report of the data of `config`, writes a `recipe` for it, and prints what was found.
+    """Builds the cache and the report of the data of `config`, writes a `recipe` for it, and prints a summary.
 
-    `then` is the command to give next. The report explains a few rows; `with_model`, as the config's model sees them.
+    `then` is the next command, which is printed last. The report explains a few rows; with `with_model`, it shows them
+    as the config's model sees them.
     """
     try:
         require_writable(output)
@@ -86,14 +87,16 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, wit
         config = resolved_config(config, splits)
         conversations, reused = prepare_conversations(config, splits)
         if recipe is not None and (share := share_for_intervals(config, splits, conversations)):
-            logger.info("%.0f%% of the cases validate instead, so that an evaluation has intervals", 100 * share)
+            logger.info(
+                "using %.0f%% of the cases for validation, so that an evaluation has confidence intervals", 100 * share
+            )
             config = config.model_copy(
                 update={"dataset": config.dataset.model_copy(update={"validation_share": share})}
             )
             conversations, reused = prepare_conversations(config, replace(splits, validation_share=share))
         rows = explain_some(splits) if config.report.images else []
         if rows and with_model:
-            from vlm_core.explain import viewed  # with torch, which takes seconds
+            from vlm_core.explain import viewed  # lazy: imports torch, which takes seconds
 
             rows = viewed(rows, config.model)
     except (ValueError, HubBusyError) as error:
@@ -109,14 +112,14 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, wit
 
 
 def require_new(recipe: Path) -> None:
-    """Raises ValueError for a recipe that is there already, or that cannot be written."""
+    """Raises ValueError if the recipe exists already or cannot be written."""
     if recipe.exists():
-        raise ValueError(f"{recipe} exists and is not overwritten: give another name to --init, or delete it")
+        raise ValueError(f"{recipe} exists and is not overwritten: give --init another name, or delete the file")
     require_writable(recipe.absolute().parent)
 
 
 def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
-    """Writes a recipe for the data of `config` whose model fits this machine."""
+    """Writes a recipe for the data of `config`, with a model that fits this machine."""
     import torch
 
     from vlm_core.data.new_recipe import recipe_text
@@ -131,7 +134,7 @@ def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
 
 
 def summary(config: Config, found: dict[str, Any], rejects: Mapping[str, Any]) -> list[str]:
-    """Returns lines about what was found in the data: its size, splits, columns, and each reason of its `rejects`."""
+    """Returns the lines of the summary: size, splits, columns, and the reasons of the `rejects`."""
     from vlm_core.pages.data_report import named_columns
 
     splits, data = found["splits"], config.dataset
@@ -152,7 +155,7 @@ def summary(config: Config, found: dict[str, Any], rejects: Mapping[str, Any]) -
 
 
 def next_command(recipe: Path | None, arguments: Sequence[str]) -> str:
-    """Returns the command that makes sense now: training with a recipe, or writing one if there is none yet."""
+    """Returns the command to run next: training if there is a recipe, else the command that writes one."""
     if recipe is not None:
         return shlex.join(["python", "-m", "pipelines.finetune", "--recipe", str(recipe)])
     data = data_path_of(arguments)

@@ -1,6 +1,6 @@
-"""ProgressBar of long work: a bar in a terminal; elsewhere (a log, a flow run) a line every 10 % or half minute.
+"""Shows the progress of long work: a bar in a terminal, otherwise (log, flow run) a line every 10 % or 30 seconds.
 
-Whoever shows progress in another place takes it from `progress_sent_to`, or from the file that a job writes it to.
+Other displays receive the progress through `progress_sent_to`, or from the progress file that a job writes.
 """
 
 import logging
@@ -21,14 +21,14 @@ logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_LINES = 30.0
 SECONDS_BETWEEN_TENTHS = 1.0  # short work gets its last line only
-LINES = 10  # of work whose end is known
+LINES = 10  # lines in total, if the amount of work is known
 SECONDS_BETWEEN_REPORTS = 1.0
-PROGRESS_FILE = "MEDPIX_PROGRESS_FILE"  # environment variable: where a job writes its progress to
+PROGRESS_FILE = "MEDPIX_PROGRESS_FILE"  # environment variable: path of a job's progress file
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a piece of work is: `done` of `total` units, None where nobody knows how many there are."""
+    """The progress of a piece of work: `done` of `total` units; `total` is None if unknown."""
 
     title: str
     unit: str
@@ -43,7 +43,7 @@ _sinks: list[Callable[[Progress], None]] = []
 
 @contextmanager
 def progress_sent_to(sink: Callable[[Progress], None]) -> Iterator[None]:
-    """Has `sink` called about once a second, and at its end, by each ProgressBar of this process within the block."""
+    """Makes each ProgressBar of this process call `sink` about once a second and at its end, during the block."""
     _sinks.append(sink)
     try:
         yield
@@ -52,12 +52,12 @@ def progress_sent_to(sink: Callable[[Progress], None]) -> Iterator[None]:
 
 
 def progress_writer(path: Path) -> Callable[[Progress], None]:
-    """Returns a sink that replaces `path` by the latest progress, as JSON."""
+    """Returns a sink that writes the latest progress to `path` as JSON."""
     return lambda progress: write_json(path, asdict(progress))
 
 
 def duration(seconds: float) -> str:
-    """Returns a time as people say it.
+    """Formats a number of seconds for people.
 
     >>> duration(42.4), duration(200), duration(7300)
     ('42 s', '3 min 20 s', '2 h 1 min')
@@ -71,7 +71,7 @@ def duration(seconds: float) -> str:
 
 
 class ProgressBar:
-    """Counts `total` units of work (None: nobody knows how many); use it as a context manager.
+    """Counts `total` units of work (None: unknown); use it as a context manager.
 
     >>> with ProgressBar(total=2, title="encode", unit="image") as progress:
     ...     progress.update(2)
@@ -88,12 +88,12 @@ class ProgressBar:
             initial=done,
             disable=not enabled or self.lines,
         )
-        self.started = self.said = time.monotonic()
+        self.started = self.last_line = time.monotonic()
         self.tenths = self._tenths()
         self.reported = 0.0
 
     def update(self, amount: int = 1, note: str = "") -> None:
-        """Counts `amount` more units; `note` is shown beside the count."""
+        """Counts `amount` more units; `note` is shown next to the count."""
         self.done += amount
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update(amount)
@@ -104,13 +104,13 @@ class ProgressBar:
             for sink in _sinks:
                 sink(Progress(self.title, self.unit, self.done, self.total, note, left))
         if self.lines and self._is_time_for_a_line(now):
-            self.said, self.tenths = now, self._tenths()
+            self.last_line, self.tenths = now, self._tenths()
             of, left = (f"/{self.total}", f", {duration(self.seconds_left())} left") if self.total else ("", "")
-            said = (f"{self.done}{of} {self.unit}s", note)
-            logger.log(PROGRESS, "%s %s%s", self.title, ", ".join(filter(None, said)), left)
+            count = (f"{self.done}{of} {self.unit}s", note)
+            logger.log(PROGRESS, "%s %s%s", self.title, ", ".join(filter(None, count)), left)
 
     def _is_time_for_a_line(self, now: float) -> bool:
-        waited = now - self.said
+        waited = now - self.last_line
         if self._tenths() == self.tenths:
             return waited >= SECONDS_BETWEEN_LINES
         return waited >= SECONDS_BETWEEN_TENTHS or self.done == self.total
@@ -119,7 +119,7 @@ class ProgressBar:
         return self.done * LINES // self.total if self.total else 0
 
     def seconds_left(self) -> float:
-        """Returns the expected time to the end, from the speed so far."""
+        """Returns the estimated seconds to the end from the average speed; infinity if it is unknown."""
         worked = self.done - self.first
         if self.total is None or not worked:
             return float("inf")

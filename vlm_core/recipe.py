@@ -1,7 +1,7 @@
-"""From a recipe and overrides to a checked `Config`.
+"""Builds a validated `Config` from a recipe and overrides.
 
 Precedence: defaults < recipe < overrides. An override is a dotted key, `{"optimizer.lr": 2e-5}`, or nested:
-`{"optimizer": {"lr": 2e-5}}`; both change that one value and leave its siblings alone.
+`{"optimizer": {"lr": 2e-5}}`; both change only that value.
 """
 
 import difflib
@@ -16,9 +16,9 @@ from pydantic import BaseModel, ValidationError
 from vlm_core.config import Config
 from vlm_core.guide import translate
 
-MOST_ENTRIES = 10_000  # of a recipe
+MOST_ENTRIES = 10_000  # limit for the values in a recipe, with its aliases expanded
 RECIPES = Path(__file__).parent / "recipes"
-# Two keys for one setting: an override of one replaces the other as well.
+# Pairs of keys for the same setting: an override of one removes the other.
 ALTERNATIVES = {"lr_warmup_steps": "lr_warmup_share", "lr_warmup_share": "lr_warmup_steps"}
 
 
@@ -28,9 +28,9 @@ def recipe_names() -> list[str]:
 
 
 def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) -> Config:
-    """Returns the config of `recipe` (a shipped recipe's name or a YAML file) with `overrides` on top.
+    """Returns the config of `recipe` (the name of a shipped recipe, or a YAML file) with `overrides` applied.
 
-    Raises ValueError that names every wrong key or value, and for an unknown key the nearest right one.
+    Raises ValueError that names every wrong key or value, and for an unknown key the most similar known one.
     """
     path = _find(recipe)
     tree = _read(path)
@@ -40,7 +40,7 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
     for key, value in (overrides or {}).items():
         changes = _merge(changes, _nest(key, value))
     try:
-        # Each is translated alone, so that an override in the guide's words replaces a value in ours, and vice versa.
+        # Translate both before merging, so that overrides match whether either uses the guide's keys or ours.
         tree = _merge({"name": path.stem}, translate(tree))
         return Config.model_validate(_merge(tree, translate(changes)))
     except ValidationError as error:
@@ -50,9 +50,9 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields (dotted key, pydantic field) for every leaf of the config tree, in its order.
+    """Yields (dotted key, pydantic field) for every leaf of the config tree, in order.
 
-    A section that may be null, such as `peft`, is a key too, and comes before its own.
+    An optional section such as `peft` is a key too, and comes before its fields.
     """
     for attribute, field in model.model_fields.items():
         name = field.alias or attribute
@@ -73,22 +73,22 @@ def _find(recipe: str | Path) -> Path:
 
 
 def _read(path: Path) -> Any:
-    """Returns what a recipe's file holds; raises ValueError for one that is no YAML, or that unfolds without end."""
+    """Parses a recipe file; raises ValueError if it is not valid YAML, or if its aliases expand too far."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         entries = sum(1 for _ in islice(_entries(tree), MOST_ENTRIES + 1))
     except yaml.MarkedYAMLError as error:
         where = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise ValueError(f"{path} is no YAML: {where}{error.problem or error.context}") from None
+        raise ValueError(f"{path} is not valid YAML: {where}{error.problem or error.context}") from None
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML in UTF-8: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path} is not valid YAML in UTF-8: {str(error).splitlines()[0]}") from None
     if entries > MOST_ENTRIES:
         raise ValueError(f"{path} has more than {MOST_ENTRIES:,} entries; its aliases (*name) may repeat each other")
     return tree
 
 
 def _entries(tree: Any) -> Iterator[Any]:
-    """Yields every value of a tree; one that an alias repeats counts each time."""
+    """Yields every value of a tree. A value that an alias repeats is yielded each time."""
     yield tree
     values = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ()
     for value in values:
@@ -132,7 +132,7 @@ def _explain_one(item: dict[str, Any]) -> str:
 
 def _nearest(key: str) -> str:
     known = [known for known, _ in config_keys()]
-    # A wrong name in the right section is likelier than a right name in the wrong one.
+    # Search the same section first: a wrong name in the right section is more likely than the reverse.
     section = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]
     sections = [name for name in Config.model_fields if "." not in key]

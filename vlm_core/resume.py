@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from, and whether it belongs to the same run."""
+"""Chooses the checkpoint that a run resumes from, and checks that it belongs to the same run."""
 
 import logging
 import os
@@ -15,9 +15,9 @@ from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, PROGRE
 
 logger = logging.getLogger(__name__)
 
-# What must not change between the run that wrote a checkpoint and the one that resumes from it.
+# Sections that must not change between the run that wrote a checkpoint and the run that resumes from it.
 FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
-# The same for keys of other sections, each with the value that a checkpoint older than the key had.
+# Single keys that must not change. The values apply to checkpoints that are older than the key.
 FIXED_KEYS = {
     "step_scheduler.global_batch_size": 8,
     "packing.enabled": False,
@@ -28,9 +28,9 @@ FIXED_KEYS = {
 def checkpoint_to_resume(run_directory: Path, restore_from: str | None, *, thorough: bool = False) -> Path | None:
     """Returns the checkpoint that a run resumes from; None for a fresh start.
 
-    `restore_from` is a pointer or a checkpoint of the run directory, or a path. Without it LATEST is taken; if that
-    leads nowhere or is damaged, the newest intact checkpoint before it. `thorough` reads all files of a checkpoint.
-    Raises ValueError if what `restore_from` names is not there or is damaged, or if no checkpoint is intact.
+    `restore_from` names a pointer or checkpoint of the run directory, or a path. None means LATEST or, if LATEST is
+    broken or its checkpoint damaged, the newest intact checkpoint before it. `thorough` reads all of its files.
+    Raises ValueError if the checkpoint of `restore_from` is missing or damaged, or if no checkpoint is intact.
     """
     if restore_from is not None:
         return _named(run_directory, restore_from, thorough=thorough)
@@ -44,14 +44,14 @@ def checkpoint_to_resume(run_directory: Path, restore_from: str | None, *, thoro
         faults.append(fault)
     if faults:
         raise ValueError(
-            f"{'; '.join(faults)}. No checkpoint of {run_directory} is intact: restore one from a backup, or give "
-            "another checkpoint.checkpoint_dir to start anew"
+            f"{'; '.join(faults)}. No checkpoint of {run_directory} is intact: restore one from a backup, or set "
+            "checkpoint.checkpoint_dir to another directory to start again"
         )
     return None
 
 
 def fault_of(checkpoint: Path, *, thorough: bool) -> str | None:
-    """Returns what is wrong with a checkpoint, None if it is intact; `thorough` compares the checksums of all files."""
+    """Returns what is wrong with a checkpoint, None if it is intact. `thorough` checks the checksums of all files."""
     if not (checkpoint / PROGRESS).is_file():
         return f"{checkpoint} is not a checkpoint: it has no {PROGRESS}"
     try:
@@ -79,19 +79,19 @@ def _named(run_directory: Path, restore_from: str, *, thorough: bool) -> Path:
         if (candidate / PROGRESS).is_file():
             fault = fault_of(candidate.resolve(), thorough=thorough)
             if fault:
-                raise ValueError(f"checkpoint.restore_from={restore_from!r}: {fault}; give another checkpoint")
+                raise ValueError(f"checkpoint.restore_from={restore_from!r}: {fault}; choose another checkpoint")
             return candidate.resolve()
     there = sorted(path.parent.name for path in run_directory.glob(f"*/{PROGRESS}"))
     raise ValueError(
-        f"checkpoint.restore_from={restore_from!r} is no checkpoint, neither as a path nor in {run_directory}, "
-        f"which has {', '.join(there) or 'none'}"
+        f"checkpoint.restore_from={restore_from!r} is not a checkpoint, neither as a path nor in {run_directory}, "
+        f"which has {', '.join(there) or 'no checkpoint'}"
     )
 
 
 def _latest_first(run_directory: Path) -> Iterator[Path]:
-    """Yields what LATEST leads to, then the run's checkpoints up to that one, the newest first.
+    """Yields the target of LATEST, then the older checkpoints of the run, newest first.
 
-    LATEST may lead nowhere, lead in a circle, be a file, or be lost in a copy of the directory.
+    LATEST may be missing, broken, circular, or a regular file, for example in a copy of the directory.
     """
     pointer = run_directory / LATEST
     named = pointer.readlink().name if pointer.is_symlink() else None
@@ -105,7 +105,7 @@ def _latest_first(run_directory: Path) -> Iterator[Path]:
 
 
 def _lowest(run_directory: Path) -> list[Path]:
-    """Returns the checkpoint of the lowest validation loss, as the checkpoints themselves tell; none if none tells."""
+    """Returns the checkpoint with the lowest validation loss, found from the progress files; [] if there is none."""
     found = []
     for checkpoint in _checkpoints(run_directory):
         if fault_of(checkpoint, thorough=False) is None:
@@ -120,7 +120,7 @@ def _checkpoints(run_directory: Path) -> list[Path]:
 
 
 def _step_of(name: str) -> int | None:
-    """Returns the step of a checkpoint's name, None for another name.
+    """Returns the step in the name of a checkpoint, None for any other name.
 
     >>> _step_of("epoch_0_step_200"), _step_of("LATEST")
     (200, None)
@@ -129,10 +129,10 @@ def _step_of(name: str) -> int | None:
     return int(step) if name.startswith("epoch_") and step.isdecimal() else None
 
 
-def as_it_began(config: Config, checkpoint: Path) -> Config:
-    """Returns `config` with the batch size, epochs and warm-up that its run began with, unless it gives them itself.
+def with_original_length(config: Config, checkpoint: Path) -> Config:
+    """Returns `config` with the batch size, epochs and warm-up of the checkpoint's run, unless `config` sets them.
 
-    A share of warm-up became steps when the run began, and those steps stay.
+    The run turned a warm-up share into steps when it started. Those steps stay.
     """
     began = Config.model_validate(_stored(checkpoint))
     schedule, lr = config.step_scheduler, config.lr_scheduler
@@ -149,17 +149,17 @@ def as_it_began(config: Config, checkpoint: Path) -> Config:
 
 
 def _stored(checkpoint: Path) -> dict[str, Any]:
-    """Returns the config of a checkpoint, with the values that older ones had for keys that they lack."""
+    """Returns the config of a checkpoint. Keys that are newer than the checkpoint get the value from FIXED_KEYS."""
     stored = translate(yaml.safe_load((checkpoint / CONFIG).read_text(encoding="utf-8")) or {})
-    for key, in_older_ones in FIXED_KEYS.items():
+    for key, old_value in FIXED_KEYS.items():
         section, _, name = key.partition(".")
-        stored.setdefault(section, {}).setdefault(name, in_older_ones)
+        stored.setdefault(section, {}).setdefault(name, old_value)
     return stored
 
 
 def require_compatible(checkpoint: Path, config: Config) -> None:
-    """Raises ValueError that names what differs, if `checkpoint` belongs to another run than `config`."""
-    began = Config.model_validate(_stored(checkpoint))  # with the defaults of keys that the checkpoint is older than
+    """Raises ValueError that names the differences if `checkpoint` belongs to another run than `config`."""
+    began = Config.model_validate(_stored(checkpoint))  # validation adds defaults for keys that the checkpoint lacks
     before = began.model_dump(mode="json")
     now = config.model_dump(mode="json")
     pairs = {section: (before[section], now[section]) for section in FIXED_SECTIONS}
@@ -170,5 +170,5 @@ def require_compatible(checkpoint: Path, config: Config) -> None:
     if changed:
         raise ValueError(
             f"{checkpoint.parent} holds another run ({'; '.join(changed)}); "
-            "give checkpoint.checkpoint_dir another directory, or the settings of that run"
+            "set checkpoint.checkpoint_dir to another directory, or use the settings of that run"
         )

@@ -1,23 +1,23 @@
-"""The contract between a heavy job and whoever waits for it: the files of a run directory, by name.
+"""Names the files of a run directory, the interface between a job and the flow that waits for it.
 
 config.yaml         the resolved config of the run
 parameters.json     trainable and frozen parameters by part of the model
-metrics.jsonl       a line for each optimizer step, flushed
-validation.jsonl    a line for each validation loss
-epoch_E_step_S/     checkpoints, with the pointers LATEST and LOWEST_VAL beside them
-samples.jsonl       at each validation, what the model answers to the same few questions
-loss.png            both of them, drawn when the run ends
-result.json         what the job returns; written last
-JOB.log             what a job said (encode, finetune, evaluate); under the flow alone, as are
-JOB.progress.json   how far it is
-JOB.pid             its process, while it runs on this machine
-JOB.slurm.sh        the script that Slurm got; while the job is there, JOB.slurm.json has its id, and JOB.slurm.exit
-                    the exit code that the script left
+metrics.jsonl       one line per optimizer step, flushed
+validation.jsonl    one line per validation loss
+epoch_E_step_S/     checkpoints; the links LATEST and LOWEST_VAL next to them point to two of them
+samples.jsonl       the model's answers to the same few questions at each validation
+loss.png            plot of training and validation loss, drawn when the run ends
+result.json         the result of the job; written last
+JOB.log             log of a job (encode, finetune, evaluate); only the flow writes this and the next files
+JOB.progress.json   progress of the job
+JOB.pid             process id of the job, while it runs on this machine
+JOB.slurm.sh        batch script of the Slurm job; JOB.slurm.json has its id while it exists, and JOB.slurm.exit the
+                    exit code of the script
 mlflow_run.json     the MLflow run
-registered/         full weights that a version in a registry on this machine refers to, as hard links
+registered/         hard links to the full weights of versions in a registry on this machine
 data/               report.html and statistics.json of the data
-example.json        a question to try the model on, its answer in the data, and its images (example_0.png, ...)
-evaluation/         report.html, predictions.parquet, examples.png, and a result.json of its own
+example.json        a question to try the model with, its answer in the data, and its images (example_0.png, ...)
+evaluation/         report.html, predictions.parquet, examples.png, and another result.json
 """
 
 from pathlib import Path
@@ -48,7 +48,7 @@ REPORT = "report.html"
 
 
 def run_root() -> Path:
-    """Returns where runs have their directories; `latest` in it points to the last flow run that ended well."""
+    """Returns the parent of all run directories; its link `latest` points to the last successful flow run."""
     return medpix_home() / "runs"
 
 
@@ -58,5 +58,5 @@ def require_registered(weights: Path) -> None:
     if weights.resolve().parent.name != REGISTERED or not (run / CONFIG).is_file():
         raise ValueError(
             f"{weights} is not a directory of registered weights, RUN/{REGISTERED}/...: the version was changed, or "
-            "its run directory was moved; register the model again"
+            "its run directory was moved. Register the model again"
         )

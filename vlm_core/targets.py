@@ -1,7 +1,7 @@
-"""Functions that a config names by a dotted path (`_target_`): which are allowed, and how they are loaded.
+"""Loads functions that a config names by a dotted path (`_target_`), if the operator allows their modules.
 
-A config may come from a form or a repository, and a dotted path can name anything that is installed, `os.system` too.
-So a function is called only when its module is one that the operator named in the environment.
+A config may come from a form or a repository, and a dotted path can name anything that is installed, even `os.system`.
+Therefore the operator must list the allowed modules in an environment variable.
 """
 
 import importlib
@@ -13,18 +13,18 @@ ALLOWED: Final = "MEDPIX_TARGETS"  # environment variable: modules or packages, 
 
 
 def load_target(slot: str, target: str) -> Callable[..., Any]:
-    """Returns the function at a dotted path; raises ValueError for a module that is not allowed, or lacks it."""
+    """Returns the function at a dotted path; raises ValueError if its module is not allowed or does not have it."""
     module, _, name = target.rpartition(".")
     allowed = [entry.strip() for entry in os.environ.get(ALLOWED, "").split(",") if entry.strip()]
     if not any(module == entry or module.startswith(f"{entry}.") for entry in allowed):
         raise ValueError(
-            f"{slot}._target_={target!r}: the module {module!r} is not allowed; whoever operates this machine names it "
-            f"in {ALLOWED} (now {', '.join(allowed) or 'unset'}), or leave _target_ out"
+            f"{slot}._target_={target!r}: the module {module!r} is not allowed; the operator of this machine can add "
+            f"it to {ALLOWED} (now {', '.join(allowed) or 'unset'}), or remove _target_"
         )
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{slot}._target_={target!r} cannot be loaded: {error}") from error
     if not callable(function):
-        raise ValueError(f"{slot}._target_={target!r} is no function")
+        raise ValueError(f"{slot}._target_={target!r} is not a function")
     return function

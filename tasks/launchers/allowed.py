@@ -1,7 +1,7 @@
-"""What a config may have a cluster run: commands, modules, options and images that the operator has allowed.
+"""Checks that the operator has allowed the commands, modules, options and images that a config sends to a cluster.
 
 A config may come from a form or a repository. Its container command and its pods' image run as the user of the flow, so
-they need the consent of whoever runs this machine, as functions named by `_target_` do (`vlm_core/targets.py`).
+they need the operator's consent, as functions named by `_target_` do (`vlm_core/targets.py`).
 """
 
 import os
@@ -11,7 +11,8 @@ from typing import Final
 
 from vlm_core.config import ComputeConfig
 
-ALLOWED: Final = "MEDPIX_CLUSTER_ALLOWS"  # environment variable: `key=value` entries with * for any text, divided by ;
+# Environment variable: `key=value` entries, separated by ;. In them * stands for any text.
+ALLOWED: Final = "MEDPIX_CLUSTER_ALLOWS"
 SLURM = ("container", "modules", "extra_arguments")  # of compute.cluster
 KUBERNETES = ("image", "volume_claim", "namespace", "secret")  # of compute.kubernetes
 
@@ -22,8 +23,8 @@ def require_allowed(compute: ComputeConfig) -> None:
     for key, value in _requested(compute):
         if not any(fnmatchcase(f"{key}={value}", entry) for entry in entries):
             raise ValueError(
-                f"compute.{key}={value!r} is not allowed on this machine: it decides what the cluster runs. Whoever "
-                f"runs this machine adds `{key}={value}` to {ALLOWED} (now {'; '.join(entries) or 'unset'})"
+                f"compute.{key}={value!r} is not allowed on this machine: it decides what the cluster runs. The "
+                f"machine's operator adds `{key}={value}` to {ALLOWED} (now {'; '.join(entries) or 'unset'})"
             )
 
 

@@ -60,7 +60,7 @@ def launcher_of(compute: ComputeConfig, logger: Logger) -> Launcher:
 
 
 def require_launchable(compute: ComputeConfig) -> None:
-    """Raises ValueError if `compute` names what is not allowed, or what this machine or its launcher cannot run."""
+    """Raises ValueError if `compute` has a value that is not allowed, or that this machine cannot run."""
     require_allowed(compute)
     LAUNCHERS[compute.launcher].require(compute)
 

@@ -156,10 +156,10 @@ def require_slurm(compute: ComputeConfig) -> None:
     names = sorted(name for name in known if name)
     for name in partition.split(","):
         if name not in known:
-            raise ValueError(f"this cluster has no compute.cluster.partition={name!r}; use one of {', '.join(names)}")
+            raise ValueError(f"compute.cluster.partition={name!r} does not exist; use one of {', '.join(names)}")
     nodes = max(known[name] for name in partition.split(","))
     if compute.nodes > nodes:
-        raise ValueError(f"compute.nodes={compute.nodes} is more than the {nodes} of the partition: ask for fewer")
+        raise ValueError(f"compute.nodes={compute.nodes}, but the partition has {nodes}: ask for fewer")
 
 
 def _seconds(time_limit: str) -> int:

@@ -101,7 +101,7 @@ def partitions() -> dict[str, int]:
     """
     if shutil.which("sbatch") is None:
         raise ValueError(
-            "compute.launcher=slurm, but there is no sbatch here: start the flow (or its worker) on a machine that "
+            "compute.launcher=slurm, but this machine has no sbatch: start the flow (or its worker) on a machine that "
             "submits to Slurm, or set compute.launcher=local"
         )
     done = _run("sinfo", "--noheader", "--format=%P|%D")

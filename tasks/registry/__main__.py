@@ -1,4 +1,4 @@
-"""The command of the model registry.
+"""Lists, promotes, verifies and serves the versions in the model registry.
 
 python -m tasks.registry list
 python -m tasks.registry promote medpix-gemma3 4 --reason "reviewed by hand"
@@ -51,7 +51,7 @@ def render_history(history: list[Change]) -> str:
 
 
 def render_lock(lock: dict[str, Any]) -> str:
-    """Returns in words what was found to be as it was registered."""
+    """Returns the verified lock in words."""
     made_with = ", ".join(f"{key.removeprefix('version.')} {value}" for key, value in sorted(lock["made_with"].items()))
     files = len(lock["files"]) + len(lock["weights"]["sha256"] if lock["weights"] else ())
     return printable(
@@ -61,12 +61,12 @@ def render_lock(lock: dict[str, Any]) -> str:
 
 
 def _number(name: str, version: str) -> str:
-    """Returns the number of a version that is named by it or by an alias, which may move on later."""
+    """Returns the number of a version that is given by number or alias. Call it once: an alias can move."""
     return version if version.isdigit() else look_up(name, version)["version"]
 
 
 def serve(name: str, version: str, port: str) -> None:
-    """Becomes MLflow's server of a version, on loopback."""
+    """Replaces this process by MLflow's server of a version, on loopback."""
     words = (
         "models",
         "serve",
@@ -83,7 +83,7 @@ def serve(name: str, version: str, port: str) -> None:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Returns rows in columns, each on one line: a cell's control characters never reach a terminal."""
+    """Returns an aligned table, one line per row; control characters in cells are removed."""
     table = [list(columns), *([plain(cell) for cell in row] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("version")
     command.add_argument("--reason", default="promoted by hand")
-    command = commands.add_parser("rollback", help="make the champion before this one the champion again")
+    command = commands.add_parser("rollback", help="make the previous champion the champion again")
     command.add_argument("name")
     command.add_argument("--reason", default="")
     command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")

@@ -1,4 +1,4 @@
-"""The model card of a registered version: what it is, how good it is, what it is for, whose licences apply."""
+"""Writes the model card of a registered version: data, evaluation, intended use, licences."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from vlm_core.plain_text import without_secrets
 
 
 def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
-    """Returns the card as Markdown; it has numbers and no text of the data."""
+    """Returns the card as Markdown. It has numbers but no text of the data."""
     config = run.config
     base = config.model.pretrained_model_name_or_path
     return "\n".join(
@@ -31,8 +31,8 @@ def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
             *_evaluation(result),
             "",
             "### Use",
-            "For research. It is no medical device: what it answers is no diagnosis, and an answer that reads well can "
-            "be wrong. Visual reliance says how much of a score comes from looking at the image.",
+            "For research. It is not a medical device and its answers are not diagnoses: a fluent answer can be wrong. "
+            "Visual reliance says how much of a score comes from looking at the image.",
             "",
             "### Licences",
             f"Base model: {_licence(base_model)}. Data: the terms of "
@@ -47,8 +47,8 @@ def model_description(name: str, alias: str) -> str:
 page has the model card: data, scores with intervals, intended use, licences.
 
 - Alias `{alias}`: the newest version.
-- Alias `{CHAMPION}`: the version that did best on the same questions, or that a person promoted. \
-`python -m tasks.registry history {name}` shows who changed it, when and why; the tags `champion.history...` hold that.
+- Alias `{CHAMPION}`: the version that scored best on the same questions, or that a person promoted. \
+`python -m tasks.registry history {name}` shows who changed it, when and why; the tags `champion.history...` store this.
 
 Load it where medpix-finetune is installed and `MLFLOW_TRACKING_URI` is the address of this server:
 
@@ -90,13 +90,13 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
 
 
 def _intervals(result: dict[str, Any]) -> str:
-    """Returns whether the scores have intervals: fewer than 10 cases give none."""
+    """Returns a clause about the intervals of the scores: fewer than 10 cases give none."""
     has_intervals = result["scores"][MODEL][PRIMARY]["low"] is not None
     return "with 95 % intervals over cases" if has_intervals else "too few cases for intervals"
 
 
 def tuning(config: Config) -> str:
-    """Returns in words what of a model is trained."""
+    """Returns the kind of fine-tuning in words."""
     return f"LoRA, rank {config.peft.dim}" if config.peft else "full fine-tuning"
 
 
@@ -110,10 +110,10 @@ def _at(revision: str | None) -> str:
 
 
 def _licence(base_model: Path) -> str:
-    """Returns what the base model's own card says."""
+    """Returns the licence that the base model's card names."""
     card = base_model / "README.md"
     try:
         licence = ModelCard.load(card).data.get("license") if card.is_file() else None
-    except (ValueError, yaml.YAMLError):  # a card that is none says nothing
+    except (ValueError, yaml.YAMLError):  # an unreadable card names no licence
         licence = None
     return escaped(licence or "not stated in its directory")

@@ -1,7 +1,7 @@
 """The history of a registered model's champion: who changed it, when, from which version to which, and why.
 
-Each entry is a tag of the registered model under a key of its own: no entry is ever overwritten, and two writers that
-see the same history write two entries. Where MLflow's own pages moved the alias, the next change notes it.
+Each entry is a tag of the registered model with a unique key. So no entry is ever overwritten, and two concurrent
+writers add two entries. If somebody moved the alias in MLflow's pages, the next change records that too.
 """
 
 import re
@@ -17,11 +17,11 @@ from tasks.trackers.provenance import responsible_user
 
 KEY = "champion.history.{number:06d}.{token}"
 KEY_PATTERN = re.compile(r"champion\.history\.(\d+)\.\w+")
-LONGEST_TEXT = 1000  # characters of a reason: PostgreSQL takes 5000 in a registered model's tag
+LONGEST_TEXT = 1000  # characters of a reason; a tag of a registered model holds 5000 in PostgreSQL
 GATE, BY_HAND, ROLLED_BACK = "promoted by the gate", "promoted by hand", "rolled back"
-KEPT = "kept by the gate"  # the gate promoted nothing: the champion stays
-OUTSIDE = "changed outside"  # the alias was moved without this project
-BEFORE = "before the history"  # the champion of a registry that is older than its history
+KEPT = "kept by the gate"  # not promoted: the champion stays
+OUTSIDE = "changed outside"  # the alias was moved outside of this project
+BEFORE = "before the history"  # the champion when the history began
 UNREADABLE = "unreadable"  # somebody edited the tag
 NO_CHANGE = (KEPT, UNREADABLE)
 
@@ -41,7 +41,7 @@ class Change(BaseModel):
 
 
 def new_change(kind: str, before: str | None, after: str | None, reason: str, scores: Mapping[str, str]) -> Change:
-    """Returns an entry of this moment and of the user of this process."""
+    """Returns an entry with the current time and user."""
     return Change(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         user="unknown" if kind in (OUTSIDE, BEFORE) else plain(responsible_user()),
@@ -54,7 +54,7 @@ def new_change(kind: str, before: str | None, after: str | None, reason: str, sc
 
 
 def append(name: str, change: Change) -> None:
-    """Adds an entry to the history of `name` and to the audit trail; its token makes its key unique."""
+    """Adds an entry to the history of `name` and to the audit trail; a random token makes its key unique."""
     client = mlflow.MlflowClient()
     numbers = [int(found[1]) for key in client.get_registered_model(name).tags if (found := KEY_PATTERN.fullmatch(key))]
     key = KEY.format(number=max(numbers, default=0) + 1, token=secrets.token_hex(4))
@@ -70,21 +70,21 @@ def read_history(name: str) -> list[Change]:
 
 
 def unrecorded(history: Sequence[Change], champion: str | None, predecessor: str | None) -> list[Change]:
-    """Returns the entry that `history` lacks when `champion` is the present one; none where it is complete.
+    """Returns the entry that `history` lacks, given the current `champion`; [] if the history is complete.
 
-    `predecessor` is the champion before, as registries without a history know it.
+    `predecessor` is the previous champion as recorded by registries that are older than the history.
     """
     changes = [change for change in history if change.kind not in NO_CHANGE]
     if champion == (changes[-1].after if changes else None):
         return []
     if not changes:
         return [new_change(BEFORE, predecessor, champion, "the registry has no older entries", {})]
-    reason = "the alias was moved without this project; this is when it was noticed"
+    reason = "the alias was moved outside of this project; noticed now"
     return [new_change(OUTSIDE, changes[-1].after, champion, reason, {})]
 
 
 def champions(history: Sequence[Change]) -> list[str]:
-    """Returns the champions that a rollback can undo, the last one on top: promotions push, rollbacks pop.
+    """Returns the stack of champions that a rollback can undo, the latest last: promotions push, rollbacks pop.
 
     >>> entry = dict(time="", user="", reason="")
     >>> one = Change(kind=GATE, before=None, after="1", **entry)
@@ -106,7 +106,7 @@ def champions(history: Sequence[Change]) -> list[str]:
 
 
 def plain(text: str) -> str:
-    """Returns `text` on one line, without control characters, cut to what a tag has room for."""
+    """Returns `text` on one line, without control characters, cut to LONGEST_TEXT."""
     line = "".join(character for character in " ".join(text.split()) if character.isprintable())
     return line if len(line) <= LONGEST_TEXT else f"{line[: LONGEST_TEXT - 3]}..."
 

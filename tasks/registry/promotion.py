@@ -1,4 +1,4 @@
-"""The gate: a new version becomes the champion if it has learnt and beats the present one on the same questions."""
+"""The promotion gate: a version becomes champion if it has learnt and beats the champion on the same questions."""
 
 import math
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from tasks.run import Run
 from vlm_core.config import BASE, RegistryConfig
 from vlm_core.evaluation.result_names import UNSEEN
 
-ENOUGH_CASES = 20  # that training has not seen: a few of them must not overrule all others
+ENOUGH_CASES = 20  # unseen in training; with fewer, all cases decide
 REMEDY = (
     "Train for more steps or with another learning rate, look at the report, or promote the version by hand: "
     "python -m tasks.registry promote NAME VERSION"
@@ -29,7 +29,7 @@ class Decision:
 
 @task(tags=["registry"], persist_result=False)
 def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Returns `{promoted, reason}`, and has written both into the registry; the reason is a tag of the version."""
+    """Decides on a registered version and writes the decision into the registry; returns `{promoted, reason}`."""
     name, version = registered["name"], registered["version"]
     with only_promoter(name):
         champion = find_champion(name)
@@ -44,10 +44,10 @@ def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) 
 
 
 def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | None) -> Decision:
-    """Returns the decision on the model of an evaluation's `result`; `champion` is the present one's URI.
+    """Returns the decision on the model of an evaluation's `result`; `champion` is the URI of the current champion.
 
-    The two must have answered the same questions: those of this very evaluation, all of them. Without a champion, the
-    model must not be worse than the base model.
+    Both models must have answered all questions of this evaluation. Without a champion, the model must not be worse
+    than the base model.
     """
     if not settings.promote:
         return Decision(False, "registry.promote is false")
@@ -62,8 +62,8 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
     if result["identical"].get(CHAMPION) == champion:
         return Decision(False, "its weights are those of the champion")
     if result["compared"].get(CHAMPION) != champion:
-        asked = result["compared"].get(CHAMPION, "none")
-        return Decision(False, f"compared with the champion {asked}, and now {champion} is: evaluate it again")
+        compared = result["compared"].get(CHAMPION, "no champion")
+        return Decision(False, f"compared with {compared}, but the champion is now {champion}: evaluate it again")
     basis, change = _basis(result, settings.metric, CHAMPION)
     if not _is_finite(change["value"]):
         return Decision(False, f"{settings.metric} has no finite value on {basis}")
@@ -76,12 +76,12 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
 
 
 def _first_of_its_name(result: dict[str, Any], metric: str) -> Decision:
-    """Returns the decision on a model without a champion to beat: it must not be worse than the base model."""
+    """Returns the decision on a model without a champion: it must not be worse than the base model."""
     if BASE in result["identical"].values():
         return Decision(False, "its weights are those of the base model")
     name = next((name for name, model in result["compared"].items() if model == BASE), None)
     if name is None:
-        return Decision(False, "the first model of its name, and not compared with the base model: add base to "
+        return Decision(False, "the first model of its name, but it was not compared with the base model: add base to "
                                "evaluation.compare_with")  # fmt: skip
     basis, change = _basis(result, metric, name)
     if not _is_finite(change["value"]):
@@ -91,9 +91,9 @@ def _first_of_its_name(result: dict[str, Any], metric: str) -> Decision:
 
 
 def _basis(result: dict[str, Any], metric: str, other: str) -> tuple[str, dict[str, Any]]:
-    """Returns which questions decide, in words, and the difference to `other` on them.
+    """Returns (which questions decide, in words; the difference to `other` on them).
 
-    Those about unseen cases decide if there are enough of them, else all.
+    Questions about unseen cases decide if there are at least ENOUGH_CASES such cases, else all questions.
     """
     unseen = result["groups"]["case"].get(UNSEEN)
     if unseen and unseen["cases"] >= ENOUGH_CASES:

@@ -1,4 +1,4 @@
-"""Registration: the checkpoint as a version of a registered MLflow model, with an alias to find it by."""
+"""Registers a checkpoint as a version of an MLflow model and points an alias to it."""
 
 import hashlib
 import importlib.metadata
@@ -32,17 +32,17 @@ from vlm_core.run_directory import CONFIG, CONSOLIDATED, EVALUATION, REGISTERED,
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
-# Not retried: a version that was registered would be registered again. MLflow's client retries its own requests.
+# No retries: a retry could register a second version. MLflow's client retries its own requests.
 @task(tags=["registry"], persist_result=False)
 def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """Returns `{name, version, alias, uri}` of the new version, as the registry answers when asked for the alias."""
+    """Registers the checkpoint; returns `{name, version, alias, uri}` of the new version, looked up by its alias."""
     name, alias = registered_name(run.config, base_model), run.config.registry.alias
-    card = model_card(run, base_model, scores)  # before there is a version that lacks one
+    card = model_card(run, base_model, scores)  # first, so that no version exists without a card
     client = mlflow.MlflowClient()
     weights = _servable(Path(checkpoint) / "model")
     artifacts, reference = _weights(run, weights)
     with mlflow.start_run(run_id=run.mlflow_run_id, log_system_metrics=False), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*input example")  # it would load the model here
+        warnings.filterwarnings("ignore", message=".*input example")  # an input example would load the model here
         logged = mlflow.pyfunc.log_model(
             name="model",
             python_model=str(Path(__file__).with_name("serving.py")),
@@ -57,40 +57,40 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
             pip_requirements=_requirements(),
             registered_model_name=name,
         )
-    # The end of the block marked the run as finished; it goes on until its flow ends.
+    # Leaving the block marked the MLflow run as finished, but it runs until its flow ends.
     client.update_run(run.mlflow_run_id, status="RUNNING")
     version = str(logged.registered_model_version)
     for key, value in (_tags(scores) | _revisions(run.config)).items():
         if value is not None:
             client.set_model_version_tag(name, version, key, str(value))
     client.update_model_version(name, version, description=card)
-    if not client.get_registered_model(name).description:  # people may have written their own
+    if not client.get_registered_model(name).description:  # keep a description that a person wrote
         client.update_registered_model(name, model_description(name, alias))
     evaluation = run.directory / EVALUATION / RESULT
     lock_version(name, version, run.mlflow_run_id, run.directory / CONFIG, evaluation, weights)
-    # Last: whoever follows the alias finds a version that is complete.
+    # Set the alias last, so that it never points to an incomplete version.
     client.set_registered_model_alias(name, alias, version)
     return look_up(name, alias)
 
 
 def _requirements() -> list[str]:
-    """Returns the packages that a server needs, in the versions that are installed here."""
+    """Returns the requirements of a server, pinned to the installed versions."""
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
     wanted = [*REQUIREMENTS, *(name for name in MEDICAL_PACKAGES if name in installed)]
     return [f"{package}=={importlib.metadata.version(package)}" for package in wanted]
 
 
 def _servable(weights: Path) -> Path:
-    """Returns the directory that others can load: of a checkpoint that has its weights in two forms, the plain one."""
+    """Returns the directory to register: the plain weights, if a checkpoint has sharded ones too."""
     plain = weights / CONSOLIDATED
     return plain if plain.is_dir() else weights
 
 
 def _weights(run: Run, weights: Path) -> tuple[dict[str, str], dict[str, Any]]:
-    """Returns the artifacts of a version, and what its config says of weights that are not among them.
+    """Returns (the artifacts of a version, the config entry for weights that are referenced instead of copied).
 
-    An adapter is small, and a store behind a server must have the files: other machines load from there. But full
-    weights are not copied into a store of this very machine: the version names a directory by path and sha256.
+    Adapters are small and always copied. A remote store needs a copy of full weights too, because other machines load
+    from it. In a local store, the version refers to full weights by path and sha256.
     """
     store = mlflow.MlflowClient().get_run(run.mlflow_run_id).info.artifact_uri or ""
     if run.config.peft is not None or urlparse(store).scheme not in ("", "file"):
@@ -102,7 +102,7 @@ def _weights(run: Run, weights: Path) -> tuple[dict[str, str], dict[str, Any]]:
         shutil.copytree(weights, directory, copy_function=_link, dirs_exist_ok=True)
         return {"checkpoint": weights.parent.name}
 
-    # Links beside the checkpoints: a run that goes on removes old checkpoints, and takes no space twice.
+    # Hard links next to the checkpoints take no extra space. They survive when a resumed run removes old checkpoints.
     directory, _ = cached_directory(run.directory / REGISTERED, key, link)
     return {}, {"weights": {"path": str(directory), "sha256": sha256}}
 
@@ -110,23 +110,23 @@ def _weights(run: Run, weights: Path) -> tuple[dict[str, str], dict[str, Any]]:
 def _link(source: str, target: str) -> None:
     try:
         os.link(source, target)
-    except OSError:  # a file system without hard links
+    except OSError:  # the file system has no hard links
         shutil.copy2(source, target)
 
 
 def registered_name(config: Config, base_model: Path) -> str:
-    """Returns the name that a run's model is registered under."""
+    """Returns the registered model name of a run."""
     return config.registry.model_name or f"medpix-{model_type_of(base_model)}"
 
 
 def _revisions(config: Config) -> dict[str, str]:
-    """Returns the commits that a version was trained on, which the watch compares with the hub's."""
+    """Returns the hub commits that a version was trained on; the watch flow compares them with the current ones."""
     found = {"dataset.revision": config.dataset.revision, "model.revision": config.model.revision}
     return {key: revision for key, revision in found.items() if revision}
 
 
 def _tags(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns what says of a version how good it is, and on which questions that was found."""
+    """Returns the tags of a version: its scores, and the data that they were measured on."""
     model = result["scores"]["model"]
     return {
         **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
@@ -136,7 +136,7 @@ def _tags(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def _base_reference(run: Run, base_model: Path) -> dict[str, Any]:
-    """Returns the model section to load from: a hub id as it is, anything else by its absolute path."""
+    """Returns the `model` section of the base model: a hub id is unchanged, a path becomes absolute."""
     model = run.config.model.model_dump(mode="json")
     if not is_repository_id(model["pretrained_model_name_or_path"]):
         model["pretrained_model_name_or_path"] = os.fspath(base_model)

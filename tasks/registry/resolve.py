@@ -1,6 +1,6 @@
-"""`models:/name@alias` and `models:/name/version` for vlm_core: where the registered checkpoint lies on this machine.
+"""Resolves `models:/name@alias` and `models:/name/version` to a checkpoint directory on this machine, for vlm_core.
 
-vlm_core finds this by its entry point (see `pyproject.toml`) and knows no MLflow.
+vlm_core finds this module through its entry point (see `pyproject.toml`) and does not import MLflow.
 """
 
 import re
@@ -21,10 +21,10 @@ from vlm_core.run_directory import require_registered
 
 
 def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
-    """Returns the directory of a registered checkpoint, and the `model` section of the base model to put it over.
+    """Returns (the directory of a registered checkpoint, the `model` section of its base model).
 
-    A version is downloaded once. Raises ValueError for a version that is not there, was not registered by this project,
-    or is no longer as it was registered.
+    A version is downloaded once. Raises ValueError if the version does not exist, was not registered by this project,
+    or has changed since it was registered.
     """
     try:
         version = _version(uri)
@@ -34,7 +34,7 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
             mlflow.artifacts.download_artifacts(source, dst_path=str(directory))
             return {"source": source}
 
-        # A version never changes; its model id keeps those of two tracking servers apart.
+        # A version never changes. The model id distinguishes versions of different tracking servers.
         key = re.sub(r"[^\w.-]", "_", f"{version.name}-{version.version}-{version.model_id or version.run_id}")
         directory, _ = cached_directory(medpix_home() / "cache" / "registered", key, fetch)
         require_trusted(version.name, str(version.version), directory)
@@ -51,9 +51,9 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _referenced_weights(weights: dict[str, Any], run_id: str | None) -> Path:
-    """Returns the directory of weights that a version names by its path.
+    """Returns the directory of weights that a version refers to by path.
 
-    Raises ValueError unless it belongs to the version's own run and holds exactly the registered files.
+    Raises ValueError unless it belongs to the version's run and holds exactly the registered files.
     """
     directory = Path(weights["path"]).resolve()
     require_registered(directory)
@@ -65,7 +65,7 @@ def _referenced_weights(weights: dict[str, Any], run_id: str | None) -> Path:
 
 
 def _downloaded_weights(directory: Path, path: str) -> Path:
-    """Returns the weights among the files of a version; raises ValueError for a path that leads out of them."""
+    """Returns the weights directory inside a downloaded version; raises ValueError for a path outside of it."""
     found = directory / path
     if not found.is_dir() or not stays_inside(directory, found):
         raise ValueError(f"the version's MLmodel names {path!r} as its weights: not a directory of the version")

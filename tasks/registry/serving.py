@@ -1,8 +1,8 @@
-"""The registered model: MLflow runs this file to load one (models from code), here or behind `mlflow models serve`.
+"""The code of a registered model. MLflow runs this file to load one (models from code), e.g. for `mlflow models serve`.
 
 Input: a data frame with the columns `image` (an image, DICOM or NIfTI file in base64) and `question`; the parameter
-`max_new_tokens`. Output: a list of answers. Callers are not trusted: a request has limits of size and time, and an
-error says what is wrong with the request but shows nothing of the server.
+`max_new_tokens`. Output: a list of answers. Callers are not trusted: requests are limited in size and time, and errors
+describe the request but reveal nothing about the server.
 """
 
 import logging
@@ -20,10 +20,10 @@ from mlflow.models import set_model
 from mlflow.protos.databricks_pb2 import INTERNAL_ERROR, INVALID_PARAMETER_VALUE
 from PIL import Image
 
-MAX_ROWS = 64  # of one request
+MAX_ROWS = 64  # per request
 MAX_NEW_TOKENS = 1024
-MAX_CHARACTERS = 20_000  # of a question
-MAX_PIXELS = 50_000_000  # of all images of a request: 150 MB once they are decoded
+MAX_CHARACTERS = 20_000  # per question
+MAX_PIXELS = 50_000_000  # of all images of a request; decoded: 150 MB
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +32,7 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Loads the full weights, or the adapter over its base model."""
-        # Imported here: a tracking server and the flow read this file without needing torch.
+        # Lazy: a tracking server and the flow import this file without needing torch.
         from vlm_core.cache import require_unchanged
         from vlm_core.config import ModelConfig
         from vlm_core.data.medical.settings import settings_of
@@ -42,7 +42,7 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
 
         base = ModelConfig(**context.model_config["model"])
         weights = context.model_config.get("weights")
-        if weights:  # not among the artifacts: the registry is of the machine that they lie on
+        if weights:  # not an artifact: they are on the same machine as the registry
             require_registered(Path(weights["path"]))
             require_unchanged(Path(weights["path"]), weights["sha256"])
         checkpoint = weights["path"] if weights else context.artifacts["checkpoint"]
@@ -53,9 +53,9 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
             hide_stack_traces()
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Returns one answer for each row, as a list of strings.
+        """Returns a list of strings, one answer per row.
 
-        Raises MlflowException that says which limit a request exceeds, or what is wrong with a row.
+        Raises MlflowException if the request exceeds a limit or a row is invalid.
         """
         from vlm_core.generation.sampling import GenerationSettings
 
@@ -74,15 +74,15 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
 
 
 class Turn:
-    """A block for the request that computes; it ends with TimeoutError when MLflow's server has given the request up.
+    """Context manager: lets one request compute at a time, and stops it when MLflow's server has given up on it.
 
-    MLflow answers 504 after `MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT` seconds (60 by default), also if the client is
-    gone, but the thread that computes would go on. Only one request computes at a time, so that memory stays bounded.
+    MLflow answers 504 after `MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT` seconds (60 by default), but the computing thread
+    would continue. So TimeoutError is raised in it. One request at a time keeps memory bounded.
     """
 
     def __init__(self, model: Any) -> None:
         self._lock, self._end = threading.Lock(), float("inf")
-        # Every path of generation embeds each token that it has chosen before it computes the next one.
+        # Generation embeds each chosen token before it computes the next one, so this hook runs at every step.
         model.get_input_embeddings().register_forward_pre_hook(self._check)
 
     def __enter__(self) -> None:
@@ -101,7 +101,7 @@ class Turn:
 
 
 def hide_stack_traces() -> None:
-    """Keeps the stack traces that MLflow's scoring server sends to callers in its log."""
+    """Makes MLflow's scoring server log stack traces instead of sending them to callers."""
     serialize = MlflowException.serialize_as_json
 
     def without_stack_trace(self: MlflowException) -> str:
@@ -114,14 +114,14 @@ def hide_stack_traces() -> None:
 
 def _allowed_length(max_new_tokens: int) -> int:
     if not 1 <= max_new_tokens <= MAX_NEW_TOKENS:
-        raise ValueError(f"max_new_tokens={max_new_tokens}: it has to be between 1 and {MAX_NEW_TOKENS}")
+        raise ValueError(f"max_new_tokens={max_new_tokens}: it must be between 1 and {MAX_NEW_TOKENS}")
     return max_new_tokens
 
 
 def _conversations(rows: pandas.DataFrame, settings: Any) -> list[Any]:
-    """Returns the rows as conversations; raises ValueError that names the row and what is wrong with it."""
+    """Returns the rows as conversations; raises ValueError with the row number for an invalid row."""
     if not 1 <= len(rows) <= MAX_ROWS:
-        raise ValueError(f"{len(rows)} rows: a request has between 1 and {MAX_ROWS}")
+        raise ValueError(f"{len(rows)} rows: a request must have between 1 and {MAX_ROWS}")
     conversations, pixels = [], 0
     for number, (image, question) in enumerate(zip(rows["image"], rows["question"], strict=True)):
         try:
@@ -153,7 +153,7 @@ def _turn(question: Any, images: list[Image.Image]) -> Any:
     try:
         question.encode()
     except UnicodeEncodeError:
-        raise ValueError("the question has characters that no text can have") from None
+        raise ValueError("the question has characters that UTF-8 cannot encode") from None
     return question_turn(question, images)
 
 

@@ -1,7 +1,7 @@
-"""The lock of a registered version: the sha256 of all that it consists of and was decided on, and the check of it.
+"""Writes and verifies the lock of a registered version: the sha256 of its files, config and evaluation.
 
-`lock.json` lies among the artifacts of the version's run, beside the config and the evaluation that it names; a tag of
-the version has its sha256, and so has the audit trail of the home that registered it.
+`lock.json` is an artifact of the version's run, next to the config and the evaluation that it covers. Its sha256 is in
+a tag of the version and in the audit trail of the home that registered it.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from vlm_core.files import file_sha256, read_json, write_json
 from vlm_core.plain_text import printable
 
 LOCK, CONFIG, EVALUATION = "lock.json", "config.yaml", "result.json"
-TAG = "trust.sha256"  # of a version: of its lock
+TAG = "trust.sha256"  # version tag: the sha256 of its lock
 REGISTERED = "registered"  # action in the audit trail
 BY_MLFLOW = "registered_model_meta"  # a file that MLflow's client adds to each download
 logger = logging.getLogger(__name__)
 
 
 def lock_version(name: str, version: str, run_id: str, config: Path, evaluation: Path, weights: Path) -> None:
-    """Writes the lock of a version that was just registered; `weights` are those that it was registered from."""
+    """Writes the lock of a version that was just registered from the directory `weights`."""
     result = read_json(evaluation)
     files, reference = _registered_files(name, version, weights)
     found = {
@@ -60,9 +60,9 @@ def lock_version(name: str, version: str, run_id: str, config: Path, evaluation:
 
 
 def _registered_files(name: str, version: str, weights: Path) -> tuple[dict[str, str], dict[str, Any] | None]:
-    """Returns the sha256 of the version's files, and what its config says of weights that are not among them.
+    """Returns (the sha256 of the version's files, the config entry for referenced weights).
 
-    What the registry copied from `weights` is hashed there: they may be large, and the registry far away.
+    Files copied from `weights` are hashed there and not downloaded: they may be large.
     """
     uri = f"models:/{name}/{version}"
     with tempfile.TemporaryDirectory() as directory:
@@ -77,9 +77,10 @@ def _registered_files(name: str, version: str, weights: Path) -> tuple[dict[str,
 
 
 def require_trusted(name: str, version: str, directory: Path) -> None:
-    """Raises ValueError unless the version's files in `directory`, and the weights it refers to, are as its lock says.
+    """Raises ValueError unless the version's files in `directory` match its lock.
 
-    A version that is older than the locks passes with a warning, unless this home knows its lock.
+    One of these files, MLmodel, has the checksums of weights that the version refers to; `resolve` compares those.
+    A version without a lock passes with a warning, unless this home's audit trail has a lock for it.
     """
     with tempfile.TemporaryDirectory() as aside:
         try:
@@ -87,13 +88,13 @@ def require_trusted(name: str, version: str, directory: Path) -> None:
         except MlflowException as error:
             raise ValueError(f"the lock of version {version} of {name} cannot be read: {printable(error)}") from None
     if lock is None:
-        logger.warning("version %s of %s has no lock: nothing shows whether it is as it was registered", version, name)
-    elif found := _file_findings(lock, directory):
+        logger.warning("version %s of %s has no lock: changes since its registration cannot be found", version, name)
+    elif found := _differences(lock["files"], _files(directory)):
         raise ValueError(_refusal(name, version, found))
 
 
 def verify(name: str, version: str) -> dict[str, Any]:
-    """Returns the lock of a version; raises ValueError that lists everything that is not as the lock says."""
+    """Returns the lock of a version; raises ValueError that lists every difference to the lock."""
     with tempfile.TemporaryDirectory() as directory:
         files, copy = Path(directory) / "lock", Path(directory) / "model"
         for made in (files, copy):
@@ -101,7 +102,7 @@ def verify(name: str, version: str) -> dict[str, Any]:
         try:
             lock = _read_lock(name, version, files)
             if lock is None:
-                raise ValueError(f"version {version} of {name} has no lock: it is older than the locks")
+                raise ValueError(f"version {version} of {name} has no lock: register it again to get one")
             model = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(copy))
         except MlflowException as error:
             raise ValueError(f"version {version} of {name} cannot be verified: {printable(error)}") from None
@@ -119,9 +120,9 @@ def verify(name: str, version: str) -> dict[str, Any]:
 
 
 def _read_lock(name: str, version: str, aside: Path) -> dict[str, Any] | None:
-    """Returns the lock of a version, None if it has none; its files are then in `aside`.
+    """Downloads a version's lock and its other two files to `aside`; returns the lock, or None for an older version.
 
-    Raises ValueError if it is not the lock that the version's tag and this home's audit trail name.
+    Raises ValueError if the lock does not match the version's tag or this home's audit trail.
     """
     client = mlflow.MlflowClient()
     registered = client.get_model_version(name, version)
@@ -130,9 +131,9 @@ def _read_lock(name: str, version: str, aside: Path) -> dict[str, Any] | None:
     if digest is None and known is None:
         return None
     if known not in (None, digest):
-        raise ValueError(_refusal(name, version, [f"its tag {TAG} is not what this home's audit trail says"]))
+        raise ValueError(_refusal(name, version, [f"its tag {TAG} differs from this home's audit trail"]))
     for file in (LOCK, CONFIG, EVALUATION):
-        with suppress(MlflowException, OSError):  # what is missing is found below
+        with suppress(MlflowException, OSError):  # missing files are reported below
             found = client.download_artifacts(str(registered.run_id), f"{_folder(name, version)}/{file}", str(aside))
             shutil.copyfile(found, aside / file)
     if not (aside / LOCK).is_file() or file_sha256(aside / LOCK) != digest:
@@ -141,7 +142,7 @@ def _read_lock(name: str, version: str, aside: Path) -> dict[str, Any] | None:
 
 
 def _known_digest(name: str, version: str, run_id: str | None) -> str | None:
-    """Returns what this home noted of the lock when it registered the version, None if another home did."""
+    """Returns the sha256 of a version's lock in this home's audit trail; None if another home registered it."""
     wanted = {"action": REGISTERED, "name": name, "version": version, "run_id": run_id}
     return next((entry["lock"] for entry in reversed(read_audit()) if wanted.items() <= entry.items()), None)
 
@@ -155,22 +156,22 @@ def _file_findings(lock: Mapping[str, Any], directory: Path) -> list[str]:
 
 
 def _files(directory: Path) -> dict[str, str]:
-    """Returns the sha256 of each file of a model, without what its use adds: compiled code, and MLflow's note.
+    """Returns the sha256 of each file of a model, except files that its use adds: compiled code and MLflow's metadata.
 
-    `serve` has Python look for compiled code elsewhere.
+    `serve` makes Python ignore compiled code in the directory.
     """
     found = checksums(directory)
     return {path: found[path] for path in found if path != BY_MLFLOW and "__pycache__" not in Path(path).parts}
 
 
 def _differences(expected: Mapping[str, str], there: Mapping[str, str]) -> list[str]:
-    """Returns in words how the files that are there differ from those expected: missing, added or changed ones.
+    """Returns in words how existing files differ from the expected ones: missing, added or changed.
 
     >>> _differences({"a": "1", "b": "2"}, {"b": "3", "c": "4"})
     ['a missing', 'b changed', 'c added']
     """
     if not expected:
-        return ["it names no file"]
+        return ["the lock lists no files"]
     words = {
         path: "missing" if path not in there else "changed" for path in expected if there.get(path) != expected[path]
     }
@@ -179,12 +180,12 @@ def _differences(expected: Mapping[str, str], there: Mapping[str, str]) -> list[
 
 
 def _tag_findings(name: str, version: str, result: dict[str, Any]) -> list[str]:
-    """Returns which tags of the version do not say what its evaluation found."""
+    """Returns the differences between the version's tags and its evaluation, in words."""
     from tasks.registry.register import _tags  # it imports this module
 
     tags = mlflow.MlflowClient().get_model_version(name, version).tags
     expected = {key: str(value) for key, value in _tags(result).items() if value is not None}
-    return [f"tag {key}={tags.get(key)!r}, and the evaluation says {value!r}" for key, value in expected.items()
+    return [f"tag {key}={tags.get(key)!r}, but the evaluation says {value!r}" for key, value in expected.items()
             if tags.get(key) != value]  # fmt: skip
 
 
@@ -197,5 +198,5 @@ def _refusal(name: str, version: str, found: list[str]) -> str:
 
 
 def _folder(name: str, version: str) -> str:
-    """Returns where the lock lies among the artifacts of the version's run."""
+    """Returns the artifact folder of the lock in the version's run."""
     return f"trust/{hashlib.sha256(json.dumps([name, version]).encode()).hexdigest()[:16]}"

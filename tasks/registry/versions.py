@@ -1,4 +1,4 @@
-"""The versions of the model registry: which ones there are, which one is the champion, and how to change that."""
+"""Lists the versions of the model registry, and reads and changes the champion."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,18 +28,18 @@ from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.home import medpix_home
 from vlm_core.plain_text import without_secrets
 
-PREVIOUS = "previous_champion"  # tag of a version, of registries older than the history: the champion before it
-PROMOTION = "promotion"  # tag of a version: why it is the champion, or why not
+PREVIOUS = "previous_champion"  # version tag in registries older than the history: the previous champion
+PROMOTION = "promotion"  # version tag: why it is the champion, or why not
 NOT_THERE = (ErrorCode.Name(RESOURCE_DOES_NOT_EXIST), ErrorCode.Name(INVALID_PARAMETER_VALUE))  # MLflow's error codes
 
 
 def listed_tags() -> list[str]:
-    """Returns the tags of a version that the list of versions shows."""
+    """Returns the version tags that the list of versions shows."""
     return [*names(Use.TAG), VISUAL_RELIANCE, "examples"]
 
 
 def history_scores() -> list[str]:
-    """Returns the tags of a version that the history of champions keeps."""
+    """Returns the version tags that the champion history stores."""
     return [*names(Use.HEADLINE), VISUAL_RELIANCE]
 
 
@@ -50,12 +50,12 @@ def look_up(name: str, alias: str) -> dict[str, Any]:
 
 
 def version_uri(name: str, version: str) -> str:
-    """Returns what names a version for good: an alias moves on."""
+    """Returns the permanent URI of a version; an alias can move to another one."""
     return f"models:/{name}/{version}"
 
 
 def find_champion(name: str) -> str | None:
-    """Returns the version that is the champion of `name`, None where there is none."""
+    """Returns the version of `name` that is the champion; None if the alias `champion` is not set."""
     try:
         return look_up(name, CHAMPION)["version"]
     except MlflowException as error:
@@ -66,7 +66,7 @@ def find_champion(name: str) -> str | None:
 
 @contextmanager
 def only_promoter(name: str) -> Iterator[None]:
-    """Holds the lock of promotions of `name`: of two runs that end at once, one decides after the other."""
+    """Context manager that holds the promotion lock of `name`: runs that end together are decided one by one."""
     path = medpix_home() / "mlflow" / f".{name}.promotion.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path):
@@ -76,7 +76,7 @@ def only_promoter(name: str) -> Iterator[None]:
 def make_champion(name: str, version: str, reason: str, kind: str = GATE) -> None:
     """Makes a version the champion and adds that to the history; call it under `only_promoter`.
 
-    The reason is there before the alias moves: whoever follows the alias finds it.
+    The reason is written before the alias moves, so that the champion always has one.
     """
     client, before = mlflow.MlflowClient(), find_champion(name)
     _record_unseen(name, before)
@@ -86,7 +86,7 @@ def make_champion(name: str, version: str, reason: str, kind: str = GATE) -> Non
 
 
 def keep_champion(name: str, version: str, reason: str) -> None:
-    """Notes in the history and on `version` that the gate did not promote it; call it under `only_promoter`."""
+    """Records in the history and on `version` that the gate did not promote it; call it under `only_promoter`."""
     champion = find_champion(name)
     _record_unseen(name, champion)
     mlflow.MlflowClient().set_model_version_tag(name, version, PROMOTION, f"not promoted: {reason}")
@@ -94,7 +94,7 @@ def keep_champion(name: str, version: str, reason: str) -> None:
 
 
 def promote(name: str, version: str, reason: str) -> None:
-    """Makes a version the champion by hand; raises ValueError for a version that is not there."""
+    """Makes a version the champion by hand; raises ValueError if the version does not exist."""
     if not _exists(name, version):
         raise ValueError(f"no version {version} of {name!r} at {without_secrets(mlflow.get_tracking_uri())}")
     with only_promoter(name):
@@ -102,9 +102,9 @@ def promote(name: str, version: str, reason: str) -> None:
 
 
 def roll_back(name: str, reason: str = "") -> str:
-    """Makes the champion before the present one the champion again, and returns it; each call undoes one more step.
+    """Makes the previous champion the champion again and returns it; each call goes back one more step.
 
-    Versions that were deleted are skipped. Raises ValueError where no earlier champion is left.
+    Deleted versions are skipped. Raises ValueError if there is no earlier champion.
     """
     with only_promoter(name):
         present = find_champion(name)
@@ -113,8 +113,8 @@ def roll_back(name: str, reason: str = "") -> str:
         if target is None:
             now = f"is version {present}" if present else "is not set"
             raise ValueError(
-                f"{name!r}: the champion {now}, and no earlier one is left to go back to{skipped}; "
-                f"`python -m tasks.registry history {name}` shows them, `promote` takes any version by its number"
+                f"{name!r} has no earlier champion to roll back to{skipped}; the champion {now}. `python -m "
+                f"tasks.registry history {name}` lists all champions, and `promote` accepts any version number"
             )
         client = mlflow.MlflowClient()
         client.set_registered_model_alias(name, CHAMPION, target)
@@ -126,7 +126,7 @@ def roll_back(name: str, reason: str = "") -> str:
 
 
 def _earlier_champion(name: str, present: str | None) -> tuple[str | None, list[str]]:
-    """Returns the champion to go back to, None where none is left, and the versions on the way that were deleted."""
+    """Returns (the champion to roll back to, or None; the deleted versions that were skipped)."""
     deleted: list[str] = []
     for version in reversed(champions([*read_history(name), *_record_unseen(name, present)])):
         if version != present and _exists(name, version):
@@ -137,14 +137,14 @@ def _earlier_champion(name: str, present: str | None) -> tuple[str | None, list[
 
 
 def changes(name: str) -> list[Change]:
-    """Returns the history of `name`, oldest first; a champion that it does not explain is its last entry."""
+    """Returns the history of `name`, oldest first; an unrecorded change of the champion is added as the last entry."""
     with only_promoter(name):
         history, champion = read_history(name), find_champion(name)
         return [*history, *unrecorded(history, champion, _predecessor(name, champion))]
 
 
 def _record_unseen(name: str, champion: str | None) -> list[Change]:
-    """Adds to the history how `champion` became the champion where that is not in it; returns what was added."""
+    """Adds an unrecorded change to `champion` to the history; returns the entries added."""
     missing = unrecorded(read_history(name), champion, _predecessor(name, champion))
     for change in missing:
         append(name, change)
@@ -152,7 +152,7 @@ def _record_unseen(name: str, champion: str | None) -> list[Change]:
 
 
 def _predecessor(name: str, champion: str | None) -> str | None:
-    """Returns the champion before, as registries that are older than the history know it."""
+    """Returns the previous champion as recorded by registries that are older than the history."""
     return mlflow.MlflowClient().get_model_version(name, champion).tags.get(PREVIOUS) if champion else None
 
 

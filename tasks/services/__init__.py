@@ -1,1 +1,1 @@
-"""The servers and the worker of this machine, and what the flows and their deployments need there."""
+"""The servers and the worker on this machine: starting them, their settings, and what they hold for the flows."""

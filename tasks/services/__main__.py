@@ -1,4 +1,4 @@
-"""The command of the services on this machine.
+"""Starts and stops the servers and the worker on this machine, and says where they are.
 
 python -m tasks.services up        (make up)
 python -m tasks.services env       (make env)

@@ -1,4 +1,4 @@
-"""The SQLite files of MLflow and Prefect: a locked or damaged one is one clear error before a run begins."""
+"""Checks the SQLite files of MLflow and Prefect, so that a locked or damaged one is an error before a run begins."""
 
 import os
 import sqlite3
@@ -7,11 +7,11 @@ from pathlib import Path
 import mlflow
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-SECONDS = 20  # that another writer may take
+SECONDS = 20  # how long to wait for another program that writes to the database
 
 
 def require_databases() -> None:
-    """Raises ValueError that names an SQLite file, of MLflow or of a flow's own Prefect server, that cannot be used."""
+    """Raises ValueError if the SQLite file of MLflow, or of a flow's temporary Prefect server, cannot be used."""
     store = mlflow.get_tracking_uri()
     if store.startswith("sqlite:///"):
         require_database(Path(store.removeprefix("sqlite:///").partition("?")[0]))
@@ -21,7 +21,7 @@ def require_databases() -> None:
 
 
 def require_database(path: Path) -> None:
-    """Raises ValueError if the file is there and is not a database, is damaged, locked, or not to be written to."""
+    """Raises ValueError if an existing file is not a database, is damaged or locked, or cannot be written to."""
     if not path.exists():
         return
     try:

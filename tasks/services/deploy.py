@@ -1,6 +1,6 @@
 """Registers with a Prefect server what the pipeline needs there: `python -m tasks.services.deploy`, as `make up` does.
 
-What people have changed stays: a work pool that is there, and which schedules are switched on.
+Changes by people are kept: an existing work pool stays as it is, and schedules that are switched on stay on.
 """
 
 import os
@@ -23,14 +23,14 @@ WORK_POOL = "medpix"
 AUTOMATION = "medpix: runs that went silent are Crashed"
 SILENCE = timedelta(seconds=540)  # three heartbeats
 ENDS = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
-TIMEZONE = "MEDPIX_TIMEZONE"  # of the schedules in prefect.yaml
+TIMEZONE = "MEDPIX_TIMEZONE"  # environment variable: prefect.yaml reads the time zone of its schedules from it
 HEARTBEAT = "prefect.flow-run.heartbeat"
 
 
 def zombie_automation() -> Automation:
-    """Returns an automation that marks a run Crashed whose process was killed: nothing else reports its end.
+    """Returns an automation that marks a run as Crashed if its process was killed and can no longer report its end.
 
-    See docs.prefect.io, detect-zombie-flows. It is for a server that runs this pipeline alone.
+    See docs.prefect.io, detect-zombie-flows. Use it only on a server that runs nothing but this pipeline.
     """
     trigger = EventTrigger(
         after={HEARTBEAT},
@@ -48,7 +48,7 @@ def zombie_automation() -> Automation:
 
 
 def deploy(own_server: bool) -> None:
-    """Registers work pool and deployments; the automation too where the server is our own."""
+    """Registers the work pool and the deployments, and with `own_server` also the automation."""
     with get_client(sync_client=True) as client:
         try:
             client.read_work_pool(WORK_POOL)
@@ -58,7 +58,7 @@ def deploy(own_server: bool) -> None:
             zombie_automation().create()
         active = _active_schedules(client)
         _prefect("--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
-        # The file says off; who switched a schedule on meant it to stay on.
+        # Deploying switches all schedules off, as the file says: restore those that were on.
         for deployment in client.read_deployments():
             for schedule in deployment.schedules:
                 if (deployment.name, schedule.slug) in active:
@@ -70,10 +70,10 @@ def _active_schedules(client: SyncPrefectClient) -> set[tuple[str, str | None]]:
 
 
 def local_timezone() -> str:
-    """Returns the name of the machine's time zone, such as Europe/Paris; UTC where it has none."""
+    """Returns the name of the machine's time zone, such as Europe/Paris; UTC if it has none."""
     try:
         return get_localzone_name() or "UTC"
-    except ZoneInfoNotFoundError:  # its files contradict each other, or TZ names no zone
+    except ZoneInfoNotFoundError:  # its files contradict each other, or TZ is not the name of a zone
         return "UTC"
 
 

@@ -11,12 +11,12 @@ USER = "medpix"
 
 
 def password_file() -> Path:
-    """Returns the path of the file; its content is what Prefect's log-in page asks for."""
+    """Returns the path of the file. Prefect's log-in page asks for its content."""
     return medpix_home() / "services" / "prefect-password"
 
 
 def home_password() -> str:
-    """Returns `user:password`, which the first call makes up; raises ValueError if the file holds something else."""
+    """Returns `user:password`; the first call creates it. Raises ValueError if the file has something else in it."""
     path = password_file()
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,7 +28,7 @@ def home_password() -> str:
     text = path.read_text(encoding="utf-8").strip()
     user, _, password = text.partition(":")
     if not (user and password and text.isascii() and text.isprintable()):
-        raise ValueError(f"{path} holds no `user:password`; delete it, and `make down` and `make up` make another one")
+        raise ValueError(f"{path} does not hold `user:password`; delete it, and run `make down` and `make up`")
     return text
 
 

@@ -1,4 +1,4 @@
-"""Prefect's server for its own pages and clients: `uvicorn --factory tasks.services.prefect_server:create_app`.
+"""Prefect's server, for its own pages and clients only: `uvicorn --factory tasks.services.prefect_server:create_app`.
 
 Prefect accepts every `Host` header. A page of a foreign name that resolves to this machine (DNS rebinding) would
 therefore share an origin with the server. `OwnPagesOnly` refuses foreign hosts and origins before Prefect sees them.
@@ -17,7 +17,7 @@ from starlette.websockets import WebSocketClose
 from tasks.launchers.parent_guard import end_with_parent
 
 ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
-# The first saves 50 MB, as in Prefect's own command. Plugins would be set up inside the server's event loop, and fail.
+# FINAL saves 50 MB, as in Prefect's own command. Plugins fail in a server: its event loop already runs.
 SERVER_ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_PLUGINS_ENABLED": "false"}
 PARENT = "MEDPIX_SERVER_PARENT"  # environment variable: the process that a temporary server belongs to
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
@@ -25,7 +25,7 @@ ANY = "*"
 
 
 class OwnPagesOnly:
-    """Passes on requests for a known host that come from a program or from a page of a known origin."""
+    """ASGI middleware that passes on a request only if its host is known, and its origin too if a page sent it."""
 
     def __init__(self, app: ASGIApp, origins: frozenset[str]) -> None:
         self.app, self.origins = app, origins
@@ -45,9 +45,9 @@ class OwnPagesOnly:
             return None
         hosts, origins = headers.getlist("host"), headers.getlist("origin")
         if [_name(host) in self.hosts for host in hosts] != [True]:
-            return f"this server does not answer for this host; {ORIGINS} names the addresses of its pages"
+            return f"this server does not answer requests for this host; add its address to {ORIGINS}"
         if not {origin.lower() for origin in origins} <= self.origins:
-            return f"this server does not answer pages of this origin; {ORIGINS} names those it answers"
+            return f"this server does not answer pages of this origin; add it to {ORIGINS}"
         return None
 
 
@@ -64,10 +64,9 @@ def own_origins(port: int | str) -> str:
 def create_app() -> ASGIApp:
     """Returns Prefect's app behind `OwnPagesOnly`; the server of a flow ends with the flow's process."""
     if parent := os.environ.get(PARENT):
-        end_with_parent(
-            int(parent), signal.SIGKILL
-        )  # after SIGTERM it would wait for its services, for a quarter minute
-    from prefect.server.api.server import create_app as prefect_app  # seconds: of the server's process alone
+        # After SIGTERM the server would wait for its services, for a quarter of a minute.
+        end_with_parent(int(parent), signal.SIGKILL)
+    from prefect.server.api.server import create_app as prefect_app  # lazy: takes seconds
 
     origins = os.environ.get(ORIGINS, "").split(",")
     return OwnPagesOnly(prefect_app(), frozenset(origin.strip().rstrip("/").lower() for origin in origins if origin))

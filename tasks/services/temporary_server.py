@@ -1,6 +1,7 @@
-"""The server that Prefect starts for a flow if no server is configured: with a password, and gone with its flow.
+"""Gives the temporary server that Prefect starts for a flow a password, and ends it with the flow's process.
 
-Prefect stops it when the flow's process exits. After SIGKILL nobody would: 200 MB and an open port stayed.
+Prefect itself stops the server only when the flow's process exits. After SIGKILL the server would stay, with 200 MB and
+an open port.
 """
 
 import os
@@ -14,9 +15,9 @@ from tasks.services.prefect_server import ORIGINS, PARENT, SERVER_ENVIRONMENT, o
 
 
 def guard_temporary_server() -> None:
-    """Lets Prefect start its temporary server by our app; does nothing if a server is configured."""
+    """Makes Prefect start its temporary server with our app; does nothing if a server is configured."""
     if not PREFECT_API_URL.value():
-        from prefect.server.api.server import SubprocessASGIServer  # seconds, which this server takes anyway
+        from prefect.server.api.server import SubprocessASGIServer  # lazy: takes seconds
 
         setattr(SubprocessASGIServer, "_run_uvicorn_command", _start)  # noqa: B010
 

@@ -1,7 +1,7 @@
-"""The services that the pipeline's people live in: a Prefect server, an MLflow server and a worker, on loopback.
+"""Starts and stops a Prefect server, an MLflow server and a worker on this machine, on loopback.
 
-supervisord starts them, starts them again when they die, and stops each with all its processes. A server whose address
-is set already (`PREFECT_API_URL`, an http `MLFLOW_TRACKING_URI`) is used and not started.
+supervisord runs them, restarts them when they die, and stops each with all its processes. A server whose address is set
+already (`PREFECT_API_URL`, an http `MLFLOW_TRACKING_URI`) is used and not started.
 """
 
 import configparser
@@ -30,22 +30,23 @@ from vlm_core.plain_text import without_secrets
 
 SECONDS_TO_START = 300  # a machine may be doing other things
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
-ADDRESSES_FILE = "addresses.json"  # of the services that run: another shell may have other ports
-PASSWORD_FILE = "password_file"  # key in it
+ADDRESSES_FILE = "addresses.json"  # the running services' addresses: another shell may have set other ports
+PASSWORD_FILE = "password_file"  # a key in ADDRESSES_FILE
 
 
 class Services:
-    """What runs where; `environment` is that of the services and of whoever talks to them."""
+    """The services that run on this machine, and the environment that they and their clients need."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
+        """`environment` has the user's settings; values that are missing get defaults."""
         self.directory = medpix_home() / "services"
         self.own: dict[str, list[str]] = {}  # name -> command
-        # PWD and the home by name: the services and Prefect's deployments start in the project's root.
+        # Set explicitly, because the services and Prefect's deployments start in the project's root.
         here = {"PWD": str(ROOT), "MEDPIX_HOME": str(medpix_home())}
         api, tracking = (environment.get(name, "") for name in ADDRESSES)
         prefect_port = environment.get("PREFECT_SERVER_API_PORT", "4200")
         mlflow_port = environment.get("MLFLOW_PORT", "5000")
-        # Our own addresses may be set as well: a shell keeps them when the services have stopped.
+        # The set address may be our own: a shell keeps it after the services have stopped.
         if api in ("", f"http://127.0.0.1:{prefect_port}/api"):
             api = f"http://127.0.0.1:{prefect_port}/api"
             factory = ("--factory", "tasks.services.prefect_server:create_app", "--log-level", "warning")
@@ -56,7 +57,7 @@ class Services:
             where = ("--artifacts-destination", medpix_home() / "mlflow" / "artifacts")
             address = ("--host", "127.0.0.1", "--port", mlflow_port, "--workers", 1)
             self.own["mlflow"] = _module("mlflow", "server", *where, *address)
-            here["MLFLOW_BACKEND_STORE_URI"] = store  # no argument: it may have a password, and `ps` shows arguments
+            here["MLFLOW_BACKEND_STORE_URI"] = store  # not an argument: it may have a password, which `ps` would show
         self.own["worker"] = _module("prefect", "worker", "start", "--pool", WORK_POOL, "--name", WORK_POOL)
         self.environment = {**environment, **here, "PREFECT_API_URL": api, "MLFLOW_TRACKING_URI": tracking}
         if "prefect" in self.own:
@@ -65,9 +66,9 @@ class Services:
             self.environment.setdefault(ORIGINS, own_origins(prefect_port))
 
     def up(self) -> str:
-        """Starts what is not running, registers the deployments, and returns what to do next.
+        """Starts the services unless they run, registers the deployments, and returns what to do next.
 
-        Raises RuntimeError that names the log of a service that does not answer.
+        Raises RuntimeError, with the path of the log, if a service does not answer.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.is_up:
@@ -80,7 +81,7 @@ class Services:
         self._require_password()
         with _step("registering the work pool and the deployments"):
             self._run(_module("tasks.services.deploy", *(["--own-server"] if "prefect" in self.own else [])))
-        with _step("ending what stopped runs left"):
+        with _step("ending the jobs that stopped runs have left"):
             self._run(_module("tasks.ownership"))
         with _step("starting the worker"):
             self._control("start", "worker")
@@ -94,12 +95,12 @@ class Services:
             self._run(_module("supervisor.supervisord", "-c", self.directory / "supervisord.conf"))
 
     def down(self) -> None:
-        """Stops all services, and waits for their end."""
+        """Stops all services and waits until they have ended."""
         supervisor = self._control("pid")
         if supervisor.returncode == 0:
             process = psutil.Process(int(supervisor.stdout))
             self._control("shutdown")
-            process.wait()  # It ends after the services.
+            process.wait()  # supervisord ends after its services
 
     @property
     def is_up(self) -> bool:
@@ -107,19 +108,19 @@ class Services:
         return self._control("pid").returncode == 0
 
     def status(self) -> str:
-        """Returns a line a service."""
+        """Returns one line per service with its state."""
         return (
             self._control("status").stdout.strip() if self.is_up else "no services are running; `make up` starts them"
         )
 
     def exports(self) -> str:
-        """Returns lines for a shell's `eval`, without a password in them; raises RuntimeError when no services run."""
+        """Returns lines for a shell's `eval`, which contain no password; raises RuntimeError if no services run."""
         if not self.is_up:
             raise RuntimeError(self.status())
         return "\n".join(_exports(read_json(self.directory / ADDRESSES_FILE)))
 
     def instructions(self) -> str:
-        """Returns the addresses, and what lets a shell and a browser use them."""
+        """Returns the addresses, and how to use them from a shell and in a browser."""
         addresses = {name: without_secrets(value) for name, value in self._addresses().items()}
         return "\n".join(
             [
@@ -135,38 +136,38 @@ class Services:
         )
 
     def _log_in(self, addresses: Mapping[str, str]) -> list[str]:
-        """Returns how to log in to Prefect's pages in a browser; nothing if the server is not ours."""
+        """Returns how to log in to Prefect's pages in a browser; [] if the server is not ours."""
         if file := addresses.get(PASSWORD_FILE):
-            return ["", f"Prefect's pages ask for a password. It is the line that this prints: cat {shlex.quote(file)}"]
+            return ["", f"Prefect's pages ask for a password. This command prints it: cat {shlex.quote(file)}"]
         if AUTH_STRINGS[0] in addresses:
             return ["", f"Prefect's pages ask for a password. It is the value of {AUTH_STRINGS[0]}."]
         return []
 
     def _addresses(self) -> dict[str, str]:
-        """Returns what another shell has to know of the services; where the password is, not the password."""
+        """Returns what another shell needs to know about the services: their addresses, and where the password is."""
         known = {name: self.environment[name] for name in ADDRESSES}
         if "prefect" not in self.own:
             return known
         if password_file().exists() and self.environment[AUTH_STRINGS[0]] == home_password():
             return known | {PASSWORD_FILE: str(password_file())}
-        return known | {AUTH_STRINGS[0]: "set by whoever started the server"}
+        return known | {AUTH_STRINGS[0]: "set in the environment of `make up`"}
 
     def _require_password(self) -> None:
-        """Raises RuntimeError if our Prefect server answers without a password: an older version started it."""
+        """Raises RuntimeError if our Prefect server needs no password because an older version started it."""
         api = self.environment["PREFECT_API_URL"]
         if "prefect" in self.own and httpx.get(f"{api}/admin/version", timeout=60).is_success:
-            raise RuntimeError(f"Prefect at {api} runs without a password; `make down` and `make up` give it one")
+            raise RuntimeError(f"Prefect at {api} has no password; run `make down` and `make up` to give it one")
 
     def _config(self) -> configparser.RawConfigParser:
         config = configparser.RawConfigParser()
-        # Not under the home: the path of a socket has 107 bytes at most.
+        # Not under the home: the path of a socket may have 107 bytes at most.
         digest = hashlib.sha256(str(self.directory).encode()).hexdigest()[:16]
         socket = Path(tempfile.gettempdir()) / f"medpix-{digest}.sock"
         config["unix_http_server"] = {"file": str(socket)}
         config["supervisord"] = {
             "logfile": str(self.directory / "supervisord.log"),
             "pidfile": str(self.directory / "supervisord.pid"),
-            "umask": f"{0o777 & ~self.directory.parent.stat().st_mode:03o}",  # supervisord does not keep ours
+            "umask": f"{0o777 & ~self.directory.parent.stat().st_mode:03o}",  # supervisord sets its own umask otherwise
         }
         config["rpcinterface:supervisor"] = {
             "supervisor.rpcinterface_factory": "supervisor.rpcinterface:make_main_rpcinterface"
@@ -178,16 +179,16 @@ class Services:
                 "directory": str(ROOT),
                 "stdout_logfile": str(self.directory / f"{name}.log"),
                 "redirect_stderr": "true",
-                "autostart": str(name != "worker").lower(),  # its work pool must be there first
+                "autostart": str(name != "worker").lower(),  # its work pool must exist first
                 "autorestart": "true",
                 "stopasgroup": "true",
                 "killasgroup": "true",
-                "stopwaitsecs": "40",  # a run that is stopped saves a checkpoint
+                "stopwaitsecs": "40",  # a stopped run first saves a checkpoint
             }
         if "prefect" in self.own:
             variables = (f'{name}="{value}"' for name, value in SERVER_ENVIRONMENT.items())
             config["program:prefect"]["environment"] = ",".join(variables)
-        # It looks up no deployment by its name, and a hook's process would fail to set plugins up, with a traceback.
+        # The worker needs no plugin, and the processes of its hooks would fail to set plugins up, with a traceback.
         config["program:worker"]["environment"] = 'PREFECT_PLUGINS_ENABLED="false"'
         return config
 
@@ -214,7 +215,7 @@ class Services:
 
 @contextmanager
 def _step(what: str) -> Iterator[None]:
-    """Shows on standard error that a step is at work and how long it took; on a terminal, the seconds as they pass."""
+    """Shows on standard error that a step runs and how long it took; in a terminal, also a running clock."""
     console, started = Console(stderr=True, highlight=False, soft_wrap=True), time.monotonic()
     if console.is_terminal:
         columns = (SpinnerColumn(), "{task.description}", TimeElapsedColumn())
@@ -232,7 +233,7 @@ def _module(name: str, *arguments: object) -> list[str]:
 
 
 def _exports(addresses: Mapping[str, str]) -> list[str]:
-    """Returns what a shell evaluates to use the services; it reads the password itself, so that no log shows it."""
+    """Returns lines for a shell's `eval`. The shell reads the password from its file, so that no log shows it."""
     client = AUTH_STRINGS[1]
     lines = [f"export {name}={shlex.quote(addresses[name])}" for name in ADDRESSES]
     if file := addresses.get(PASSWORD_FILE):
@@ -243,5 +244,5 @@ def _exports(addresses: Mapping[str, str]) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """Returns a word as supervisord's configuration takes it: it expands % and splits like a shell."""
+    """Returns a word quoted for supervisord's configuration, which expands % and splits like a shell."""
     return '"' + word.replace("%", "%%").replace('"', '\\"') + '"'

@@ -96,7 +96,7 @@ def end_mlflow_run(run_id: str, status: str) -> None:
     try:
         mlflow.MlflowClient().set_terminated(run_id, status=status)
     except MlflowException as error:  # Log it only, so that the error that ended the run stays visible.
-        logger.warning("MLflow did not take the final state %s of run %s: %s", status, run_id, error)
+        logger.warning("MLflow did not accept the final state %s of run %s: %s", status, run_id, error)
 
 
 def log_evaluation(run_id: str, result: dict[str, Any], directory: Path, *, with_texts: bool) -> None:
@@ -159,7 +159,7 @@ class MetricsFollower:
                 for start in range(0, len(metrics), 1000):  # MLflow's limit for one request
                     mlflow.MlflowClient().log_batch(self.run_id, metrics=metrics[start : start + 1000])
             except MlflowException as error:
-                logger.warning("MLflow did not take %d records of %s: %s", len(new), name, error)
+                logger.warning("MLflow did not accept %d records of %s: %s", len(new), name, error)
             else:
                 self.reader.positions[name] = position
 
@@ -174,7 +174,7 @@ def _last_step(run_id: str, prefix: str) -> int:
     try:
         history = mlflow.MlflowClient().get_metric_history(run_id, f"{prefix}/loss")
     except MlflowException as error:  # A tracker that is down must not stop the training.
-        logger.warning("MLflow did not say which steps of run %s it has: %s", run_id, error)
+        logger.warning("MLflow did not answer which steps of run %s it has: %s", run_id, error)
         return 0
     return max((metric.step for metric in history), default=0)
 

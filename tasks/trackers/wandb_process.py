@@ -28,7 +28,7 @@ def sent_to_wandb(config: Config, directory: Path, logger: Logger) -> Iterator[C
         yield lambda: None
         return
     if importlib.util.find_spec("wandb") is None:
-        logger.warning("Weights & Biases gets nothing of this run: %s", NOT_INSTALLED)
+        logger.warning("this run is not sent to Weights & Biases: %s", NOT_INSTALLED)
         yield lambda: None
         return
     sender = _Sender(directory, logger)

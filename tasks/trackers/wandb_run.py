@@ -84,7 +84,7 @@ class WandbRun:
         except TimeoutError:
             files = Path(self.run.dir).parent
             raise TimeoutError(
-                f"not everything arrived in {FINISH_SECONDS:.0f} s; to send the rest: wandb sync {files}"
+                f"not everything was received in {FINISH_SECONDS:.0f} s; to send the rest, run: wandb sync {files}"
             ) from None
 
     def _start(self, run_id: str) -> Any:
@@ -115,7 +115,7 @@ class WandbRun:
         run.define_metric("step")
         for prefix in PREFIXES.values():
             run.define_metric(f"{prefix}/*", step_metric="step")
-        page = f"offline; to send the run: wandb sync {Path(run.dir).parent}" if run.offline else run.url
+        page = f"offline; to send the run later: wandb sync {Path(run.dir).parent}" if run.offline else run.url
         logger.info("Weights & Biases: %s", page)
         return run
 
@@ -168,7 +168,7 @@ def main() -> None:
     except Exception as error:  # any kind: the message gives the reason and the remedy
         raise SystemExit(
             f"error: Weights & Biases did not accept the run: {type(error).__name__}: {error}; "
-            f"to send what is missing: python -m tasks.trackers.wandb_run {directory}"
+            f"to send the rest, run: python -m tasks.trackers.wandb_run {directory}"
         ) from error
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from huggingface_hub import DatasetCard
 
 from vlm_core.config import DatasetConfig, ModelConfig
 from vlm_core.data import source
+from vlm_core.data.dataset_card import has_named_files
 from vlm_core.data.dataset_safety import require_own_files
 
 ROW = {"image": "x.png", "question": "q?", "answer": "yes"}
@@ -57,6 +59,39 @@ def test_addresses_in_a_card_are_refused_and_not_fetched(tmp_path: Path, place: 
             source.open_dataset(DatasetConfig(path_or_dataset=str(tmp_path / str(number))))
 
 
+ADDRESS = '{"configs": [{"config_name": "default", "data_files": "http://127.0.0.1:1/train.jsonl"}]}'
+# Headers that `datasets` reads, however they are written.
+HEADERS = {
+    "a byte-order mark": f"\ufeff---\n{ADDRESS}\n---\n",
+    "blank lines first": f"\n \n---\n{ADDRESS}\n---\n",
+    "spaces first": f"  ---\n{ADDRESS}\n---\n",
+    "line breaks of old Macs": f"---\r{ADDRESS}\r---\n",
+    "a line that begins as the end does": f"---\n---x: 1\n{ADDRESS[1:-1]}\n---\n",
+}
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("header", HEADERS)
+def test_the_header_is_the_one_that_datasets_reads(tmp_path: Path, header: str) -> None:
+    write_table(tmp_path)
+    (tmp_path / "README.md").write_bytes(HEADERS[header].encode())
+    assert "http" in str(DatasetCard.load(tmp_path / "README.md").data)
+    with pytest.raises(ValueError, match="which is not a file of it"):
+        source.open_dataset(DatasetConfig(path_or_dataset=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"configs: [\n", "is not YAML"), (b"[" * 5000, "is not YAML"), (b"#" * 10_000_000, "more than 10,000,000 bytes")],
+)
+def test_a_card_that_cannot_be_read_is_one_clear_error(tmp_path: Path, content: bytes, reason: str) -> None:
+    write_table(tmp_path)
+    (tmp_path / "README.md").write_bytes(b"---\n" + content + b"\n---\n")
+    assert has_named_files(tmp_path, None)  # The error comes when the dataset is opened.
+    with pytest.raises(ValueError, match=reason):
+        source.open_dataset(DatasetConfig(path_or_dataset=str(tmp_path)))
+
+
 @pytest.mark.parametrize("place", PATHS)
 def test_paths_in_a_card_of_somebody_else_stay_inside(tmp_path: Path, place: str) -> None:
     write_card(tmp_path, [{"split": "train", "path": place}])
@@ -72,9 +107,6 @@ def test_a_sound_card_is_read_and_one_that_repeats_itself_ends(tmp_path: Path) -
         "---\nconfigs: &a\n- data_files: *a\n- x: &b [*a, *a]\n- y: [*b, *b]\n---\nsee https://x.org\n"
     )
     require_own_files(tmp_path, "owner/data", anywhere=False)
-    (tmp_path / "README.md").write_text("---\nconfigs: [\n---\n")
-    with pytest.raises(ValueError, match="is not YAML"):
-        require_own_files(tmp_path, "owner/data", anywhere=False)
 
 
 @pytest.mark.parametrize("anywhere", [True, False])

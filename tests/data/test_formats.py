@@ -243,7 +243,7 @@ def test_a_function_must_be_there(home: Path, monkeypatch: pytest.MonkeyPatch) -
         ("os.system", "module 'os' is not allowed"),
         ("testsuite.load", "not allowed"),
         ("tests.data.test_formats.nothing", "cannot be loaded"),
-        ("tests.data.test_formats.ROWS", "is no function"),
+        ("tests.data.test_formats.ROWS", "is not a function"),
     ):
         with pytest.raises(ValueError, match=message):
             fetch_splits(small_config(**{"dataset._target_": target}))

@@ -170,7 +170,7 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(hub: Hub, client: C
     begun = client.unfinished()
     assert 0 < begun <= 30_000
     assert_same(client.download(), content)
-    assert f"goes on after {begun} of {(content / TRAIN).stat().st_size} bytes" in client.log
+    assert f"resumes after {begun} of {(content / TRAIN).stat().st_size} bytes" in client.log
     total = sum((content / name).stat().st_size for name in FILES if name.endswith(".parquet"))
     assert f"download owner/data {total}/{total} bytes" in client.log
     assert f"bytes={begun}-" in [request.range for request in hub.bodies]
@@ -183,7 +183,7 @@ def test_what_was_damaged_is_fetched_anew(hub: Hub, client: Client, content: Pat
     shutil.rmtree(client.cache / "datasets--owner--data" / "snapshots")
     blob.rename(blob.with_name(f"{blob.name}.incomplete")).write_bytes(b"not the beginning of this file")
     assert_same(client.download(), content)
-    assert "came damaged" in client.log
+    assert "arrived damaged" in client.log
 
 
 def test_a_busy_hub_is_asked_again(hub: Hub, client: Client, content: Path) -> None:
@@ -202,12 +202,12 @@ def test_a_hub_that_stays_busy(hub: Hub, client: Client, main: str) -> None:
     hub.refuse(503, path="/api/datasets/", times=4)
     error = client.download()
     assert error.startswith("HubBusyError: cannot download the dataset 'owner/data': ")
-    assert f"{hub.url} cannot serve it now (503 Service Unavailable), and it is not, or not as a whole, in the" in error
+    assert f"{hub.url} cannot serve it now (503 Service Unavailable), and it is not complete in the" in error
     assert error.endswith("; try again later, or give the path of a local directory that holds it")
     client.download()
     hub.refuse(503, path="/api/datasets/", times=4)
     assert Path(client.download()).name == main
-    assert f"going on with commit {main} of the cache" in client.log
+    assert f"using commit {main} from the cache" in client.log
 
 
 def test_the_flow_asks_again_when_the_hub_was_busy_for_long(hub: Hub, client: Client, main: str) -> None:
@@ -248,11 +248,11 @@ def test_the_token_is_sent_to_the_hub_alone(hub: Hub, client: Client, content: P
 @pytest.mark.parametrize(
     ("situation", "token", "said"),
     [
-        ("private", "", "there is no such repository, or it is private and HF_TOKEN is not set to a token that may"),
+        ("private", "", "the repository does not exist, or it is private and HF_TOKEN is not set to a token that may"),
         ("private", "hf_wrong", "the hub does not accept the token (HF_TOKEN, or the one that is logged in): "),
         ("gated", "", "it is gated: accept its licence at {url}/datasets/owner/data, then set HF_TOKEN"),
         ("gated", "hf_right", "it is gated: accept its licence at {url}/datasets/owner/data, then set HF_TOKEN"),
-        ("unknown", "hf_right", "there is no such repository, or it is private"),
+        ("unknown", "hf_right", "the repository does not exist, or it is private"),
     ],
     ids=["private", "wrong token", "gated", "not yet accepted", "unknown"],
 )
@@ -274,7 +274,7 @@ def test_without_the_hub_the_cache_is_used(hub: Hub, client: Client, main: str) 
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))  # and not listening: whoever connects is refused
         nowhere = f"http://127.0.0.1:{probe.getsockname()[1]}"
-        end = f"and it is not, or not as a whole, in the cache {client.cache}; "
+        end = f"and it is not complete in the cache {client.cache}; "
         error = client.download(HF_HUB_OFFLINE="1")
         assert f"'owner/data': HF_HUB_OFFLINE is set, {end}unset HF_HUB_OFFLINE, or give the path of" in error
         for revision in (None, main):
@@ -286,7 +286,7 @@ def test_without_the_hub_the_cache_is_used(hub: Hub, client: Client, main: str) 
         for revision in (None, "main", main):
             assert client.download(revision, HF_HUB_OFFLINE="1") == snapshot
             assert client.download(revision, HF_ENDPOINT=nowhere) == snapshot
-            assert (f"going on with commit {main} of the cache" in client.log) == (revision != main)
+            assert (f"using commit {main} from the cache" in client.log) == (revision != main)
         assert len(hub.requests) == asked
 
 
@@ -304,5 +304,5 @@ def test_a_full_disk(hub: Hub, client: Client, content: Path) -> None:
 def test_what_answers_may_be_no_hub(hub: Hub, client: Client) -> None:
     hub.refuse(200, path="/api/datasets/")
     error = client.download()
-    assert f"what answers at {hub.url} is no hub" in error
+    assert f"the server at {hub.url} is not a hub" in error
     assert "check the network and HF_ENDPOINT" in error

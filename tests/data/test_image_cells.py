@@ -104,6 +104,7 @@ def test_pixels_are_an_image() -> None:
         ("/proc/self/environ", "is empty"),
         ("/proc/kmsg", "is empty|cannot be read|is missing"),
         ("large", "of more than"),
+        ("file://[x/a.png", "image by URL"),
     ],
 )
 def test_cells_that_are_refused_by_name(tmp_path: Path, cell: Any, reason: str) -> None:

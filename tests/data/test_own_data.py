@@ -1,4 +1,4 @@
-"""Folders as people have them: images, one table, and names that nobody wrote for this project."""
+"""Folders as people have them: images, one table, and names that were not chosen for this project."""
 
 import json
 from collections.abc import Callable
@@ -159,7 +159,7 @@ def test_what_was_looked_up_is_said(home: Path) -> None:
     assert "Befunde 2026.csv: read as UTF-8 with a byte-order mark, separated by semicolons" in said
     assert "image=image_path, question=question, answer=answer, case=patient, mode=null" in said
     assert "8 images were found by name, not at the path in the table: scan_0.png is images/scan_0.png" in said
-    assert "15% of the cases (column patient) validate" in said
+    assert "15% of the cases (column patient) are held out for validation" in said
     resolved = resolved_config(config, splits)
     assert (resolved.dataset.case_column, resolved.dataset.mode_column, resolved.dataset.split_by) == (
         "patient", None, "case",

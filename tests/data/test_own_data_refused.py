@@ -47,7 +47,7 @@ from vlm_core.pages.data_report import write_data_report
         ),
     ],
 )
-def test_columns_that_cannot_be_told(header: list[str], settings: dict[str, Any], message: str, home: Path) -> None:
+def test_ambiguous_columns_are_refused(header: list[str], settings: dict[str, Any], message: str, home: Path) -> None:
     write_images(home / "scans")
     rows = [[NAMES[i], NAMES[i], f"{i}?", "Yes."] for i in range(8)]
     (home / "scans" / "x.csv").write_text(csv_text(rows, header=header), newline="")

@@ -30,7 +30,7 @@ def layout(lengths: list[int], groups: list[int], prefix: int = 10) -> SimpleNam
     return SimpleNamespace(lengths=np.array(lengths), prefixes=np.array(prefixes), groups=np.array(groups))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     lengths=st.lists(st.integers(12, 60), min_size=1, max_size=30),
     number_of_groups=st.integers(1, 8),

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from tests.data.corpus import png
 from vlm_core.config import DatasetConfig
+from vlm_core.config.data import ImagesConfig
 from vlm_core.data.case_ids import case_text
+from vlm_core.data.cell_images import CellImages
 from vlm_core.data.dataset_files import read_table
 from vlm_core.data.examples import Columns, RejectedRow, example_of
 from vlm_core.data.image_folder import ImageFolder
@@ -74,10 +76,10 @@ def stored(folder: Path, file: str, names: list[str]) -> list[tuple[str, str, st
     columns = dict(zip(("image_column", "question_column", "answer_column", "case_column"), names, strict=True))
     source = fetch_split(DatasetConfig(path_or_dataset=str(folder / file), mode_column=None, **columns))
     found: list[Any] = []
-    for _, rows in source.rows.batches([*source.columns.settings.values()], source.start, source.stop):
+    for _, rows in source.rows.batches(source.columns.used, source.start, source.stop):
         for row in rows:
             try:
-                example = example_of(row, source.columns, source.folder)
+                example = example_of(row, source.columns, source.images)
             except RejectedRow:
                 found.append(None)
                 continue
@@ -153,7 +155,7 @@ def check(file: str, write: Callable[[Rows], bytes], names: list[str], rows: Row
 
 
 LIKE = st.sampled_from([st.integers(-(2**60), 2**60), st.floats(), st.booleans(), TEXTS])
-FEW = settings(max_examples=25, deadline=None)
+FEW = settings(max_examples=25)
 
 
 @FEW
@@ -230,14 +232,14 @@ def test_conversations(talk: list[tuple[list[Any], str]]) -> None:
         for number in range(3):
             Path(name, f"{number}.png").write_bytes(png(number))
         Path(name, "x.jsonl").write_text(as_jsonl(rows), encoding="utf-8", newline="")
-        folder = ImageFolder(Path(name), anywhere=True)
+        images = CellImages(ImageFolder(Path(name), anywhere=True), ImagesConfig())
         ((_, found),) = (
             read_table(Path(name, "x.jsonl"), "x", anywhere=True)
             .by_split["train"]
             .rows.batches(["images", "messages"], 0, None)
         )
         for row in found:
-            example = example_of(row, columns, folder)
+            example = example_of(row, columns, images)
             assert [plain(turn["content"], example.images) for turn in example.conversation] == [
                 parts for question, answer in talk for parts in (joined(question), [answer])
             ]

@@ -7,11 +7,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from tests.conftest import small_config
 from vlm_core.config import DatasetConfig
+from vlm_core.data.dataset_files import read_table
+from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import write_phantom
-from vlm_core.data.source import fetch_split
+from vlm_core.data.source import OpenDataset, fetch_split
 from vlm_core.recipe import load_config
 
 
@@ -59,9 +62,22 @@ def test_the_fingerprint_is_that_of_the_content(phantom: Path, copy: Path) -> No
     assert before != fetch(copy).fingerprint
 
 
+def test_a_commit_identifies_images_without_reading_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "train.jsonl").write_text('{"image": "0.png", "question": "q?", "answer": "a"}\n')
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "0.png")
+    config, tables = DatasetConfig(path_or_dataset="owner/data"), read_table(tmp_path, "owner/data", anywhere=False)
+    monkeypatch.setattr(ImageFolder, "digests", None)
+    source = OpenDataset(config, tmp_path, "0" * 40, tables).take("train")
+    assert source.notes[-1].startswith("1 images were found by name")
+    assert source.fingerprint != OpenDataset(config, tmp_path, "1" * 40, tables).take("train").fingerprint
+    with pytest.raises(TypeError):
+        OpenDataset(config, tmp_path, None, tables).take("train")
+
+
 def test_a_missing_column_is_named(copy: Path) -> None:
     rewrite(copy, lambda table: table.drop_columns(["case_id"]))
-    assert fetch(copy).columns.case is None  # nobody named it
+    assert fetch(copy).columns.case is None  # the config does not name it
     named = "lacks the column case_id: it has image_id, mode, question, answer; set dataset.case_column"
     with pytest.raises(ValueError, match=named):
         fetch_split(DatasetConfig(path_or_dataset=str(copy), case_column="case_id"))

@@ -194,7 +194,7 @@ def test_duplicates_and_contradictions_are_counted(tmp_path: Path, monkeypatch: 
     assert found["splits"]["train"]["contradictions"] == 1
     assert found["overlap"]["questions"]["shared"] == 1
     said = " ".join(found["findings"])
-    for words in ("100% of the validation images", "word for word", "1 rows repeat", "more than one way", "too few"):
+    for words in ("100% of the validation images", "word for word", "1 rows repeat", "different answers", "too few"):
         assert words in said
 
 

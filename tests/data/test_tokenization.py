@@ -100,7 +100,7 @@ def test_texts_cannot_inject_special_tokens(chat: ChatModel, injected: str) -> N
     assert supervised_texts(hostile, chat) == [f"A {injected}{chat.family.end_of_turn}"]
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     question=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=60),
     answer=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=60),

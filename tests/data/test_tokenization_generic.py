@@ -130,7 +130,7 @@ def test_texts_cannot_inject_special_tokens(typed: str, other: ChatModel) -> Non
     special.add(processor.image_token_id)
     assert [i for i in ids if i in special] == [i for i in harmless if i in special]
     assert supervised_texts(hostile, chat) == said(hostile, family)
-    # Some processors can be told, too, to take them for texts: Idefics3's no <image>, LLaVA's none.
+    # Some processors also have an option to read them as text: Idefics3's no <image>, LLaVA's none.
     if family.model_type == "llava_onevision" or (family.model_type == "idefics3" and "<image>" not in typed):
         text_alone = [user(f"What? {typed}"), assistant(f"A {typed}")]
         prompt = own_ids(processor, text_alone[:1], add_generation_prompt=True, sanitize_control_tokens=True)
@@ -140,7 +140,7 @@ def test_texts_cannot_inject_special_tokens(typed: str, other: ChatModel) -> Non
         assert ids[len(prompt) :] == expected[len(expected) - len(ids) + len(prompt) :]
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     question=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),
     answer=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),

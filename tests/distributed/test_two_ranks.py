@@ -140,7 +140,7 @@ def test_one_process_resumes_from_a_sharded_checkpoint(
     saving = {"step_scheduler.ckpt_every_steps": 4, "checkpoint.is_async": True}
     configure(tmp_path / "1", **tuning, **SHARDED, **saving)
     output = run_on_two(conversations, tmp_path / "1")
-    (share,) = re.findall(r"fsdp2: a process holds ([\d,]+) of ([\d,]+) parameters", output)
+    (share,) = re.findall(r"fsdp2: each process holds ([\d,]+) of ([\d,]+) parameters", output)
     held, total = (int(number.replace(",", "")) for number in share)
     assert held <= 0.51 * total
     middle = {"checkpoint.restore_from": str(tmp_path / "1" / "epoch_0_step_4")}

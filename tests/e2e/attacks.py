@@ -1,4 +1,4 @@
-"""What a foreign page or program may try on the servers of `make up`, and what it has to get for it."""
+"""Attacks on the servers of `make up` by a foreign page or program; each has to be refused."""
 
 import json
 import socket
@@ -26,7 +26,7 @@ FOREIGN = (
     {"Host": "evil.example:4200"},
     {"Host": "localhost.evil.example"},
 )
-# What gave a page a command on this machine: a deployment on the worker's pool whose pull step is a shell command.
+# With these requests a page could deploy a shell command as a pull step, and so run it on this machine.
 STEPS = ("/flows/", "/work_pools/filter", "/deployments/", "/flow_runs/filter", "/flow_runs/", "/automations/filter")
 SOCKETS = (
     "/events/in",
@@ -62,7 +62,7 @@ Promise.all([
 
 
 def check_foreign_requests(served: dict[str, str]) -> None:
-    """Checks that no request gets in that names a foreign host or origin, or lacks the password."""
+    """Checks that requests with a foreign host or origin, or without the password, are refused."""
     prefect, mlflow = served["PREFECT_API_URL"], served["MLFLOW_TRACKING_URI"]
     password = tuple(served["PREFECT_API_AUTH_STRING"].split(":", 1))
     for step in STEPS:
@@ -131,7 +131,7 @@ def check_foreign_page(served: dict[str, str], browser: Browser) -> None:
         page.goto(address)
         page.wait_for_function("document.title === 'done'")
         results = json.loads(page.inner_text("body"))
-    # A browser shows a page nothing of a `no-cors` reply: what it did is looked up below.
+    # A browser hides `no-cors` replies from a page. Whether they had an effect is checked below.
     seen = {name: result for name, result in results.items() if name not in ("blind", "experiment")}
     assert seen == dict.fromkeys(("read", "simple", "socket", "runs"), "refused"), results
     password = tuple(served["PREFECT_API_AUTH_STRING"].split(":", 1))
@@ -156,7 +156,7 @@ def check_rebound_name(served: dict[str, str], browser: Browser) -> None:
 
 
 def log_in(page: Page, served: dict[str, str]) -> None:
-    """Logs in to Prefect's pages as a person does: by what the password file holds."""
+    """Logs in to Prefect's pages as a person does, with the content of the password file."""
     page.goto(served["PREFECT_API_URL"].removesuffix("/api"))
     password = Path(served["MEDPIX_HOME"]) / "services" / "prefect-password"
     page.locator("input").first.fill(password.read_text().strip())

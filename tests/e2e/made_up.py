@@ -1,4 +1,4 @@
-"""`make up` for tests: the services in a home of their own, with a hub that knows one dataset."""
+"""`make up` for tests: the services in a separate home, with a hub that has one dataset."""
 
 import json
 import os

@@ -56,7 +56,7 @@ def check_result_pages(served: dict[str, str], browser: Browser, model: str) -> 
     assert list(dict.fromkeys(tags)) == ["kind", "recipe", "tuning", "owner.host", "version.torch"]
     to_prefect = page.get_by_role("link", name="Prefect flow run").get_attribute("href")
     page.goto(version)
-    page.get_by_text("no medical device").wait_for()
+    page.get_by_text("not a medical device").wait_for()
     page.goto(f"{served['MLFLOW_TRACKING_URI']}/#/models/{model}")
     page.get_by_text("Answers questions about medical images").wait_for()
     page.goto(str(to_prefect))

@@ -1,4 +1,4 @@
-"""A registered model behind `mlflow models serve`, and what a caller over HTTP gets from it."""
+"""Checks a model that `mlflow models serve` serves: its answers, and its replies to bad requests."""
 
 import json
 import os
@@ -15,7 +15,7 @@ def check_served_model(served: dict[str, str], uri: str, asked: dict[str, str], 
     """Checks that the model at `uri` gives `answer` over HTTP to the row `asked`."""
     port = free_port()
     words = ("--model-uri", uri, "--env-manager", "local", "--host", "127.0.0.1", "--port", port)
-    # It starts uvicorn by name, as in an environment that is active.
+    # mlflow starts uvicorn by name, so PATH is that of an activated environment.
     active = served | {"PATH": f"{Path(sys.executable).parent}:{served['PATH']}"}
     server = started_process("mlflow", "models", "serve", *words, environment=active, log=log)
     try:

@@ -45,15 +45,15 @@ def processes_of(home: Path) -> list[psutil.Process]:
 
 
 def trainings_of(home: Path) -> list[psutil.Process]:
-    """Returns the processes of trainings that have `home` as theirs."""
+    """Returns the processes of trainings whose MEDPIX_HOME is `home`."""
     return [process for process in processes_of(home) if "vlm_core.finetune" in " ".join(process.cmdline())]
 
 
 def started_process(*arguments: str, environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Starts `python -m ...` in the project's directory as a service manager does.
 
-    That is in a process group of its own and with SIGINT's default: a shell has what it puts into the background
-    ignore SIGINT, that is inherited, and a Prefect worker then never ends, since it passes SIGTERM on as SIGINT.
+    It gets its own process group and the default action for SIGINT: a shell makes background processes ignore SIGINT,
+    and their children do too. A Prefect worker then never ends, since it turns SIGTERM into SIGINT.
     """
     with log.open("ab") as stream:
         return subprocess.Popen(

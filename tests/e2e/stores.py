@@ -20,7 +20,7 @@ PASSWORDS = {name: name.lower().replace("_", "-") for name in SECRETS}
 
 
 def postgres_programs() -> Path:
-    """Returns where PostgreSQL's programs are, Debian's newest; skips the test where there are none."""
+    """Returns the directory of the newest PostgreSQL that Debian installed; skips the test if there is none."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[4]))
     if not found:
         pytest.skip("no PostgreSQL here: apt-get install postgresql")

@@ -174,7 +174,7 @@ def test_weights_and_biases_has_the_run_too(finished: tuple[Path, dict[str, Any]
 
 @pytest.mark.parametrize("finished", ["gemma3n-full"], indirect=True)
 def test_full_weights_are_not_copied_into_a_registry_on_the_same_disk(finished: tuple[Path, dict[str, Any]]) -> None:
-    """The version names them by path and sha256, and says so where they are not what they were."""
+    """The version names them by path and sha256; loading it fails if they have changed."""
     home, summary = finished
     trained = Path(summary["checkpoint"]) / "model" / "model.safetensors"
     assert list((home / "mlflow").rglob("*.safetensors")) == []
@@ -187,7 +187,7 @@ def test_full_weights_are_not_copied_into_a_registry_on_the_same_disk(finished: 
         asked = ["--checkpoint-path", summary["registered_model"]["uri"], "--prompt", "What is shown?"]
         refused = python("-m", "vlm_core.generate", *asked, home=home, cwd=home.parent)
         assert refused.returncode == 1
-        assert "is not as it was registered: model.safetensors missing or changed" in refused.stderr
+        assert "model.safetensors missing or changed. Restore it, or register the model again" in refused.stderr
     finally:
         kept.unlink()
         os.link(trained, kept)

@@ -1,4 +1,4 @@
-"""`make up`: real servers, a supervised worker, the deployments by command and by form, and nothing left behind."""
+"""`make up`: real servers, a supervised worker, the deployments by command and by form, and no process is left."""
 
 import ast
 import base64
@@ -212,7 +212,7 @@ def test_a_deployment_is_inspected_by_its_own_name(served: dict[str, str]) -> No
 def test_a_name_that_no_deployment_has_is_said(served: dict[str, str], subcommand: str) -> None:
     done = command("prefect", "deployment", *subcommand.split(), "medpix-fine", environment=served)
     assert done.returncode == 1
-    assert "no deployment is called 'medpix-fine'; `prefect deployment ls` shows" in done.stderr
+    assert "no deployment is called 'medpix-fine'; `prefect deployment ls` lists" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -247,8 +247,8 @@ def test_a_second_up_changes_nothing(served: dict[str, str]) -> None:
     assert paused.returncode == 0, paused.stdout + paused.stderr
     automations = Prefect(served).post("/automations/filter")
     assert sorted(automation["name"] for automation in automations) == [
-        "medpix: train on a new revision",
         "medpix: runs that went silent are Crashed",
+        "medpix: train on a new revision",
     ]
 
 

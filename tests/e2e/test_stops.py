@@ -1,6 +1,6 @@
-"""Whatever stops a run under a real server and worker: no rank survives, nothing is lost, MLflow knows the end.
+"""Stops a run in every way, with a real server and worker: no rank survives, no step is lost, MLflow has the end.
 
-The tests share a flow run: each start but the first retries it, and goes on where it was stopped before.
+The tests share a flow run: each start but the first retries it, and it resumes where it was stopped before.
 """
 
 import json
@@ -61,7 +61,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 @pytest.fixture
 def worker(served: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker as a service manager starts one: a process group of its own."""
+    """A worker with its own process group, as a service manager starts it."""
     words, log = ("prefect", "worker", "start", "--pool", "medpix"), Path(served["MEDPIX_HOME"]) / "worker.log"
     process = started_process(*words, environment=served, log=log)
     yield process
@@ -130,7 +130,7 @@ class Stopped:
         )
         known = [metric.step for metric in history]
         assert known == list(range(1, len(known) + 1))
-        assert steps[-1] - 100 < known[-1] <= steps[-1]  # what was written last, nobody was left to send
+        assert steps[-1] - 100 < known[-1] <= steps[-1]  # the process that sends the last steps was killed too
 
     def status(self) -> str:
         return mlflow.MlflowClient(self.served["MLFLOW_TRACKING_URI"]).get_run(self.mlflow_run).info.status
@@ -176,7 +176,7 @@ def test_a_worker_that_is_stopped(
     worker.wait(60)
     run.require_nothing_lost()
     wait_until(lambda: not run.processes(), "no process of the job", 5)
-    # Nobody is left who could tell MLflow and Prefect; `make up` does, and the next start of any run on this machine.
+    # No process is left to update MLflow and Prefect. `make up` does, and the next start of any run on this machine.
     assert (run.status(), run.state()["state_type"]) == ("RUNNING", "RUNNING")
     reaped = command("tasks.ownership", environment=served)
     assert reaped.returncode == 0, reaped.stdout + reaped.stderr

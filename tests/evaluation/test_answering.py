@@ -1,4 +1,4 @@
-"""An evaluation that was interrupted goes on, nothing is asked twice, and a model that ignores images is found out."""
+"""An interrupted evaluation resumes, no question is asked twice, and a model that ignores images is detected."""
 
 import shutil
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_an_interrupted_evaluation_asks_the_rest(
 
 
 def test_a_model_that_ignores_images_shows_no_reliance(conversations: Path, tmp_path: Path) -> None:
-    """Its projector gives zeros: whatever is shown, the language model sees the same."""
+    """Its projector returns zeros, so the language model gets the same input for every image."""
     config = small_config(**{"evaluation.max_new_tokens": 4, "evaluation.compare_with": []})
     blind = shutil.copytree(tiny_directory("gemma3"), tmp_path / "blind")
     model = load_model(blind, config.model)

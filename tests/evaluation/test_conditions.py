@@ -1,4 +1,4 @@
-"""The controls: another case's image, a black image, no image; and nothing else about the question changes."""
+"""The controls: another case's image, a black image or none. Nothing else about the question changes."""
 
 from pathlib import Path
 from typing import Any

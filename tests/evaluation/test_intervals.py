@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they say, where the questions of a case depend on each other."""
+"""95 % intervals contain the truth 19 times in 20, although the questions of a case depend on each other."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def holds(scored: Scored, truth: float) -> bool:
 
 
 def test_a_difference_is_paired() -> None:
-    """What makes a case hard for both models drops out: the difference is known better than either score."""
+    """What makes a case hard for both models cancels out, so the difference has a narrower interval than the scores."""
     cases, one, other = simulate(np.random.default_rng(2), gain=0.1)
     bootstrap = CaseBootstrap(cases, 0)
     first, second = (bootstrap.scores(columns, METRIC)["token_f1"] for columns in (one, other))

@@ -1,4 +1,4 @@
-"""A metric is one row: a new one is found wherever people meet metrics, and no file lists metrics by itself."""
+"""A metric is one row: a new row appears wherever metrics are shown, and no other file lists metrics."""
 
 import re
 from pathlib import Path

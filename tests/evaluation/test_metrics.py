@@ -1,4 +1,4 @@
-"""Scores on cases that can be computed by hand, and equal to the packages that others report with."""
+"""Scores equal those computed by hand, and those of the packages that others report with."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""The report as people meet it: in a browser, without a network, wide and narrow; and without texts where they ask."""
+"""The report in a browser without a network, wide and narrow, and without texts if `report.images` is false."""
 
 import re
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"> Is there a le
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataset with a question that tries to run a script in whatever page shows it."""
+    """A dataset with a question that tries to run a script in any page that shows it."""
     directory = tmp_path_factory.mktemp("data")
     write_phantom(directory, num_images=20, seed=5, image_size=56)
     (path,) = directory.glob("data/validation-*")
@@ -65,7 +65,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture(params=[1280, 390])
 def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The open report; whatever the page complains about fails the test."""
+    """The open report; any error of the page fails the test."""
     page = browser.new_page(viewport={"width": request.param, "height": 900})
     complaints: list[str] = []
     page.on("console", lambda message: complaints.append(message.text))
@@ -96,7 +96,7 @@ def test_the_baseline_and_the_verdict_are_on_the_page(page: Page, report: Path) 
     table = page.locator("section:has(> h2:text-is('Scores')) table").first
     column = table.locator("thead th").all_inner_texts().index("commonest answer")
     shown = {row.split("\t")[0]: row.split("\t")[column] for row in table.locator("tbody tr").all_inner_texts()}
-    assert shown["Perplexity"] == shown["Tokens an answer"] == shown["Cut off"] == "-"
+    assert shown["Perplexity"] == shown["Tokens per answer"] == shown["Cut off"] == "-"
     assert shown["Token F1"] == f"{commonest['token_f1']['value']:.3f}"
     assert ", but it has not learnt" in page.locator(".card", has_text="Against commonest answer").inner_text()
     # A text that no model wrote has no likelihood.
@@ -147,7 +147,7 @@ def count(page: Page) -> int:
     return int(page.locator("#count").inner_text().split()[0])
 
 
-def test_texts_and_images_stay_out_where_they_must(data: Path, tmp_path: Path, conversations: Path) -> None:
+def test_texts_and_images_stay_out_if_the_config_says_so(data: Path, tmp_path: Path, conversations: Path) -> None:
     result = write(data, tmp_path, conversations, **{"report.images": False})
     page = (tmp_path / "evaluation" / REPORT).read_text()
     rows = pq.read_table(tmp_path / "evaluation" / PREDICTIONS).to_pylist()
@@ -159,7 +159,7 @@ def test_texts_and_images_stay_out_where_they_must(data: Path, tmp_path: Path, c
     assert all(re.fullmatch(r"closed question \d+", kind) for kind in result["closed_questions"])
 
 
-def test_a_limit_is_said(data: Path, tmp_path: Path, conversations: Path) -> None:
+def test_the_report_states_a_limit(data: Path, tmp_path: Path, conversations: Path) -> None:
     result = write(data, tmp_path, conversations, **{"evaluation.limit": 7, "evaluation.controls": []})
     assert (result["examples"], result["limit"], result["complete"]) == (7, 7, False)
     assert "Limited to 7 questions" in (tmp_path / "evaluation" / REPORT).read_text()

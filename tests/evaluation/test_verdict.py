@@ -93,11 +93,11 @@ def test_a_floor_without_the_metric_is_compared_in_token_f1() -> None:
     assert learnt is True
     assert text == (
         "has learnt: its token F1 0.600 [0.550, 0.650] is above 0.310 (what the commonest answer scores); "
-        "its log-probability a token -1.000 is above -2.000 (what it scores without its images), "
+        "its log-probability per token -1.000 is above -2.000 (what it scores without its images), "
         "-1.500 (what it scores with another case's images)"
     )
     result["control_differences"]["shuffled"]["logprob"] = change(0.5, -0.2)
-    assert "its log-probability a token -1.000 is not clearly above -1.500" in judged(result, "logprob")[1]
+    assert "its log-probability per token -1.000 is not clearly above -1.500" in judged(result, "logprob")[1]
 
 
 def test_questions_without_images_need_no_control() -> None:

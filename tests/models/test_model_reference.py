@@ -34,6 +34,13 @@ def test_an_adapter_knows_its_base_model(adapter: Path) -> None:
     assert find_model(adapter, other).base == tiny_directory("gemma3n")
 
 
+@pytest.mark.parametrize("named", [{}, {"base_model_name_or_path": None}])
+def test_an_adapter_without_a_base_model_is_refused(tmp_path: Path, named: dict[str, None]) -> None:
+    write_json(tmp_path / "adapter_config.json", {"peft_type": "LORA"} | named)
+    with pytest.raises(ValueError, match=r"adapter_config\.json does not name the base model: write its hub id"):
+        find_model(tmp_path)
+
+
 def test_weights_without_a_processor_use_the_base_models(tmp_path: Path) -> None:
     base = tiny_directory("gemma3")
     load_model(base, small_config().model).save_pretrained(tmp_path / "weights")

@@ -70,7 +70,7 @@ def test_features_are_read_as_computed_and_computed_once(
 def test_a_killed_job_resumes(
     model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_A_SHARD", 10)
+    monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_PER_SHARD", 10)
     encode_images(model, chat, conversations, Ranks(), CPU)
     expected = {path.name: path.read_bytes() for path in shards(home)}
     assert len(expected) == 4

@@ -17,12 +17,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_entries_say_who_when_and_what() -> None:
     assert read_audit() == []
     audit("run begins", parameters={"rng.seed": 7}, data="abc")
-    audit("registered", name="m", source="http://me:secret@hub/x", text="\x1b[2J\n")
+    urls = {"source": "http://me:secret@hub/x", "reasons": ['see https://hub/x?token=a"b', None]}
+    audit("registered", name="m", text="\x1b[2J\n", **urls)
     first, second = read_audit()
     assert (first["action"], first["parameters"], first["data"]) == ("run begins", {"rng.seed": 7}, "abc")
     assert first["time"].endswith("+00:00")
     assert "@" in first["user"]
-    assert second["source"] == "http://***@hub/x"
+    assert (second["source"], second["reasons"]) == ("http://***@hub/x", ["see https://hub/x?token=***", None])
     assert second["text"] == "\x1b[2J\n"
     assert "\x1b" not in audit_file().read_text()  # JSON writes it as an escape
 
@@ -43,6 +44,15 @@ def test_a_changed_trail_is_noticed(attack: str) -> None:
     audit_file().write_text("\n".join(changed) + "\n")
     with pytest.raises(ValueError, match=r"audit.jsonl, line [123]: it does not follow the line before it"):
         read_audit()
+
+
+def test_a_line_that_was_not_finished_is_ignored_and_then_replaced() -> None:
+    audit("run begins", number=1)
+    with audit_file().open("ab") as stream:
+        stream.write(b'{"time": "2026')  # the disk was full
+    assert [entry["number"] for entry in read_audit()] == [1]
+    audit("run ends", number=2)
+    assert [entry["number"] for entry in read_audit()] == [1, 2]
 
 
 def write_some(number: int) -> None:

@@ -66,12 +66,12 @@ def test_each_rollback_goes_back_one_more_version(client: mlflow.MlflowClient) -
     for version in ("1", "2", "3"):
         promote("m", version, "")
     assert [roll_back("m"), roll_back("m")] == ["2", "1"]
-    with pytest.raises(ValueError, match="the champion is version 1, and no earlier one is left"):
+    with pytest.raises(ValueError, match="has no earlier champion to roll back to; the champion is version 1"):
         roll_back("m")
     assert find_champion("m") == "1"
     promote("m", "4", "")  # starts at the version to which the rollbacks led
     assert roll_back("m") == "1"
-    with pytest.raises(ValueError, match="no earlier one"):
+    with pytest.raises(ValueError, match="no earlier champion"):
         roll_back("m")
 
 
@@ -79,7 +79,7 @@ def test_a_version_that_was_champion_twice_is_rolled_back_twice(client: mlflow.M
     for version in ("1", "2", "1", "1"):
         promote("m", version, "")
     assert [roll_back("m"), roll_back("m")] == ["2", "1"]
-    with pytest.raises(ValueError, match="no earlier one"):
+    with pytest.raises(ValueError, match="no earlier champion"):
         roll_back("m")
 
 
@@ -91,7 +91,7 @@ def test_deleted_versions_are_skipped_and_named(client: mlflow.MlflowClient) -> 
     assert changes("m")[-1].reason == "worse; skipped, since deleted: version 2"
     promote("m", "4", "")
     client.delete_model_version("m", "1")
-    with pytest.raises(ValueError, match="no earlier one is left .* skipped, since deleted: version 1"):
+    with pytest.raises(ValueError, match="no earlier champion to roll back to; skipped, since deleted: version 1"):
         roll_back("m")
 
 
@@ -110,7 +110,7 @@ def test_a_registry_without_a_history_rolls_back_once(client: mlflow.MlflowClien
     client.set_model_version_tag("m", "2", "previous_champion", "3")  # this tag used to make two rollbacks toggle
     assert moves() == [(BEFORE, "2", "3")]
     assert roll_back("m") == "2"
-    with pytest.raises(ValueError, match="no earlier one"):
+    with pytest.raises(ValueError, match="no earlier champion"):
         roll_back("m")
     assert moves() == [(BEFORE, "2", "3"), (ROLLED_BACK, "3", "2")]
 

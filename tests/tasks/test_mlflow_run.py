@@ -103,7 +103,7 @@ def test_a_tracker_that_is_down_gets_the_records_later(
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         patch.setattr(follower, "run_id", "f" * 32)  # the store rejects an unknown run
         follower.poll()
-    assert "MLflow did not take 2 records" in caplog.text
+    assert "MLflow did not accept 2 records" in caplog.text
     follower.poll()
     assert steps(run_id) == [1, 2]
 

@@ -67,4 +67,4 @@ def test_an_api_that_is_down_does_not_stop_the_job(caplog: pytest.LogCaptureFixt
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), caplog.at_level(logging.WARNING):
         artifact.show(Progress("encode images", "image", 1, 10, "", 3.0))
         artifact.show(Progress("encode images", "image", 2, 10, "", 2.0))
-    assert caplog.text.count("Prefect did not take the progress of medpix-encode-progress") == 1
+    assert caplog.text.count("Prefect did not accept the progress of medpix-encode-progress") == 1

@@ -124,9 +124,9 @@ NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
             {},
             "models:/m/2",
             False,
-            "champion models:/m/1, and now models:/m/2 is: evaluate it again",
+            "compared with models:/m/1, but the champion is now models:/m/2: evaluate it again",
         ),
-        (result(BETTER, BETTER, compared={}), {}, PRESENT, False, "compared with the champion none"),
+        (result(BETTER, BETTER, compared={}), {}, PRESENT, False, "compared with no champion"),
         (
             result(BETTER, BETTER, compared={}, identical={"champion": PRESENT}),
             {},

@@ -69,7 +69,7 @@ def test_full_weights_are_copied_only_if_other_machines_load_them(
     for added in (".metadata", "model/config.json", "adapter_config.json"):
         (kept / added).parent.mkdir(exist_ok=True)
         (kept / added).write_text("{}")
-        with pytest.raises(ValueError, match=f"not as it was registered: {added} added. Put it back"):
+        with pytest.raises(ValueError, match=f"not as it was registered: {added} added. Restore it"):
             require_unchanged(kept, sha256)
         (kept / added).unlink()
     (kept / "model").rmdir()

@@ -42,7 +42,7 @@ def test_a_home_has_one_password_that_only_its_owner_reads() -> None:
 def test_a_damaged_password_file_is_named(text: str) -> None:
     home_password()
     password_file().write_text(text)
-    with pytest.raises(ValueError, match=r"prefect-password holds no `user:password`; delete it"):
+    with pytest.raises(ValueError, match=r"prefect-password does not hold `user:password`; delete it"):
         home_password()
 
 

@@ -94,12 +94,12 @@ def test_what_is_no_image_is_an_error_of_the_caller(sent: Any) -> None:
 
 @pytest.mark.parametrize("length", [0, -1, 1025, 10**9])
 def test_the_length_of_an_answer_is_limited(length: int) -> None:
-    with pytest.raises(MlflowException, match=f"max_new_tokens={length}: it has to be between 1 and 1024"):
+    with pytest.raises(MlflowException, match=f"max_new_tokens={length}: it must be between 1 and 1024"):
         ask(model(Stub()), (IMAGE, "q"), max_new_tokens=length)
 
 
 def test_the_rows_and_the_pixels_of_a_request_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(MlflowException, match="65 rows: a request has between 1 and 64"):
+    with pytest.raises(MlflowException, match="65 rows: a request must have between 1 and 64"):
         ask(model(Stub()), *[(IMAGE, "q")] * 65)
     monkeypatch.setattr(serving, "MAX_PIXELS", 150)
     with pytest.raises(MlflowException, match="row 2: the images have more than 150 pixels"):

@@ -108,7 +108,7 @@ def test_settings_that_the_launcher_does_not_use_are_named(caplog: pytest.LogCap
 def test_a_machine_without_slurm_is_reported_before_anything_starts(monkeypatch: pytest.MonkeyPatch) -> None:
     require_launchable(ComputeConfig())
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ValueError, match=r"there is no sbatch here: .* or set compute\.launcher=local"):
+    with pytest.raises(ValueError, match=r"this machine has no sbatch: .* or set compute\.launcher=local"):
         require_launchable(COMPUTE)
 
 

@@ -11,12 +11,13 @@ import pytest
 import yaml
 
 from tasks.audit import audit_file
+from tasks.ownership import remember_mlflow_run
 from tasks.registry import trust
 from tasks.registry.register import _signature
 from tasks.registry.resolve import resolve_model
 from tasks.registry.trust import TAG, _differences, lock_version, verify
 from vlm_core.cache import checksums
-from vlm_core.files import write_json
+from vlm_core.files import file_sha256, write_json
 
 NAME = "medpix-locked"
 SERVING = Path(trust.__file__).with_name("serving.py")
@@ -26,12 +27,12 @@ class Registered:
     """A version with its lock; `reference` says that its weights lie beside the registry."""
 
     def __init__(self, directory: Path, *, reference: bool) -> None:
-        weights = directory / "weights"
-        weights.mkdir()
+        weights = directory / "run" / "registered" / "weights"
+        weights.mkdir(parents=True)
         (weights / "model.safetensors").write_bytes(b"weights")
         (weights / "config.json").write_text("{}")
         self.weights, self.client = weights, mlflow.MlflowClient()
-        config, evaluation = directory / "config.yaml", directory / "result.json"
+        config, evaluation = directory / "run" / "config.yaml", directory / "result.json"
         config.write_text("name: demo\n")
         write_json(evaluation, {"dataset_fingerprint": "abc"})
         found = {"weights": {"path": str(weights), "sha256": checksums(weights)}} if reference else {}
@@ -47,6 +48,7 @@ class Registered:
                 registered_model_name=NAME,
             )
         self.version, self.run_id = str(logged.registered_model_version), run.info.run_id
+        remember_mlflow_run(directory / "run", self.run_id)
         lock_version(NAME, self.version, self.run_id, config, evaluation, weights)
         place = self.client.get_logged_model(str(logged.model_id)).artifact_location
         self.files = Path(urlparse(place).path)
@@ -110,7 +112,7 @@ def test_a_version_is_verified_and_whatever_changes_is_named(registered: Registe
     refused(registered, "result.json beside the lock changed", loading=False)
     write_json(registered.lock.parent / "result.json", {"dataset_fingerprint": "abc"})
     registered.client.set_model_version_tag(NAME, registered.version, "dataset_fingerprint", "xyz")
-    refused(registered, "tag dataset_fingerprint='xyz', and the evaluation says 'abc'", loading=False)
+    refused(registered, "tag dataset_fingerprint='xyz', but the evaluation says 'abc'", loading=False)
     registered.client.set_model_version_tag(NAME, registered.version, "dataset_fingerprint", "abc")
     assert verify(NAME, registered.version) == lock
 
@@ -123,14 +125,23 @@ def test_neither_lock_nor_tag_can_be_replaced_in_the_home_that_registered(regist
     registered.client.set_model_version_tag(
         NAME, registered.version, TAG, checksums(registered.lock.parent)["lock.json"]
     )
-    refused(registered, "its tag trust.sha256 is not what this home's audit trail says")
+    refused(registered, "its tag trust.sha256 differs from this home's audit trail")
     registered.client.delete_model_version_tag(NAME, registered.version, TAG)
-    refused(registered, "its tag trust.sha256 is not what this home's audit trail says")
+    refused(registered, "its tag trust.sha256 differs from this home's audit trail")
     audit_file().unlink()
-    with pytest.raises(ValueError, match="has no lock: it is older than the locks"):
+    with pytest.raises(ValueError, match="has no lock: register it again"):
         verify(NAME, registered.version)
 
 
+@pytest.mark.slow
+def test_loading_reads_the_weights_once(registered: Registered, monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve_model(registered.uri)  # the first load downloads
+    read: list[str] = []
+    monkeypatch.setattr("vlm_core.cache.file_sha256", lambda path: read.append(path.name) or file_sha256(path))
+    resolve_model(registered.uri)
+    assert read.count("model.safetensors") == 1
+
+
 def test_an_empty_lock_proves_nothing() -> None:
-    assert _differences({}, {"a": "1"}) == ["it names no file"]
-    assert _differences({}, {}) == ["it names no file"]
+    assert _differences({}, {"a": "1"}) == ["the lock lists no files"]
+    assert _differences({}, {}) == ["the lock lists no files"]

@@ -143,7 +143,9 @@ def test_records_that_miss_the_timeout_stay_in_files(server: WandbServer, tmp_pa
         sender.terminate()
         output = sender.communicate(timeout=60)[1]
     assert sender.returncode == 1
-    assert re.search(rf"not everything arrived in 3 s; to send the rest: wandb sync {tmp_path}/wandb/run-\S+", output)
+    assert re.search(
+        rf"not everything was received in 3 s; to send the rest, run: wandb sync {tmp_path}/wandb/run-\S+", output
+    )
 
 
 def test_the_flow_warns_if_the_server_refuses_at_the_end(
@@ -190,7 +192,7 @@ def test_the_flow_continues_without_a_key_and_warns_once(
         poll()
     (warning,) = caplog.messages
     assert "did not accept the run" in warning
-    assert f"to send what is missing: python -m tasks.trackers.wandb_run {tmp_path} (the training continues" in warning
+    assert f"to send the rest, run: python -m tasks.trackers.wandb_run {tmp_path} (the training continues" in warning
 
 
 def test_the_flow_sends_new_records_until_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -213,6 +215,6 @@ def test_without_wandb_the_warning_says_how_to_install_it(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with sent_to_wandb(small_config(**ONLINE), tmp_path, logging.getLogger("test")) as poll:
         poll()
-    assert caplog.messages == [f"Weights & Biases gets nothing of this run: {NOT_INSTALLED}"]
+    assert caplog.messages == [f"this run is not sent to Weights & Biases: {NOT_INSTALLED}"]
     assert "pip install 'medpix-finetune[wandb]'" in NOT_INSTALLED
     assert list(tmp_path.iterdir()) == []

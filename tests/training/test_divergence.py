@@ -104,7 +104,7 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_lowest(
     assert (tmp_path / LOWEST_VAL).resolve().name == "epoch_0_step_1"
     assert (tmp_path / LATEST).resolve().name == "epoch_0_step_2"
     assert read_json(tmp_path / LATEST / PROGRESS)["validations_since_lowest"] == 0
-    assert "the validation loss of step 2 is not finite: that of 1 of" in caplog.text
+    assert "the validation loss of step 2 is not finite: 1 of" in caplog.text
 
 
 def test_the_watch_counts_steps_in_a_row(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,6 +12,7 @@ from vlm_core.config import FreezeConfig
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import GEMMA3N, part_of
+from vlm_core.models.chat import FastChat
 from vlm_core.models.freeze import freeze, frozen_parts
 from vlm_core.models.load import load_processor
 from vlm_core.training.loss import TokenLoss
@@ -34,13 +35,14 @@ def test_a_step_with_the_published_tower(conversations: Path) -> None:
     image_tokens = tokenizer.image_token * processor.image_seq_length
     processor.full_image_sequence = f"\n\n{tokenizer.boi_token}{image_tokens}{tokenizer.eoi_token}\n\n"
     processor.image_processor.size = {"height": 256, "width": 256}  # 768 in the published checkpoints: slow here
+    chat = FastChat(processor, GEMMA3N)
     freeze(model, frozen_parts(FreezeConfig(), GEMMA3N), GEMMA3N)
     assert sum(p.numel() for p in model.model.vision_tower.parameters()) > 290e6
-    batch = collate([ConversationDataset(conversations, "train")[0]], processor, GEMMA3N)
+    batch = collate([ConversationDataset(conversations, "train")[0]], chat)
     optimizer = build_optimizer(model, small_config().optimizer)
     losses = []
     for _ in range(3):
-        loss = TokenLoss(model, GEMMA3N)(batch)
+        loss = TokenLoss(model, chat)(batch)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

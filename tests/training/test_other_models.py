@@ -102,7 +102,7 @@ def test_finetune_is_a_plain_loop_and_its_checkpoint_loads_without_us(
     config = config_of(name, tmp_path, **tuning)
     with caplog.at_level(logging.WARNING):
         finetune(config, Ranks(), conversations)
-    warnings = [record.message for record in caplog.records if "has no row" in record.message]
+    warnings = [record.message for record in caplog.records if "is not in vlm_core/families.py" in record.message]
     assert [text.partition(":")[0] for text in warnings] == ["packing and vision_cache have no effect"]
     records = read_json_lines(tmp_path / METRICS)[0]
     for record, (loss, norm) in zip(records, plain_loop(config, name, conversations), strict=True):
@@ -200,7 +200,7 @@ def test_generic_models_have_no_vision_cache(
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
     with caplog.at_level(logging.INFO):
         encode(config, Ranks(), conversations)
-    assert "a llava model has no row in vlm_core/families.py: nothing is encoded ahead" in caplog.text
+    assert "the model type llava is not in vlm_core/families.py: no images are encoded in advance" in caplog.text
     assert not (tmp_path / "cache" / "vision").exists()
 
 

@@ -74,7 +74,7 @@ def test_a_run_that_cannot_fit_is_refused_with_settings_that_would(
 ) -> None:
     memory = namedtuple("memory", "total")
     monkeypatch.setattr("psutil.virtual_memory", lambda: memory(10_000_000))
-    with pytest.raises(ValueError, match=r"needs about \d+ MB and cpu has 10 MB; less needs compute.gradient_"):
+    with pytest.raises(ValueError, match=r"needs about \d+ MB and cpu has 10 MB; to need less, use compute.gradient_"):
         finetune(small_config(**{"checkpoint.checkpoint_dir": str(tmp_path)}), Ranks(), conversations)
     assert list(tmp_path.iterdir()) == []
 
@@ -94,6 +94,6 @@ def test_the_command_prints_the_plan_and_trains_nothing(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vlm_core.finetune", "--config", "demo", "--plan"]
     command += ["--dataset.path_or_dataset", "builtin:phantom?images=40", "--checkpoint.checkpoint_dir", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    for words in ("examples    340: 4 steps an epoch, 24 in all", "parameters  ", "memory      about ", "on H100"):
+    for words in ("examples    340: 4 steps per epoch, 24 in total", "parameters  ", "memory      about ", "on H100"):
         assert words in done.stderr
     assert list(tmp_path.iterdir()) == []

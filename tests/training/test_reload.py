@@ -39,7 +39,7 @@ def test_plain_transformers_loads_what_was_trained(
     class Observed(Trainer):
         def run(self) -> None:
             super().run()
-            with self.whole_model():
+            with self.full_model():
                 live.append(logits(self.model, self.chat, conversations))
 
     monkeypatch.setattr("vlm_core.training.setup.Trainer", Observed)

@@ -83,10 +83,10 @@ def test_one_warmup_replaces_the_other(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "warning", "remedy"),
     [
-        ({"max_steps": 8}, "a run of 8 steps teaches a model hardly anything", {"max_steps": None}),
-        ({"num_epochs": 1}, "a run of 13 steps", {"num_epochs": 24}),
-        ({"num_epochs": 3, "global_batch_size": 64}, "a run of 6 steps", {"global_batch_size": 8, "num_epochs": 24}),
-        ({"num_epochs": 1, "max_steps": 8}, "a run of 8 steps", {"num_epochs": 24, "max_steps": None}),
+        ({"max_steps": 8}, "in a run of 8 steps a model hardly learns anything", {"max_steps": None}),
+        ({"num_epochs": 1}, "in a run of 13 steps", {"num_epochs": 24}),
+        ({"num_epochs": 3, "global_batch_size": 64}, "in a run of 6 steps", {"global_batch_size": 8, "num_epochs": 24}),
+        ({"num_epochs": 1, "max_steps": 8}, "in a run of 8 steps", {"num_epochs": 24, "max_steps": None}),
     ],
 )
 def test_a_short_run_names_the_setting_that_would_work(
@@ -119,7 +119,7 @@ def test_the_plan_warns_and_shows_the_length(
     assert "schedule    6 epochs in batches of 8, 50 steps of warm-up" in caplog.text
     warnings = [record.message for record in caplog.records if record.levelname == "WARNING"]
     assert any("the warm-up of 50 steps is as long as the run of 8 steps or longer" in text for text in warnings)
-    assert any("a run of 8 steps teaches a model hardly anything" in text for text in warnings)
+    assert any("in a run of 8 steps a model hardly learns anything" in text for text in warnings)
 
 
 def test_a_resumed_run_keeps_its_original_length(
@@ -150,4 +150,4 @@ def test_a_changed_share_of_warm_up_is_named_when_a_run_resumes(
     assert decide_length(asked[0.1], tmp_path, 100, 1) == began
     assert "has no effect" not in caplog.text
     assert decide_length(asked[0.5], tmp_path, 100, 1) == began
-    assert "lr_warmup_share=0.5 has no effect: the run began with 32 steps of warm-up and keeps them" in caplog.text
+    assert "lr_warmup_share=0.5 has no effect: the run started with 32 steps of warm-up and keeps them" in caplog.text

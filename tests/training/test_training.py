@@ -242,7 +242,7 @@ def test_a_run_directory_keeps_its_contract(conversations: Path, tmp_path: Path,
     assert result["checkpoint"] == str(tmp_path / "epoch_0_step_3")
     with caplog.at_level("INFO"):
         assert train(tmp_path, conversations, **settings) == records
-    assert "nothing is left to do" in caplog.text
+    assert "there is nothing left to do" in caplog.text
 
 
 def test_a_run_resumes_from_a_named_checkpoint(conversations: Path, tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_run_resumes_from_a_named_checkpoint(conversations: Path, tmp_path: Pa
     again = train(tmp_path, conversations, **settings, **{"checkpoint.restore_from": "epoch_0_step_1"})
     assert curve(again) == curve(first)
     assert [record["step"] for record in again] == [1, 2, 3]
-    with pytest.raises(ValueError, match="no checkpoint, .*has LATEST, LOWEST_VAL, epoch_0_step_1, "):
+    with pytest.raises(ValueError, match="not a checkpoint, .*has LATEST, LOWEST_VAL, epoch_0_step_1, "):
         train(tmp_path, conversations, **settings, **{"checkpoint.restore_from": "epoch_0_step_9"})
 
 

@@ -38,7 +38,7 @@ def _slices(value: str) -> str:
     span = re.fullmatch(r"(\d+):(\d+)", text)
     known = text in ("auto", "all") or re.fullmatch(r"every \d+|\d+ evenly", text) or span
     if not known or (not span and 0 in numbers) or (span and numbers[0] >= numbers[1]):
-        raise ValueError(f"{value!r} names no slices; write all, 'every 4', '16 evenly', 10:30 or auto")
+        raise ValueError(f"{value!r} is not a rule for slices; write all, 'every 4', '16 evenly', 10:30 or auto")
     return text
 
 

@@ -1,6 +1,6 @@
-"""What the cells of an Arrow or parquet column mean beyond their storage: names of labels, JSON text, short floats.
+"""Decodes stored cells of Arrow and parquet columns: label numbers to names, JSON text to values, short floats.
 
-The schema says it: its types, and under the key `huggingface` the features of the `datasets` library.
+The schema defines the decoding: its types, and the features of the `datasets` library under the key `huggingface`.
 """
 
 import json
@@ -18,18 +18,18 @@ SHORT_FLOATS = {pa.float16(): np.float16, pa.float32(): np.float32}
 
 
 def features_of(schema: pa.Schema) -> Mapping[str, Any]:
-    """Returns the features that `datasets` wrote into a schema, by column; nothing if there are none."""
+    """Returns the features that `datasets` wrote into a schema, by column; {} if there are none."""
     stored = (schema.metadata or {}).get(b"huggingface")
     if stored is None:
         return {}
     try:
         return Features.from_arrow_schema(schema)
-    except (ValueError, TypeError, KeyError):  # of a version of `datasets` that knows other features
+    except (ValueError, TypeError, KeyError):  # written by an incompatible version of `datasets`
         return {}
 
 
 def decoders_of(schema: pa.Schema, features: Mapping[str, Any]) -> dict[str, Decode]:
-    """Returns, by column, the functions that turn stored cells into what they mean; none for cells that are it."""
+    """Returns the decoder of each column; columns that need no decoding are left out."""
     found = {field.name: _decoder(features.get(field.name), field.type) for field in schema}
     return {name: decode for name, decode in found.items() if decode}
 
@@ -40,7 +40,7 @@ def decoded(row: dict[str, Any], decoders: Mapping[str, Decode]) -> dict[str, An
 
 
 def label_decoders(features: Mapping[str, Any]) -> dict[str, Decode]:
-    """Returns the decoders of the label columns that a dataset's card describes, for tables without a schema."""
+    """Returns the decoders of the label columns described by a dataset's card, for tables without a schema."""
     return {name: partial(_label, f) for name, f in features.items() if isinstance(f, ClassLabel)}
 
 
@@ -64,7 +64,7 @@ def _decoder(feature: Any, kind: pa.DataType) -> Decode | None:
 
 
 def _label(feature: ClassLabel, cell: Any) -> Any:
-    """Returns the name of a label's number, also of one in digits; the datasets library writes -1 for no label."""
+    """Returns the name of a label number, which may be a text of digits; `datasets` writes -1 for no label."""
     if isinstance(cell, str) and cell not in feature.names and cell.strip().isdecimal():
         cell = int(cell)
     if not isinstance(cell, int) or isinstance(cell, bool):
@@ -77,7 +77,7 @@ def _json(cell: Any) -> Any:
 
 
 def _short_float(kind: Any, cell: Any) -> Any:
-    """Returns the float with the fewest digits that is stored as `cell`: 0.1 and not 0.10000000149011612."""
+    """Returns the shortest float that is stored as `cell`: 0.1 instead of 0.10000000149011612."""
     return None if cell is None else float(str(kind(cell)))
 
 

@@ -1,6 +1,6 @@
-"""From the token cache to micro-batches: padded examples, or packed rows whose examples share their image's prefix.
+"""Makes micro-batches from the token cache: padded examples, or packed rows that share the prefix of an image.
 
-Both divide an optimizer step over the ranks into equally many micro-batches, and make the tensors of one.
+Both kinds split an optimizer step into the same number of micro-batches on every rank, and build their tensors.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,20 +20,20 @@ from vlm_core.data.images import decode_image
 from vlm_core.data.packing import Row, group_examples, pack, pack_rows, share_rows, split_groups
 from vlm_core.data.token_cache import TokenDataset
 
-# The tensors that show images to the model. The images are given by index and by example: `[[0], [], [3, 1]]`.
+# Returns the tensors of images for the model. The argument lists image indices by example: `[[0], [], [3, 1]]`.
 ImageInputs = Callable[[Sequence[Sequence[int]]], Batch]
 
 
 @dataclass(frozen=True)
 class DecodedImages:
-    """Shows images as the processor makes them, decoded when they are asked for."""
+    """Image inputs from the processor; each image is decoded when a batch needs it."""
 
-    image: Callable[[int], Any]  # the Pillow image of an index
+    image: Callable[[int], Any]  # image index -> Pillow image
     chat: ChatModel
 
     @classmethod
     def of(cls, conversations: Path, chat: ChatModel) -> "DecodedImages":
-        """Returns the images of a conversation cache."""
+        """Returns the image inputs for a conversation cache."""
         images = ConversationDataset(conversations, "train").images
         return cls(_Decoder(images), chat)
 
@@ -47,21 +47,21 @@ class DecodedImages:
 
 @dataclass(frozen=True)
 class _Decoder:
-    images: Any  # the table of images of a conversation cache
+    images: Any  # the images.arrow table of a conversation cache
 
     def __call__(self, index: int) -> Any:
         return decode_image(self.images[index]["encoded"])
 
 
 class PlainMicroBatch(NamedTuple):
-    """Examples. Those that do not count only keep a rank without examples in step with the others."""
+    """Indices of examples. If `counted` is false, they add no loss: they only keep an idle rank in step."""
 
     examples: list[int]
     counted: bool = True
 
 
 class PackedMicroBatch(NamedTuple):
-    """Rows of groups of examples; see `PlainMicroBatch`."""
+    """Rows of groups of examples; see `PlainMicroBatch` for `counted`."""
 
     rows: list[Row]
     counted: bool = True
@@ -69,7 +69,7 @@ class PackedMicroBatch(NamedTuple):
 
 @dataclass(frozen=True)
 class Batches:
-    """What plain and packed batches have in common."""
+    """What padded and packed batches have in common."""
 
     dataset: TokenDataset
     image_inputs: ImageInputs
@@ -100,7 +100,7 @@ class PlainBatches(Batches):
 
     local_batch_size: int
 
-    groups = None  # Examples come in any order.
+    groups = None  # The order of examples is free.
 
     def micro_batches(self, step: Sequence[int], rank: int, world_size: int) -> list[PlainMicroBatch]:
         """Returns one rank's share of a step."""
@@ -115,10 +115,10 @@ class PlainBatches(Batches):
 
 @dataclass(frozen=True)
 class CollatedBatches:
-    """Batches of a function of the user's, which gets conversations with their images, and the processor.
+    """Batches of the user's collate function. It gets conversations with decoded images, and the processor.
 
-    Its `labels` are the guide's: `labels[b, t]` is what position t has to predict, so already shifted by one, and
-    -100 (or 0 in an optional `loss_mask`) if nothing is supervised.
+    The function returns `labels` that are already shifted: `labels[b, t]` is the token that position t must predict.
+    It is -100 if the position is not supervised; an optional `loss_mask` is 0 there.
     """
 
     dataset: ConversationDataset
@@ -138,7 +138,7 @@ class CollatedBatches:
     def batch(self, micro_batch: PlainMicroBatch) -> Batch:
         """Returns the function's tensors, with its labels as `targets`.
 
-        Raises ValueError for a batch that cannot be learnt from.
+        Raises ValueError if `input_ids` or `labels` are missing or their shapes differ.
         """
         made = dict(self.function([self.dataset[i] for i in micro_batch.examples], self.processor))
         missing = {"input_ids", "labels"} - made.keys()
@@ -148,7 +148,7 @@ class CollatedBatches:
         if targets.shape != made["input_ids"].shape:
             raise ValueError(
                 f"dataloader.collate_fn returned labels of shape {tuple(targets.shape)} and input_ids of shape "
-                f"{tuple(made['input_ids'].shape)}; label t is what position t has to predict, -100 for the last one"
+                f"{tuple(made['input_ids'].shape)}; label t is what position t must predict, -100 for the last one"
             )
         if mask is not None:
             targets = targets.masked_fill(mask == 0, IGNORE_INDEX)
@@ -157,13 +157,13 @@ class CollatedBatches:
 
 @dataclass(frozen=True)
 class PackedBatches(Batches):
-    """The questions of a step about one image share its prefix; rows are filled up to `max_tokens` a micro-batch."""
+    """Packed batches: questions about one image share its prefix; a micro-batch has at most `max_tokens` tokens."""
 
     max_tokens: int
 
     @property
     def groups(self) -> np.ndarray:
-        """Examples that can share a prefix follow each other."""
+        """The group of each example; members of a group can share a prefix and are read one after the other."""
         return self.dataset.groups
 
     def micro_batches(self, step: Sequence[int], rank: int, world_size: int) -> list[PackedMicroBatch]:
@@ -184,7 +184,7 @@ AnyBatches = PlainBatches | PackedBatches | CollatedBatches
 
 
 class TokenCounts(NamedTuple):
-    """What a batch costs: tokens that the model computes, padding among them, and what plain rows would have."""
+    """The size of a batch: all tokens computed, the padding among them, and the tokens that unpacked examples have."""
 
     computed: int
     padding: int
@@ -192,7 +192,7 @@ class TokenCounts(NamedTuple):
 
 
 def count_tokens(batch: Batch) -> TokenCounts:
-    """Returns the tokens of a plain or packed batch; one that does not count is padding."""
+    """Returns the token counts of a padded or packed batch; a batch without targets counts as padding."""
     computed = batch["input_ids"].numel()
     if not (batch["labels" if "labels" in batch else "targets"] != IGNORE_INDEX).any():
         return TokenCounts(computed, computed, 0)
@@ -207,14 +207,14 @@ def count_tokens(batch: Batch) -> TokenCounts:
 
 
 def shown_images(rows: Sequence[Sequence[Sequence[Any]]]) -> list[int]:
-    """Returns the images of packed rows in the order of their tokens: a shared prefix shows its images once."""
+    """Returns the image indices of packed rows in the order of their tokens; a shared prefix has its images once."""
     return [image for row in rows for group in row for image in group[0].images]
 
 
 def build_batches(
     config: Config, dataset: TokenDataset, image_inputs: ImageInputs, chat: ChatModel
 ) -> PlainBatches | PackedBatches:
-    """Returns the packed batches of a split, or the padded ones if packing is switched off."""
+    """Returns packed batches of a split, or padded ones if packing is disabled."""
     if config.packing.enabled:
         return PackedBatches(dataset, image_inputs, chat, config.packing.max_tokens)
     return PlainBatches(dataset, image_inputs, chat, config.step_scheduler.local_batch_size)

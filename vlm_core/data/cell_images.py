@@ -1,8 +1,8 @@
-"""Opens the images in a cell: the one place where a medical image becomes pictures.
+"""Opens the images in cells. Only this module turns medical images into pictures.
 
-A cell names or holds a picture, a DICOM or NIfTI file, or a folder or list of files that form a DICOM series. Whatever
-it is, the rest of the project gets encoded pictures of 8 bits, or of any depth that Pillow reads. They have no header
-that names a person, and their pixels identify them: another window is another image for every cache.
+A cell names or holds a picture, a DICOM or NIfTI file, or a folder or list of files that form a DICOM series. The rest
+of the project only gets encoded pictures. Those of medical images have 8 bits and no header that could name a person.
+Caches identify a picture by its pixels. So another window gives another image.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from vlm_core.data.medical.settings import window_of
 
 
 class Picture(bytes):
-    """An encoded picture made of a medical image, with `facts` for the data report; they name no person."""
+    """An encoded picture made from a medical image, with `facts` for the data report, which name no person."""
 
     facts: dict[str, Any]
 
@@ -42,7 +42,7 @@ class Series:
 
 @dataclass(frozen=True)
 class CellImages:
-    """The images of a dataset, opened under the settings of `dataset.images`."""
+    """Opens the images of a dataset, with the settings in `dataset.images`."""
 
     folder: ImageFolder
     settings: ImagesConfig
@@ -52,10 +52,10 @@ class CellImages:
         return MedicalReader(self.settings)
 
     def pictures(self, cell: Any, *, modality: str | None = None, slices: Sequence[str] | None = None) -> list[bytes]:
-        """Returns the encoded pictures that a model sees of a cell: one, or the chosen slices of a volume.
+        """Returns the encoded pictures of a cell for the model: one picture, or the chosen slices of a volume.
 
-        `modality` counts where no header says one; `slices` names those to show. Raises ImageError that says why there
-        is none, MissingPackageError if the packages for medical images are not installed.
+        `modality` is used if the header has none; `slices` names the slices to show. Raises ImageError with the reason
+        if there is no picture, MissingPackageError if the packages for medical images are not installed.
         """
         try:
             files, in_folder = self._files(cell)
@@ -68,7 +68,7 @@ class CellImages:
         return [Picture(picture, opened.facts) for picture in opened.pictures]
 
     def series(self, cells: Sequence[Any]) -> Series | None:
-        """Returns several cells as one, if they are the slices of one DICOM series."""
+        """Returns the files of several cells if all are slices of the same DICOM series; else None."""
         if len(cells) < 2:
             return None
         try:
@@ -82,28 +82,28 @@ class CellImages:
         return Series(tuple(files)) if all(series_key(file) == key for file in files[1:]) else None
 
     def _files(self, cell: Any) -> tuple[Sequence[bytes], bool]:
-        """Returns (the files of a cell, whether it names a folder)."""
+        """Returns (the contents of a cell's files, whether it names a folder)."""
         if isinstance(cell, Series):
             return cell.files, False
         found = image_or_path(cell)
         directory = None if isinstance(found, bytes) else self.folder.directory(found)
         if directory is None:
-            return [self.folder.encoded(cell)], False
+            return [self.folder.content(found)], False
         return _medical_files(directory), True
 
 
 def pictures_of_file(content: bytes, settings: ImagesConfig) -> list[bytes]:
-    """Returns the encoded pictures that a model sees of one file; raises ImageError as `CellImages.pictures` does."""
+    """Returns the encoded pictures of one file for the model; raises ImageError as `CellImages.pictures` does."""
     return CellImages(ImageFolder(None, anywhere=False), settings).pictures(content)
 
 
 def pictures_of_path(path: Path, settings: ImagesConfig) -> list[bytes]:
-    """Returns the encoded pictures that a model sees of a file, or of a folder with a DICOM series."""
+    """Returns the encoded pictures of a file, or of a folder with a DICOM series, for the model."""
     return CellImages(ImageFolder(path.absolute().parent, anywhere=True), settings).pictures(str(path.absolute()))
 
 
 def _windowed(encoded: bytes, settings: ImagesConfig) -> bytes:
-    """Returns a picture; one of more than 8 bits under the LEVEL/WIDTH of the config, if that is what it says."""
+    """Returns the picture; if it has more than 8 bits, the config's LEVEL/WIDTH window is applied if one is set."""
     window = window_of(settings.window) if "/" in settings.window else None
     if window is None:
         return encoded

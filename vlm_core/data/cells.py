@@ -1,4 +1,4 @@
-"""How a cell of a table becomes a text: the only place that decides it, for questions, answers, cases and modes."""
+"""Turns a cell of a table into text. Questions, answers, cases and modes all use this module."""
 
 import ast
 import math
@@ -8,7 +8,7 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Any
 
-WHOLE = 2**53  # Whole floats up to here stand for the integers that a table with missing cells could not store.
+WHOLE = 2**53  # up to here, whole floats are integers of a column with missing cells
 # A list of texts that pandas wrote into a CSV cell; a list in JSON has double quotes, and may be an answer.
 PYTHON_LIST = re.compile(r"\s*\[\s*['\"].{0,10000}'\s*\]\s*|\s*\[\s*'.{0,10000}['\"]\s*\]\s*", re.DOTALL)
 NOT_FINITE = "a number that is not finite (NaN or infinity)"
@@ -16,7 +16,7 @@ NO_TEXT = "a cell that is not a text"
 
 
 class NoTextError(ValueError):
-    """A cell has no text. The message is the reason, alike for all cells of its kind; `detail` shows this cell."""
+    """A cell has no text. The message is a reason shared by all such cells; `detail` describes this cell."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
@@ -24,12 +24,12 @@ class NoTextError(ValueError):
 
 
 def text_of(cell: Any) -> str | None:
-    """Returns the text of a cell; None if it is empty (null, or a NaN, which is how tables of numbers write null).
+    """Returns the text of a cell; None if it is empty (null, or NaN, the null of numeric columns).
 
-    A text stays as it is. A float that is a whole number is written without its point, since a column of integers
-    with missing cells is stored as floats. Dates and times are ISO 8601, booleans are `true` and `false`, and bytes
-    are read as UTF-8. Raises NoTextError for anything else: a list (also as Python writes it), an object, an infinite
-    number, other bytes.
+    A text is unchanged. A whole float is written without its fraction, because a column of integers with missing
+    cells is stored as floats. Dates and times are ISO 8601, booleans are `true` and `false`, bytes are decoded as
+    UTF-8. Raises NoTextError for anything else: a list (also the text of a Python list), an object, an infinite
+    number, bytes that are not UTF-8.
     """
     if cell is None:
         return None
@@ -39,13 +39,13 @@ def text_of(cell: Any) -> str | None:
         return "true" if cell else "false"
     if isinstance(cell, int | float | Decimal):
         return _of_number(cell)
-    if isinstance(cell, datetime):  # before date, which it is too
+    if isinstance(cell, datetime):  # before date: a datetime is also a date
         return cell.date().isoformat() if _is_day(cell) else cell.isoformat(sep=" ")
     if isinstance(cell, date | time):
         return cell.isoformat()
     if isinstance(cell, bytes):
         return _of_bytes(cell)
-    if hasattr(cell, "item") and getattr(cell, "shape", None) == ():  # a NumPy scalar, of a user's own function
+    if hasattr(cell, "item") and getattr(cell, "shape", None) == ():  # a NumPy scalar from a user's function
         return text_of(cell.item())
     raise NoTextError(_kind(cell), shown(cell))
 
@@ -68,7 +68,7 @@ def _is_python_list(text: str) -> bool:
 
 
 def shown(cell: Any) -> str:
-    """Returns a cell as an error shows it: shortened, and bytes by their number."""
+    """Returns a cell for an error message: shortened, and bytes as their count."""
     if isinstance(cell, bytes):
         return f"{len(cell)} bytes"
     if isinstance(cell, list | tuple):

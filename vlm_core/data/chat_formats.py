@@ -6,9 +6,9 @@
 | ShareGPT, LLaVA | `{"from": "human", "value": "text"}` |
 | The Cauldron | `{"user": "text", "assistant": "text"}` |
 
-A part is a text, `{"type": "text", "text"}`, or an image: `{"type": "image"}`, which takes the next image of the image
-column, or one that holds its image (`image`, `image_url`, `url`, `path`, `base64`). In a text, `<image>` is the place
-of the next image of the image column. Everything else is refused: what is dropped or guessed would be trained on.
+A part is a text, `{"type": "text", "text"}`, or an image. `{"type": "image"}` takes the next image of the image column;
+an image part may also hold its image (`image`, `image_url`, `url`, `path`, `base64`). In a text, `<image>` marks the
+place of the next image of the image column. Everything else is refused: a guess would end up in the training data.
 """
 
 import json
@@ -27,21 +27,21 @@ TURN_FORMS = (("role", "content"), ("from", "value"), ("user", "assistant"))
 UNDERSTOOD = "turns {role, content}, {from, value} or {user, assistant}"
 TEXT_TYPES = ("text", "input_text", "output_text")
 IMAGE_TYPES = ("image", "image_url", "input_image")
-IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes")  # where an image part may hold its image
+IMAGE_KEYS = ("image", "image_url", "url", "path", "base64", "bytes")  # keys of an image part that may hold its image
 PARTS = "parts {type: text, text} and {type: image} with image, image_url, url, path or base64"
-PLACEHOLDER = re.compile("\n?<image>\n?")  # with the line break that sets it apart from the text
+PLACEHOLDER = re.compile("\n?<image>\n?")  # with the line breaks around it
 OTHER_TAGS = re.compile(
     r"<image[ _]?\d+>|<\|image(_\d+|_pad)?\|>|<ImageHere>|<img>.*?</img>|<video>|<audio>|<start_of_image>",
     re.IGNORECASE,
 )
-# Keys that say that an answer is not trained on, and the values that say so.
+# Keys that exclude an answer from training, and the values that do so.
 UNTRAINED = {"weight": 0, "train": False, "loss": False}
-# Keys of a turn that hold more than its text.
+# Keys of a turn with content besides its text.
 MORE = ("image", "images", "audio", "video", "tool_calls", "function_call", "reasoning_content", "thinking")
 
 
 class ChatFormatError(ValueError):
-    """A conversation in a form that is not understood. The message is the reason, `detail` shows what was found."""
+    """A conversation in an unsupported form. The message is the reason; `detail` shows what was found."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(reason)
@@ -49,10 +49,10 @@ class ChatFormatError(ValueError):
 
 
 def turns_of(cell: Any, images: int | None) -> list[Turn]:
-    """Returns the turns of a conversation beside which the image column holds a number of `images` (None: unknown).
+    """Returns the turns of a conversation; `images` is the number of images in the row's image column (None: unknown).
 
-    An image part has its image under `image`, unless it stands for the next image of the column.
-    Raises ChatFormatError for every form that is not understood, and if `<image>` and images differ in number.
+    An image part has its image under `image`, unless it takes the next image of the column.
+    Raises ChatFormatError for an unsupported form, and if the numbers of `<image>` and images differ.
     """
     items = _listed(cell)
     turns = list(_turns(items))
@@ -69,7 +69,7 @@ def turns_of(cell: Any, images: int | None) -> list[Turn]:
 def require_as_many_places(parts: list[Part], images: int, *, strict: bool = False) -> None:
     """Raises ChatFormatError if the parts have places for more or fewer images than there are.
 
-    Without any place, the images precede the text, unless the form is `strict`.
+    If there is no place at all, the images precede the text; with `strict` that is an error too.
     """
     places = sum(part["type"] == "image" and "image" not in part for part in parts)
     if places != images and (places or strict or any("image" in part for part in parts)):
@@ -78,12 +78,12 @@ def require_as_many_places(parts: list[Part], images: int, *, strict: bool = Fal
 
 
 def is_turns(cell: Any) -> bool:
-    """Returns whether a cell is a list of turns, so not one text."""
+    """Returns whether a cell is a list of turns and not one text."""
     return isinstance(cell, list) and bool(cell) and all(isinstance(t, dict) and _form_of(t) for t in cell)
 
 
 def with_images(text: str) -> list[Part]:
-    """Returns the parts of a text in which each `<image>` is the place of an image."""
+    """Returns the parts of a text; each `<image>` becomes an image part."""
     if tag := OTHER_TAGS.search(text):
         raise ChatFormatError("an image tag other than <image>", f"found {shown(tag[0])}")
     first, *others = PLACEHOLDER.split(text)
@@ -98,7 +98,7 @@ def _is_sharegpt(items: list[Any]) -> bool:
 
 
 def _listed(cell: Any) -> list[Any]:
-    """Returns the list of turns in a cell: as it is, as JSON text, or as an object of lists, as Arrow stores it."""
+    """Returns the list of turns in a cell, which may be a list, JSON text, or an object of lists (from Arrow)."""
     if isinstance(cell, str):
         cell = _decoded(cell)
     if isinstance(cell, Mapping):
@@ -150,7 +150,7 @@ def _turns(items: list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def _decoded_turn(item: Any) -> Any:
-    """Returns a turn, also from JSON text: older versions of `datasets` stored turns with different keys so."""
+    """Returns a turn, decoded if it is JSON text: older versions of `datasets` store turns with mixed keys that way."""
     if not isinstance(item, str) or not item.lstrip().startswith("{"):
         return item
     try:
@@ -160,7 +160,7 @@ def _decoded_turn(item: Any) -> Any:
 
 
 def _form_of(turn: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Returns the keys of a turn's speaker and content; a turn without content is one too, and is rejected as empty."""
+    """Returns the keys of a turn's speaker and content; the content may be missing: it is rejected later as empty."""
     for speaker, content in TURN_FORMS[:2]:
         if speaker in turn and not ({"content", "value"} - {content}) & turn.keys():
             return speaker, content
@@ -175,7 +175,7 @@ def _role(speaker: Any, place: str) -> str:
 
 
 def _require_trained(turn: Mapping[str, Any], place: str) -> None:
-    """Raises ChatFormatError for an answer that asks not to be trained on."""
+    """Raises ChatFormatError for an answer that is marked as excluded from training."""
     for key, value in UNTRAINED.items():
         if key in turn and turn[key] == value:
             remedy = "to train on the last answer alone, set dataset.train_on=last_answer and delete the key"
@@ -183,14 +183,14 @@ def _require_trained(turn: Mapping[str, Any], place: str) -> None:
 
 
 def _require_text_alone(turn: Mapping[str, Any], place: str) -> None:
-    """Raises ChatFormatError for a turn that holds images or thoughts beside its content."""
+    """Raises ChatFormatError for a turn with images or thoughts outside its content."""
     if more := [key for key in MORE if turn.get(key)]:
         remedy = "write images as parts of the content"
         raise ChatFormatError("a turn that holds more than its content", f"{place}found {', '.join(more)}; {remedy}")
 
 
 def _filled(mapping: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a mapping without the empty keys that a table adds where other rows have values."""
+    """Returns a mapping without empty values: a table fills missing keys of a row with null."""
 
     def is_empty(value: Any) -> bool:
         return value is None or (isinstance(value, Mapping) and bool(value) and all(map(is_empty, value.values())))
@@ -199,7 +199,7 @@ def _filled(mapping: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_parts_text(text: str) -> bool:
-    """Returns whether a text is the JSON of a list of parts."""
+    """Returns whether a text is a list of parts as JSON."""
     if not text.lstrip().startswith("[{"):
         return False
     try:
@@ -210,9 +210,9 @@ def _is_parts_text(text: str) -> bool:
 
 
 def _content_of_json(content: Any, texts: list[str]) -> Any:
-    """Returns a content of a conversation that has parts as JSON text.
+    """Returns the decoded content of a turn, in a conversation that has parts as JSON text.
 
-    If all its contents are JSON, texts were written in quotes too, as `datasets` does in a column of mixed types.
+    If all contents are JSON, plain texts are JSON strings too: `datasets` writes a column of mixed types that way.
     """
     if not isinstance(content, str):
         return content
@@ -243,7 +243,7 @@ def _parts(content: Any) -> Iterator[Part]:
 
 
 def _part(part: dict[str, Any]) -> Iterator[Part]:
-    """Yields the parts that a part without empty keys means."""
+    """Yields the normalised parts of one part, which has no empty keys."""
     kind = part.get("type") or ("text" if "text" in part else "image" if part.keys() & {*IMAGE_KEYS} else None)
     if {"bytes", "path"} <= part.keys():
         part = {key: value for key, value in part.items() if key != "path"}
@@ -259,7 +259,7 @@ def _part(part: dict[str, Any]) -> Iterator[Part]:
 
 
 def _holds_more(part: dict[str, Any]) -> bool:
-    """Returns whether an image part that names no image has content under a key that is not understood."""
+    """Returns whether an image part without an image has content under an unknown key."""
     return any(isinstance(value, Mapping | list | bytes) for value in part.values())
 
 

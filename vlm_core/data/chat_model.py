@@ -1,8 +1,8 @@
-"""What the code asks of a chat model: a processor and a model family, joined into one object that is chosen once.
+"""The interface of a chat model: a processor and a model family, combined into one object.
 
-`vlm_core.models.chat` has the two implementations. `FastChat`, for the families of the table, packs examples, shares
-prefixes and caches features. `GenericChat` leaves everything to the model's own processor and forward. No other module
-asks which of the two it has.
+`vlm_core.models.chat` has the two implementations. `FastChat` is for the families of the table: it packs examples,
+shares prefixes and caches features. `GenericChat` uses only the model's own processor and forward. No other module
+checks which of the two it has.
 """
 
 from collections.abc import Sequence
@@ -17,31 +17,31 @@ from vlm_core.families import Family
 Batch = dict[str, torch.Tensor]
 
 PIXELS = "pixel_values"
-FEATURES = "image_features"  # key of a batch for finished features, which take the place of its pixels
+FEATURES = "image_features"  # batch key of precomputed features, used instead of pixels
 
-# The rows and columns of an image, in the unit that its chat model counts in (tokens or pixels). Only that chat model
-# reads them. Images with equal grids have equal tokens.
+# Rows and columns of an image. The unit (tokens or pixels) is private to the chat model that made the grid. Images with
+# equal grids have equal tokens.
 ImageGrid = tuple[int, int]
 
 
 class ChatModel(Protocol):
-    """Answers all questions about how a model family shows conversations and images to its model."""
+    """Everything that depends on how a model family presents conversations and images to its model."""
 
     processor: Any
     family: Family
 
     @property
     def packs(self) -> bool:
-        """Whether examples can share rows, and the examples of an image its prefix."""
+        """Whether examples can be packed into rows and share the prefix of an image."""
         ...
 
     @property
     def caches_features(self) -> bool:
-        """Whether the features of a frozen vision tower can take the place of the images."""
+        """Whether cached features of a frozen vision tower can replace the images."""
         ...
 
     @property
-    def splits_head(self) -> bool:
+    def returns_hidden_states(self) -> bool:
         """Whether `target_states` are hidden states, to which `model.lm_head` is applied later."""
         ...
 
@@ -51,19 +51,19 @@ class ChatModel(Protocol):
         ...
 
     def tokenize(self, conversation: Conversation, grids: Sequence[ImageGrid] | None = None) -> TokenizedConversation:
-        """Returns the ids of a whole conversation; every assistant turn and its end are supervised.
+        """Returns the ids of a conversation; every assistant turn is supervised, its end token included.
 
-        `grids` are those of its images; without them, the conversation holds Pillow images.
+        `grids` are the grids of its images; if they are omitted, the conversation must hold Pillow images.
         Raises ValueError if the chat template does not allow exact labels.
         """
         ...
 
     def prompt_ids(self, conversation: Conversation, grids: Sequence[ImageGrid] | None = None) -> list[int]:
-        """Returns the ids of a conversation that ends with a user turn, up to where the answer begins."""
+        """Returns the prompt ids of a conversation that ends with a user turn: everything before the answer."""
         ...
 
     def image_grids(self, sizes: Sequence[tuple[int, int]]) -> list[ImageGrid]:
-        """Returns the grids of images of (width, height) pixels; [] if the size of an image changes nothing."""
+        """Returns the grids of images of (width, height) pixels; [] if an image's size does not matter."""
         ...
 
     def image_tokens(self, size: tuple[int, int]) -> int:
@@ -79,9 +79,9 @@ class ChatModel(Protocol):
         ...
 
     def row_positions(self, batch: Batch, grids: Sequence[ImageGrid]) -> Batch:
-        """Returns the positions of packed rows, if the model's are not the batch's own `position_ids`.
+        """Returns the M-RoPE positions of packed rows; {} if the model uses the batch's `position_ids`.
 
-        `grids` are those of the batch's images, row by row in the order of their tokens.
+        `grids` are the grids of the batch's images, row by row in the order of their tokens.
         """
         ...
 
@@ -90,7 +90,7 @@ class ChatModel(Protocol):
         ...
 
     def target_states(self, model: Any, batch: Batch, chosen: torch.Tensor) -> torch.Tensor:
-        """Returns what `logits` needs at the N positions at which `chosen` (B, T) is true: (N, ...)."""
+        """Returns the input of `logits` for the N positions where `chosen` (B, T) is true: (N, ...)."""
         ...
 
     def logits(self, model: Any, states: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,7 @@
-"""Closed questions: those that a small set of short answers settles, so that right and wrong can be counted.
+"""Closed questions: questions with a small set of short answers, so that right and wrong can be counted.
 
-A question is closed when the training split asks it often and always answers it from a small set; so the rule needs
-no list and no column. A yes/no answer makes any question closed.
+A question is closed if the training split asks it often and always answers it from a small set. So no list and no
+column is needed. A question with a yes/no answer is always closed.
 """
 
 import re
@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 MAX_ANSWERS = 6  # distinct answers
-MAX_WORDS = 3  # in each of them
+MAX_WORDS = 3  # of an answer
 MIN_ASKED = 20  # times in the training split
 YES_NO = "yes/no"
 YES_NO_ANSWERS = ("no", "yes")
@@ -21,16 +21,16 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 def normalize(text: str) -> str:
     """Returns `text` in lower case, without punctuation and articles, with single spaces (as SQuAD's script does)."""
     plain = text.lower().translate(_PUNCTUATION)
-    # An answer that is nothing but an article ("A") stays: empty, it would equal no answer at all.
+    # Keep an answer that is only an article ("A"): otherwise it would equal an empty answer.
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", plain).split()) or plain.strip()
 
 
 def choice(prediction: str, answers: Sequence[str]) -> str | None:
-    """Returns which of a closed question's normalised `answers` a prediction gives, None if that is not clear.
+    """Returns the one of a closed question's normalised `answers` that a prediction gives; None if it is unclear.
 
-    A prediction that begins with an answer gives it; else one that holds exactly one of them as words. So a sentence
-    ("Yes, there is no fracture.") counts like a single word, which base models seldom answer with. Of two answers of
-    which one holds the other ("lung", "left lung") the longer is meant.
+    A prediction gives the answer that it begins with, else the only answer that it contains as words. So a sentence
+    ("Yes, there is no fracture.") counts like a single word; base models seldom answer in one word. If one answer
+    contains another ("left lung" contains "lung"), the longer one counts.
     """
     text = f" {normalize(prediction)} "
     for answer in sorted(answers, key=len, reverse=True):
@@ -50,7 +50,7 @@ class ClosedQuestionCounter:
     def add(self, question: str, answer: str) -> None:
         """Counts one row of the split."""
         answers = self._answers[question]
-        if len(answers) <= MAX_ANSWERS:  # One answer more than allowed is enough: the question is open.
+        if len(answers) <= MAX_ANSWERS:  # Stop at one answer too many: the question is open.
             answers[normalize(answer)] += 1
 
     def closed_questions(self) -> dict[str, list[str]]:

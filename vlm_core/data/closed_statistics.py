@@ -1,4 +1,4 @@
-"""How often each answer of a closed question is right, and what always giving the commonest answer would score."""
+"""Counts the answers of closed questions, and scores a baseline that always gives the commonest answer."""
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
@@ -9,14 +9,14 @@ from vlm_core.data.commonest import CommonestAnswers
 
 
 class ClosedStatistics:
-    """Counts the closed questions of both splits; all of training has to be added before validation."""
+    """Counts the closed questions of both splits; add all of training before validation."""
 
     def __init__(self, closed_questions: Mapping[str, list[str]]) -> None:
         self.closed_questions = closed_questions
         self.commonest = CommonestAnswers()
         self.train: dict[str, Counter[str]] = defaultdict(Counter)  # kind -> normalised answers
         self.validation: dict[str, Counter[str]] = defaultdict(Counter)
-        self.right: Counter[str] = Counter()  # validation questions of a kind that the commonest answer gets right
+        self.right: Counter[str] = Counter()  # kind -> validation questions that the commonest answer gets right
 
     def add_train(self, question: str, answer: str) -> None:
         """Counts a training question."""
@@ -35,10 +35,10 @@ class ClosedStatistics:
         self.right[kind] += choice(commonest, [*{*closed_answers(kind, self.closed_questions), expected}]) == expected
 
     def summary(self) -> dict[str, Any]:
-        """Returns `{questions, commonest}` without any text: a list in the order of `closed_kinds`, and a share of all.
+        """Returns `{questions, commonest}`, without text: a list in the order of `closed_kinds`, and an overall share.
 
-        An entry of the list has, of each split, the `rows`, the rows of each answer in its order, and those of any
-        `other` answer; and `commonest`, the share of its validation rows that the commonest answer gets right.
+        An entry has, for each split, `rows`, the rows of each answer in order, and the rows of any `other` answer. Its
+        `commonest` is the share of its validation rows for which the commonest answer is right.
         """
         return {
             "questions": [
@@ -58,7 +58,7 @@ class ClosedStatistics:
 
 
 def closed_kinds(closed_questions: Mapping[str, list[str]]) -> list[str]:
-    """Returns the kinds of closed questions: those that training asks often, and all other yes/no questions."""
+    """Returns the kinds of closed questions: the frequent questions of training, and all other yes/no questions."""
     return [*closed_questions, YES_NO]
 
 

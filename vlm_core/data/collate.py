@@ -1,6 +1,6 @@
-"""From examples to the batch of tensors that a model takes.
+"""Collates examples into the batch of tensors that a model takes.
 
-Shapes: B examples, T tokens of the longest one, N images of all examples in their order, C x H x W the processor's.
+Shapes: B examples, T tokens in the longest one, N images of all examples in order, C x H x W from the processor.
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,8 @@ from vlm_core.data.chat_template import TokenizedConversation
 from vlm_core.data.conversation import images_of
 from vlm_core.families import Family
 
-IGNORE_INDEX = -100  # of torch's cross entropy
-TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # what tells image tokens from others, as models name it
+IGNORE_INDEX = -100  # torch's cross entropy ignores this label
+TOKEN_TYPES = ("token_type_ids", "mm_token_type_ids")  # names of the tensor that marks image tokens
 
 
 def collate(examples: Sequence[dict[str, Any]], chat: ChatModel) -> Batch:
@@ -53,10 +53,10 @@ def pad_prompts(prompts: Sequence[list[int]], chat: ChatModel) -> Batch:
 
 
 def images_as_shown(images: Sequence[Sequence[Any]], chat: ChatModel) -> Batch:
-    """Returns everything that a processor makes of the images of each example, by its own keys; {} without images.
+    """Returns all tensors that a processor makes from the images of each example; {} if there are no images.
 
-    The processor gets the images of an example together, because the tokens and parts of an image may depend on the
-    images beside it. Raises ValueError if it makes anything but tensors.
+    The processor gets the images of an example together, because the tokens and tiles of an image may depend on the
+    example's other images. Raises ValueError if it returns anything but tensors.
     """
     shown = [list(row) for row in images if row]
     if not shown:
@@ -69,19 +69,19 @@ def images_as_shown(images: Sequence[Sequence[Any]], chat: ChatModel) -> Batch:
     for key, value in kept.items():
         if not isinstance(value, torch.Tensor):
             raise ValueError(
-                f"{type(processor).__name__} makes no tensor of {key}, but a {type(value).__name__}: set "
-                "step_scheduler.local_batch_size=1, or name a dataloader.collate_fn._target_ of your own"
+                f"{type(processor).__name__} returns {key} as a {type(value).__name__}, not a tensor: set "
+                "step_scheduler.local_batch_size=1, or write your own dataloader.collate_fn._target_"
             )
     return kept
 
 
 def shows_images(batch: Batch) -> bool:
-    """Returns whether a batch has images, as pixels or as features."""
+    """Returns whether a batch has images: pixels or features."""
     return PIXELS in batch or FEATURES in batch
 
 
 def require_keys(batch: Batch, family: Family) -> None:
-    """Raises ValueError if a batch with images lacks a key without which the family computes something else."""
+    """Raises ValueError if a batch with images lacks a key that the family needs for a correct result."""
     missing = family.required_keys - batch.keys() - {PIXELS}
     if shows_images(batch) and missing:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which column of a table holds what: as the config names it, or by the names that are common for it."""
+"""Finds the columns of a table: named in the config, or recognised by common names."""
 
 import difflib
 import re
@@ -37,14 +37,14 @@ CONVERSATIONS = ("messages", "conversations", "conversation")
 # Columns that belong to the question of a row in the formats of alpaca and ms-swift, whatever holds the rest of it.
 PARTS_OF_QUESTION = ("input", "history", "system")
 FIRST_ROWS = 64
-TRIED_ROWS = 8  # of several columns that may hold the image, those whose first rows lead to one
+TRIED_ROWS = 8  # rows checked to decide which of several candidate columns holds images
 
 
 def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> tuple[Columns, list[str]]:
-    """Returns (the columns of `rows`, what to say of those that the config does not name).
+    """Returns (the columns of `rows`, notes for the log about those that the config does not name).
 
-    A name in the config is taken as it is written. Raises ValueError that lists the columns and the settings, for names
-    that are not there or twice, and for a column that cannot be told.
+    A name in the config must match exactly. Raises ValueError for a missing or duplicate column, and if no column or
+    several columns fit; the error lists the columns and the settings to choose one.
     """
     name = config.path_or_dataset
     _refuse_twins(rows.columns, name)
@@ -60,17 +60,17 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
         if key == "question":
             _require_whole_question(found[key], free, rows, name)
     found |= _image_columns(config, rows.columns)
-    told = {key: found[key] for key, column in wanted.items() if column == AUTO}
+    guessed = {key: found[key] for key, column in wanted.items() if column == AUTO}
     unused = [column for column in rows.columns if column not in found.values()]
-    if not unused and all(column == MEDPIX_NAMES[key] for key, column in told.items()):
+    if not unused and all(column == MEDPIX_NAMES[key] for key, column in guessed.items()):
         return Columns(**found), []
-    said = ", ".join(f"{key}={column or 'null'}" for key, column in told.items())
+    listed = ", ".join(f"{key}={column or 'null'}" for key, column in guessed.items())
     others = f"; not used: {', '.join(unused)}" if unused else ""
-    return Columns(**found), [f"columns of {name}: {said}{others}"] if told else []
+    return Columns(**found), [f"columns of {name}: {listed}{others}"] if guessed else []
 
 
 def _image_columns(config: DatasetConfig, columns: Sequence[str]) -> dict[str, str | None]:
-    """Returns the columns that `dataset.images` names; raises ValueError for one that is not there."""
+    """Returns the columns that `dataset.images` names; raises ValueError if one is missing."""
     named = {"modality": config.images.modality_column, "slice": config.images.slice_column}
     for key, column in named.items():
         if column is not None and column not in columns:
@@ -84,7 +84,7 @@ def _image_columns(config: DatasetConfig, columns: Sequence[str]) -> dict[str, s
 def _common(
     key: str, columns: Sequence[str], name: str, rows: Rows, folder: ImageFolder, *, optional: bool
 ) -> str | None:
-    """Returns the column that is plainly meant; None if there is none and it is optional."""
+    """Returns the one column that fits `key`; None if none fits and it is optional. Raises ValueError otherwise."""
     if MEDPIX_NAMES[key] in columns and (key != "image" or _shows_image(MEDPIX_NAMES[key], rows, folder)):
         return MEDPIX_NAMES[key]
     groups = [group.split() for group in COMMON_NAMES[key]]
@@ -104,7 +104,7 @@ def _common(
 
 
 def _require_whole_question(column: str | None, columns: Sequence[str], rows: Rows, name: str) -> None:
-    """Raises ValueError if the question, which nobody named, may continue in another column that is not empty."""
+    """Raises ValueError if an automatically chosen question may continue in another column that is not empty."""
     others = [c for c in columns if c != column and _plain(c) in PARTS_OF_QUESTION]
     batch = next((batch for _, batch in rows.batches(others, 0, FIRST_ROWS)), []) if others else []
     for other in others:
@@ -116,7 +116,7 @@ def _require_whole_question(column: str | None, columns: Sequence[str], rows: Ro
 
 
 def _with_images(found: list[list[str]], rows: Rows, folder: ImageFolder) -> list[list[str]]:
-    """Returns, of several columns that may hold images, those whose first rows lead to one, or MedPix-VQA's."""
+    """Returns only the columns whose first rows lead to an image, or MedPix-VQA's own column."""
     if sum(map(len, found)) < 2:
         return found
     shown = [[column for column in group if _shows_image(column, rows, folder)] for group in found]

@@ -1,6 +1,6 @@
-"""The commonest answer: a baseline that neither looks at the image nor learns.
+"""The commonest answer: a baseline that uses no image and learns nothing.
 
-A model that scores no more than this has learnt nothing beyond a table of counts.
+A model that scores no better has learnt no more than a table of counts.
 """
 
 from collections import Counter, defaultdict
@@ -10,10 +10,10 @@ from vlm_core.data.closed_questions import YES_NO, closed_kind, normalize
 
 
 class CommonestAnswers:
-    """Counts the answers of the training split, and answers a question with the commonest answer to similar questions.
+    """Counts the answers of the training split; answers a question with the commonest answer to similar questions.
 
-    These are the questions with the same words; if training never asks that, the questions of the same kind (yes/no or
-    open); if training has none of that kind, all questions. The kind follows from the reference.
+    Similar questions have the same words. If training never asks the question, they are all questions of the same kind
+    (yes/no or open), and if there are none, all questions. The reference decides the kind.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class CommonestAnswers:
         self._commonest.clear()
 
     def answer(self, question: str, reference: str) -> str:
-        """Returns the commonest answer, of equally common ones the first by alphabet; "" if nothing was counted."""
+        """Returns the commonest answer; ties are broken alphabetically. Returns "" if nothing was counted."""
         for like in _likes(question, reference):
             if like in self._answers:
                 if like not in self._commonest:

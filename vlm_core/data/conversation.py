@@ -1,17 +1,17 @@
-"""A conversation: the types of its turns and parts, and the only code that walks over them.
+"""A conversation: the types of its turns and parts, and the functions that traverse them.
 
 A conversation is a list of turns in the message format of Hugging Face:
 
     [{"role": "user", "content": [{"type": "image", "image": 0}, {"type": "text", "text": "Left or right?"}]},
      {"role": "assistant", "content": [{"type": "text", "text": "Left."}]}]
 
-A part holds its value under the name of its type. `KINDS` lists the types. What an image part holds depends on the
-reader: an index into a table of images (in the caches), a Pillow image (for a processor), or nothing (in a template).
+A part holds its value under the name of its type. `KINDS` lists the types. An image part holds an index into a table
+of images (in the caches), a Pillow image (for a processor), or nothing (in a template).
 
-The text of a turn, everywhere outside of a prompt (statistics, closed questions, samples, reports, evaluation), is
-what `turn_text` returns: the texts as the chat template gets them, with nothing added between them. An image between
-two texts is written as `<image>`, where the prompt has that image. Images before the first and after the last text
-are left out: "Left or right?" is the same question with its image before or after it.
+Outside of prompts (statistics, closed questions, samples, reports, evaluation), the text of a turn is always what
+`turn_text` returns: the texts joined with nothing between them. An image between two texts is written as `<image>`.
+Images before the first text or after the last one are left out: "Left or right?" is the same question with its image
+before or after it.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,12 +21,12 @@ from typing import Any, NotRequired, TypedDict, cast
 import pyarrow as pa
 import pyarrow.compute as pc
 
-# Type of a part -> how the caches store its value. A new type of part is a new line here.
+# Part type -> the Arrow type that the caches store its value as. To add a type of part, add a line here.
 KINDS: dict[str, pa.DataType] = {"text": pa.string(), "image": pa.int32()}
 
 
 class Part(TypedDict):
-    """One piece of a turn. Parts read from an Arrow cache have every key, and None under those of other types."""
+    """One piece of a turn. A part read from an Arrow cache has every key; the keys of other types are None."""
 
     type: str
     text: NotRequired[str | None]
@@ -34,7 +34,7 @@ class Part(TypedDict):
 
 
 class Turn(TypedDict):
-    """What one side says. Neighbouring texts are one part: chat templates join them anyway."""
+    """A message of one speaker. Adjacent texts are merged into one part, as chat templates join them anyway."""
 
     role: str
     content: list[Part]
@@ -42,7 +42,7 @@ class Turn(TypedDict):
 
 Conversation = list[Turn]
 
-# The role of each turn and the types of its parts: all that a rendered chat template depends on besides the values.
+# The role of each turn and the types of its parts. A rendered chat template depends on this and on the values.
 Structure = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -101,7 +101,7 @@ def structure_of(turns: Iterable[Turn]) -> Structure:
 
 
 def turn_text(turn: Turn) -> str:
-    """Returns the text of a turn as people and scores read it; the docstring of this module has the rule."""
+    """Returns the text of a turn for people and scores; the module's docstring states the rule."""
     parts = turn["content"]
     written = [number for number, part in enumerate(parts) if (part.get("text") or "").strip()]
     inside = range(written[0], written[-1]) if written else range(0)
@@ -113,7 +113,7 @@ def turn_text(turn: Turn) -> str:
 
 
 def numbered_text(turn: Turn) -> str:
-    """Returns the text of a turn with every image in its place, by its number: `<image 1>` for index 0."""
+    """Returns the text of a turn with every image as its number in place: `<image 1>` for index 0."""
     return "".join(
         part["text"] or "" if part["type"] == "text" else f"<{part['type']} {own_value(part) + 1}>"
         for part in turn["content"]
@@ -121,25 +121,25 @@ def numbered_text(turn: Turn) -> str:
 
 
 def questions_and_answers(turns: Iterable[Turn]) -> list[tuple[str, str]]:
-    """Returns the text of each question and of its answer, in order; system turns and an open question are left out."""
+    """Returns (question, answer) texts in order; system turns and a question without an answer are left out."""
     asked, answered = ([turn_text(turn) for turn in turns if turn["role"] == role] for role in ("user", "assistant"))
     return list(zip(asked, answered, strict=False))
 
 
 def last_question(turns: Iterable[Turn]) -> tuple[str, str]:
-    """Returns the text of the last question and of its answer: what an evaluation asks and compares with."""
+    """Returns the texts of the last question and its answer, which an evaluation asks and compares with."""
     return questions_and_answers(turns)[-1]
 
 
 def map_parts(turns: Iterable[Turn], change: Callable[[Part], Part]) -> Conversation:
-    """Returns the conversation with every part replaced by what `change` returns for it, in order."""
+    """Returns the conversation with `change` applied to every part, in order."""
     return [{"role": turn["role"], "content": [change(part) for part in turn["content"]]} for turn in turns]
 
 
 def map_images(turns: Iterable[Turn], change: Callable[[Any], Any]) -> Conversation:
-    """Returns the conversation with the value of each image part replaced by what `change` returns for it, in order.
+    """Returns the conversation with `change` applied to the value of every image part, in order.
 
-    No part keeps the empty keys that an Arrow row gives it: some chat templates ask for keys and not for types.
+    Removes the empty keys that come from Arrow rows: some chat templates test keys instead of types.
     """
 
     def changed(part: Part) -> Part:
@@ -150,12 +150,12 @@ def map_images(turns: Iterable[Turn], change: Callable[[Any], Any]) -> Conversat
 
 
 def own_value(part: Part) -> Any:
-    """Returns what a part holds under the name of its type."""
+    """Returns the value that a part holds under the name of its type."""
     return cast(dict[str, Any], part)[part["type"]]
 
 
 def fill(structure: Structure, texts: Iterator[str]) -> Conversation:
-    """Returns a conversation of `structure` with `texts` in its text parts; its other parts hold nothing."""
+    """Returns a conversation of `structure` with `texts` in its text parts; its other parts are empty."""
     return [
         {"role": role, "content": [text_part(next(texts)) if kind == "text" else {"type": kind} for kind in kinds]}
         for role, kinds in structure
@@ -171,7 +171,7 @@ def without_images(turns: Iterable[Turn]) -> Conversation:
 
 
 def join_texts(parts: Iterable[Part], separator: str = "") -> list[Part]:
-    """Returns parts with neighbouring texts as one, and `separator` between them if neither side has a space there."""
+    """Returns parts with adjacent texts merged; `separator` is added unless one side already has a space there."""
     joined: list[Part] = []
     for part in parts:
         if not (joined and part["type"] == joined[-1]["type"] == "text"):

@@ -42,7 +42,7 @@ CONVERSATION_SCHEMA = pa.schema(
 )
 AHEAD = 2  # batches that are read while their images are decoded
 
-# Also holds what decides on the side of a row, until all rows are known.
+# Rows until all are read: with the published split and the image that decide the split of a row.
 _STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
 IMAGE_SCHEMA = pa.schema(
     [

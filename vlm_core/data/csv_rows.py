@@ -1,26 +1,23 @@
 """CSV files as people export them: separator and byte-order mark are detected, and every cell is a text.
 
 A file is read from start to end once to check it, so that a row that does not fit the header is refused with its line
-before anything is built. No more than a batch of rows is ever in memory.
+before anything is built.
 """
 
 import csv
 from collections import Counter
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from vlm_core.data.text_files import encoding_of, open_text, unpacked_name
 
-CSV_SUFFIXES = (".csv", ".tsv")
 SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "vertical bar"}
 SAMPLE = 1000  # records that the separator is chosen by
 # Characters: an image as base64 fits, and an unclosed quote does not fill the memory.
 LARGEST_CELL = 2**26
-ROWS_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,8 @@ class CsvFile:
     names: tuple[str, ...]
     length: int
     notes: tuple[str, ...] = ()
+
+    has_lines = True
 
     @classmethod
     def checked(cls, path: Path) -> "CsvFile":
@@ -61,46 +60,6 @@ class CsvFile:
         records = _records(self.path, self.encoding, self.separator)
         next(records)
         yield from (line for line, _ in records)
-
-
-@dataclass(frozen=True)
-class CsvRows:
-    """Rows of CSV files with the same columns, one file after the other."""
-
-    files: tuple[CsvFile, ...]
-    notes: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, paths: Iterable[Path]) -> "CsvRows":
-        """Checks all files; raises ValueError as `CsvFile.checked` does."""
-        files = tuple(CsvFile.checked(path) for path in paths)
-        return cls(files, tuple(note for file in files for note in file.notes))
-
-    @property
-    def columns(self) -> list[str]:
-        return [*dict.fromkeys(name for file in self.files for name in file.names)]
-
-    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
-        return [(file.path, file.names) for file in self.files if file.length]
-
-    def __len__(self) -> int:
-        return sum(file.length for file in self.files)
-
-    def batches(
-        self, columns: Sequence[str], start: int, stop: int | None
-    ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-        with closing(_chained(self.files)) as every:
-            rows = islice(every, start, stop)
-            while batch := [{name: row[name] for name in columns} for row in islice(rows, ROWS_AT_ONCE)]:
-                yield start, batch
-                start += len(batch)
-
-    def holds_images(self, column: str) -> bool:
-        return False
-
-
-def _chained(files: Iterable[CsvFile]) -> Generator[dict[str, str], None, None]:
-    yield from chain.from_iterable(file.rows() for file in files)
 
 
 def _records(path: Path, encoding: str, separator: str) -> Generator[tuple[int, list[str]], None, None]:
@@ -146,7 +105,7 @@ def _checked_rows(
 
 
 def _names(path: Path, line: int, header: list[str]) -> tuple[str, ...]:
-    """Returns the names of the columns; columns at the end without a name are none, others are named by their place."""
+    """Returns the names of the columns; unnamed ones at the end are dropped, others get their number as a name."""
     names = [name.strip() for name in header]
     while not names[-1]:
         names.pop()

@@ -3,15 +3,17 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 from datasets import Features
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from vlm_core.data.table_files import Splits
 
 CARD = "README.md"
+LARGEST = 10_000_000  # bytes of a card
 GLOB = re.compile(r"[*?\[]")
 
 
@@ -26,6 +28,33 @@ class CardConfig:
 
 class MissingFilesError(ValueError):
     """A card names files that do not exist."""
+
+
+def read_card(card: Path) -> dict[str, Any]:
+    """Returns the settings in a card: the header of a README.md, found as `datasets` finds it, or a whole YAML file.
+
+    Returns {} for a missing card and for one without settings. Raises ValueError for a card that is not YAML or too
+    large.
+    """
+    if not card.is_file():
+        return {}
+    if card.stat().st_size > LARGEST:
+        raise ValueError(f"{card} has more than {LARGEST:,} bytes: shorten it")
+    text = card.read_bytes().decode("utf-8-sig", errors="replace")
+    if card.suffix == ".md":
+        block = REGEX_YAML_BLOCK.search(text)
+        text = block[2] if block else ""
+    try:
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise ValueError(f"{card} is not YAML ({' '.join(str(error).split())}): correct it") from None
+    return found if isinstance(found, dict) else {}
+
+
+def leads_out(place: str) -> bool:
+    """Returns whether a path or pattern may mean something outside of its directory: an address, or `/x` or `../x`."""
+    path = PurePosixPath(place.replace("\\", "/"))
+    return "://" in place or path.is_absolute() or ".." in path.parts
 
 
 def has_named_files(directory: Path, wanted: str | None) -> bool:
@@ -45,31 +74,20 @@ def card_config(directory: Path, name: str, wanted: str | None, *, anywhere: boo
     Raises ValueError that lists the configs if there are several or not the wanted one, for files that do not exist,
     and, unless files may lie `anywhere`, for files outside of the dataset.
     """
-    header = _header(directory)
+    header = read_card(directory / CARD)
     configs = {str(c.get("config_name", "default")): c for c in _objects(header.get("configs"))}
     chosen = _chosen(configs, name, wanted)
     entry = configs.get(chosen, {}) if chosen else {"data_files": header.get("data_files")}
     named, base = entry.get("data_files"), str(entry.get("data_dir") or "")
     patterns = {} if named is None else _patterns(named)
     every = [base, *(pattern for found in patterns.values() for pattern in found)]
-    if outside := [p for p in every if _leads_out(p) and not anywhere]:
+    if outside := [p for p in every if leads_out(p) and not anywhere]:
         raise ValueError(f"dataset {name!r} names files outside of itself: {outside[0]}")
     files = {split: _matching(directory / base, found) for split, found in patterns.items()}
     if missing := [split for split, found in files.items() if not found]:
         named_files = ", ".join(patterns[missing[0]])
         raise MissingFilesError(f"dataset {name!r}: its card names {named_files}, and no such file exists")
     return CardConfig(directory / base, files or None, _features(header, chosen))
-
-
-def _header(directory: Path) -> dict[str, Any]:
-    card = directory / CARD
-    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
-    header = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", text, re.DOTALL)
-    try:
-        found = yaml.safe_load(header[1]) if header else {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"{card}: its header is not YAML ({' '.join(str(error).split())})") from None
-    return found if isinstance(found, dict) else {}
 
 
 def _objects(value: Any) -> list[dict[str, Any]]:
@@ -94,10 +112,6 @@ def _chosen(configs: dict[str, Any], name: str, wanted: str | None) -> str | Non
     return default[0]
 
 
-def _leads_out(path: str) -> bool:
-    return Path(path).is_absolute() or ".." in Path(path).parts or "://" in path
-
-
 def _patterns(named: Any) -> dict[str, list[str]]:
     """Returns the patterns of files by split, in each form that a card may have."""
     if isinstance(named, dict):
@@ -117,7 +131,7 @@ def _matching(directory: Path, patterns: Iterable[str]) -> list[Path]:
     found: dict[Path, None] = {}
     for pattern in patterns:
         plain = directory / pattern
-        is_plain = plain.is_file() or not GLOB.search(pattern) or _leads_out(pattern)
+        is_plain = plain.is_file() or not GLOB.search(pattern) or leads_out(pattern)
         matches = [plain] if is_plain else sorted(directory.glob(pattern))
         found.update(dict.fromkeys(path for path in matches if path.is_file()))
     return list(found)

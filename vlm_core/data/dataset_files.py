@@ -12,27 +12,27 @@ from datasets import Dataset, DatasetDict, load_dataset_builder, load_from_disk
 from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from vlm_core.data.arrow_cells import label_decoders
-from vlm_core.data.csv_rows import CsvRows
+from vlm_core.data.csv_rows import CsvFile
 from vlm_core.data.dataset_card import card_config
-from vlm_core.data.json_rows import JsonRows, checked_files
+from vlm_core.data.dataset_safety import SPLITS_FILE, STATE
+from vlm_core.data.json_rows import checked_file, checked_files
 from vlm_core.data.row_readers import ArrowRows, LabelledRows, ParquetRows, SizedRows, TableRows
 from vlm_core.data.table_files import FORMATS, Splits, find_tables, format_of, split_of, spreadsheets
+from vlm_core.data.text_rows import TextRows
 from vlm_core.home import medpix_home
 
-SAVED = ("dataset_dict.json", "state.json")  # of save_to_disk
 HEAD = 2**20  # bytes of a metadata file that its columns are looked for in
-TEXT_ROWS = (CsvRows, JsonRows)  # Files without a schema that names labels.
 
 
 class Table(NamedTuple):
-    """The rows of a split, and the files that its content lies in."""
+    """The rows of a split, and the files that hold its content."""
 
     rows: SizedRows
     files: list[Path]
 
 
 class Tables(NamedTuple):
-    """The tables of a dataset by split, and what to say about how they were chosen and read."""
+    """The tables of a dataset by split, and notes for the log about how they were chosen and read."""
 
     by_split: dict[str, Table]
     notes: list[str]
@@ -54,7 +54,7 @@ def read_table(
     Raises ValueError, in which the dataset is called `name`, for a dataset without a table that can be read, and,
     unless a table may lie `anywhere`, for a card that names files outside of the dataset.
     """
-    if any((path / file).is_file() for file in SAVED):
+    if any((path / file).is_file() for file in (SPLITS_FILE, STATE)):
         return Tables(_saved(path, name), [])
     if path.is_file():
         if format_of(path) is None:
@@ -80,14 +80,14 @@ def _read(files: Splits, name: str, features: Mapping[str, Any] | None = None) -
         found = checked_files(every[0])
         if "" not in found:
             files = dict.fromkeys(found, every)
-            tables: dict[str, SizedRows] = {split: JsonRows.joined([file]) for split, file in found.items()}
+            tables: dict[str, SizedRows] = {split: TextRows((file,)) for split, file in found.items()}
         else:
-            tables = {split: JsonRows.joined([found[""]]) for split in files}
+            tables = {split: TextRows((found[""],)) for split in files}
     else:
         tables = {split: _rows_of(paths, split, name) for split, paths in files.items()}
-    labels = label_decoders(features or {})
+    labels = label_decoders(features or {})  # Other formats have a schema that names labels.
     return {
-        split: Table(LabelledRows(rows, labels) if labels and isinstance(rows, TEXT_ROWS) else rows, files[split])
+        split: Table(LabelledRows(rows, labels) if labels and isinstance(rows, TextRows) else rows, files[split])
         for split, rows in tables.items()
     }
 
@@ -98,14 +98,14 @@ def _rows_of(paths: list[Path], split: str, name: str) -> SizedRows:
         raise ValueError(f"dataset {name!r} has the split {split} in several formats: {', '.join(map(str, paths[:8]))}")
     kind = kinds.pop()
     if kind == "csv":
-        return CsvRows.of(paths)
+        return TextRows(tuple(map(CsvFile.checked, paths)))
     if kind == "json":
-        return JsonRows.of(paths)
+        return TextRows(tuple(map(checked_file, paths)))
     return (ParquetRows if kind == "parquet" else ArrowRows)(tuple(paths))
 
 
 def _image_files(path: Path) -> dict[str, Any]:
-    """Returns what tells `datasets` the files of an image folder; brackets in a folder's name are a pattern to it."""
+    """Returns the arguments for `datasets` to load an image folder; it takes brackets in a name for a pattern."""
     if glob.escape(str(path)) == str(path):
         return {"path": str(path)}
     folders = {

@@ -1,25 +1,22 @@
-"""What a dataset's own files may not do: name, link or fetch anything that is not part of the dataset.
+"""Refuses a dataset whose files name, link or fetch anything that is not part of it.
 
-A dataset may come from anybody. `datasets` would follow a `state.json` to any file of this machine, and fetch addresses
-in a card while it looks for data files. Checked before `datasets` sees the directory.
+A dataset may come from a stranger. `datasets` would follow a `state.json` to any file of this machine, and fetch
+addresses in a card while it looks for data files. So this check comes before `datasets` sees the directory.
 """
 
 import json
 import os
-import re
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-import yaml
-
+from vlm_core.data.dataset_card import CARD, leads_out, read_card
 from vlm_core.files import stays_inside
 
-CARDS = ("README.md", ".huggingface.yaml")  # where `datasets` reads which files are which split
-HEADER = re.compile(r"---\r?\n(.*?)\r?\n---", re.DOTALL)
+CARDS = (CARD, ".huggingface.yaml")  # where `datasets` reads which files are which split
 PLACES = ("data_files", "data_dir", "path")
 STATE, SPLITS_FILE = "state.json", "dataset_dict.json"  # of `save_to_disk`
-LONGEST = 10_000_000  # bytes of a card or a state
+LARGEST = 10_000_000  # bytes of a state
 
 
 def require_own_files(directory: Path, name: str, *, anywhere: bool) -> None:
@@ -31,13 +28,13 @@ def require_own_files(directory: Path, name: str, *, anywhere: bool) -> None:
     if not directory.is_dir():
         return
     for card in CARDS:
-        for place in _places(directory / card, name):
+        for place in _places(directory / card):
             if "://" in place or "::" in place:
                 raise ValueError(
                     f"the card of dataset {name!r} ({card}) names {place!r}, which is not a file of it: download the "
                     "data and name its files"
                 )
-            if not anywhere and _leads_out(place):
+            if not anywhere and leads_out(place):
                 raise ValueError(f"dataset {name!r} names files outside of itself: {place}")
     if not anywhere:
         _require_no_links_out(directory, name)
@@ -45,25 +42,15 @@ def require_own_files(directory: Path, name: str, *, anywhere: bool) -> None:
         _require_own_state(folder, name)
 
 
-def _places(card: Path, name: str) -> Iterator[str]:
+def _places(card: Path) -> Iterator[str]:
     """Yields the files, patterns and directories that a card names."""
-    if not card.is_file():
-        return
-    text = _text(card)
-    if card.suffix == ".md":
-        header = HEADER.match(text)
-        text = header[1] if header else ""
-    try:
-        found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise ValueError(f"the card of dataset {name!r} ({card.name}) is not YAML: {error}") from None
-    if isinstance(found, dict):
-        yield from _named(found.get("configs"), set(), inside=False)
-        yield from _named({key: found.get(key) for key in PLACES}, set(), inside=False)
+    found = read_card(card)
+    yield from _named(found.get("configs"), set(), inside=False)
+    yield from _named({key: found.get(key) for key in PLACES}, set(), inside=False)
 
 
 def _named(value: Any, seen: set[int], *, inside: bool) -> Iterator[str]:
-    """Yields the texts below keys that hold places; YAML may repeat a part without end, which is read once."""
+    """Yields the texts below keys that hold places; a part that contains itself by a YAML alias is read once."""
     if isinstance(value, str):
         if inside or "://" in value:
             yield value
@@ -71,11 +58,6 @@ def _named(value: Any, seen: set[int], *, inside: bool) -> Iterator[str]:
         seen.add(id(value))
         for key, part in value.items() if isinstance(value, dict) else ((None, part) for part in value):
             yield from _named(part, seen, inside=inside or key in PLACES)
-
-
-def _leads_out(place: str) -> bool:
-    path = PurePosixPath(place.replace("\\", "/"))
-    return path.is_absolute() or ".." in path.parts
 
 
 def _require_no_links_out(directory: Path, name: str) -> None:
@@ -105,7 +87,7 @@ def _require_own_state(folder: Path, name: str) -> None:
             file = entry.get("filename") if isinstance(entry, dict) else None
             if not isinstance(file, str) or not file:
                 raise ValueError(f"dataset {name!r}: {STATE} names no file in {key}; save it again with save_to_disk")
-            if "://" in file or _leads_out(file) or not stays_inside(folder, folder / file):
+            if leads_out(file) or not stays_inside(folder, folder / file):
                 raise ValueError(f"dataset {name!r} names files outside of itself: {STATE} has {file!r}")
 
 
@@ -113,14 +95,10 @@ def _read(file: Path, name: str) -> dict[str, Any]:
     if not file.is_file():
         raise ValueError(f"dataset {name!r} lacks {file.parent.name}/{file.name}; save it again with save_to_disk")
     try:
-        found = json.loads(_text(file))
+        with file.open("rb") as stream:
+            found = json.loads(stream.read(LARGEST))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"dataset {name!r}: {file.name} is not JSON ({error})") from None
     if not isinstance(found, dict):
         raise ValueError(f"dataset {name!r}: {file.name} is not a JSON object")
     return found
-
-
-def _text(file: Path) -> str:
-    with file.open("rb") as stream:
-        return stream.read(LONGEST).decode(errors="replace")

@@ -26,12 +26,12 @@ from vlm_core.data.conversation import (
     own_value,
     turn_text,
 )
-from vlm_core.data.image_cells import ImageError, cells_of, image_or_path
+from vlm_core.data.image_cells import ImageError, cells_of, image_or_path, is_image_text
 from vlm_core.data.markers import MARKER_PATTERN
 
 
 class RejectedRow(ValueError):
-    """A row that cannot be trained on; the message is the reason it is counted under, `about` tells of this row."""
+    """A row that cannot be trained on. Rejects are counted by the message; `about` describes this row."""
 
     def __init__(self, reason: str, about: Callable[[], str] = str) -> None:
         super().__init__(reason)
@@ -40,7 +40,7 @@ class RejectedRow(ValueError):
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of a dataset's columns; None where it has none of that kind."""
+    """The names of a dataset's columns; None for a kind that it lacks."""
 
     image: str | None
     question: str | None
@@ -62,7 +62,7 @@ class Columns:
         return {f"{name}_column": column for name, column in vars(self).items() if column is not None}
 
 
-# What a function of the user's returns.
+# The columns of the rows that a user's function returns.
 FUNCTION_COLUMNS = Columns(None, None, None, "case_id", "mode", "conversation")
 
 
@@ -79,8 +79,8 @@ class Example:
 def example_of(row: dict[str, Any], columns: Columns, images: CellImages) -> Example:
     """Returns the example of a row; a volume in a cell is as many images as it shows slices.
 
-    Raises RejectedRow for one without question or answer (an empty answer would train the model to say nothing), an
-    image that is not there, a cell without a text, or a conversation that does not end with an answer.
+    Raises RejectedRow for one without question or answer (an empty answer would train the model to say nothing), a
+    missing image, a cell without a text, or a conversation that does not end with an answer.
     """
     try:
         conversation, shown = _placed(row, columns, images)
@@ -149,8 +149,9 @@ def image_paths(row: dict[str, Any], columns: Columns) -> list[str]:
 
 
 def _path_of(cell: Any) -> str | None:
+    """Returns the path that a cell names; None for one that holds an image or nothing."""
     try:
-        found = image_or_path(cell)
+        found = None if isinstance(cell, str) and is_image_text(cell) else image_or_path(cell)
     except ImageError:
         return None
     return found if isinstance(found, str) else None
@@ -169,7 +170,7 @@ def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
     if columns.image is None:
         return []
     cell = row[columns.image]
-    # Nothing where an image belongs is a defect of the dataset; an empty list says that a row has none.
+    # A missing cell is a defect of the dataset; an empty list means that the row has no images.
     if cell is None and columns.conversation is None:
         raise RejectedRow("no image")
     return cells_of(cell)
@@ -186,7 +187,7 @@ def _text(row: dict[str, Any], columns: Columns, name: str) -> str | None:
 
 
 def _turns(row: dict[str, Any], columns: Columns, images: int | None) -> list[Turn]:
-    """Returns the turns of a row beside a number of `images` (None: unknown); see `turns_of`."""
+    """Returns the turns of a row with `images` images in its image column (None: unknown); see `turns_of`."""
     if columns.conversation:
         return turns_of(row[columns.conversation], images)
     cells = [row.get(name or "") for name in (columns.question, columns.answer)]

@@ -1,4 +1,4 @@
-"""One row from its file to what the model sees: for a person who wants to know whether the data is read right."""
+"""Follows one row from its file to the model's input, so that a person can check how the data is read."""
 
 import json
 import re
@@ -12,34 +12,34 @@ from vlm_core.data.cells import shown
 from vlm_core.data.conversation import Conversation
 from vlm_core.data.examples import RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
-from vlm_core.data.images import decode_image, inspect_image
+from vlm_core.data.images import decode_image
 from vlm_core.data.row_places import places_of
 from vlm_core.data.source import TRAIN, SplitSource
 from vlm_core.data.splits import Splits
 
 LONGEST = 400  # characters of a cell
 ROW_NAME = re.compile(r"(?:(?P<split>\w+)-)?(?P<number>\d+)")
-FIRST_ROWS = 1000  # that the rows of the data report are taken from: text files are read from their start
+FIRST_ROWS = 1000  # the data report explains rows among these: text files can only be read from their start
 
 
 @dataclass(frozen=True)
 class ModelView:
-    """What a model gets of a row; `problem` says why there is nothing if it is not empty."""
+    """The input of a model for a row. `problem` is the reason if there is no input, or no picture of it; else empty."""
 
     model: str
     pieces: list[tuple[str, bool]] = field(default_factory=list)  # the prompt's text, and whether it is supervised
     tokens: int = 0
     supervised: int = 0  # tokens
-    images: list[Image.Image] = field(default_factory=list)  # as the processor shows them; several for one cut in tiles
+    images: list[Image.Image] = field(default_factory=list)  # as the processor shows them; an image may become several
     problem: str = ""
 
 
 @dataclass(frozen=True)
 class ExplainedRow:
-    """A row as it was read, and what became of it. `rejected` says why nothing became of it if it is not empty."""
+    """A row as it was read, and its example. `rejected` is the reason if the row has no example; else empty."""
 
     name: str  # as in reports: train-12
-    place: str  # in its file, "" if that is not known
+    place: str  # in its file, "" if unknown
     cells: dict[str, Any]  # column -> cell as read; the columns that are used come first
     uses: dict[str, str]  # column -> what it is used as: image, question, ...
     conversation: Conversation = field(default_factory=list)  # image parts hold indices into `images`
@@ -50,9 +50,9 @@ class ExplainedRow:
 
 
 def explain_row(splits: Splits, name: str) -> ExplainedRow:
-    """Returns the row that `name` means: `train-12`, as reports and errors name it, or 12 for the same.
+    """Returns the row with a `name` as in reports and errors: `train-12`, or 12 for the same.
 
-    Raises ValueError for a name that means no row.
+    Raises ValueError if no row has the name.
     """
     found = ROW_NAME.fullmatch(name)
     split = (found["split"] or TRAIN) if found else ""
@@ -68,9 +68,9 @@ def explain_row(splits: Splits, name: str) -> ExplainedRow:
 
 
 def explain_some(splits: Splits) -> list[ExplainedRow]:
-    """Returns the three rows of the training split that the data report explains; none of a user's own function.
+    """Returns the three rows of the training split that the data report explains.
 
-    Such a function is called when its rows are wanted, and not for a report.
+    Returns none of a user's own function, which a report must not call.
     """
     source = splits.sources[TRAIN]
     if source.stop is None:
@@ -97,17 +97,16 @@ def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any])
     try:
         example = example_of(row, source.columns, source.images)
         table = ImageTable()
-        for encoded in example.images:
-            table.index(table.announce(encoded))
+        indices = [table.index(table.announce(encoded)) for encoded in example.images]
     except RejectedRow as error:
         about = error.about()
         return ExplainedRow(name, place, row, uses, rejected=f"{error} ({about})" if about else str(error))
-    images, facts = [], []
-    for encoded in example.images:
+    images, facts, stored = [], [], table.take_new()
+    for encoded, index in zip(example.images, indices, strict=True):
         images.append(decode_image(encoded))
-        found = inspect_image(encoded)
+        found = stored[index]
         window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
-        facts.append(f"{found.width} x {found.height} pixels, {found.format}, mode {found.mode}{window}")
+        facts.append(f"{found['width']} x {found['height']} pixels, {found['format']}, mode {found['mode']}{window}")
     return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
 
 
@@ -117,15 +116,15 @@ def cell_text(cell: Any) -> str:
         return "null"
     if isinstance(cell, str):
         cut = "" if len(cell) <= LONGEST else f" ... ({len(cell):,} characters)"
-        return printable(json.dumps(cell[:LONGEST], ensure_ascii=False)) + cut
+        return visible(json.dumps(cell[:LONGEST], ensure_ascii=False)) + cut
     if isinstance(cell, Image.Image):
         return f"a Pillow image of {cell.width} x {cell.height} pixels"
     kind = {dict: "object", bool: "true or false", int: "whole number", float: "number"}.get(
         type(cell), type(cell).__name__
     )
-    return printable(shown(cell)) + ("" if isinstance(cell, bytes) else f" ({kind})")
+    return visible(shown(cell)) + ("" if isinstance(cell, bytes) else f" ({kind})")
 
 
-def printable(text: str) -> str:
-    """Returns a text without characters that a terminal acts on: they are written as escapes; line breaks stay."""
+def visible(text: str) -> str:
+    """Returns a text with everything but line breaks visible: control, zero-width and other spaces become escapes."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Callable, Iterator, Sized
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -104,7 +104,7 @@ def decoded_base64(text: str) -> bytes:
 
 
 @contextmanager
-def open_image_file(path: Path) -> Iterator[BinaryIO]:
+def open_image_file(path: Path) -> Iterator[io.BufferedReader]:
     """Yields an image file to read from.
 
     Raises ImageError for a device, a pipe, a directory, an empty file (as those of /proc, which may never end) and one
@@ -145,11 +145,16 @@ def _of_dictionary(cell: dict[str, Any]) -> Any:
     return decoded_base64(held) if isinstance(held, str) else held
 
 
-def _of_text(text: str) -> bytes | str:
+def is_image_text(text: str) -> bool:
+    """Returns whether a text is an encoded image as base64 or as a data URL; decodes no more than its beginning."""
     if text.lstrip()[:5] == "data:":
-        return FromBase64(decoded_base64(text))
+        return True
     start = "".join(text[: 2 * HEAD].split())[:HEAD]
-    if len(text) >= SHORTEST_BASE64 and BASE64.fullmatch(start) and _begins_image(text, start):
+    return len(text) >= SHORTEST_BASE64 and bool(BASE64.fullmatch(start)) and _begins_image(text, start)
+
+
+def _of_text(text: str) -> bytes | str:
+    if is_image_text(text):
         return FromBase64(decoded_base64(text))
     if len(text) > LONGEST_PATH or any(len(part.encode(errors="replace")) > 255 for part in re.split(r"[/\\]", text)):
         raise ImageError("image as text that is neither a path nor base64", lambda: f"{len(text)} characters")

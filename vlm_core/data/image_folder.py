@@ -1,9 +1,11 @@
 """Finds the images that a table refers to: by path, beside the table, or below the folder by a name that is unique."""
 
 import difflib
+import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,7 @@ from urllib.request import url2pathname
 from PIL import Image
 
 from vlm_core.data.image_cells import ImageError, image_or_path, open_image_file
-from vlm_core.files import file_sha256, stays_inside
+from vlm_core.files import stays_inside
 from vlm_core.home import medpix_home
 
 MISSING = "image file is missing"
@@ -41,7 +43,7 @@ class ImageFolder:
     """The images of a dataset, referred to by path relative to its own directory."""
 
     root: Path | None
-    anywhere: bool  # whether a path may lead out of it: a dataset of somebody else's may not read this machine's files
+    anywhere: bool  # whether paths may lead out of it; those of a downloaded dataset must not
     beside: tuple[Path, ...] = ()  # the directories of its tables
 
     def encoded(self, cell: Any) -> bytes:
@@ -49,7 +51,10 @@ class ImageFolder:
 
         Raises ImageError that says why there is none.
         """
-        found = image_or_path(cell)
+        return self.content(image_or_path(cell))
+
+    def content(self, found: bytes | str) -> bytes:
+        """Returns the encoded image that `image_or_path` found; raises ImageError as `encoded` does."""
         if isinstance(found, bytes):
             return found
         with open_image_file(self.locate(found)) as stream:
@@ -58,12 +63,18 @@ class ImageFolder:
     def leads_to_image(self, cell: Any) -> bool:
         """Returns whether a cell holds an image or names a file or folder; raises ImageError if it does not."""
         found = image_or_path(cell)
-        return (isinstance(found, str) and self.directory(found) is not None) or bool(self.encoded(cell))
+        return (isinstance(found, str) and self.directory(found) is not None) or bool(self.content(found))
 
-    def digest(self, path: Path) -> str:
-        """Returns the sha256 of an image file; raises ImageError for one that cannot be read."""
-        with open_image_file(path):  # which checks it
-            return file_sha256(path)
+    def digests(self, place: Path) -> list[str]:
+        """Returns the sha256 of an image file, or the name and the sha256 of each file below a directory.
+
+        Raises ImageError for a file that cannot be read.
+        """
+        if place.is_dir():
+            files = sorted(file for file in place.rglob("*") if file.is_file())
+            return [part for file in files for part in (file.name, *self.digests(file))]
+        with open_image_file(place) as stream:
+            return [hashlib.file_digest(stream, "sha256").hexdigest()]
 
     def locate(self, path: str) -> Path:
         """Returns the file that `path` means; raises ImageError for one that is not there or lies outside."""
@@ -76,7 +87,8 @@ class ImageFolder:
         exactly one file below the directory: a name alone finds it in any folder; `p2/1.png` never finds `p1/1.png`.
         """
         if path.startswith("file://") and self.anywhere:
-            path = url2pathname(urlsplit(path).path)
+            with suppress(ValueError):  # of a malformed address
+                path = url2pathname(urlsplit(path).path)
         if "://" in path:
             raise ImageError("image by URL: download it, and give its path")
         if not self.anywhere and (Path(path).is_absolute() or ".." in Path(path).parts):
@@ -95,7 +107,7 @@ class ImageFolder:
     def directory(self, path: str) -> Path | None:
         """Returns the directory that `path` means, such as that of a DICOM series; None if there is none.
 
-        Raises ImageError for one outside of somebody else's dataset.
+        Raises ImageError for a directory outside of a downloaded dataset.
         """
         spelled = path.strip().replace("\\", "/")
         for place in (self.root or Path(), *self.beside):
@@ -117,7 +129,7 @@ class ImageFolder:
         raise ImageError(MISSING, lambda: self._nearest(path, spelled))
 
     def _inside(self, found: FoundImage, path: str) -> FoundImage:
-        """Returns `found`; raises ImageError if a link of somebody else's dataset leads to a file outside of it."""
+        """Returns `found`; raises ImageError if a link of a downloaded dataset leads to a file outside of it."""
         if not self.anywhere and not stays_inside(self.root or Path(), found.path):
             raise ImageError(LEADS_OUT, lambda: repr(path))
         return found

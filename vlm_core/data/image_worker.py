@@ -1,4 +1,4 @@
-"""`python -m vlm_core.data.image_worker`: decodes the images on its standard input, and says what each of them is.
+"""`python -m vlm_core.data.image_worker`: decodes the images on its standard input and prints the facts of each.
 
 Input: of each image its length in 8 bytes, then its bytes. Output: a line of JSON for each, `{"facts"}` or `{"error"}`.
 It ends with its input, so it never outlives the process that started it.

@@ -1,4 +1,4 @@
-"""Decodes the images of a build: in this process, and once that takes seconds, in several."""
+"""Decodes the images of a build: first in this process, then in worker processes if it takes more than seconds."""
 
 import json
 import os

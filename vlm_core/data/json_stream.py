@@ -81,11 +81,15 @@ class JsonStream:
     def names(self) -> Iterator[str]:
         """Yields the names in the object that comes next; the caller takes each value before the next name."""
         self.take("{")
+        names: set[str] = set()
         if self.peek() != "}":
             while True:
                 if self.peek() != '"':
                     raise self.error(f"a name in double quotes expected, found {self.peek()!r}")
                 key = self.value()
+                if key in names:
+                    raise self._twice(key)
+                names.add(key)
                 self.take(":")
                 yield key
                 if self.peek() != ",":
@@ -109,9 +113,11 @@ class JsonStream:
         found = dict(pairs)
         if len(found) != len(pairs):
             names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise self.error(f"an object has two values named {twice!r}; rename or delete one of them")
+            raise self._twice(next(name for name in names if names.count(name) > 1))
         return found
+
+    def _twice(self, name: str) -> ValueError:
+        return self.error(f"an object has two values named {name!r}; rename or delete one of them")
 
     def _integer(self, digits: str) -> int:
         if len(digits) > DIGITS:

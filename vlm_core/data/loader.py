@@ -1,6 +1,7 @@
-"""Which examples each step reads, a pure function of seed and epoch; and reading its batches ahead of their use.
+"""Plans which examples each optimizer step reads, and loads the batches ahead of time.
 
-So a resumed run needs no saved position, and one rank or two read the same examples in the same optimizer step.
+The plan depends only on seed and epoch. So a resumed run needs no saved position, and every number of ranks reads the
+same examples in the same step.
 """
 
 import os
@@ -25,9 +26,9 @@ def plan_epoch(
 ) -> list[list[int]]:
     """Returns the example indices of each optimizer step of an epoch: every example once, in seeded random order.
 
-    With `groups` (of each example, the number of its group, from 0) the groups come in random order, and the examples
-    of a group in random order one after the other. The last step has fewer if the batch size does not divide the
-    number of examples.
+    `groups` has the group number of each example, from 0. With it, groups are in random order and the examples of a
+    group follow each other in random order. The last step is smaller if the batch size does not divide the number of
+    examples.
     """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(num_examples, generator=generator)
@@ -50,7 +51,7 @@ class _Made(Dataset[Batch]):
 def iterate_steps(
     steps: Iterable[Sequence[Any]], make: Callable[[Any], Batch], num_workers: int
 ) -> Iterator[list[Batch]]:
-    """Yields the batches that `make` returns for each of `steps`, on the CPU; `num_workers` processes read ahead.
+    """Yields the list of batches of each step, built by `make` on the CPU; `num_workers` processes prefetch them.
 
     The processes live as long as the iteration, so what `make` keeps in memory serves all epochs of `steps`.
     """

@@ -1,11 +1,11 @@
-"""What the headers of a dataset's medical images say, counted; and what a reader should know about it."""
+"""Counts what the headers of a dataset's medical images say, and warns of what may affect training."""
 
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-COMMON = 12  # values of a kind that are listed
+COMMON = 12  # most frequent values of each kind to list
 COUNTED = {
     "window": "Windows",
     "modality": "Modalities",
@@ -20,7 +20,7 @@ DEEP_MODES = ("I", "F")
 
 
 def medical_statistics(encoded_facts: Iterable[str | None]) -> dict[str, Any]:
-    """Returns the number of medical images, how often each value stands in their headers, and personal tags by name."""
+    """Returns counts: of medical images, of the values in their headers, and of tags with personal data, by name."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in COUNTED}
     flags, tags, images, left_out = Counter[str](), Counter[str](), 0, 0
     for facts in (json.loads(one) for one in encoded_facts if one):
@@ -41,7 +41,7 @@ def medical_statistics(encoded_facts: Iterable[str | None]) -> dict[str, Any]:
 
 
 def medical_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
-    """Returns (whether it applies, the finding) for each thing that a reader should know about medical images."""
+    """Returns (whether it applies, the warning) for each possible warning about medical images."""
     medical, texts = found["medical"], found["personal_texts"]
     windows, flags, tags = medical["counts"]["window"], medical["flags"], medical["personal_tags"]
     like_ct = sum(count for words, count in windows.items() if "like HU" in words)
@@ -71,11 +71,11 @@ def medical_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
         (
             texts,
             "Questions or answers may hold personal data, which is trained on: "
-            f"{', '.join(f'{kind} in {count}' for kind, count in texts.items())}. Look at them.",
+            f"{', '.join(f'{kind} in {count}' for kind, count in texts.items())}. Check them.",
         ),
         (
             flags["burnt_in"],
-            f"{flags['burnt_in']} images may show text that was burnt in, such as a name, by their header.",
+            f"According to their headers, {flags['burnt_in']} images may show burnt-in text, such as a name.",
         ),
         (
             medical["of_shortened_volumes"],
@@ -92,7 +92,7 @@ def medical_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
 
 
 def signs_of_personal_data(found: Mapping[str, Any]) -> int:
-    """Returns how many images and texts of a dataset's statistics have a sign of personal data that is trained on."""
+    """Returns how many images and texts that a model trains on have a sign of personal data."""
     return found["medical"]["flags"]["burnt_in"] + sum(found["personal_texts"].values())
 
 

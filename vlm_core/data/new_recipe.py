@@ -1,4 +1,4 @@
-"""A recipe for somebody's own data: what was found in the data, and a model that fits this machine."""
+"""Writes a recipe for the user's data: what was found in the data, and a model that fits this machine."""
 
 import math
 import re
@@ -31,7 +31,7 @@ GPU_REASON = """\
 # A GPU was found here: MedGemma 4B, which has seen medical images, with LoRA (accept its licence on the hub and set
 # HF_TOKEN). google/gemma-3-4b-it trains with the same settings."""
 DIVIDED = {"case": "no case is in both splits", "image": "no image is in both splits"}
-UNPUBLISHED = "none of its own: dataset.split_by draws it from the rows above"
+UNPUBLISHED = "no published split: dataset.split_by draws one from the rows above"
 CPU_ENDING = """\
 # peft:   # LoRA, on a GPU
 #   dim: 8
@@ -43,7 +43,7 @@ CPU_ENDING = """\
 def share_for_intervals(config: Config, splits: Splits, conversations: Path) -> float | None:
     """Returns the share that makes so many cases validate that an evaluation has intervals, if the usual one does not.
 
-    None if it does, if somebody chose another one, and if there are too few cases.
+    Returns None if it does, if the config sets another share, or if there are too few cases.
     """
     usual = type(config.dataset).model_fields["validation_share"].default
     if splits.split_by != CASE or config.dataset.validation_share != usual:

@@ -1,12 +1,12 @@
-"""Shared-image packing: one sequence has the prefix of an image once, then the questions about it as branches.
+"""Shared-image packing: a sequence holds an image's prefix once, then each question about it as a branch.
 
     <bos> ... image ... | Is there a lesion? ... Yes.<end_of_turn> | Where is it? ... Left.<end_of_turn> | <pad>
     group 1, branch 0   | group 1, branch 1                        | group 1, branch 2                   | group 0
     positions 0 ... 265 | 266 ...                                  | 266 ...                             | 0
 
-A branch sees its prefix and itself, and its positions continue from the prefix: each token is computed as in a row of
-its own, and the prefix once for all of them (Molmo 2's message trees, arXiv 2601.10611, in Gemma's attention patterns).
-Shapes: R rows, L tokens of the longest one.
+A branch attends to its prefix and to itself, and its positions continue from the prefix. So each token is computed as
+in a separate row, but the prefix is computed once (the message trees of Molmo 2, arXiv 2601.10611, with Gemma's
+attention patterns). Shapes: R rows, L tokens in the longest row.
 """
 
 import bisect
@@ -25,16 +25,16 @@ from vlm_core.data.token_cache import TokenizedExample, first_target
 
 
 class Layout(Protocol):
-    """What packing has to know about the examples: int arrays with one entry per example."""
+    """What packing needs from the examples: int arrays with one entry per example."""
 
     lengths: np.ndarray  # tokens
-    prefixes: np.ndarray  # leading tokens that it may share with the examples of its group
-    groups: np.ndarray  # the number of its group
+    prefixes: np.ndarray  # leading tokens that an example may share with its group
+    groups: np.ndarray  # group number
 
 
 @dataclass(frozen=True)
 class Group:
-    """Examples (indices into the dataset) that share a prefix, and the most tokens that they take together."""
+    """Examples (indices into the dataset) that share a prefix, and an upper bound of their tokens together."""
 
     members: tuple[int, ...]
     tokens: int
@@ -57,9 +57,9 @@ def group_of(members: Sequence[int], layout: Layout) -> Group:
 
 
 def split_groups(groups: list[Group], layout: Layout, max_tokens: int, at_least: int = 1) -> list[Group]:
-    """Returns `groups`, halved if one has more than `max_tokens`, or if there are fewer than `at_least`.
+    """Returns `groups`, with groups halved that exceed `max_tokens`, or until there are at least `at_least` groups.
 
-    Each half has the prefix again. A single example is never divided.
+    Each half repeats the prefix. A single example is never split.
     """
     done, waiting = [], list(groups)
     while waiting:
@@ -74,10 +74,10 @@ def split_groups(groups: list[Group], layout: Layout, max_tokens: int, at_least:
 
 
 def pack_rows(groups: Sequence[Group], at_least: int = 1) -> list[Row]:
-    """Returns rows no longer than the longest group, longest first; each group goes into the row with least room left.
+    """Returns rows of groups by best-fit: each group, longest first, fills the row that has the least room left.
 
-    Attention costs the square of a row's length, so rows are as short as possible. If that makes fewer than `at_least`
-    rows, every group is a row of its own.
+    Attention cost grows with the square of a row's length. So no row is longer than the longest group. If that gives
+    fewer than `at_least` rows, every group gets its own row.
     """
     ordered = sorted(groups, key=lambda group: (-group.tokens, group.members))
     capacity = ordered[0].tokens
@@ -96,14 +96,15 @@ def pack_rows(groups: Sequence[Group], at_least: int = 1) -> list[Row]:
 
 
 def row_tokens(row: Row) -> int:
-    """Returns the most tokens that a row takes."""
+    """Returns an upper bound of a row's tokens."""
     return sum(group.tokens for group in row)
 
 
 def share_rows(rows: Sequence[Row], max_tokens: int, rank: int, world_size: int) -> list[tuple[list[Row], bool]]:
-    """Returns one rank's micro-batches as (rows, whether they count), of at most `max_tokens` with their padding.
+    """Returns one rank's micro-batches as (rows, whether they count); each has at most `max_tokens`, padding included.
 
-    All ranks get equally many, of nearly the same length; a rank without rows repeats one that does not count.
+    All ranks get the same number of micro-batches, of nearly the same length. A rank that is left without rows repeats
+    another rank's row, which does not count.
     """
     shares, start = [], 0
     while start < len(rows):
@@ -118,14 +119,15 @@ def share_rows(rows: Sequence[Row], max_tokens: int, rank: int, world_size: int)
 def pack(rows: Sequence[Sequence[Sequence[TokenizedExample]]], chat: ChatModel) -> Batch:
     """Returns the batch of `rows`: each row is a sequence of groups, and each group a sequence of examples.
 
-    All int64 (R, L): `input_ids`; `position_ids`; `group_ids`, 0 on padding; `branch_ids`, 0 on a prefix; `image_ids`,
-    which number the images of a row and are 0 outside them; and `targets`: the token that a position has to predict,
-    -100 if none is supervised. A model with M-RoPE takes `grid_position_ids` (3, R, L) in place of `position_ids`,
-    which always count tokens, because masks follow them.
+    All tensors are int64 (R, L): `input_ids`; `position_ids`; `group_ids` (0 on padding); `branch_ids` (0 on a prefix);
+    `image_ids` (the number of an image in its row, 0 elsewhere); and `targets` (the token that a position must predict,
+    -100 if it is not supervised). A model with M-RoPE takes `grid_position_ids` (3, R, L) instead of `position_ids`;
+    the latter always count tokens, because the masks use them.
     """
     columns = [_row([_columns(group) for group in row]) for row in rows]
-    # Padding repeats a real token. The padding token's embedding is zero, and Gemma 3n takes the standard deviation of
-    # what padding sees: of zeros alone, its gradient is infinite. No token sees padding, and it has no target.
+    # Pad with a real token, not the padding token. Gemma 3n computes a standard deviation over what a position attends
+    # to. The embedding of the padding token is zero, and the gradient of the deviation of zeros is infinite. No other
+    # token attends to padding, and it has no target.
     filling = {"input_ids": int(columns[0]["input_ids"][0]), "targets": IGNORE_INDEX}
     batch = {
         name: torch.nn.utils.rnn.pad_sequence(
@@ -148,7 +150,7 @@ def _row(groups: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
 
 
 def _columns(group: Sequence[TokenizedExample]) -> dict[str, list[int]]:
-    """Returns the tokens of a group: the longest prefix that all of it shares, then the rest of each example."""
+    """Returns the columns of a group: the longest prefix shared by all examples, then the rest of each example."""
     prefix = common_prefix(group)
     first = group[0]
     columns: dict[str, Any] = {
@@ -167,7 +169,7 @@ def _columns(group: Sequence[TokenizedExample]) -> dict[str, list[int]]:
 
 
 def common_prefix(group: Sequence[TokenizedExample]) -> int:
-    """Returns how many leading tokens a whole group shares; each example keeps one token that is not a target."""
+    """Returns how many leading tokens all examples share; a branch keeps at least one token before its first target."""
     if len(group) == 1:
         return 0
     columns = zip(*(example.input_ids for example in group), strict=False)

@@ -1,6 +1,6 @@
-"""Phantom: generated CT-like and MR-like slices with questions, in the columns and statistics of MedPix-VQA.
+"""Generates the phantom dataset: CT-like and MR-like slices with questions, in the columns of MedPix-VQA.
 
-Every answer is known from how the slice was drawn, and none can be told from a question's text.
+The drawing determines every answer. The text of a question never gives the answer away.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 PHANTOM_VERSION: Final = 1
-"""Part of the name of anything made from a phantom: raised when equal arguments draw or ask differently."""
+"""Part of every phantom's cache key. Increase it if equal arguments must give other images or questions."""
 
 CLOSED_QUESTIONS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "presence": ("Is there a lesion in this image?", ("Yes", "No")),
@@ -31,15 +31,15 @@ CLOSED_QUESTIONS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "size": ("Is the diameter of the finding small or large?", ("Small", "Large")),
     "number": ("Does the finding consist of one or of two lesions?", ("One", "Two")),
 }
-"""Kind -> (its one phrasing, its answers). The last four are asked only of images with a lesion."""
+"""Kind -> (the question, the possible answers). The last four are asked only if the image shows a lesion."""
 
 _LESION_KINDS: Final = ("side", "height", "size", "number")
 _IMAGE_KINDS: Final = ("presence", "modality", "plane", "fat", "gas")
-# Two images in three show a lesion; asking half of those about it makes "Yes" right half the time.
+# Two images in three show a lesion. Half of those are asked "presence", so "Yes" is right half the time.
 _FIFTH_KINDS: Final = ("presence",) * 4 + _IMAGE_KINDS[1:]
 _OPENERS: Final = ("", "Looking closely, ", "For the report, ", "In one sentence, ", "As a radiologist, ")
 _WHERE: Final = "{number} {size} {lesions} in the {height} {side} part"
-_FRAMES: Final = (  # question, answer with a lesion, answer without one (none: not asked)
+_FRAMES: Final = (  # question, answer with a lesion, answer without (None: not asked)
     (
         "what does this image show?",
         "This {plane} {modality} slice, with {fat} fat and {gas_words}, shows " + _WHERE + ".",
@@ -90,7 +90,7 @@ _SCHEMA: Final = pa.schema(
 
 @dataclass(frozen=True, slots=True)
 class _Slice:
-    """One image to draw: where it goes, what it shows (kind -> answer), and the kinds it is asked about."""
+    """The plan of one image: split and case, what it shows (kind -> answer), and the kinds of its questions."""
 
     index: int
     case_id: str
@@ -100,10 +100,10 @@ class _Slice:
 
 
 def write_phantom(directory: Path, num_images: int, seed: int, image_size: int) -> None:
-    """Write `data/{train,validation}-00000-of-00001.parquet` under `directory`: 10 rows an image.
+    """Write `data/{train,validation}-00000-of-00001.parquet` under `directory`: 10 rows per image.
 
-    15 % of the images, drawn regardless of their case, are the validation split. Images are square 8-bit
-    grey PNGs of `image_size` pixels. Equal arguments write byte-identical files. Few images are in memory.
+    15 % of the images are the validation split; they are drawn without regard to their case. Images are square
+    8-bit grey PNGs of `image_size` pixels. Equal arguments write byte-identical files.
 
     Raises:
         ValueError: `num_images` < 2 (a split would be empty) or `image_size` < 32 (a lesion would vanish).
@@ -118,7 +118,7 @@ def write_phantom(directory: Path, num_images: int, seed: int, image_size: int) 
 
 
 def _write(path: Path, slices: list[_Slice], seed: int, image_size: int) -> None:
-    """Write the images of one split; a row group stores each of its 16 images once, for all 10 questions."""
+    """Write the images of one split; a row group stores each of its 16 images once for 10 questions."""
     with pq.ParquetWriter(path, _SCHEMA, dictionary_pagesize_limit=2**28) as writer:
         for start in range(0, len(slices), 16):
             rows = [row for one in slices[start : start + 16] for row in _rows(one, seed, image_size)]
@@ -152,7 +152,7 @@ def _open_pairs(facts: dict[str, str], rng: np.random.Generator) -> Iterator[tup
 
 
 def _plan(num_images: int, rng: np.random.Generator) -> list[_Slice]:
-    """Return every image's split, case, content and questions, the answers of each split in balance."""
+    """Return the plan of every image; the answers are balanced within each split."""
     validation = math.ceil(0.15 * num_images)
     splits = rng.permutation(["validation"] * validation + ["train"] * (num_images - validation)).tolist()
     cases, modalities = _cases(splits, rng)
@@ -174,13 +174,13 @@ def _plan(num_images: int, rng: np.random.Generator) -> list[_Slice]:
 
 
 def _balanced(values: tuple[str, ...], count: int, rng: np.random.Generator) -> list[str]:
-    """Return `count` values in random order, as equally frequent as can be."""
+    """Return `count` values in random order, as evenly distributed as possible."""
     ordered = rng.permutation(values).tolist()
     return rng.permutation([ordered[index % len(ordered)] for index in range(count)]).tolist()
 
 
 def _cases(splits: list[str], rng: np.random.Generator) -> tuple[list[str], list[str]]:
-    """Return each image's case and modality: 1 to 6 images a case (3 on average), one modality a case."""
+    """Return each image's case and modality: a case has one modality and 1 to 6 images (3 on average)."""
     cases: list[str] = []
     modalities: list[str] = []
     lead = dict.fromkeys(_SPLITS, 0)  # CT minus MR images so far
@@ -197,7 +197,7 @@ def _cases(splits: list[str], rng: np.random.Generator) -> tuple[list[str], list
 
 
 class _Canvas:
-    """A grey slice under construction: coordinates from -1 (left, top) to 1 about the body's centre."""
+    """A grey slice being drawn; coordinates run from -1 (left, top) to 1 around the body's centre."""
 
     def __init__(self, facts: dict[str, str], size: int, rng: np.random.Generator) -> None:
         self.axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
@@ -207,7 +207,7 @@ class _Canvas:
         self.pixels = np.full((size, size), self.grey["air"], dtype=np.float32)
 
     def ellipse(self, at: _Pair, radii: _Pair, grey: float, power: float = 2.0) -> None:
-        """Fill a (super)ellipse with a grey level, its edge smoothed over one pixel; only its box is computed."""
+        """Fill a (super)ellipse with a grey level; its edge is smoothed over one pixel."""
         boxes, terms = [], []
         for middle, radius in zip(self.centre + at, radii, strict=True):
             distance = np.abs((self.axis - np.float32(middle)) / np.float32(radius))
@@ -230,7 +230,7 @@ def _draw(facts: dict[str, str], size: int, rng: np.random.Generator) -> np.ndar
     if facts["presence"] == "Yes":
         _draw_lesions(canvas, facts, rng)
     pixels = canvas.pixels
-    if facts["modality"] == "MR":  # the coil nearer to one corner brightens it
+    if facts["modality"] == "MR":  # the coil brightens the corner that is nearest to it
         tilt = rng.uniform(-0.1, 0.1, size=2).astype(np.float32)
         pixels = pixels * (1 + tilt[0] * canvas.axis + tilt[1] * canvas.axis[:, None])
     grain = np.float32(4 if facts["modality"] == "CT" else 2)
@@ -239,7 +239,7 @@ def _draw(facts: dict[str, str], size: int, rng: np.random.Generator) -> np.ndar
 
 
 def _draw_body(canvas: _Canvas, facts: dict[str, str], rng: np.random.Generator) -> None:
-    """Draw the table (CT), the body's outline with its layer of fat, and a pair of organs."""
+    """Draw the table (CT only), the body with its layer of fat, and a pair of organs."""
     grey = canvas.grey
     width, height = (radius * rng.uniform(0.95, 1.03) for radius in _BODY[facts["plane"]])
     if facts["modality"] == "CT" and facts["plane"] == "Axial":
@@ -255,7 +255,7 @@ def _draw_body(canvas: _Canvas, facts: dict[str, str], rng: np.random.Generator)
 
 
 def _draw_bones(canvas: _Canvas, plane: str) -> None:
-    """Draw the spine: cut across (axial), or a column in the middle (coronal) or behind (sagittal)."""
+    """Draw the spine: a cross section (axial), or a column in the middle (coronal) or at the back (sagittal)."""
     if plane == "Axial":
         joints = [(0.0, 0.36, 0.13), (0.0, 0.52, 0.06)]
     elif plane == "Coronal":
@@ -268,7 +268,7 @@ def _draw_bones(canvas: _Canvas, plane: str) -> None:
 
 
 def _draw_lesions(canvas: _Canvas, facts: dict[str, str], rng: np.random.Generator) -> None:
-    """Draw one lesion, or two of like size side by side, well inside one quadrant of the image."""
+    """Draw one lesion, or two of similar size side by side, well inside one quadrant of the image."""
     column, row = _QUADRANT[facts["plane"]]
     x = rng.uniform(-0.03, 0.03) + (column if facts["side"] == "Right" else -column)
     y = rng.uniform(-0.03, 0.03) + (row if facts["height"] == "Lower" else -row)
@@ -282,7 +282,7 @@ def _draw_lesions(canvas: _Canvas, facts: dict[str, str], rng: np.random.Generat
 
 
 def main() -> None:
-    """Write a phantom from the command line and say what was written."""
+    """Write a phantom from the command line and print the files written."""
     parser = argparse.ArgumentParser(prog="python -m vlm_core.data.phantom", description=__doc__)
     parser.add_argument("--output", type=Path, required=True, help="directory to write into")
     parser.add_argument("--images", type=int, default=2050, help="number of images")

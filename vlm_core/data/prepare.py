@@ -1,4 +1,4 @@
-"""The data of a run, ready to be read: fetched, divided, cached, and refused if too much of it was rejected."""
+"""Prepares the data of a run: fetches, divides and caches it, and refuses it if too many rows were rejected."""
 
 import logging
 from pathlib import Path
@@ -17,9 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple[Path, bool]:
-    """Returns (the conversation cache of `config`, whether it was there already); `splits` if they are known.
+    """Returns (the conversation cache of `config`, whether it existed already); `splits` are fetched if not given.
 
-    Raises ValueError for data that cannot be had or read, or of which more than the configured share is rejected.
+    Raises ValueError for data that cannot be fetched or read, and if more than the configured share is rejected.
     """
     directory, reused = build_conversations(splits or fetch_splits(config))
     require_few_rejects(directory, config)

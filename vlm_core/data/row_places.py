@@ -6,9 +6,8 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from vlm_core.data.csv_rows import CsvRows
-from vlm_core.data.json_rows import JsonRows
 from vlm_core.data.row_readers import ArrowTables, LabelledRows, Rows
+from vlm_core.data.text_rows import TextRows
 
 
 class _File(NamedTuple):
@@ -48,9 +47,7 @@ def _files(rows: Rows) -> list[_File]:
     if isinstance(rows, LabelledRows):
         return _files(rows.rows)
     if isinstance(rows, ArrowTables):
-        return [_File(path, rows.length(path), None) for path in rows.files]
-    if isinstance(rows, CsvRows):
-        return [_File(file.path, file.length, file.lines) for file in rows.files]
-    if isinstance(rows, JsonRows):
-        return [_File(f.path, f.length, None if f.form == "columns" else f.lines) for f in rows.files]
+        return [_File(path, rows.lengths[path], None) for path in rows.files]
+    if isinstance(rows, TextRows):
+        return [_File(file.path, file.length, file.lines if file.has_lines else None) for file in rows.files]
     return []

@@ -1,13 +1,12 @@
-"""Readers of rows: parquet and Arrow files in batches, tables of the `datasets` library, a user's own function.
+"""Readers of rows: parquet and Arrow files in batches, tables of the `datasets` library.
 
 No reader decodes an image: a cell holds what the dataset stores, and `vlm_core.data.examples` interprets it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,11 +26,11 @@ Row = dict[str, Any]
 
 
 class Rows(Protocol):
-    """Rows `[start, stop)` of a split, read as often as wanted and never all at once."""
+    """The rows of a split, read in batches as often as needed."""
 
     @property
     def columns(self) -> list[str]:
-        """The names of the columns, each file's own."""
+        """The names of the columns of all files."""
         ...
 
     def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
@@ -74,7 +73,8 @@ class ArrowTables:
         return {path: self.schema(path) for path in self.files}
 
     @cached_property
-    def _lengths(self) -> dict[Path, int]:
+    def lengths(self) -> dict[Path, int]:
+        """The number of rows of each file."""
         return {path: self.length(path) for path in self.files}
 
     @property
@@ -87,15 +87,15 @@ class ArrowTables:
         ]
 
     def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
-        return [(path, self._schemas[path].names) for path in self.files if self._lengths[path]]
+        return [(path, self._schemas[path].names) for path in self.files if self.lengths[path]]
 
     def __len__(self) -> int:
-        return sum(self._lengths.values())
+        return sum(self.lengths.values())
 
     def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
         position = 0
         for path in self.files:
-            end = position + self._lengths[path]
+            end = position + self.lengths[path]
             if end > start and (stop is None or position < stop):
                 schema = self._schemas[path]
                 decoders = decoders_of(schema, features_of(schema))
@@ -109,23 +109,31 @@ class ArrowTables:
 class ParquetRows(ArrowTables):
     """Rows of parquet files."""
 
+    @cached_property
+    def _metadata(self) -> dict[Path, Any]:
+        """The footer of each file."""
+        found = {}
+        for path in self.files:
+            with named_in_errors(path):
+                found[path] = pq.read_metadata(path)
+        return found
+
     def schema(self, path: Path) -> pa.Schema:
         with named_in_errors(path):
-            return pq.read_schema(path)
+            return self._metadata[path].schema.to_arrow_schema()
 
     def length(self, path: Path) -> int:
-        with named_in_errors(path):
-            return pq.read_metadata(path).num_rows
+        return self._metadata[path].num_rows
 
     def record_batches(self, path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         # By default, pyarrow reads a file's whole columns ahead, with all images.
-        file = pq.ParquetFile(path, buffer_size=BUFFER, pre_buffer=False)
+        file = pq.ParquetFile(path, metadata=self._metadata[path], buffer_size=BUFFER, pre_buffer=False)
         return file.iter_batches(ROWS_AT_ONCE, columns=list(columns))
 
     def holds_images(self, column: str) -> bool:
         """Returns whether the statistics of all files say that a column holds the bytes of every image."""
-        files = (pq.read_metadata(path) for path in self.files)
-        groups = (metadata.row_group(number) for metadata in files for number in range(metadata.num_row_groups))
+        footers = self._metadata.values()
+        groups = (footer.row_group(number) for footer in footers for number in range(footer.num_row_groups))
         return all(_holds_all_images(group, column) for group in groups)
 
 
@@ -186,14 +194,14 @@ class TableRows:
 
 @dataclass(frozen=True)
 class LabelledRows:
-    """Rows whose labels have names that only the dataset's card says."""
+    """Rows of files that store labels as numbers; only the dataset's card has the names."""
 
     rows: Any
     decoders: Mapping[str, Decode]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What to say about how the files were read."""
+        """What the log says about how the files are read."""
         return self.rows.notes
 
     @property
@@ -214,34 +222,9 @@ class LabelledRows:
         return self.rows.holds_images(column)
 
 
-@dataclass(frozen=True)
-class FunctionRows:
-    """What a function of the user's returns; it is called when the first row is wanted."""
-
-    call: Callable[[], Any]
-
-    columns = ["conversation", "case_id", "mode"]
-
-    @cached_property
-    def _items(self) -> Any:
-        return self.call()
-
-    def columns_by_file(self) -> list[tuple[Path, Sequence[str]]]:
-        return []
-
-    def batches(self, columns: Sequence[str], start: int, stop: int | None) -> Iterator[tuple[int, list[Row]]]:
-        items, number = iter(self._items), 0
-        while rows := list(islice(items, ROWS_AT_ONCE)):
-            yield number, [{column: row.get(column) for column in columns} for row in rows]
-            number += len(rows)
-
-    def holds_images(self, column: str) -> bool:
-        return True  # The function answers for what it reads: `path_or_dataset` identifies it.
-
-
 @contextmanager
 def named_in_errors(path: Path) -> Iterator[None]:
-    """Raises ValueError with the file's name for what Arrow says about a damaged file."""
+    """Turns Arrow's errors about a damaged file into a ValueError that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError) as error:

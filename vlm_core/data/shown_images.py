@@ -25,7 +25,7 @@ def shown_images(inputs: Mapping[str, torch.Tensor], image_processor: Any) -> li
     elif pixels.dim() >= 4 and pixels.shape[-3] == CHANNELS:
         arrays = list(pixels.reshape(-1, *pixels.shape[-3:]))
     else:
-        raise ValueError(f"pixel_values of shape {tuple(pixels.shape)} are no picture")
+        raise ValueError(f"pixel_values of shape {tuple(pixels.shape)} are not pictures")
     return [_picture(array, image_processor) for array in arrays if array.numel()]
 
 

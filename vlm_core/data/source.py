@@ -1,11 +1,11 @@
-"""Where a dataset comes from: the hub, a local directory or file, the phantom generator, a user's own function."""
+"""Opens a dataset: from the hub, a local directory or file, the phantom generator, or a user's function."""
 
 import hashlib
 import inspect
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +21,13 @@ from vlm_core.data.dataset_card import has_named_files
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
+from vlm_core.data.function_rows import FunctionRows
+from vlm_core.data.hub_files import HUB_FILES
+from vlm_core.data.image_cells import ImageError
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.medical.settings import identity
 from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
-from vlm_core.data.row_readers import FunctionRows, Rows
+from vlm_core.data.row_readers import Rows
 from vlm_core.files import file_sha256
 from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
@@ -32,29 +35,16 @@ from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
-
-def _patterns(suffixes: Iterable[str]) -> list[str]:
-    """Returns patterns of files with these suffixes, in small and in capital letters."""
-    letters = ("".join(f"[{c}{c.upper()}]" if c.isalpha() else c for c in suffix) for suffix in suffixes)
-    return ["*.md", *(f"*.{suffix}" for suffix in letters)]
-
-
 TRAIN = "train"
 PHANTOM = "builtin:phantom"
 PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
-TEXT_TABLES = [f"{suffix}{packed}" for suffix in ("json", "jsonl", "ndjson", "csv", "tsv") for packed in ("", ".gz")]
-IMAGES = ("png", "jpg", "jpeg", "bmp", "gif", "tif", "tiff", "webp", "dcm", "nii", "nii.gz")
-
-
-# What is downloaded: parquet files alone if they hold the rows, which a repository often has in other forms too.
-HUB_FILES = (_patterns(["parquet"]), _patterns(["parquet", "arrow", "feather", *TEXT_TABLES, *IMAGES]))
 
 
 @dataclass(frozen=True)
 class SplitSource:
-    """The rows `[start, stop)` of a split, and how each becomes an example."""
+    """The rows `[start, stop)` of a split, and everything that turns a row into an example."""
 
-    name: str  # as asked for, for example `dataset.path_or_dataset`: says in messages which setting to mend
+    name: str  # as in the config, so that an error names the value to correct
     split: str
     rows: Rows
     start: int
@@ -63,17 +53,17 @@ class SplitSource:
     images: CellImages
     fingerprint: str  # of the content, the row range, the columns and the settings of images
     revision: str | None  # the commit, for a dataset of the hub
-    notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
+    notes: tuple[str, ...] = ()  # for the log: choices that the data decided, not the config
 
     @property
     def folder(self) -> ImageFolder:
-        """Where its images are looked for."""
+        """The folder in which its images are searched for."""
         return self.images.folder
 
 
 @dataclass(frozen=True)
 class OpenDataset:
-    """A dataset that is at hand: its tables by split, and where its images are."""
+    """A dataset on this machine: its tables by split, and the directory of its images."""
 
     config: DatasetConfig
     directory: Path
@@ -81,7 +71,7 @@ class OpenDataset:
     tables: Tables
 
     def take(self, expression: str) -> SplitSource:
-        """Returns the checked source of the rows that a split expression means.
+        """Returns the checked source of the rows that a split expression selects, such as `train[:1000]`.
 
         Raises ValueError for a missing split or column, and an empty split.
         """
@@ -95,9 +85,9 @@ class OpenDataset:
             raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows{_listed_files(files)}")
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
-        # A commit names its content, but not how images are found in it; without one, the tables and images are hashed.
-        found, how = _image_digests(rows, columns, folder)
-        content = [self.revision, *how] if self.revision else [*_digests(files), *found]
+        places, how = _image_places(rows, columns, folder)
+        # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
+        content = [self.revision, *how] if self.revision else [*_digests(files), *_image_digests(places, folder)]
         return SplitSource(
             name=name,
             split=split,
@@ -122,19 +112,19 @@ class OpenDataset:
         )
 
     def _only_table(self, expression: str) -> tuple[str, list[str]]:
-        """Returns the expression for the rows to train on: of a local dataset of one table, whatever its name says."""
+        """Returns (the split expression to train on, notes); a local dataset of one table trains on that table."""
         split, *others = self.tables.by_split
         name, bracket, part = expression.partition("[")
         if others or name != TRAIN or name == split or is_repository_id(self.config.path_or_dataset):
             return expression, []
-        taken = f"{self.config.path_or_dataset} has one table, named as {split}: it is taken to train on"
+        taken = f"{self.config.path_or_dataset} has one table, named {split}: it is used for training"
         return f"{split}{bracket}{part}", [taken]
 
 
 def open_dataset(config: DatasetConfig) -> OpenDataset:
-    """Returns a dataset of tables, downloaded or generated if it is missing.
+    """Returns the dataset's tables by split; downloads or generates them if they are missing.
 
-    Raises ValueError for a repository that cannot be had, and for tables that cannot be read.
+    Raises ValueError if the repository cannot be downloaded or a table cannot be read.
     """
     directory, revision = _fetch(config)
     anywhere = not is_repository_id(config.path_or_dataset)
@@ -150,7 +140,7 @@ def open_dataset(config: DatasetConfig) -> OpenDataset:
 
 
 def fetch_split(config: DatasetConfig) -> SplitSource:
-    """Returns the checked source of one split, downloaded or generated if it is missing.
+    """Returns the checked source of one split; downloads or generates the dataset if it is missing.
 
     Raises ValueError as `open_dataset` and `OpenDataset.take` do.
     """
@@ -160,14 +150,14 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
 
 
 def _of_function(config: DatasetConfig) -> SplitSource:
-    """Returns a source whose rows a function of the user's makes, identified by its code, arguments and data."""
+    """Returns a source whose rows a user's function returns; the fingerprint covers its code, arguments and data."""
     assert config.target
     function, path = load_target("dataset", config.target), Path(config.path_or_dataset)
     content = _digests(sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path])
     try:
         code = _digests([Path(inspect.getfile(function))])
     except TypeError:
-        raise ValueError(f"dataset._target_={config.target!r} is no function that a file defines") from None
+        raise ValueError(f"dataset._target_={config.target!r} must be a function defined in a Python file") from None
     commit = None
     if is_repository_id(config.path_or_dataset):
         commit = current_commit(config.path_or_dataset, "dataset", config.revision)
@@ -243,7 +233,7 @@ def _listed_files(files: list[Path]) -> str:
 
 
 def _require_in_every_file(rows: Rows, columns: Columns) -> None:
-    """Raises ValueError that names the first file that lacks a column in use."""
+    """Raises ValueError for the first file that lacks a column in use."""
     for path, names in rows.columns_by_file():
         if lacking := {key: column for key, column in columns.settings.items() if column not in names}:
             raise ValueError(
@@ -252,32 +242,41 @@ def _require_in_every_file(rows: Rows, columns: Columns) -> None:
             )
 
 
-def _image_digests(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[list[str], list[str]]:
-    """Returns what identifies the images that rows refer to by path, and what to say about how they were found.
+def _image_places(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[dict[str, Path | str], list[str]]:
+    """Returns (`{path in the rows: file or directory, or why it is not found}`, notes about images found elsewhere).
 
-    A missing image is rejected later, row by row.
+    A missing image is not an error here: its row is rejected later.
     """
-    paths = _image_paths(rows, columns)
-    found, by = [], defaultdict(list)
-    for path in sorted(paths):
+    found: dict[str, Path | str] = {}
+    by = defaultdict(list)
+    for path in sorted(_image_paths(rows, columns)):
         try:
             if (directory := folder.directory(path)) is not None:
-                files = sorted(file for file in directory.rglob("*") if file.is_file())
-                found += [path, *(part for file in files for part in (file.name, folder.digest(file)))]
+                found[path] = directory
                 continue
             image = folder.find(path)
-            found += [path, folder.digest(image.path)]
+            found[path] = image.path
             by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
-        except ValueError as reason:
-            found += [path, str(reason)]
+        except ImageError as reason:
+            found[path] = str(reason)
     by.pop("", None)
     return found, [f"{len(which)} images were found {how}: {which[0]}" for how, which in by.items()]
 
 
-def _image_paths(rows: Rows, columns: Columns) -> set[str]:
-    """Returns the paths in the image cells and conversations of all rows, in every form that an example may have them.
+def _image_digests(places: Mapping[str, Path | str], folder: ImageFolder) -> Iterator[str]:
+    """Yields what identifies the images in `places`: their paths and contents."""
+    for path, place in places.items():
+        yield path
+        try:
+            yield from [place] if isinstance(place, str) else folder.digests(place)
+        except ImageError as reason:
+            yield str(reason)
 
-    Images that a column holds itself are not read for it.
+
+def _image_paths(rows: Rows, columns: Columns) -> set[str]:
+    """Returns the paths in the image cells and conversations of all rows.
+
+    Columns that store the images themselves are not read.
     """
     stored = columns.image is not None and rows.holds_images(columns.image)
     without = replace(columns, image=None) if stored and columns.conversation is None else columns

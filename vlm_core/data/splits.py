@@ -1,4 +1,4 @@
-"""The two sides of a dataset: as they were published, or divided anew so that no case or image is on both."""
+"""Divides a dataset into training and validation: as published, or drawn so that no case or image is in both."""
 
 import hashlib
 import json
@@ -15,63 +15,63 @@ logger = logging.getLogger(__name__)
 VALIDATION = "validation"
 SPLITS = (TRAIN, VALIDATION)
 PUBLISHED, CASE, IMAGE = "published", "case", "image"
-VALIDATION_NAMES = ("validation", "val", "valid", "dev")  # the first that is there
-TEST_NAMES = ("test", "testing", "eval", "evaluation")  # if no other split validates
+VALIDATION_NAMES = ("validation", "val", "valid", "dev")  # in order of preference
+TEST_NAMES = ("test", "testing", "eval", "evaluation")  # used if there is no validation split
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Checked sources, and the rule by which their rows come to train or to validate."""
+    """Checked sources, and the rule that assigns their rows to training or validation."""
 
-    sources: dict[str, SplitSource]  # by the split that published them
+    sources: dict[str, SplitSource]  # by published split
     split_by: str = PUBLISHED
     seed: int = 0
     validation_share: float = 0.0
-    notes: tuple[str, ...] = ()  # what was looked up in the data and not named by the config
+    notes: tuple[str, ...] = ()  # for the log: choices that the data decided, not the config
 
     @property
     def fingerprint(self) -> str:
-        """Returns a hash of all that decides which rows stand on which side."""
+        """A hash of everything that decides which rows are in which split."""
         rule = [self.split_by, self.seed, self.validation_share] if self.split_by != PUBLISHED else [PUBLISHED]
         if self.split_by == IMAGE:
-            rule.append("connected")  # Caches that went by an example's first image are others.
+            rule.append("connected")  # Changes the key: older caches split by first image only.
         identity = {name: source.fingerprint for name, source in self.sources.items()}
         return hashlib.sha256(json.dumps([identity, rule], sort_keys=True).encode()).hexdigest()
 
     def side_of(self, name: str) -> str:
-        """Returns the side of what must not be divided: a case, or an image with all that examples show beside it.
+        """Returns the split of a unit that must stay together: a case, or a set of images that examples show together.
 
-        It is drawn by its own name: which side it is on depends on no other, so that a dataset that grows moves none.
+        The draw depends on the unit's own name only. So new rows never move an existing case or image.
         """
         return VALIDATION if self.drawn(name) < self.validation_share else TRAIN
 
     def drawn(self, name: str) -> float:
-        """Returns the number in [0, 1) that is drawn for a name."""
+        """Returns a number in [0, 1) that depends only on the name and the seed."""
         return int.from_bytes(hashlib.sha256(f"{self.seed}|{name}".encode()).digest()[:8]) / 2**64
 
 
 class ConnectedImages:
-    """Images that examples show together, directly or by way of others: disjoint sets, joined as examples come."""
+    """Sets of images that examples show together, directly or through other images (union-find)."""
 
     def __init__(self) -> None:
-        self._towards: dict[str, str] = {}  # of each image that joined another: one that is nearer to its set's name
+        self._parents: dict[str, str] = {}  # union-find parent links
 
     def join(self, images: Sequence[str]) -> None:
-        """Puts the images of an example, by their hashes, into one set."""
+        """Merges the sets of an example's images; `images` are hashes."""
         names = {self.name(image) for image in images}
         for other in names - {least := min(names)}:
-            self._towards[other] = least
+            self._parents[other] = least
 
     def name(self, image: str) -> str:
-        """Returns the least hash of an image's set: of one that is alone, its own, in whatever order examples came."""
-        while image in self._towards:
-            nearer = self._towards[image]
-            self._towards[image] = image = self._towards.get(nearer, nearer)
+        """Returns the name of an image's set: its smallest hash. It does not depend on the order of the examples."""
+        while image in self._parents:
+            parent = self._parents[image]
+            self._parents[image] = image = self._parents.get(parent, parent)
         return image
 
 
 def fetch_splits(config: Config) -> Splits:
-    """Returns the checked sources of both splits, with each `auto` of the config looked up in the data and logged.
+    """Returns the checked sources of both splits. Resolves each `auto` of the config from the data and logs it.
 
     Raises ValueError as `fetch_split` does.
     """
@@ -97,14 +97,14 @@ def fetch_splits(config: Config) -> Splits:
             f"dataset {rule.path_or_dataset!r} has no validation split; it has {', '.join(opened.tables.by_split)}. "
             "Leave dataset.split_by out, or set it to case or image, to divide the rows of dataset.split"
         )
-    said = dict.fromkeys([*(note for source in sources.values() for note in source.notes), *notes])
-    for note in said:
+    every_note = dict.fromkeys([*(note for source in sources.values() for note in source.notes), *notes])
+    for note in every_note:
         logger.info("%s", note)
-    return Splits(sources, split_by, rule.split_seed, rule.validation_share, tuple(said))
+    return Splits(sources, split_by, rule.split_seed, rule.validation_share, tuple(every_note))
 
 
 def _of_function(config: Config) -> Splits:
-    """Returns the sources of a user's function, which names no splits: those of the config, or train and validation."""
+    """Returns the sources of a user's function; the config names its splits, or they are train and validation."""
     rule, other = config.dataset, config.validation_source
     sources = {TRAIN: fetch_split(rule)}
     if other is not None:
@@ -117,9 +117,10 @@ def _of_function(config: Config) -> Splits:
 def _validation_split(
     config: Config, names: Collection[str], train: SplitSource | None
 ) -> tuple[str | None, list[str]]:
-    """Returns (the split that validates, None if there is none, what to say about it); `train` if it is of one dataset.
+    """Returns (the name of the validation split or None, notes for the log) from the split names of a dataset.
 
-    With `dataset.split_by` a test split is left alone: what validates is drawn from the others.
+    `train` is the training source if both come from one dataset, else None. If `dataset.split_by` is a case or image,
+    a test split is never used: the validation rows are drawn from the training split.
     """
     wanted = config.validation_dataset.split
     if wanted != AUTO:
@@ -127,13 +128,13 @@ def _validation_split(
     free = {name.lower(): name for name in names if train is None or name != train.split}
     for name in VALIDATION_NAMES:
         if name in free:
-            return free[name], [] if name == VALIDATION else [f"validates on the split {free[name]}"]
+            return free[name], [] if name == VALIDATION else [f"using the split {free[name]} for validation"]
     if train is None and len(names) == 1:
         return next(iter(names)), []
     for name in TEST_NAMES if config.dataset.split_by in (AUTO, PUBLISHED) else ():
         if name in free:
             return free[name], [
-                f"no validation split: validates on the split {free[name]}, which is then not a test of its own"
+                f"no validation split: using the split {free[name]} for validation; it is then no independent test set"
             ]
     if train is None:
         raise ValueError(
@@ -144,15 +145,15 @@ def _validation_split(
 
 
 def _divided(config: Config, train: SplitSource, split_by: str) -> str:
-    of = f"cases (column {train.columns.case})" if split_by == CASE else "images (no column tells the case)"
+    of = f"cases (column {train.columns.case})" if split_by == CASE else "images (no case column found)"
     return (
-        f"no validation split: {config.dataset.validation_share:.0%} of the {of} validate, and do not train "
+        f"no validation split: {config.dataset.validation_share:.0%} of the {of} are held out for validation "
         f"(dataset.split_by={split_by})"
     )
 
 
 def resolved_config(config: Config, splits: Splits) -> Config:
-    """Returns `config` with what was found in the data in place of each `auto`: it reads the same rows by itself."""
+    """Returns `config` with each `auto` replaced by its resolved value, so that it alone reads the same rows."""
     tree = config.model_dump(mode="json")
     rule, other = tree["dataset"], tree["validation_dataset"]
     rule["split_by"] = splits.split_by
@@ -166,7 +167,7 @@ def resolved_config(config: Config, splits: Splits) -> Config:
 
 
 def _found_columns(rule: Mapping[str, Any], splits: Splits) -> dict[str, str | None]:
-    """Returns `{config key: column}` of the columns that were looked up, if they are the same in all sources."""
+    """Returns `{config key: column}` of the columns resolved from `auto`, if all sources have the same one."""
     found = {}
     for key in ("image", "question", "answer", "case", "mode"):
         columns = {getattr(source.columns, key) for source in splits.sources.values()}
@@ -180,5 +181,5 @@ def _found_columns(rule: Mapping[str, Any], splits: Splits) -> dict[str, str | N
 
 
 def revisions(splits: Splits) -> dict[str, Any]:
-    """Returns `{split: commit}` of sources on the hub, None for others."""
+    """Returns `{split: commit}`; None for sources that are not on the hub."""
     return {name: source.revision for name, source in splits.sources.items()}

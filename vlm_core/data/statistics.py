@@ -1,6 +1,6 @@
-"""What a dataset is like, from its conversation cache: counts, lengths, duplicates, and what both splits share.
+"""Statistics of a dataset, from its conversation cache: counts, lengths, duplicates, overlap of the splits.
 
-It has no text and no image of the data, so it may be sent wherever numbers may be sent.
+They hold numbers only, no text and no image of the data. So they are safe to send to trackers.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from vlm_core.data.rejects import counted_rows
 
 STATISTICS = "statistics.json"
 BINS = 20
-COMMON = 12  # sizes, modes and formats that are listed
-FEW_CASES = 10  # with fewer, an evaluation gives no intervals
-ONE_SIDED = 0.8  # from this share of closed questions that the commonest answer gets right, it is a finding
+COMMON = 12  # most frequent sizes, modes and formats to list
+FEW_CASES = 10  # an evaluation gives no intervals for fewer cases
+ONE_SIDED = 0.8  # report a finding if the commonest answer is right for at least this share of closed questions
 
 
 @dataclass
@@ -40,11 +40,11 @@ class _Tally:
     modes: Counter[str] = field(default_factory=Counter)
     questions_of: Counter[int] = field(default_factory=Counter)  # image -> questions about it
     images_of: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))  # case -> its images
-    personal: Counter[str] = field(default_factory=Counter)  # kinds of personal data that texts may hold -> rows
+    personal: Counter[str] = field(default_factory=Counter)  # kind of possible personal data -> rows
     rows_of_case: Counter[str] = field(default_factory=Counter)
     question_words: list[int] = field(default_factory=list)
     answer_words: list[int] = field(default_factory=list)
-    answers_to: dict[bytes, set[bytes]] = field(default_factory=lambda: defaultdict(set))  # hashes, of what was asked
+    answers_to: dict[bytes, set[bytes]] = field(default_factory=lambda: defaultdict(set))  # question -> answers
 
     def add(self, row: dict[str, Any], closed_questions: Mapping[str, list[str]]) -> None:
         """Counts a row of the cache."""
@@ -66,7 +66,7 @@ class _Tally:
         self.answers_to[asked].add(answered)
 
     def summary(self) -> dict[str, Any]:
-        """Returns what statistics.json holds of the split."""
+        """Returns the split's entry in `statistics.json`."""
         return {
             "rows": self.rows,
             "text_only": self.text_only,
@@ -85,7 +85,7 @@ class _Tally:
 
 
 def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what `statistics.json` of a conversation cache holds; `manifest` has its rejects and closed questions."""
+    """Returns the content of `statistics.json`; the cache's `manifest` has its rejects and closed questions."""
     tallies, closed = {}, ClosedStatistics(manifest["closed_questions"])
     for split, add_closed in (("train", closed.add_train), ("validation", closed.add_validation)):
         tallies[split] = _Tally()
@@ -117,9 +117,9 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def spread(values: Iterable[int]) -> dict[str, Any]:
-    """Returns mean, median, 95th percentile, extremes, and a histogram of at most 20 bins, of whole numbers.
+    """Returns mean, median, 95th percentile, minimum, maximum and a histogram of integers, of at most 20 bins.
 
-    A bin is `[edges[i], edges[i + 1])`. Without values, the result is {}.
+    Bin i is `[edges[i], edges[i + 1])`. Returns {} if there are no values.
     """
     numbers = np.fromiter(values, dtype=np.int64)
     if not len(numbers):
@@ -157,7 +157,7 @@ def _overlap(train: _Tally, validation: _Tally) -> dict[str, Any]:
 
 
 def _alike_but_for_zeros(train: Iterable[str], validation: Iterable[str]) -> int:
-    """Returns how many validation cases have the id of a training case, but with other zeros before its numbers."""
+    """Returns how many validation case ids equal a training id except for leading zeros."""
     known, trained = set(train), {without_zeros(case) for case in train}
     return sum(without_zeros(case) in trained for case in validation if case not in known)
 
@@ -179,7 +179,7 @@ def _images(path: Path) -> dict[str, Any]:
 
 
 def findings(found: Mapping[str, Any]) -> list[str]:
-    """Returns what a reader should know before trusting a score on this data, the most serious first."""
+    """Returns warnings about this data that affect its scores, the most serious first."""
     cases, images, questions = (found["overlap"][kind] for kind in ("cases", "images", "questions"))
     train, validation = found["splits"]["train"], found["splits"]["validation"]
     repeated, contradicted = (train[kind] + validation[kind] for kind in ("duplicates", "contradictions"))
@@ -188,7 +188,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         (
             images["shared"],
             f"{images['share_of_validation_images']:.0%} of the validation images are also in training, with other "
-            "questions: scores on them say little. dataset.split_by=image keeps an image on one side, case a case.",
+            "questions: scores on them mean little. Set dataset.split_by=image, or case, to keep each in one split.",
         ),
         (
             cases["shared"],
@@ -199,7 +199,7 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         (
             cases["but_for_zeros"],
             f"{cases['but_for_zeros']} validation cases have the id of a training case with other leading zeros: if "
-            "they are the same patients, write their ids alike.",
+            "they are the same patients, write their ids the same way.",
         ),
         (
             validation["cases"] < FEW_CASES,
@@ -211,22 +211,22 @@ def findings(found: Mapping[str, Any]) -> list[str]:
         ),
         (
             (commonest or 0) >= ONE_SIDED,
-            f"Always giving the commonest answer would be right in {commonest or 0:.0%} of the closed validation "
-            "questions: compare an accuracy with that.",
+            f"Always giving the commonest answer is right for {commonest or 0:.0%} of the closed validation "
+            "questions: compare every accuracy with that.",
         ),
         (
             found["images"]["several_frames"],
             f"{found['images']['several_frames']} images have several frames: only the first is shown to the model.",
         ),
         (found["rejects"], f"{found['reject_share']:.2%} of the rows were rejected: {_reasons(found['rejects'])}."),
-        (repeated, f"{repeated} rows repeat another one of their split: image, question and answer."),
-        (contradicted, f"{contradicted} questions about an image are answered in more than one way."),
+        (repeated, f"{repeated} rows repeat another row of their split: image, question and answer."),
+        (contradicted, f"{contradicted} questions about an image have several different answers."),
     ]
     return [text for applies, text in [*possible, *medical_findings(found)] if applies]
 
 
 def _reasons(rejects: Mapping[str, Mapping[str, Any]]) -> str:
-    """Returns the reasons with their numbers of rows, the most frequent first."""
+    """Returns the reasons and their row counts, the most frequent first."""
     ordered = sorted(rejects.items(), key=lambda item: -item[1]["rows"])
     return "; ".join(f"{reason} ({counted_rows(reject)})" for reason, reject in ordered)
 

@@ -44,14 +44,14 @@ def format_of(path: Path) -> str | None:
 
 
 def find_tables(directory: Path, name: str) -> tuple[Splits, list[str]]:
-    """Returns (`{split: files}` of the tables below a directory, what to say about the choice).
+    """Returns (`{split: files}` of the tables below a directory, notes for the log about the choice).
 
     One table alone is taken whatever its name is. Several are splits if their folders or names say so, and parts of one
     table if their names differ in numbers alone. Returns nothing for a directory without a table.
     Raises ValueError that lists the tables for several that are neither, and for one split in several formats.
     """
     known = [file for file in files_below(directory) if format_of(Path(file)) and _plain_name(file) not in NO_TABLES]
-    # Beside another table, a .json file mostly holds settings; which files are not read is said.
+    # Beside another table, a .json file mostly holds settings. The notes name the files that are not read.
     files = [file for file in known if not _plain_name(file).lower().endswith(".json")] or known
     for rule in (_split_of_shard, _split_of_folder, _split_of_name):
         if splits := _divided(files, rule):
@@ -103,7 +103,7 @@ def _plain_name(file: str) -> str:
 
 
 def split_of(text: str) -> str | None:
-    """Returns the split that a word in a name says, None if none does."""
+    """Returns the split that a word in a name means; None if no word does."""
     words = re.split(r"[-._ 0-9]+", text.lower())
     return next((split for word, split in SPLIT_WORDS.items() if word in words), None)
 

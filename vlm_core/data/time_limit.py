@@ -1,4 +1,4 @@
-"""A time limit for code that comes with a model, such as a chat template: no loop there holds a run forever."""
+"""A time limit for code that comes with a model, such as a chat template: an endless loop in it cannot hang a run."""
 
 import ctypes
 import threading

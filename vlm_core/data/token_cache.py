@@ -1,7 +1,7 @@
 """The Arrow cache of token ids: a second run with another learning rate tokenizes nothing.
 
 A directory holds `train.arrow` and `validation.arrow`, row for row those of the conversation cache that it was made of.
-Its key names that cache and all of the processor that token ids depend on, and not the model's weights.
+Its key covers that cache and everything in the processor that token ids depend on, but not the model's weights.
 """
 
 import hashlib
@@ -170,8 +170,8 @@ class TokenDataset:
     `lengths`, `prefixes` and `groups` are int arrays with one entry per example: its number of tokens; how many of them
     it may share with the examples of its group; and that group, which has the same images and the same prefix.
     `too_long` has the rows of the cache that were left out for their length, `rejects` those that the model cannot be
-    shown, by reason. With `last_answer_only` the answers before the last one of a conversation are read and not
-    supervised. `unasked` is the number of rows with answers that no generation prompt leads to.
+    shown, by reason. With `last_answer_only`, the earlier answers of a conversation are not supervised. `unasked` is
+    the number of rows with an answer that no generation prompt leads to.
     """
 
     def __init__(

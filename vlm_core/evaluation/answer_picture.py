@@ -1,4 +1,4 @@
-"""A picture of what a model answers: some validation images, each with its questions, references and predictions."""
+"""Draws example answers as a picture: some validation images, with their questions, references and predictions."""
 
 import textwrap
 from collections.abc import Sequence

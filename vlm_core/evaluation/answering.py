@@ -1,4 +1,4 @@
-"""Has a model answer the questions of a split under each condition; what it has answered before is not asked again."""
+"""Asks a model the questions of a split under each condition. Answers that are stored already are reused."""
 
 import logging
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,6 @@ from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
 from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import medpix_home
-from vlm_core.models.chat import load_chat
 from vlm_core.models.frozen_tower import DetachedTower
 from vlm_core.models.model_reference import ModelFiles
 from vlm_core.progress import ProgressBar
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class Questions:
-    """The questions of an evaluation: rows of the validation split, and which image each shows when shuffled."""
+    """The questions of an evaluation: rows of the validation split, and the shuffled image for each image."""
 
     def __init__(self, conversations: Path, chosen: list[int], shuffled: dict[int, int] | None) -> None:
         dataset = ConversationDataset(conversations, "validation")
@@ -54,7 +53,7 @@ class Questions:
 
 def shown_rows(files: ModelFiles, conversations: Path) -> list[int]:
     """Returns the rows of the validation split that the model in `files` can be shown; warns of the others."""
-    tokens = TokenDataset(build_tokens(conversations, load_chat(files.base)), "validation")
+    tokens = TokenDataset(build_tokens(conversations, files.chat), "validation")
     if tokens.rejects:
         logger.warning("left out of the evaluation: %s", describe_rejects(tokens.rejects))
     return sorted(tokens.shown_rows())
@@ -65,14 +64,14 @@ def answer_questions(
 ) -> dict[str, list[ScoredAnswer]]:
     """Returns `{condition: one answer per question}` of the model in `files`; every rank answers its share.
 
-    `name` says in the progress bar which model answers. A model whose answers are all known is not loaded.
+    `name` labels the progress bar. The model is loaded only if an answer is missing.
     """
-    chat = load_chat(files.base)
+    chat = files.chat
     with main_rank_first(ranks):
         tokens = TokenDataset(build_tokens(questions.conversations, chat), "validation")
     asked = [questions.under(condition, tokens, chat) for condition in conditions]
     stores = _Stores.of(files, chat, config)
-    with locked(stores.lock) if ranks.is_main else nullcontext():  # Of two jobs at once one asks, the other waits.
+    with locked(stores.lock) if ranks.is_main else nullcontext():  # A second job with the same model waits.
         barrier()
         stores.refresh()
         work = list(stores.work(asked, chat))
@@ -106,9 +105,10 @@ class _Work:
         return {(self.store.directory, key) for key in self.keys if key not in self.store}
 
     def batches(self, batch_size: int) -> Iterator[list[Group]]:
-        """Yields what is missing of each batch of all questions.
+        """Yields the questions of each batch that have no stored answer yet.
 
-        So a resumed evaluation has the same batches, bit for bit, as one that was never interrupted.
+        All questions are divided into batches first. So a resumed evaluation computes the same answers, bit for bit, as
+        one that was never interrupted.
         """
         for groups in self.prompts.batches(batch_size):
             missing = [[i for i in group.members if self.keys[i] not in self.store] for group in groups]
@@ -118,7 +118,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Stores:
-    """What a model answered, and how likely it finds references."""
+    """The stores of a model's answers and of its likelihoods of the references."""
 
     answers: Store
     likelihoods: Store
@@ -180,15 +180,15 @@ class _Asker:
         self.images, self.blank = self._image_inputs(questions.conversations)
 
     def _image_inputs(self, conversations: Path) -> tuple[ImageInputs, ImageInputs]:
-        """Returns what shows the images, and what shows a black image in place of each.
+        """Returns (the model's inputs for the images, its inputs for a black image in place of each).
 
-        Both are features if the vision cache has all images for this tower: the tower then leaves the model.
+        If the vision cache has all images, both are features, and the vision tower is removed from the model.
         """
         model, chat, black = self.answerer.model, self.answerer.chat, black_image()
         if self.config.vision_cache.enabled and chat.caches_features:
             features = cached_features(model, chat, conversations)
             if features:
-                logger.info("vision cache: every image is there, the tower is not needed")
+                logger.info("vision cache: it has all images, so the vision tower is not used")
                 blank = SameFeatures.of(black, model, chat)
                 DetachedTower(model, chat.family)
                 return features, blank
@@ -196,8 +196,8 @@ class _Asker:
         return keep_images(images, chat), keep_images(images.replaced(black), chat)
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
-        """Answers `work`; each batch is in its store when the next one begins."""
-        # Once each: with shuffled images, some questions are those of another row with its right image.
+        """Answers the questions in `work`, and stores each batch before the next one starts."""
+        # Counts each question once: with shuffled images, some equal another row's question with its right image.
         total = len(set().union(*(item.missing for item in work)))
         size = self.config.evaluation.batch_size
         with ProgressBar(total, f"evaluate {name}", "answer", enabled=self.ranks.is_main) as progress:

@@ -1,4 +1,4 @@
-"""The conditions that questions are asked under: with the right images, and with controls instead.
+"""The conditions under which questions are asked: with the right images, and with controls in their place.
 
 A model that scores the same with another case's image, a black one, or none has not learnt to look.
 """
@@ -102,7 +102,7 @@ def black_image() -> Image.Image:
 def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> dict[int, int] | None:
     """Returns `{image index: index of an image of another case}` for all images of `examples`.
 
-    None if all images belong to one case: then there is nothing to shuffle with.
+    Returns None if an image cannot be replaced, because all others belong to the same case.
     """
     cases: dict[int, set[str]] = {}
     for example in examples:

@@ -1,8 +1,7 @@
 """95 % intervals by bootstrap over cases, and differences between two models on the same questions.
 
-The questions about a case's images stand or fall together, so that cases are drawn and not questions (the cluster
-bootstrap: Davison and Hinkley, Bootstrap Methods, 1997, section 3.8). All scores are computed on the same draws: a
-difference between two of them is paired.
+Answers about the same case are correlated. So the bootstrap draws cases and not questions (the cluster bootstrap:
+Davison and Hinkley, Bootstrap Methods, 1997, section 3.8). All scores use the same draws, so differences are paired.
 """
 
 from collections.abc import Sequence
@@ -13,13 +12,13 @@ import numpy as np
 from vlm_core.evaluation.metrics import DECIMALS, METRICS, Columns, rounded
 
 DRAWS = 2000
-MIN_CASES = 10  # of fewer, draws say too little: three cases that agree would always be "significant"
+MIN_CASES = 10  # fewer cases get no interval: three that agree would always be "significant"
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A score of the questions as they are, and of each draw."""
+    """A score over all questions, and over each bootstrap draw."""
 
     value: float
     draws: np.ndarray  # empty if there are too few cases
@@ -62,8 +61,8 @@ def interval(scored: Scored) -> dict[str, float | None]:
 def difference(one: Scored, other: Scored) -> dict[str, float | None]:
     """Returns `{value, low, high, p}` of `one` minus `other`; p is two-sided, for the hypothesis of no difference.
 
-    p is the smallest level whose interval excludes 0, so that both say the same; of 2,000 draws it is 0.001 at least.
-    What rounds to no difference is none: the same answer in another batch differs in its last bits.
+    p is the smallest level whose interval excludes 0, so both always agree. With 2,000 draws, p is at least 0.001.
+    Differences are rounded first: the last bits of an answer's likelihood depend on its batch.
     """
     change = one - other
     known = change.draws[~np.isnan(change.draws)].round(DECIMALS)

@@ -2,7 +2,7 @@
 
 A metric has two functions. `columns` turns one answer into numbers that can be added up. `score` computes the score
 from their sums. So a score over a split, over a group of questions and over each bootstrap draw is the same function
-of other sums. `uses` says where people meet the metric; scores, report, model card, registry and trackers ask `names`.
+of other sums. `uses` lists where the metric appears: scores, report, model card, registry and trackers call `names`.
 """
 
 import math
@@ -17,13 +17,13 @@ from vlm_core.data.closed_questions import choice, normalize
 from vlm_core.evaluation.text_scores import bleu_counts, bleu_of, exact_match, rouge_l, word_scores
 
 DECIMALS = 4  # of a published score
-PRIMARY = "token_f1"  # the metric of the plots, of visual reliance in one number, and of verdicts without another one
+PRIMARY = "token_f1"  # for plots, visual reliance as one number, and verdicts whose own metric has no value
 
 
 class ScoredAnswer(NamedTuple):
     """A model's answer to a question, and how likely the model finds the reference (natural logarithm, tokens).
 
-    If `generated` is false, no model wrote the text: its tokens and its likelihood mean nothing.
+    If `generated` is false, no model wrote the text. Then the other numbers mean nothing.
     """
 
     text: str
@@ -56,7 +56,7 @@ class Use(Flag):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: how it is computed, what people call it, and where they meet it."""
+    """One metric: how it is computed, what it is called, and where it appears."""
 
     name: str
     title: str
@@ -64,7 +64,7 @@ class Metric:
     score: Callable[[Columns], np.ndarray]  # of summed columns; NaN if there is nothing to score
     uses: Use = Use.NOWHERE
     about: str = ""  # one clause for readers of the report
-    is_mean: bool = False  # the mean of the column of its own name, which predictions.parquet then has for each answer
+    is_mean: bool = False  # the mean of a column named as the metric, which predictions.parquet then has
 
     def __post_init__(self) -> None:
         if Use.ANSWERS in self.uses and not self.is_mean:
@@ -144,12 +144,12 @@ _ROWS = (
     ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
                  _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
-    ratio_metric("logprob", "Log-probability a token", _likelihood_columns, ("logprob", "reference_tokens"),
+    ratio_metric("logprob", "Log-probability per token", _likelihood_columns, ("logprob", "reference_tokens"),
                  Use.COMPARED | Use.RELIANCE | Use.DECIDES, "of the reference, in nats"),
     Metric("perplexity", "Perplexity", _likelihood_columns,
            lambda sums: np.exp(-_ratio(sums["logprob"], sums["reference_tokens"])),
            Use.CARD | Use.CHART | Use.TAG | Use.GROUPS, "of the reference"),
-    ratio_metric("mean_tokens", "Tokens an answer", _length_columns, ("tokens", "generated"), Use.NOWHERE, ""),
+    ratio_metric("mean_tokens", "Tokens per answer", _length_columns, ("tokens", "generated"), Use.NOWHERE, ""),
     ratio_metric("truncated_share", "Cut off", _length_columns, ("truncated", "generated"), Use.GROUPS,
                  "share of the answers that reached evaluation.max_new_tokens"),
 )  # fmt: skip

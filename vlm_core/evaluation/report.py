@@ -1,4 +1,4 @@
-"""The report of an evaluation: one HTML file that needs no network, for a physician and an engineer together."""
+"""The report of an evaluation: one HTML file that needs no network, for physicians and engineers."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -34,9 +34,9 @@ def write_report(
     history: Mapping[str, Sequence[dict[str, Any]]],
     path: Path,
 ) -> None:
-    """Writes the page of `result` and of the `predictions` records; `history` has the losses of the training.
+    """Writes the page that shows `result` and the `predictions` records; `history` has the losses of the training.
 
-    With `report.images` false it has numbers only: no image, question, reference or answer.
+    If `report.images` is false, the page has numbers only: no image, question, reference or answer.
     """
     page = render(
         Path(__file__).parent / "page" / "report.html",
@@ -66,7 +66,7 @@ def _headlines(result: dict[str, Any]) -> dict[str, str]:
 
 
 def _changes(result: dict[str, Any]) -> dict[str, Any]:
-    """Returns what the model is better by than the others, and than itself with shuffled images and without images."""
+    """Returns the differences between the model and the others, and between the model and itself under the controls."""
     return result["differences"] | result["control_differences"]
 
 
@@ -116,7 +116,7 @@ def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset:
 
 
 def _answer(record: dict[str, Any], suffix: str) -> list[Any]:
-    """Returns `[text, right or None, log-probability a token or None, score of each metric beside an answer...]`."""
+    """Returns `[text, right or None, log-probability per token or None, score of each metric beside an answer...]`."""
     total = record[f"logprob{suffix}"]
     logprob = None if total is None else round(total / max(1, record[f"reference_tokens{suffix}"]), 3)
     scores = [record[f"{name}{suffix}"] for name in names(Use.ANSWERS)]

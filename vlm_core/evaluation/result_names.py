@@ -1,15 +1,15 @@
-"""Names in the results of an evaluation, and how a score is written, for whoever reads them without torch."""
+"""Names used in evaluation results, and how scores are written. Imports no torch."""
 
 from collections.abc import Mapping
 
 RIGHT, SHUFFLED, BLANK, QUESTION_ONLY = "right", "shuffled", "blank", "question_only"
-"""Conditions that the questions are asked under: their own images, and the controls."""
+"""The conditions under which questions are asked: with their own images, and with controls."""
 
 COMMONEST = "commonest"
-"""The baseline without a model: each question gets the answer that training gives most often to its like."""
+"""The baseline without a model: each question gets the commonest training answer to similar questions."""
 
 MODEL = "model"
-"""The variant in question: the evaluated model, with the right images."""
+"""The evaluated model, with the right images."""
 
 VISUAL_RELIANCE = "visual_reliance"
 """What the right images add to shuffled ones: differences in `result.json`, the primary one in registry and MLflow."""
@@ -17,7 +17,7 @@ VISUAL_RELIANCE = "visual_reliance"
 UNSEEN = "not seen in training"
 """The group of questions about cases that are not in the training split."""
 
-SMALLEST_P = 0.001  # the least that 2,000 draws can show, after rounding
+SMALLEST_P = 0.001  # the smallest value that 2,000 draws can give, after rounding
 
 
 def p_value(change: Mapping[str, float | None]) -> str:

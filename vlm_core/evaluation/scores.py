@@ -33,7 +33,7 @@ class Question:
 
     @property
     def groups(self) -> dict[str, str]:
-        """Returns, of each way to divide the questions, the group that this one belongs to."""
+        """Returns `{division: group}`: the group of this question in each division of the questions."""
         return {
             "mode": self.mode,
             "kind": "open" if self.closed_kind is None else "closed",
@@ -119,7 +119,7 @@ def _reliance(scored: dict[str, dict[str, Scored]], closed: int) -> dict[str, An
 def _groups(
     questions: Sequence[Question], columns: Mapping[str, Columns], compared: Sequence[str], seed: int
 ) -> dict[str, Any]:
-    """Returns `{division: {group: {examples, cases, scores, differences}}}`; of the controls, shuffled images alone."""
+    """Returns `{division: {group: {examples, cases, scores, differences}}}`; the only control is shuffled images."""
     shown = [name for name in columns if name in (MODEL, SHUFFLED, *compared)]
     in_groups = names(Use.GROUPS | Use.DECIDES)
     result: dict[str, Any] = {}
@@ -140,7 +140,7 @@ def _groups(
 
 
 def _order(group: str) -> tuple[int, str]:
-    """Groups come by name, lengths by length."""
+    """Returns the sort key of a group: lengths sort by length, other groups by name."""
     return LENGTHS.index(group) if group in LENGTHS else 0, group
 
 

@@ -1,8 +1,8 @@
-"""What a model answered, on disk: an answer is found by what was asked, and no question is asked twice.
+"""Stores the answers of models on disk, by question, so that no model is asked the same question twice.
 
-A directory belongs to one model and one way of asking it. Each writer appends to a file of its own, line by line, so
-that a job killed at any moment loses the batch at hand, and a limited evaluation, a control or a comparison that asks
-the same again finds the answer there.
+A directory belongs to one model and its generation settings. Each job appends lines to its own file, so a job that is
+killed loses only its current batch. A limited evaluation, a control or a comparison that asks the same question reuses
+the stored answer.
 """
 
 import hashlib
@@ -15,12 +15,12 @@ from typing import Any
 from vlm_core.cache import touch
 from vlm_core.files import append_json_lines, read_json_lines, write_json
 
-ANSWERS_VERSION = 2  # raise it whenever the same model and question must give another answer
+ANSWERS_VERSION = 2  # raise it if the same model and question must give another answer
 SETTINGS = "settings.json"
 
 
 class Store:
-    """Records by key; `store[key]` is one that was added here or by an earlier job, or seen at the last refresh."""
+    """Records by key: those added here, and those that other jobs had written at the last refresh."""
 
     def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
         identity = json.dumps({"version": ANSWERS_VERSION, **settings}, sort_keys=True, default=str)
@@ -37,15 +37,15 @@ class Store:
         return self.records[key]
 
     def refresh(self) -> None:
-        """Reads what others added."""
+        """Reads the records that other jobs have written."""
         touch(self.directory)
         for path in sorted(self.directory.glob("*.jsonl")):
             self.records |= {record["key"]: record for record in read_json_lines(path)[0]}
 
     def add(self, records: Mapping[str, dict[str, Any]]) -> None:
-        """Adds records by key; when it returns, a kill can no longer lose them."""
+        """Adds records by key. They are on disk when this returns."""
         if not (self.directory / SETTINGS).exists():
-            write_json(self.directory / SETTINGS, self.settings)  # says to people what the directory is
+            write_json(self.directory / SETTINGS, self.settings)  # tells people what the directory is for
         added = {key: {"key": key, **record} for key, record in records.items()}
         append_json_lines(self.own, added.values())
         self.records |= added

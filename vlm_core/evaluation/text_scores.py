@@ -1,6 +1,6 @@
 """How well one text agrees with another: words in common, ROUGE-L, and the counts that BLEU is made of.
 
-Many questions have the same answers, so every function remembers what it computed.
+Many questions have the same answers, so results are kept in memory.
 """
 
 from collections import Counter
@@ -56,7 +56,7 @@ def _rouge() -> Any:
 
 @cache
 def bleu_counts(prediction: str, reference: str) -> Mapping[str, float]:
-    """Returns the counts of n-grams and lengths that `bleu_of` computes BLEU from, once they are added up."""
+    """Returns counts of n-grams and lengths. `bleu_of` computes BLEU from their sums."""
     bleu = _BLEU.corpus_score([prediction], [[reference]])
     return {
         **{f"bleu_matches_{n}": count for n, count in enumerate(bleu.counts, start=1)},
@@ -85,5 +85,5 @@ def bleu_of(order: int) -> Callable[[Mapping[str, np.ndarray]], np.ndarray]:
 
 def package_versions() -> dict[str, str]:
     """Returns which packages computed BLEU and ROUGE-L, in the form in which papers report them."""
-    _BLEU.corpus_score(["."], [["."]])  # sacrebleu knows its signature after it has scored something
+    _BLEU.corpus_score(["."], [["."]])  # sacrebleu has a signature only after its first score
     return {"bleu": str(_BLEU.get_signature()), "rouge_l": f"rouge-score {version('rouge-score')}, without stemming"}

@@ -18,7 +18,7 @@ FLOORS = {
     QUESTION_ONLY: "what it scores without its images",
     SHUFFLED: "what it scores with another case's images",
 }
-ENOUGH_ANSWERS = 10  # fewer than these may well be equal by chance
+ENOUGH_ANSWERS = 10  # fewer answers may be equal by chance
 MOSTLY, NEARLY_ALL = 0.5, 0.9  # shares of the answers
 REPEATS = 3  # an answer whose words occur this often, on average, is repetition
 QUOTED = 40  # characters of an answer
@@ -27,7 +27,7 @@ QUOTED = 40  # characters of an answer
 def verdict(
     result: Mapping[str, Any], metric: str, answers: Sequence[str], *, has_images: bool, quote: bool
 ) -> dict[str, Any]:
-    """Returns `{learnt, metric, text}` of an evaluation's `result`; `answers` are the model's own.
+    """Returns `{learnt, metric, text}` of an evaluation's `result`; `answers` are the model's own texts.
 
     `learnt` is None if no control was asked that would show whether the model looks; `has_images` says whether the
     questions show images at all. Only with `quote` may the text hold words of an answer.
@@ -112,6 +112,6 @@ def _repeats(text: str) -> bool:
 
 
 def _quoted(text: str) -> str:
-    """Returns a normalised answer in brackets: it has no punctuation, so it can be no markup."""
+    """Returns a normalised answer in brackets: it has no punctuation, so it cannot be markup."""
     shown = "".join(c for c in text if c.isprintable())
     return f" (“{shown[:QUOTED]}{'…' if len(shown) > QUOTED else ''}”)" if shown else ""

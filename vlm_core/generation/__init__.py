@@ -1,1 +1,1 @@
-"""Batch generation from a shared prefix, and how likely a model finds an answer."""
+"""Batch generation from a shared prefix, and the likelihood of given answers."""

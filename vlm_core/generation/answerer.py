@@ -1,4 +1,4 @@
-"""A trained model with everything that it takes to answer."""
+"""A loaded model with its chat model: answers conversations and scores given answers."""
 
 import hashlib
 from collections.abc import Sequence
@@ -15,8 +15,7 @@ from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_ans
 from vlm_core.generation.generic import answer_likelihoods, generate_answers
 from vlm_core.generation.likelihood import Likelihood, likelihoods
 from vlm_core.generation.prompts import Prompts
-from vlm_core.generation.sampling import GenerationSettings, chooser, prompt_key
-from vlm_core.models.chat import load_chat
+from vlm_core.generation.sampling import Decoding, GenerationSettings, chooser, prompt_key
 from vlm_core.models.load import device_of
 from vlm_core.models.model_reference import ModelFiles
 from vlm_core.models.weights import load_trained
@@ -33,7 +32,7 @@ class Answerer:
     def load(cls, files: ModelFiles, local_rank: int = 0) -> "Answerer":
         """Returns the model of `files` on the rank's device."""
         model = load_trained(files.weights, files.base, files.config).to(device_of(local_rank)).eval()
-        return cls(model, load_chat(files.base))
+        return cls(model, files.chat)
 
     def answer(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
@@ -66,16 +65,10 @@ class Answerer:
     ) -> dict[int, Answer]:
         """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`; `keys` are those of all prompts."""
         members = _members(groups)
+        choose = chooser(settings, [keys[i] for i in members])
+        decoding = Decoding(stop_tokens(self.chat), settings.max_new_tokens, choose)
         generate = generate_ids if self.chat.packs else generate_answers
-        generated = generate(
-            self.model,
-            self.chat,
-            _rows(prompts, groups),
-            images,
-            stop_tokens(self.chat),
-            settings.max_new_tokens,
-            chooser(settings, [keys[i] for i in members]),
-        )
+        generated = generate(self.model, self.chat, _rows(prompts, groups), images, decoding)
         return {i: to_answer(ids, self.chat) for i, ids in zip(members, generated, strict=True)}
 
     def score_groups(self, examples: Prompts, groups: Sequence[Group], images: ImageInputs) -> dict[int, Likelihood]:

@@ -1,9 +1,9 @@
-"""Greedy answers from a prefix that is computed once for all questions about an image.
+"""Generates answers to all questions about an image from one shared prefix.
 
 A row holds an image's prefix and its questions as branches, as in training (`vlm_core.data.packing`). One forward pass
-fills the key-value cache with them; then each step adds a token to every branch that has not ended. The masks go by
-position and branch, so that a branch sees what it would see in a row of its own, and the answers are those of
-`model.generate`, one question at a time.
+fills the key-value cache. Each further step adds a token to every branch that has not ended. The masks depend on
+position and branch: a branch attends to the same tokens as in a separate row. So the answers equal those of
+`model.generate` for one question at a time.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from vlm_core.data.packing import pack
 from vlm_core.data.thoughts import prompt_mark, split_thought
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.generation.chunks import few_rows_at_once, joined
-from vlm_core.generation.sampling import Choose, most_likely
+from vlm_core.generation.sampling import Decoding
 from vlm_core.models.attention import Places, packed_masks
 from vlm_core.models.forward import on_device, packed_inputs
 from vlm_core.models.load import unwrapped
@@ -39,7 +39,7 @@ class Answer:
 
 @dataclass
 class Branch:
-    """A prompt on its way to an answer: number and place in the batch, its last token's index, what was generated."""
+    """The state of one prompt: its number and place in the batch, its last token's index, the tokens generated."""
 
     number: int
     row: int
@@ -47,12 +47,12 @@ class Branch:
     branch: int
     end: int
     position: int
-    shift: int  # from there to the position that the model takes: 0 without M-RoPE
+    shift: int  # offset from token count to M-RoPE position; 0 unless images have grids
     generated: list[int] = field(default_factory=list)
 
 
 def without_answer(conversation: Conversation) -> Conversation:
-    """Returns a conversation up to and without its last assistant turn."""
+    """Returns a conversation without its final assistant turn, if it ends with one."""
     return conversation[:-1] if conversation[-1]["role"] == "assistant" else conversation
 
 
@@ -65,7 +65,7 @@ def stop_tokens(chat: ChatModel) -> set[int]:
 
 
 def to_answer(generated: list[int], chat: ChatModel) -> Answer:
-    """Returns the answer that generated ids stand for."""
+    """Decodes generated ids to an answer."""
     ended = bool(generated) and generated[-1] in stop_tokens(chat)
     written, tokenizer = generated[:-1] if ended else generated, chat.processor.tokenizer
     # Some models' marks of a thought are special tokens, others' are not.
@@ -80,24 +80,23 @@ def generate_ids(
     chat: ChatModel,
     rows: Sequence[Sequence[TokenizedExample]],
     images: ImageInputs,
-    stops: set[int],
-    max_new_tokens: int,
-    choose: Choose = most_likely,
+    decoding: Decoding,
 ) -> list[list[int]]:
     """Returns the generated ids of each prompt, row by row, with the stop token that ended it.
 
-    The prompts of a row have the same images in a prefix that they share, or a row has one prompt.
+    The prompts of a row share a prefix with the same images, or the row has a single prompt.
     """
     core, packed = unwrapped(model), [[row] for row in rows]
     batch = on_device(pack(packed, chat) | images([shown_images(packed)]), core)
     prompts = branches = _branches(batch)
     decoder = _Decoder(core, chat, Places.of(batch))
     logits = decoder.prefill(batch, branches)
-    for length in range(1, max_new_tokens + 1):
-        for branch, token in zip(branches, choose(logits, [branch.number for branch in branches]), strict=True):
+    for length in range(1, decoding.max_new_tokens + 1):
+        tokens = decoding.choose(logits, [branch.number for branch in branches])
+        for branch, token in zip(branches, tokens, strict=True):
             branch.generated.append(token)
-        branches = [branch for branch in branches if branch.generated[-1] not in stops]
-        if not branches or length == max_new_tokens:
+        branches = [branch for branch in branches if branch.generated[-1] not in decoding.stops]
+        if not branches or length == decoding.max_new_tokens:
             break
         logits = decoder.step(branches)
     return [branch.generated for branch in prompts]
@@ -111,14 +110,14 @@ def _branches(batch: Batch) -> list[Branch]:
     ):
         ends = {(group, number): i for i, (group, number) in enumerate(zip(groups, numbers, strict=True)) if number}
         for (group, number), end in ends.items():
-            # All text after the images is as far from its counted position as the prompt's last token.
+            # The offset is the same for all text after the images.
             shift = int(batch["grid_position_ids"][0, row, end]) - counted[end] if "grid_position_ids" in batch else 0
             found.append(Branch(len(found), row, group, number, end, counted[end], shift))
     return found
 
 
 class _Decoder:
-    """A key-value cache with the place of each of its keys."""
+    """The model with its key-value cache, and the place of each cached key."""
 
     def __init__(self, model: Any, chat: ChatModel, prompt: Places) -> None:
         self.model, self.chat, self.keys = model, chat, prompt
@@ -127,7 +126,7 @@ class _Decoder:
         """Returns the logits after each prompt, (branches, vocabulary)."""
         hidden, caches = [], []
         for part in few_rows_at_once(batch, self.chat.family):
-            # Without a config every layer keeps all keys: a sliding one would drop those that other branches still see.
+            # No config: every layer keeps all keys. A sliding cache would drop keys that other branches still need.
             caches.append(DynamicCache())
             places = Places.of(part)
             hidden.append(self._forward(packed_inputs(part, self.chat.family), places, places, caches[-1]))
@@ -142,7 +141,7 @@ class _Decoder:
             branch.position += 1
             places.append((branch.row, columns.setdefault(branch.row, 0)))
             columns[branch.row] += 1
-        # A row with fewer branches is padded with tokens of no group, which no token sees.
+        # Rows with fewer branches are padded with tokens of group 0, which no token attends to.
         queries = torch.zeros(6, len(self.keys.group_ids), max(columns.values()), dtype=torch.long)
         rows, order = zip(*places, strict=True)
         values = [
@@ -151,7 +150,7 @@ class _Decoder:
         ]
         queries[:, list(rows), list(order)] = torch.tensor(values).T
         input_ids, position_ids, *new = queries.to(self.model.device)
-        inputs = {"input_ids": input_ids, "position_ids": position_ids}  # M-RoPE: text has three equal numbers, or one.
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}  # M-RoPE accepts one position number for text.
         self.keys = self.keys.followed_by(Places(*new))
         return self._logits(self._forward(inputs, Places(*new), self.keys, self.cache), places)
 

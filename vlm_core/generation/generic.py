@@ -13,8 +13,8 @@ from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import IGNORE_INDEX, collate_tokens, pad_prompts
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.generation.likelihood import Likelihood
-from vlm_core.generation.sampling import Choose
-from vlm_core.models.forward import on_device
+from vlm_core.generation.sampling import Choose, Decoding
+from vlm_core.models.forward import on_device, targets_of
 from vlm_core.models.load import unwrapped
 
 
@@ -35,23 +35,21 @@ def generate_answers(
     chat: ChatModel,
     rows: Sequence[Sequence[TokenizedExample]],
     images: ImageInputs,
-    stops: set[int],
-    max_new_tokens: int,
-    choose: Choose,
+    decoding: Decoding,
 ) -> list[list[int]]:
     """Returns the generated ids of each prompt, row by row; see `vlm_core.generation.decode.generate_ids`."""
     prompts, core = list(chain.from_iterable(rows)), unwrapped(model)
     batch = pad_prompts([prompt.input_ids for prompt in prompts], chat)
     output = core.generate(
         **on_device(batch | images([prompt.images for prompt in prompts]), core),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=decoding.max_new_tokens,
         do_sample=False,
-        eos_token_id=sorted(stops),
+        eos_token_id=sorted(decoding.stops),
         pad_token_id=chat.processor.tokenizer.pad_token_id,
-        logits_processor=LogitsProcessorList([_Chosen(choose)]),
+        logits_processor=LogitsProcessorList([_Chosen(decoding.choose)]),
     )
     generated = output[:, batch["input_ids"].shape[1] :].tolist()
-    ends = [next((i for i, token in enumerate(ids, start=1) if token in stops), len(ids)) for ids in generated]
+    ends = [next((i for i, token in enumerate(ids, start=1) if token in decoding.stops), len(ids)) for ids in generated]
     return [ids[:end] for ids, end in zip(generated, ends, strict=True)]
 
 
@@ -62,7 +60,7 @@ def answer_likelihoods(
     """Returns the likelihood of the supervised tokens of each example, row by row."""
     examples, core = list(chain.from_iterable(rows)), unwrapped(model)
     batch = on_device(collate_tokens(examples, chat) | images([example.images for example in examples]), core)
-    targets = functional.pad(batch.pop("labels")[:, 1:], (0, 1), value=IGNORE_INDEX)
+    targets = targets_of(batch)
     chosen = targets != IGNORE_INDEX
     logits = chat.logits(core, chat.target_states(core, batch, chosen)).float()
     losses = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)

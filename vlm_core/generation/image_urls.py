@@ -1,8 +1,8 @@
-"""Images by address: https alone, from public addresses, within limits of size and time.
+"""Reads images from URLs: only by https, only from public addresses, within limits of size and time.
 
-A service that fetches what its users name could otherwise be made to read its own network (OWASP's server-side request
-forgery) or to wait and fill its memory without end. The environment's proxies are not used: a proxy looks names up
-itself, so that nobody could check their addresses.
+Otherwise, users could make a service read its own network (OWASP's server-side request forgery), wait without end, or
+fill its memory. The environment's proxies are not used: a proxy looks up names itself, so their addresses could not be
+checked here.
 """
 
 from urllib.parse import urljoin, urlsplit
@@ -20,7 +20,7 @@ HEADERS = {"Accept-Encoding": "identity"}
 
 
 def read_image_url(url: str, *, any_address: bool = False) -> bytes:
-    """Returns what is at `url`; with `any_address` also by http, and from private addresses.
+    """Returns the content of `url`; `any_address` also allows http and private addresses.
 
     Raises ValueError for an address that is not allowed, that does not answer, or that sends too much or too slowly.
     """
@@ -44,7 +44,7 @@ def _client(any_address: bool) -> httpx.Client:
     """Returns a client on `PublicNetwork`, which httpx takes from httpcore's pool of connections."""
     transport = httpx.HTTPTransport()
     context = httpx.create_ssl_context()
-    network = PublicNetwork(Deadline(MAX_SECONDS), any_address)  # the clock starts when all is prepared
+    network = PublicNetwork(Deadline(MAX_SECONDS), any_address)  # last: the clock starts here
     transport._pool = httpcore.ConnectionPool(context, network_backend=network)
     return httpx.Client(transport=transport, headers=HEADERS, timeout=None, trust_env=False)
 
@@ -54,7 +54,7 @@ def _require_scheme(url: str, any_address: bool) -> None:
     allowed = ("https", "http") if any_address else ("https",)
     if parts.scheme not in allowed or not parts.hostname:
         remedy = "" if any_address else "; --allow-any-url also reads by http"
-        raise ValueError(f"{_shown(url)} is not allowed: images are read by {' or '.join(allowed)} alone{remedy}")
+        raise ValueError(f"{_shown(url)} is not allowed: images are only read by {' or '.join(allowed)}{remedy}")
 
 
 def _read(response: httpx.Response) -> bytes:

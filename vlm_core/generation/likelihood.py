@@ -1,4 +1,4 @@
-"""How likely a model finds given answers: teacher forcing over rows in which an image's questions share its prefix."""
+"""The likelihood of given answers: teacher forcing over rows in which an image's questions share its prefix."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple

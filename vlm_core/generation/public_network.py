@@ -1,6 +1,6 @@
-"""Connections to public addresses alone, with one deadline: the network under `image_urls`.
+"""Connects only to public addresses, with one deadline: the network layer of `image_urls`.
 
-The address that was checked is the one that is connected to: a name is looked up once for each connection.
+A name is looked up once for each connection, so that the checked address is the one that is used.
 """
 
 import ipaddress
@@ -45,7 +45,7 @@ def is_public(address: str) -> bool:
 
 
 class Deadline:
-    """A moment until which everything together has to be done."""
+    """The moment by which a whole download must be finished."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds, self._end = seconds, time.monotonic() + seconds
@@ -59,7 +59,7 @@ class Deadline:
 
 
 class PublicNetwork(httpcore.NetworkBackend):
-    """Opens connections before a deadline; to public addresses alone, unless `any_address`."""
+    """Opens connections before a deadline: only to public addresses, unless `any_address`."""
 
     def __init__(self, deadline: Deadline, any_address: bool) -> None:
         self.deadline, self.any_address, self._sockets = deadline, any_address, httpcore.SyncBackend()
@@ -83,7 +83,7 @@ class PublicNetwork(httpcore.NetworkBackend):
         return BoundedStream(self._sockets.connect_tcp(address, port, self.deadline.left()), self.deadline)
 
     def _look_up(self, host: str, port: int) -> list[str]:
-        """Returns the addresses of a name; a thread asks for them, because the system's resolver knows no deadline."""
+        """Returns the addresses of a name, looked up in a thread because the system's resolver has no time limit."""
         answers: queue.Queue[list[str] | OSError] = queue.Queue()
 
         def ask() -> None:
@@ -124,7 +124,7 @@ class BoundedStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        """Returns the connection as one that is encrypted."""
+        """Returns the connection with TLS."""
         return BoundedStream(
             self._stream.start_tls(ssl_context, server_hostname, self._deadline.left()), self._deadline
         )

@@ -1,4 +1,4 @@
-"""A few questions that a model is asked again and again while it trains, so that people see it learn."""
+"""Answers the same few questions after each validation, so that people see the model learn."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +22,7 @@ def sampler(
 ) -> Callable[[int], None]:
     """Returns a function of the step that appends `{step, example_id, question, prediction, reference}` to `file`.
 
-    All ranks ask the same, since each may have a part of the weights only; the one that `writes` tells it.
+    All ranks must call it, because each may hold only a part of the weights. Only the rank that `writes` appends.
     """
     rows = ConversationDataset(conversations, "validation").conversations
     chosen = _spread(tokens)

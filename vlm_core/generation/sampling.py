@@ -1,4 +1,4 @@
-"""How the next token is chosen: the most likely one, or a seeded draw that no other prompt of the batch changes."""
+"""Chooses the next token: the most likely one, or a seeded draw that does not depend on the rest of the batch."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -27,8 +27,17 @@ class GenerationSettings:
         return vars(self) if self.temperature else {"max_new_tokens": self.max_new_tokens, "temperature": 0.0}
 
 
+@dataclass(frozen=True)
+class Decoding:
+    """How the answers of one batch are decoded."""
+
+    stops: set[int]  # ids that end an answer
+    max_new_tokens: int
+    choose: Choose
+
+
 def prompt_key(input_ids: Sequence[int], image_hashes: Sequence[str]) -> str:
-    """Returns a hash of what was asked: token ids, and the images that their image tokens stand for."""
+    """Returns a hash of the prompt: its token ids and its images."""
     return hashlib.sha256(repr((list(input_ids), list(image_hashes))).encode()).hexdigest()
 
 
@@ -38,12 +47,12 @@ def most_likely(logits: torch.Tensor, numbers: Sequence[int]) -> list[int]:
 
 
 def chooser(settings: GenerationSettings, keys: Sequence[str]) -> Choose:
-    """Returns how to choose the tokens of a batch whose prompts have `keys`, in the order of its prompts."""
+    """Returns the function that chooses tokens for a batch; `keys` are the `prompt_key`s of its prompts, in order."""
     return _Sampler(settings, keys) if settings.temperature else most_likely
 
 
 class _Sampler:
-    """Draws from the nucleus; each prompt has a generator of its own, seeded by the setting and what was asked."""
+    """Nucleus sampling; each prompt has a separate generator, seeded by the setting and the prompt's key."""
 
     def __init__(self, settings: GenerationSettings, keys: Sequence[str]) -> None:
         self.warp: Any = LogitsProcessorList(
@@ -56,6 +65,6 @@ class _Sampler:
         warped: Any = self.warp(None, logits.float())  # both warpers ignore the ids
         cumulative = warped.softmax(-1).cumsum(-1)
         draws = torch.stack([torch.rand(1, generator=self.generators[number]) for number in numbers])
-        # Scaled by the last sum, which rounding makes other than 1: no draw overshoots the last token.
+        # Scale by the last cumsum, which rounding keeps from being exactly 1: no draw overshoots the last token.
         at = torch.searchsorted(cumulative, draws.to(cumulative.device) * cumulative[:, -1:], right=True)
         return at.squeeze(1).clamp(max=logits.shape[-1] - 1).tolist()

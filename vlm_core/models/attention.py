@@ -1,7 +1,7 @@
-"""Which tokens see each other in a packed batch: the attention masks, by layer type, in the form that the model takes.
+"""Builds the attention masks of packed batches, by layer type, in the format that the model takes.
 
-transformers makes its own masks from indices in the sequence, and 5.23 looks an image up at the wrong index once
-`position_ids` restart. These masks depend only on position, group, branch and image.
+transformers builds its masks from sequence indices. In 5.23 it looks up images at wrong indices if `position_ids`
+restart within a row. The masks built here depend only on position, group, branch and image.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from vlm_core.families import FULL, SLIDING, Family
 
 
 class Places(NamedTuple):
-    """Where each token stands, int64 (R, T) each; see `vlm_core.data.packing`."""
+    """The position, group, branch and image of each token, int64 (R, T) each; see `vlm_core.data.packing`."""
 
     position_ids: torch.Tensor
     group_ids: torch.Tensor
@@ -26,21 +26,21 @@ class Places(NamedTuple):
         return cls(*(batch[name] for name in cls._fields))
 
     def followed_by(self, new: "Places") -> "Places":
-        """Returns these places, then the `new` ones."""
+        """Returns these places with `new` appended along the sequence."""
         return Places(*(torch.cat(pair, dim=1) for pair in zip(self, new, strict=True)))
 
 
 class LayerRule(NamedTuple):
-    """What the layers of one type see."""
+    """The attention pattern of one layer type."""
 
-    window: int | None  # a layer sees the positions less than so many before its own; None: all of them
-    bidirectional_images: bool  # whether the tokens of an image see each other in both directions
+    window: int | None  # a query attends to fewer than `window` positions back; None: no limit
+    bidirectional_images: bool  # the tokens of an image attend to each other in both directions
 
 
 def layer_rules(config: Any, family: Family) -> dict[str, LayerRule] | LayerRule:
-    """Returns `{layer type: rule}`, as the model's config has it; one rule for a model that takes one mask.
+    """Returns `{layer type: rule}` from the model's config, or a single rule if the model takes one mask.
 
-    Raises ValueError for a type of layer that is neither causal nor sliding.
+    Raises ValueError for a layer type that is neither full nor sliding attention.
     """
     text = config.get_text_config()
     condition = family.bidirectional_if
@@ -59,13 +59,13 @@ def layer_rules(config: Any, family: Family) -> dict[str, LayerRule] | LayerRule
 
 
 def packed_masks(queries: Places, keys: Places, model: Any, family: Family) -> Any:
-    """Returns `{layer type: mask}` for the text model of `model`, or the one mask that it takes for all layers.
+    """Returns `{layer type: mask}` for the text model of `model`, or a single mask if it takes one for all layers.
 
-    A mask is broadcastable to (R, heads, queries, keys). A query sees the keys of its group that lie in the prefix or
-    in its own branch, and that do not come after it or belong to its image; a sliding layer sees none that is a window
-    or more before it. The masks are boolean, True = seen; additive for eager attention, which would add a boolean mask
-    as 0 and 1; for FlexAttention a BlockMask, which lists the blocks of 128 x 128 that are not empty and never holds
-    the full square.
+    A mask is broadcastable to (R, heads, queries, keys). A query attends to keys of its group that are in the prefix
+    or in its own branch, and that do not come after it, or belong to the same image. In a sliding layer, keys that
+    are a window or more before the query are masked. The masks are boolean (True: attend). For eager attention they
+    are additive, because it would add a boolean mask as 0 and 1. For FlexAttention they are a BlockMask: it lists the
+    non-empty blocks of 128 x 128 and never stores the full square.
     """
     attention = model.config.get_text_config()._attn_implementation
 
@@ -100,7 +100,7 @@ def _block_mask(queries: Places, keys: Places, rule: LayerRule) -> Any:
 
     (rows, length), device = queries.position_ids.shape, queries.position_ids.device
     longest = keys.position_ids.shape[1]
-    # Compiled, it makes no dense mask on the way.
+    # Only the compiled version avoids building a dense mask first.
     return create_block_mask(sees, rows, None, length, longest, device=str(device), _compile=device.type == "cuda")
 
 

@@ -1,4 +1,4 @@
-"""The base model's directory: from the hub, from disk, or one of the tiny ones made locally; checked before use."""
+"""Finds the base model's directory (hub, disk, or a tiny model made locally) and checks it before use."""
 
 import importlib
 import logging
@@ -15,7 +15,7 @@ from vlm_core.models.model_directory import require_whole_model
 
 logger = logging.getLogger(__name__)
 
-# Part of the name of anything made from a tiny model: raised when equal arguments make other weights.
+# Part of the cache key of a tiny model. Increase it if equal arguments must give other weights.
 TINY_VERSION: Final = 1
 TINY_WRITERS = {  # module and function
     "tiny-gemma3": ("vlm_core.models.tiny", "write_tiny_gemma3"),
@@ -28,9 +28,10 @@ WITHOUT_WEIGHTS = [pattern for pattern in PATTERNS if pattern != "*.safetensors"
 
 
 def fetch_model(config: ModelConfig, *, weights: bool = True) -> Path:
-    """Returns the directory of the base model, downloaded or made if it is missing; without `weights`, the rest of it.
+    """Returns the directory of the base model; downloads or makes it if it is missing.
 
-    Raises ValueError for a model that cannot be had, or whose directory is not whole.
+    If `weights` is false, the weight files are not fetched. Raises ValueError if the model cannot be found or its
+    directory is incomplete.
     """
     name = config.pretrained_model_name_or_path
     directory = _locate(name, config.revision, PATTERNS if weights else WITHOUT_WEIGHTS)
@@ -51,7 +52,7 @@ def _locate(name: str, revision: str | None, patterns: list[str]) -> Path:
 def _tiny(name: str) -> Path:
     def build(directory: Path) -> dict[str, Any]:
         module, write = TINY_WRITERS[name]
-        # Imported here: a module imports torch and the classes of its model, which takes seconds.
+        # Lazy: importing torch and the model classes takes seconds.
         getattr(importlib.import_module(module), write)(directory, _phantom_texts())
         return {"name": name, "version": TINY_VERSION}
 

@@ -1,4 +1,4 @@
-"""The chat model: a processor and a family, chosen once. `vlm_core.data.chat_model` lists what it is asked."""
+"""The two implementations of `vlm_core.data.chat_model.ChatModel`; `load_chat` chooses one of them."""
 
 import hashlib
 import json
@@ -80,10 +80,10 @@ class _Chat(ABC):
 
 
 class FastChat(_Chat):
-    """A family of the table: its row says everything, so that examples can be packed and features cached."""
+    """A listed family: its row has all facts that are needed to pack examples and to cache features."""
 
     packs = True
-    splits_head = True
+    returns_hidden_states = True
 
     @property
     def caches_features(self) -> bool:
@@ -115,7 +115,7 @@ class FastChat(_Chat):
     def _ids(
         self, conversation: Conversation, grids: Sequence[ImageGrid] | None, *, for_generation: bool
     ) -> TokenizedConversation:
-        if grids is None:  # Only a rule looks at the images: without one, they may be anything.
+        if grids is None:  # Only a grid rule needs the images' sizes.
             grids = grids_of_images(conversation, self) if self.family.image_grid else []
         return tokenize_listed(conversation, self, grids, for_generation=for_generation)
 
@@ -129,11 +129,11 @@ class FastChat(_Chat):
 
 
 class GenericChat(_Chat):
-    """Any other model: its processor says what images become, and its own forward and `generate` do the rest."""
+    """Any other model: its processor makes tokens and tensors, and its own `forward` and `generate` compute."""
 
     packs = False
     caches_features = False
-    splits_head = False
+    returns_hidden_states = False
 
     def image_grids(self, sizes: Sequence[tuple[int, int]]) -> list[ImageGrid]:
         return [(height, width) for width, height in sizes]

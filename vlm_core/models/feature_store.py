@@ -1,12 +1,11 @@
 """Features of images on disk, in shards that are complete or absent, each row with a checksum.
 
 A directory belongs to one tower, image processor and dtype. Its shards may come from many datasets: a feature is found
-by the hash of its decoded pixels, and a new dataset adds what is missing.
+by the hash of its decoded pixels, and a new dataset adds the missing ones.
 """
 
 import hashlib
 import logging
-import shutil
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
-from vlm_core.files import published_file
+from vlm_core.files import free_bytes, published_file
 
 logger = logging.getLogger(__name__)
 
@@ -112,11 +111,11 @@ class FeatureStore:
 
     def require_space(self, images: int, wanted: int) -> None:
         """Raises ValueError if the disk has no room for the features of `images` more images, `wanted` bytes in all."""
-        free = shutil.disk_usage(self.directory).free
+        free = free_bytes(self.directory)
         if wanted > free:
             raise ValueError(
                 f"the vision cache needs {wanted / 1e9:.1f} GB for {images} images and {self.directory} has "
-                f"{free / 1e9:.1f} GB left; make room, set MEDPIX_HOME, or set vision_cache.enabled=false"
+                f"{free / 1e9:.1f} GB left; free some space, set MEDPIX_HOME, or set vision_cache.enabled=false"
             )
 
 

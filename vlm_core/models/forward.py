@@ -4,9 +4,11 @@ import inspect
 from typing import Any
 
 import torch
+from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from vlm_core.data.chat_model import FEATURES
+from vlm_core.data.collate import IGNORE_INDEX
 from vlm_core.families import Family
 from vlm_core.models.attention import Places, packed_masks
 
@@ -36,6 +38,13 @@ def target_logits(model: Any, batch: dict[str, torch.Tensor], chosen: torch.Tens
         columns = chosen.any(dim=0).nonzero()[:, 0]
         inputs["logits_to_keep"], chosen = columns, chosen[:, columns]
     return model(**inputs, use_cache=False).logits[chosen]
+
+
+def targets_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Returns the target token of each position, (B, T) int64; -100 means that the position is not supervised."""
+    if "targets" in batch:
+        return batch["targets"]
+    return functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
 def packed_inputs(batch: dict[str, torch.Tensor], family: Family) -> dict[str, Any]:
@@ -75,5 +84,5 @@ def softcap(model: Any, family: Family) -> float | None:
 
 
 def tokens_at_once(model: Any) -> int:
-    """Returns of how many tokens the logits may be in memory together: a head of 262k words is most of a step's."""
+    """Returns for how many tokens the logits may be in memory at once, given the size of the vocabulary."""
     return max(1, LOGITS_AT_ONCE // model.config.get_text_config().vocab_size)

@@ -1,8 +1,8 @@
 """The frozen vision tower: its features, their fingerprint, and the stub that replaces the tower.
 
-The cache holds the last output before the first weight that may train: for Gemma 3 the pooled patches (256 of 4096),
-for Gemma 3n the tower's output, and for Qwen2.5-VL, whose projector is part of the tower, the projector's output, if it
-is frozen with the tower. Everything after it runs as usual.
+The cache holds the last output before the first weight that may train. For Gemma 3, these are the pooled patches (256
+of 4096); for Gemma 3n, the tower's output. In Qwen2.5-VL the projector is part of the tower: the cache holds the
+projector's output, if the projector is frozen too. Everything after the cached output runs as usual.
 """
 
 import hashlib
@@ -24,16 +24,16 @@ VISION_VERSION = 2  # raise it whenever the same tower and images must give othe
 
 
 def is_tower_frozen(model: Any, family: Family) -> bool:
-    """Returns whether nothing trains in the tower, so that an image's features never change."""
+    """Returns whether no parameter of the tower trains, so that an image's features never change."""
     tower = unwrapped(model).get_submodule(family.vision_tower)
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
 
 def tower_fingerprint(model: Any, chat: ChatModel) -> str:
-    """Returns a hash of all that an image's features depend on: weights and their dtype, settings, preprocessing."""
+    """Returns a hash of everything that features depend on: weights and their dtype, settings, preprocessing."""
     tower = unwrapped(model).get_submodule(chat.family.vision_tower)
     digest = hashlib.sha256()
-    # Training and evaluation load the model in different dtypes and from different places; the tower is the same.
+    # Leave out what differs between training and evaluation: the model's dtype and its path.
     config = {key: value for key, value in tower.config.to_dict().items() if key not in ("dtype", "_name_or_path")}
     preprocessing = chat.processor.image_processor.to_dict()
     settings = [VISION_VERSION, chat.family.vision_features, preprocessing, config]
@@ -72,26 +72,26 @@ def vision_features(model: Any, images: Batch, family: Family) -> Sequence[torch
 
 
 def feature_inputs(features: Sequence[torch.Tensor], grids: Sequence[ImageGrid], chat: ChatModel) -> Batch:
-    """Returns what the model takes in place of `ChatModel.image_inputs` once its tower is detached; {} without images.
+    """Returns the inputs that replace `ChatModel.image_inputs` while the tower is detached; {} without images.
 
-    `features` and `grids` are those of the images in the order of their tokens.
+    `features` and `grids` have one entry per image, in the order of the image tokens.
     """
     if not features:
         return {}
-    key = FEATURES if holds_projector(chat.family) else PIXELS  # A projector of its own gets them through the stub.
+    key = FEATURES if holds_projector(chat.family) else PIXELS  # The stub passes PIXELS on to a separate projector.
     batch = {key: torch.cat([*features]) if chat.family.image_grid else torch.stack([*features])}
-    if "image_grid_thw" in chat.family.image_inputs:  # Positions depend on it.
+    if "image_grid_thw" in chat.family.image_inputs:  # needed to compute positions
         batch["image_grid_thw"] = patch_grids(grids, chat.processor.image_processor.merge_size)
     return batch
 
 
 def holds_projector(family: Family) -> bool:
-    """Returns whether the projector is part of the tower, so that cached features are those that the model takes."""
+    """Returns whether the projector is part of the tower; then the model takes the cached features directly."""
     return all(name.startswith(f"{family.vision_tower}.") for name in family.parts["projector"])
 
 
 class _Stub(nn.Module):
-    """Takes features in place of pixels, so that the model's own code leads them to its projector, which may train."""
+    """Replaces the tower: takes features as `pixel_values` and returns them, so that the projector still runs."""
 
     def __init__(self, tower: nn.Module, *, pooled: bool) -> None:
         super().__init__()
@@ -101,13 +101,13 @@ class _Stub(nn.Module):
         if self.pooled:
             tokens = pixel_values.flatten(2).transpose(1, 2)
         else:
-            # The tower returns this memory layout; in another one, the next module would round differently.
+            # Match the tower's memory layout: with another one, the next module rounds differently.
             tokens = pixel_values.clone(memory_format=torch.channels_last)
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)
 
 
 class DetachedTower:
-    """The tower of a model that is fed with features: off the device, and back in the model while that is saved."""
+    """Keeps the tower of a model that trains on cached features: off the device, and attached only for saving."""
 
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.name = unwrapped(model), family.vision_tower
@@ -116,14 +116,14 @@ class DetachedTower:
         self.stub = nn.Identity() if holds_projector(family) else _Stub(self.tower, pooled=pooled)
         self.model.set_submodule(self.name, self.stub)
         if pooled:
-            # The pooled patches go through the projector's own code: a square of tokens_per_side, pooled no further.
+            # The features are pooled already: a square of tokens_per_side, which the projector must not pool again.
             self.model.set_submodule(family.vision_features, nn.Identity())
             projector = self.model.get_submodule(family.vision_features.rpartition(".")[0])
             projector.patches_per_image = projector.tokens_per_side
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Puts the tower back for the block: a checkpoint has all weights."""
+        """Context manager: reattaches the tower, because a checkpoint needs all weights."""
         self.model.set_submodule(self.name, self.tower)
         try:
             yield

@@ -39,7 +39,7 @@ def require_whole_model(directory: Path, name: str, *, weights: bool = True) -> 
             )
     _require_inside(directory, name)
     for file in sorted(directory.glob("*.json")):
-        _read_object(file)
+        read_object(file)
     _require_template(directory, name)
     if weights:
         require_whole_weights(directory)
@@ -79,16 +79,7 @@ def read_header(file: Path) -> dict[str, Any]:
     return tensors
 
 
-def _require_config(directory: Path, name: str) -> dict[str, Any]:
-    if not (directory / "config.json").is_file():
-        raise ValueError(f"model {name!r} has no config.json: it is no directory of a transformers model")
-    config = _read_object(directory / "config.json")
-    if not isinstance(config.get("model_type"), str):
-        raise ValueError(f"{directory / 'config.json'} names no model_type: take the config.json of the model")
-    return config
-
-
-def _read_object(file: Path) -> dict[str, Any]:
+def read_object(file: Path) -> dict[str, Any]:
     """Returns the JSON object in a file; raises ValueError that names the file for anything else."""
     _require_content(file)
     try:
@@ -98,6 +89,17 @@ def _read_object(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{file} is not a JSON object: {AGAIN}")
     return found
+
+
+def _require_config(directory: Path, name: str) -> dict[str, Any]:
+    if not (directory / "config.json").is_file():
+        raise ValueError(f"model {name!r} has no config.json: it is not the directory of a transformers model")
+    config = read_object(directory / "config.json")
+    if not isinstance(config.get("model_type"), str):
+        raise ValueError(
+            f"{directory / 'config.json'} has no model_type: take the config.json that was saved with the model"
+        )
+    return config
 
 
 def _require_content(file: Path) -> None:
@@ -113,9 +115,9 @@ def _require_content(file: Path) -> None:
 
 def _shards(index: Path) -> list[Path]:
     """Returns the weight files that an index names; raises ValueError if one is missing or lies elsewhere."""
-    files = _read_object(index).get("weight_map")
+    files = read_object(index).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
-        raise ValueError(f"{index} names no weight files: {AGAIN}")
+        raise ValueError(f"{index} lists no weight files: {AGAIN}")
     shards = [index.parent / file for file in sorted(set(files.values()))]
     for shard in shards:
         if shard.parent != index.parent or shard.name == "..":
@@ -129,7 +131,7 @@ def _shards(index: Path) -> list[Path]:
 def _require_inside(directory: Path, name: str) -> None:
     """Raises ValueError if a downloaded model has links to files that do not belong to it."""
     if directory.parent.name != "snapshots":
-        return  # a directory of the user's own, who may link weights from another disk
+        return  # in a local directory, the user may link weights from another disk
     outside = [file.name for file in directory.iterdir() if not stays_inside(directory, file)]
     if outside:
         raise ValueError(f"model {name!r} has a link that leads out of it: {outside[0]}; do not use this model")
@@ -149,23 +151,23 @@ def _require_template(directory: Path, name: str) -> None:
 def _templates_within(directory: Path) -> bool:
     """Returns whether a settings file, or the folder for several templates, holds a chat template."""
     settings = (directory / file for file in (*PROCESSOR_FILES, "tokenizer_config.json"))
-    return any(file.is_file() and _read_object(file).get("chat_template") for file in settings) or any(
+    return any(file.is_file() and read_object(file).get("chat_template") for file in settings) or any(
         (directory / "additional_chat_templates").glob("*.jinja")
     )
 
 
 def _require_embeddings(directory: Path, name: str, config: dict[str, Any]) -> None:
-    """Raises ValueError if the tokenizer has tokens without an embedding, or the config another number of them."""
+    """Raises ValueError unless tokenizer, config and weights agree on the number of token embeddings."""
     text = config.get("text_config")
     own = text.get("vocab_size") if isinstance(text, dict) else None
-    said = own if own is not None else config.get("vocab_size")
+    configured = own if own is not None else config.get("vocab_size")
     rows = next(_embedding_rows(directory), None)
-    if isinstance(said, int) and rows is not None and rows != said:
+    if isinstance(configured, int) and rows is not None and rows != configured:
         raise ValueError(
-            f"{directory / 'config.json'} says vocab_size={said} and the weights have {rows} embeddings: take the "
+            f"{directory / 'config.json'} has vocab_size={configured} and the weights have {rows} embeddings: take the "
             "config.json that was saved with these weights"
         )
-    known, tokens = rows if rows is not None else said, _tokens(directory)
+    known, tokens = rows if rows is not None else configured, _tokens(directory)
     if isinstance(known, int) and tokens > known + (config.get("additional_vocab_size") or 0):
         raise ValueError(
             f"model {name!r}: its tokenizer has {tokens} tokens and the model {known} embeddings; call "
@@ -192,7 +194,7 @@ def _tokens(directory: Path) -> int:
 
 @lru_cache(maxsize=8)
 def _tokens_of(file: Path, _: int) -> int:
-    found = _read_object(file)
+    found = read_object(file)
     vocabulary = (found.get("model") or {}).get("vocab") or {}
     ids = [-1, *(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary)))]
     return 1 + max([*ids, *(token.get("id", -1) for token in found.get("added_tokens") or [])])

@@ -1,6 +1,6 @@
-"""A tiny checkpoint of the real Gemma 3 classes, made in seconds with no download.
+"""Makes a tiny checkpoint of the real Gemma 3 classes, in seconds and without a download.
 
-It loads through the Auto classes, and differs from the published checkpoints in size and weights only.
+It loads through the Auto classes and differs from the published checkpoints only in size and weights.
 """
 
 import itertools
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 _IMAGE_SIZE: Final = 56
-_VOCABULARY: Final = 1024  # at most; bytes that the texts never use are still there to fall back on
+_VOCABULARY: Final = 1024  # upper limit; includes all 256 bytes, so any text can be encoded
 _SPECIAL: Final = ("<pad>", "<eos>", "<bos>", "<unk>", "<mask>", "<start_of_turn>", "<end_of_turn>")
 IMAGE_TOKENS: Final = {
     "boi_token": "<start_of_image>",
@@ -68,8 +68,8 @@ def write_tiny_gemma3(directory: Path, texts: Iterable[str], seed: int = 0) -> N
     """Write a Gemma 3 of about 0.5 M parameters, its processor and its generation settings into `directory`.
 
     An image is 56 x 56 pixels, 16 patches and 16 soft tokens. The tokenizer is trained on `texts`, so that
-    their frequent words are one token each. Equal arguments write byte-identical files; torch's own random
-    state is left as it was.
+    their frequent words are one token each. Equal arguments write byte-identical files. torch's random state
+    is not changed.
     """
     tokenizer = tiny_tokenizer(texts, IMAGE_TOKENS)
     processor = Gemma3Processor(
@@ -89,22 +89,22 @@ def write_tiny_gemma3(directory: Path, texts: Iterable[str], seed: int = 0) -> N
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Gemma3ForConditionalGeneration(config)
-        # transformers starts this weight at zero: no gradient would reach the tower, no image the text.
+        # transformers initialises this weight to zero: no gradient would reach the tower, and no image the text.
         torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=0.1)
-        # At its default of 0.1, where a patch lies is drowned out by what it shows, and is learnt last.
+        # At the default of 0.1, the content of a patch outweighs its position, and position is learnt last.
         torch.nn.init.normal_(model.model.vision_tower.embeddings.position_embedding.weight, std=0.5)
     save_tiny(directory, model, processor)
 
 
 def tiny_tokenizer(texts: Iterable[str], named: dict[str, str]) -> GemmaTokenizer:
-    """Return a GemmaTokenizer with merges trained on `texts`, and the `named` tokens as its attributes.
+    """Return a GemmaTokenizer with merges trained on `texts`; the `named` tokens become its attributes.
 
-    As published, `<start_of_...>` lies within the trained vocabulary and the other named tokens after it.
+    As in the published tokenizers, `<start_of_...>` is inside the trained vocabulary; other named tokens follow it.
     """
     special = [*_SPECIAL, *(token for token in named.values() if token.startswith("<start"))]
     trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
     trained.normalizer = normalizers.Replace(" ", "▁")
-    # GemmaTokenizer splits nothing: that no token crosses words has to come from how the merges were learnt.
+    # GemmaTokenizer does not pre-split text. So train the merges on split text: then no token spans two words.
     splits = [("\n", "removed"), ("▁", "merged_with_next"), (Regex(r"[^\w▁]"), "isolated")]
     trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(*split) for split in splits])
     reserved = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "\n", "\n\n"]
@@ -113,7 +113,7 @@ def tiny_tokenizer(texts: Iterable[str], named: dict[str, str]) -> GemmaTokenize
     model = json.loads(trained.to_str())["model"]
     merges: Any = [("\n", "\n"), *(tuple(merge) for merge in model["merges"])]
     tokenizer = GemmaTokenizer(vocab=model["vocab"], merges=merges, model_specific_special_tokens=named)
-    # Special in the vocabulary and named nowhere, as in the published tokenizers.
+    # Special in the vocabulary but without an attribute, as in the published tokenizers.
     tokenizer.add_tokens([AddedToken(turn, special=True, normalized=False) for turn in _SPECIAL[-2:]])
     return tokenizer
 
@@ -133,7 +133,7 @@ def _siglip_config() -> dict[str, Any]:
 
 
 def tiny_text_config(tokenizer: GemmaTokenizer) -> dict[str, Any]:
-    """Return the text settings that both Gemmas share: 3 layers, 2 of them seeing the whole image."""
+    """Return the text settings that both Gemmas share: 3 layers, 2 of them with full attention."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 96,
@@ -145,7 +145,7 @@ def tiny_text_config(tokenizer: GemmaTokenizer) -> dict[str, Any]:
         "layer_types": ["full_attention", "sliding_attention", "full_attention"],
         "sliding_window": 32,
         "max_position_embeddings": 4096,
-        "initializer_range": 0.1,  # 1 / sqrt(hidden_size); the default of 0.02 is meant for far wider models
+        "initializer_range": 0.1,  # 1 / sqrt(hidden_size); the default of 0.02 suits far wider models
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -153,7 +153,7 @@ def tiny_text_config(tokenizer: GemmaTokenizer) -> dict[str, Any]:
 
 
 def save_tiny(directory: Path, model: PreTrainedModel, processor: ProcessorMixin) -> None:
-    """Write weights (safetensors), settings and processor; generation stops at the end of a turn too."""
+    """Write weights (safetensors), settings and processor; generation also stops at the end of a turn."""
     tokenizer = processor.tokenizer
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

@@ -1,7 +1,7 @@
-"""A tiny checkpoint of the real Gemma 3n classes, made in seconds with no download.
+"""Makes a tiny checkpoint of the real Gemma 3n classes, in seconds and without a download.
 
-It loads through the Auto classes, and differs from the published checkpoints in size and weights only. It has a module
-of its own because importing these classes imports timm, which takes seconds.
+It loads through the Auto classes and differs from the published checkpoints only in size and weights. It is a separate
+module because importing these classes imports timm, which takes seconds.
 """
 
 from collections.abc import Iterable
@@ -30,8 +30,8 @@ _AUDIO_TOKENS: Final = {
 def write_tiny_gemma3n(directory: Path, texts: Iterable[str], seed: int = 0) -> None:
     """Write a Gemma 3n of about 0.4 M parameters, its processor and generation settings into `directory`.
 
-    An image is 64 x 64 pixels and 4 soft tokens; its vision tower is a small EfficientNet of timm, and
-    there is an audio tower. Tokenizer and determinism are as for `write_tiny_gemma3`.
+    An image is 64 x 64 pixels and 4 soft tokens. The vision tower is a small EfficientNet from timm; there is an
+    audio tower too. Tokenizer and determinism are as for `write_tiny_gemma3`.
     """
     tokenizer = tiny_tokenizer(texts, IMAGE_TOKENS | _AUDIO_TOKENS)
     processor = Gemma3nProcessor(
@@ -48,13 +48,13 @@ def write_tiny_gemma3n(directory: Path, texts: Iterable[str], seed: int = 0) -> 
         torch.manual_seed(seed)
         model = Gemma3nForConditionalGeneration(_gemma3n_config(tokenizer))
         for layer in model.model.language_model.layers:
-            # Zero here cuts the per-layer embeddings off from the output, and so from any gradient.
+            # The initial zero would cut the per-layer embeddings off from the output, and so from any gradient.
             torch.nn.init.ones_(layer.altup.correct_output_scale)
     save_tiny(directory, model, processor)
 
 
 def _gemma3n_config(tokenizer: GemmaTokenizer) -> Gemma3nConfig:
-    """Return the whole Gemma 3n configuration; image and audio tokens follow the text's own vocabulary."""
+    """Return the full Gemma 3n configuration; image and audio tokens follow the text vocabulary."""
     vision_offset = tokenizer.eoi_token_id
     audio_offset = tokenizer.eoa_token_id
     return Gemma3nConfig(
@@ -67,7 +67,7 @@ def _gemma3n_config(tokenizer: GemmaTokenizer) -> Gemma3nConfig:
             "laurel_rank": 8,
             "altup_num_inputs": 2,
         },
-        # Not a small MobileNetV5: timm writes classes into its `block_args`, which then cannot be saved.
+        # MobileNetV5 does not work here: timm puts classes into its `block_args`, which cannot be saved.
         vision_config={
             "architecture": "test_efficientnet_ln",
             "hidden_size": 256,

@@ -1,6 +1,6 @@
-"""A tiny checkpoint of the real Qwen2.5-VL classes, made in seconds with no download.
+"""Makes a tiny checkpoint of the real Qwen2.5-VL classes, in seconds and without a download.
 
-It loads through the Auto classes, and differs from the published checkpoints in size and weights only.
+It loads through the Auto classes and differs from the published checkpoints only in size and weights.
 """
 
 import itertools
@@ -22,7 +22,7 @@ from transformers import (
 )
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
-_VOCABULARY: Final = 1024  # at most, without the tokens below; all 256 bytes are in it
+_VOCABULARY: Final = 1024  # upper limit, without the tokens below; includes all 256 bytes
 _SPECIAL: Final = (  # in the published order
     "<|endoftext|>",
     "<|im_start|>",
@@ -39,7 +39,7 @@ _SPECIAL: Final = (  # in the published order
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_ADDED: Final = (  # one token each, but no special ones, as published
+_ADDED: Final = (  # single tokens, but not special, as published
     "<tool_call>",
     "</tool_call>",
     "<|fim_prefix|>",
@@ -86,12 +86,12 @@ _CHAT_TEMPLATE: Final = """\
 def write_tiny_qwen2_5_vl(directory: Path, texts: Iterable[str], seed: int = 0) -> None:
     """Write a Qwen2.5-VL of about 0.6 M parameters, its processor and generation settings into `directory`.
 
-    An image keeps its shape, in steps of 28 pixels, and is 4 to 16 tokens of 28 x 28 pixels: 56 x 56 pixels are 4 of
-    them. The tokenizer is trained on `texts`, so that their frequent words are one token each. Equal arguments write
-    byte-identical files; torch's own random state is left as it was.
+    An image keeps its shape, in steps of 28 pixels, and has 4 to 16 tokens of 28 x 28 pixels: 56 x 56 pixels are 4
+    tokens. The tokenizer is trained on `texts`, so that their frequent words are one token each. Equal arguments write
+    byte-identical files. torch's random state is not changed.
     """
     tokenizer = _tokenizer(texts)
-    # Pixels of a whole image. Of exactly 16 tokens' worth, rounding would leave some squares 3 x 3 tokens.
+    # Pixels of a full image. A limit of exactly 16 tokens would round some square images down to 3 x 3 tokens.
     size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112 + 1}
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
@@ -111,7 +111,7 @@ def write_tiny_qwen2_5_vl(directory: Path, texts: Iterable[str], seed: int = 0) 
 
 
 def _tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
-    """Return a Qwen2Tokenizer with merges trained on `texts`, and behind its vocabulary the published tokens."""
+    """Return a Qwen2Tokenizer with merges trained on `texts`; the published special tokens follow its vocabulary."""
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
@@ -122,7 +122,7 @@ def _tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     trained.train_from_iterator(itertools.chain(["system", "user", "assistant", _SYSTEM_PROMPT] * 1000, texts), trainer)
     model = json.loads(trained.to_str())["model"]
     merges: Any = [tuple(merge) for merge in model["merges"]]
-    unknown: Any = None  # the bytes stand for everything
+    unknown: Any = None  # bytes encode every text
     added = [*(AddedToken(token, special=True) for token in _SPECIAL), *(AddedToken(token) for token in _ADDED)]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
@@ -136,7 +136,7 @@ def _tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
 
 
 def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
-    """Return the whole configuration; head and embeddings are one matrix, as in the published 3B."""
+    """Return the full configuration; head and embeddings are tied, as in the published 3B model."""
     ids = tokenizer.get_vocab()
     return Qwen2_5_VLConfig(
         text_config=_text_config(ids),
@@ -150,7 +150,7 @@ def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
 
 
 def _vision_config() -> dict[str, Any]:
-    """Return the vision settings: a block that sees windows of 4 x 4 patches, and one that sees the whole image."""
+    """Return the vision settings: one block with windows of 4 x 4 patches, and one with full attention."""
     return {
         "depth": 2,
         "fullatt_block_indexes": [1],
@@ -174,9 +174,9 @@ def _text_config(ids: dict[str, int]) -> dict[str, Any]:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": 4096,
-        # At the published base of 1e6, five frequencies for an image's columns would turn too slowly to be seen.
+        # With the published base of 1e6, the five frequencies of image columns would vary too little to be learnt.
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 5, 5]},
-        "initializer_range": 0.1,  # 1 / sqrt(hidden_size); the default of 0.02 is meant for far wider models
+        "initializer_range": 0.1,  # 1 / sqrt(hidden_size); the default of 0.02 suits far wider models
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
     }

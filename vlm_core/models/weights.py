@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from vlm_core.config import ModelConfig
-from vlm_core.files import read_json
+from vlm_core.models.model_directory import read_object
 from vlm_core.run_directory import CONSOLIDATED, WEIGHTS
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def weights_directory(checkpoint: Path) -> Path:
         if format_of(directory):
             return directory
     markers = ", ".join(known.marker for known in FORMATS)
-    raise ValueError(f"{checkpoint} is no checkpoint: neither it nor its {WEIGHTS}/ has one of {markers}")
+    raise ValueError(f"{checkpoint} is not a checkpoint: neither it nor its {WEIGHTS}/ has one of {markers}")
 
 
 def is_adapter(weights: Path) -> bool:
@@ -138,7 +138,7 @@ def load_trained(checkpoint: Path, base: Path, config: ModelConfig) -> Any:
 
 def _require_lora(weights: Path) -> None:
     """Raises ValueError for an adapter of another kind than LoRA: some import modules that their config names."""
-    config = read_json(weights / ADAPTER_CONFIG)
+    config = read_object(weights / ADAPTER_CONFIG)
     kind, megatron = config.get("peft_type"), config.get("megatron_config")
     if kind != "LORA" or megatron is not None:
         raise ValueError(f"{weights} holds a {'Megatron' if megatron else kind} adapter: only plain LoRA is supported")

@@ -1,4 +1,4 @@
-"""The report of a dataset: what is in it, what is wrong with it, and what both its splits share."""
+"""The report of a dataset: what is in it, what is wrong with it, and what its splits share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,9 +20,9 @@ from vlm_core.pages.plots import histogram
 from vlm_core.pages.render import render
 from vlm_core.pages.thumbnails import data_uri, thumbnails
 
-CLOSED_QUESTIONS = 30  # that the table shows, those that are asked most
+CLOSED_QUESTIONS = 30  # rows of the table, the most frequent first
 OTHER_YES_NO = "other questions answered yes or no"
-STORED_SIDE = 256  # pixels of an image beside a row that is explained
+STORED_SIDE = 256  # pixels of an image beside an explained row
 SAMPLES = 12  # examples that are shown, spread over a split
 ROWS = {
     "rows": "Questions",
@@ -33,17 +33,17 @@ ROWS = {
     "contradictions": "Questions answered in two ways",
 }
 SPREADS = {
-    "questions_an_image": "Questions an image",
-    "images_a_case": "Images a case",
-    "question_words": "Words a question",
-    "answer_words": "Words an answer",
+    "questions_an_image": "Questions per image",
+    "images_a_case": "Images per case",
+    "question_words": "Words per question",
+    "answer_words": "Words per answer",
 }
 
 
 def write_data_report(config: Config, conversations: Path, path: Path, explained: Sequence[ExplainedRow] = ()) -> None:
     """Writes the page about a conversation cache; with `report.images` false it shows no image and no text.
 
-    `explained` are rows that the page follows from their file to what the model sees.
+    `explained` are rows that the page shows from their file to the model's input.
     """
     found = read_json(conversations / STATISTICS)
     plots = {title: _plot(found["splits"], name) for name, title in SPREADS.items()}
@@ -68,7 +68,7 @@ def write_data_report(config: Config, conversations: Path, path: Path, explained
 
 
 def named_columns(config: Config) -> dict[str, str]:
-    """Returns `{what it holds: column}` of the columns that are used."""
+    """Returns `{content: column}` of the columns that are used, such as `{"image": "file"}`."""
     named = {
         key.removesuffix("_column"): v for key, v in config.dataset.model_dump().items() if key.endswith("_column")
     }
@@ -101,7 +101,7 @@ def _plot(splits: Mapping[str, Any], name: str) -> str:
 
 
 def closed_table(conversations: Path, *, with_texts: bool) -> list[dict[str, Any]]:
-    """Returns a row for each closed question that is asked at all, those asked most first; numbered without texts.
+    """Returns a row for each closed question that occurs, the most frequent first; numbered without texts.
 
     A row is `{question, train, validation (each rows, and a list of answers with their shares), commonest}`.
     """
@@ -123,7 +123,7 @@ def closed_table(conversations: Path, *, with_texts: bool) -> list[dict[str, Any
 
 
 def _answer_shares(counts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Returns the rows of a split, and the share of each answer that is given there at all."""
+    """Returns the number of rows of a split, and the share of each answer that occurs there."""
     given = zip(names, [*counts["answers"], counts["other"]], strict=True)
     return {"rows": counts["rows"], "answers": [(name, count / counts["rows"]) for name, count in given if count]}
 
@@ -140,7 +140,7 @@ def samples(conversations: Path) -> list[dict[str, Any]]:
             {
                 "split": split,
                 "case": row["case_id"],
-                "images": [small[digest] for digest in dataset.image_hashes(row)],
+                "images": [small[digest] for digest in dataset.image_hashes(row) if digest in small],
                 "turns": [(turn["role"], turn_text(turn)) for turn in row["conversation"]],
             }
             for row in rows

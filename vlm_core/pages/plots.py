@@ -1,4 +1,4 @@
-"""Plots as SVG, to put into a page."""
+"""Plots as SVG, for pages."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def bars(groups: Sequence[str], series: Mapping[str, Sequence[Interval]], label:
 
 
 def histogram(series: Mapping[str, Mapping[str, Sequence[int]]], label: str) -> str:
-    """Returns the shares of values by bin; of each of `series`, `{"edges", "counts"}` of whole numbers."""
+    """Returns the shares of values by bin; each of `series` is `{"edges", "counts"}` of whole numbers."""
     with rc_context(STYLE):
         figure, axes = _figure()
         for number, (name, bins) in enumerate(series.items()):
@@ -58,7 +58,7 @@ def histogram(series: Mapping[str, Mapping[str, Sequence[int]]], label: str) -> 
             axes.stairs(shares, edges, fill=True, alpha=0.35, color=COLOURS[number], label=name)
             axes.stairs(shares, edges, color=COLOURS[number], linewidth=1)
         low, high = axes.get_xlim()
-        if high - low < 3:  # all values are the same: one bar, and not a wall
+        if high - low < 3:  # all values are the same: a narrow bar, not one of full width
             axes.set_xlim(low - 1.5, high + 1.5)
         axes.set_xlabel(label)
         axes.set_ylabel("share")
@@ -75,7 +75,7 @@ def losses(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[s
 
 
 def draw_losses(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes the same as a PNG file."""
+    """Writes the plot of `losses` as a PNG file."""
     with rc_context(STYLE), published_file(path) as aside:
         _loss_figure(training, validation).savefig(aside, format="png", dpi=130)
 

@@ -10,17 +10,21 @@ from vlm_core.data.images import decode_image
 
 BUDGET = 12_000_000  # bytes of base64: a page that opens at once and can be sent by mail
 SIDES = (256, 192, 128, 96)  # pixels
-SAMPLE = 32  # images that the side is chosen by
+SAMPLE = 32  # images that are tried to choose the side
 
 
 def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes]) -> dict[str, str]:
     """Returns `{digest: data URI}` of as many images as the budget allows, in the largest size that fits them all."""
-    spread = digests[:: max(1, len(digests) // SAMPLE)][:SAMPLE]
-    sizes = {side: sum(len(_thumbnail(encoded(d), side)) for d in spread) / max(1, len(spread)) for side in SIDES}
-    side = next((side for side in SIDES if sizes[side] * len(digests) <= BUDGET), SIDES[-1])
+    distinct = list(dict.fromkeys(digests))
+    sample = [decode_image(encoded(d)) for d in distinct[:: max(1, len(distinct) // SAMPLE)][:SAMPLE]]
+
+    def fits(side: int) -> bool:
+        return sum(len(data_uri(image, side)) for image in sample) * len(distinct) <= BUDGET * len(sample)
+
+    side = next(filter(fits, SIDES), SIDES[-1])
     found, used = {}, 0
-    for digest in digests:
-        uri = _thumbnail(encoded(digest), side)
+    for digest in distinct:
+        uri = data_uri(decode_image(encoded(digest)), side)
         used += len(uri)
         if used > BUDGET:
             break
@@ -28,14 +32,10 @@ def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes]) -> dict[
     return found
 
 
-def _thumbnail(encoded: bytes, side: int) -> str:
-    return data_uri(decode_image(encoded), side)
-
-
 def data_uri(image: Image.Image, side: int) -> str:
     """Returns a JPEG of `image` as a data URI, its longer side of `side` pixels.
 
-    A small image is enlarged, or its single pixels could not be seen.
+    Small images are enlarged, so that single pixels can be seen.
     """
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))

@@ -2,21 +2,20 @@
 
 epoch_0_step_200/
     model/               weights or adapter in safetensors, with the processor: loads in transformers or peft;
-                         or torch's DCP, with such a directory `consolidated` in it; image_settings.json says how
-                         medical images were windowed
+                         or sharded by torch's DCP, with a loadable copy in `consolidated`; image_settings.json holds
+                         the windows of medical images
     training_state.pt    optimizer and schedule
     progress.json        steps done, lowest validation loss so far, fingerprint of the data
     config.yaml          the resolved config, overrides included
-    checksums.json       the sha256 of all other files, which a resumed run compares
+    checksums.json       the sha256 of all other files; a run checks them when it resumes
 """
 
 import logging
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from transformers import ProcessorMixin
 from vlm_core.cache import checksums
 from vlm_core.config import Config
 from vlm_core.data.medical.settings import save_settings
-from vlm_core.files import is_disk_full, point, published_directory, read_json, write_json, write_text
+from vlm_core.files import point, published_directory, read_json, write_json, write_text
 from vlm_core.models.weights import save_weights
 from vlm_core.run_directory import (
     CHECKSUMS,
@@ -46,13 +45,22 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class RunProgress:
-    """How far a run is: `step` optimizer steps are done. Their place in an epoch follows from it."""
+    """How far a run is: `step` optimizer steps are done. The position in the epoch follows from it."""
 
     dataset_fingerprint: str
     step: int = 0
     lowest_validation_loss: float | None = None
     validations_since_lowest: int = 0
     nonfinite_steps: int = 0  # optimizer steps that were not applied
+
+    def record_validation(self, loss: float) -> bool:
+        """Records a finite validation loss; returns whether it is the lowest so far."""
+        lowest = self.lowest_validation_loss
+        if lowest is None or loss < lowest:
+            self.lowest_validation_loss, self.validations_since_lowest = loss, 0
+            return True
+        self.validations_since_lowest += 1
+        return False
 
     def is_exhausted(self, patience: int | None) -> bool:
         """Returns whether the validation loss has not fallen for `patience` times."""
@@ -66,35 +74,38 @@ def checkpoint_name(progress: RunProgress, steps_per_epoch: int) -> str:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a run is at a step: tensors that are whole, of `weights_to_save`, the optimizer and the schedule."""
+    """The state of a run at one step: full (unsharded) weights to save, optimizer, schedule and progress."""
 
     weights: dict[str, torch.Tensor]
     training_state: dict[str, Any]
     progress: RunProgress
 
     def copy(self) -> "Snapshot":
-        """Returns a snapshot on the CPU that further steps do not change."""
+        """Returns a copy on the CPU, which later steps do not change."""
         copied = pytree.tree_map_only(torch.Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), vars(self))
         return Snapshot(**(copied | {"progress": replace(self.progress)}))
 
 
 class Writer:
-    """Writes checkpoints one after the other: at once, or beside the training."""
+    """Writes checkpoints one at a time, either synchronously or in a background thread while training continues."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._saving: Future[None] | None = None
 
-    def write(self, save: Callable[[Snapshot], None], snapshot: Snapshot, *, beside: bool) -> None:
-        """Calls `save` with the snapshot; `beside` returns when that has been copied, and the last one is written."""
+    def write(self, save: Callable[[Snapshot], None], snapshot: Snapshot, *, in_background: bool) -> None:
+        """Waits for the previous checkpoint, then calls `save` with the snapshot.
+
+        With `in_background`, returns as soon as the snapshot has been copied.
+        """
         self.wait()
-        if beside:
+        if in_background:
             self._saving = self._thread.submit(save, snapshot.copy())
         else:
             save(snapshot)
 
     def wait(self) -> None:
-        """Returns when all is written; raises what went wrong with it."""
+        """Waits until the checkpoint is written; raises the error of a background write."""
         saving, self._saving = self._saving, None
         if saving:
             saving.result()
@@ -110,14 +121,14 @@ def save_checkpoint(
     lowest: bool,
     last: bool,
 ) -> None:
-    """Writes a checkpoint and lets LATEST, and LOWEST_VAL if it is the `lowest`, point to it.
+    """Writes a checkpoint and points LATEST to it, and LOWEST_VAL too if its validation loss is the `lowest`.
 
-    `model` is the model itself, outside any wrapper, and not read for its weights; `last` says that the run ends here.
+    `model` is the unwrapped model; the weights come from `snapshot`, not from it. `last` means that the run ends here.
     """
     settings = config.checkpoint
     sharded = settings.model_save_format == "torch_save"
     consolidated = settings.save_consolidated == "every" or (last and settings.save_consolidated == "final")
-    with _space_required(directory), published_directory(directory) as aside:
+    with published_directory(directory) as aside:
         weights = snapshot.weights
         save_weights(model, aside / WEIGHTS, weights, sharded=sharded, consolidated=consolidated)
         for place in (aside / WEIGHTS, aside / WEIGHTS / CONSOLIDATED):
@@ -136,24 +147,8 @@ def save_checkpoint(
     logger.info("checkpoint %s", directory)
 
 
-@contextmanager
-def _space_required(directory: Path) -> Iterator[None]:
-    """Turns the errors of a full disk into a ValueError that says what to free."""
-    try:
-        yield
-    except BaseException as error:  # that of torch's DCP is not an Exception
-        if not is_disk_full(error):
-            raise
-        free = shutil.disk_usage(directory.parent).free
-        raise ValueError(
-            f"no space left for the checkpoint {directory}: {free / 1e6:.0f} MB are free and do not suffice. Free some "
-            "(checkpoint.max_recent_checkpoints keeps fewer) and give the same command again: the run resumes from its "
-            "last checkpoint"
-        ) from None
-
-
 def _remove_old(run_directory: Path, keep: int) -> None:
-    """Removes all but the `keep` latest checkpoints; what a pointer names stays."""
+    """Removes all but the `keep` latest checkpoints. Never removes the targets of LATEST and LOWEST_VAL."""
     named = {Path(os.path.realpath(run_directory / pointer)) for pointer in (LATEST, LOWEST_VAL)}
     checkpoints = sorted(run_directory.glob("epoch_*_step_*"), key=lambda path: int(path.name.rpartition("_")[2]))
     for old in checkpoints[:-keep]:
@@ -162,16 +157,20 @@ def _remove_old(run_directory: Path, keep: int) -> None:
 
 
 def load_progress(checkpoint: Path) -> RunProgress:
-    """Returns how far the run was when it wrote `checkpoint`."""
+    """Returns the progress of the run that `checkpoint` stores."""
     return RunProgress(**read_json(checkpoint / PROGRESS))
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
-    """Returns the state dictionaries of optimizer and schedule, on the CPU."""
+    """Returns the state dictionaries of optimizer and schedule, on the CPU; raises ValueError if they are damaged."""
     try:
         return torch.load(checkpoint / TRAINING_STATE, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError):  # whose words advise to unpickle anything
+    except (
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+    ):  # torch's message advises an unsafe load
         raise ValueError(
-            f"{checkpoint / TRAINING_STATE} is damaged, or holds more than tensors and numbers. Give an older one "
-            "as checkpoint.restore_from"
+            f"{checkpoint / TRAINING_STATE} is damaged, or holds more than tensors and numbers. Set "
+            "checkpoint.restore_from to an older checkpoint"
         ) from None

@@ -1,4 +1,4 @@
-"""One process or many under torchrun: setting up, sums over ranks, and an orderly end."""
+"""Runs a command on one process, or on several under torchrun: setup, sums over ranks, and a clean exit."""
 
 import ctypes
 import os
@@ -45,9 +45,9 @@ class Ranks:
 
 @contextmanager
 def process_group() -> Iterator[Ranks]:
-    """Yields this process's `Ranks`, read from torchrun's environment; a lone process when there is none.
+    """Yields this process's `Ranks`, read from torchrun's environment variables; without them, a single process.
 
-    More than one process are joined by nccl on GPUs and by gloo elsewhere.
+    Several processes form a group: nccl on GPUs, gloo on CPUs.
     """
     ranks = Ranks(*(int(os.environ.get(name, default)) for name, default in _ENVIRONMENT.items()))
     if "TORCHELASTIC_RUN_ID" in os.environ:
@@ -57,19 +57,19 @@ def process_group() -> Iterator[Ranks]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
-    # Ranks wait for the main one while it downloads, or while another job fills the cache that it needs.
+    # The other ranks wait while the main rank downloads, or while another job fills a cache.
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
     try:
         yield ranks
         dist.barrier()
-        time.sleep(0.3)  # gloo's threads race with the interpreter's exit (SIGABRT) unless they have come to rest
+        time.sleep(0.3)  # lets gloo's threads finish: otherwise they race with the interpreter's exit (SIGABRT)
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
 def command() -> Iterator[Ranks]:
-    """Yields the `Ranks` of a command; the main rank alone speaks, and wrong input ends it with its reason."""
+    """Yields the `Ranks` of a command. Only the main rank logs. Wrong input ends the process with an error message."""
     keep_private()
     with process_group() as ranks:
         configure_logging(quiet=not ranks.is_main)
@@ -82,9 +82,7 @@ def command() -> Iterator[Ranks]:
         except OSError as error:
             if not is_disk_full(error):
                 raise
-            remedy = (
-                "Free some space, for example with python -m vlm_core.caches prune, and give the same command again"
-            )
+            remedy = "Free some space, for example with python -m vlm_core.caches prune, and run the same command again"
             raise SystemExit(f"error: {printable(error)}. {remedy}") from None
 
 
@@ -92,7 +90,10 @@ _ENVIRONMENT = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
 
 
 def _die_with_parent() -> None:
-    """Has the kernel kill this rank when torchrun dies: a rank is a session of its own, so SIGKILL would leak it."""
+    """Makes the kernel kill this rank when torchrun dies.
+
+    torchrun starts each rank in a separate session, so a SIGKILL of torchrun would leave the ranks running.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -108,7 +109,7 @@ def sum_over_ranks(*values: float) -> list[float]:
 
 
 def same_as_main(value: T) -> T:
-    """Returns the main rank's `value` on every rank; all have to call it."""
+    """Returns the main rank's `value` on every rank. All ranks must call this."""
     if not dist.is_initialized():
         return value
     values = [value]
@@ -117,7 +118,7 @@ def same_as_main(value: T) -> T:
 
 
 def decided_by_main(ranks: Ranks, decide: Callable[[], T]) -> T:
-    """Returns what `decide` returns on the main rank, on every rank; its ValueError is raised on every rank too."""
+    """Calls `decide` on the main rank only and returns its result on every rank. Every rank raises its ValueError."""
     found, error = None, None
     if ranks.is_main:
         try:
@@ -131,7 +132,7 @@ def decided_by_main(ranks: Ranks, decide: Callable[[], T]) -> T:
 
 
 def peak_memory_mb() -> float:
-    """Returns the most memory that this process had: of the GPU, or resident where there is none."""
+    """Returns this process's peak memory in MB: GPU memory, or resident memory on a CPU."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
@@ -139,9 +140,9 @@ def peak_memory_mb() -> float:
 
 @contextmanager
 def main_rank_first(ranks: Ranks) -> Iterator[None]:
-    """Lets the main rank through the block before the others: it downloads and builds, they find what is there.
+    """Runs the block on the main rank first: it downloads and builds, and the other ranks then find the result.
 
-    transformers writes a model on the main rank alone, so that a tiny one built by another rank would be empty.
+    transformers writes a model only on the main rank. A tiny model built on another rank would be empty.
     """
     if not ranks.is_main:
         barrier()

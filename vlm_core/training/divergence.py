@@ -1,4 +1,4 @@
-"""Keeps numbers that are not finite out of a run's weights and checkpoints, and ends a run that has diverged."""
+"""Keeps NaN and infinity out of a run's weights and checkpoints, and stops a run that has diverged."""
 
 import logging
 from collections.abc import Mapping
@@ -14,20 +14,20 @@ logger = logging.getLogger(__name__)
 
 
 class DivergedError(ValueError):
-    """The run computes numbers that are not finite; more steps would not help. LATEST is the last good checkpoint."""
+    """The run produces NaN or infinity, and more steps would not help. LATEST is the last good checkpoint."""
 
 
 @dataclass
 class DivergenceWatch:
-    """What a run knows about its weights: whether they still give finite numbers. All ranks know the same."""
+    """Tracks whether the weights of a run still give finite numbers. The state is the same on all ranks."""
 
     config: Config
-    directory: Path  # of the run
-    skipped_in_a_row: int = 0  # optimizer steps that were not applied
-    sound: bool = True  # whether the weights gave finite numbers when they were last used
+    directory: Path  # the run directory
+    skipped_in_a_row: int = 0  # consecutive optimizer steps that were not applied
+    sound: bool = True  # False if the last use of the weights gave a number that is not finite
 
     def after_step(self, step: int, loss: float, grad_norm: float, *, finite: bool) -> None:
-        """Counts an optimizer step, which was applied only if its loss and its gradient were `finite`."""
+        """Records an optimizer step. The step was applied only if its loss and gradient were `finite`."""
         self.sound = finite
         if finite:
             self.skipped_in_a_row = 0
@@ -36,30 +36,30 @@ class DivergenceWatch:
         logger.error("step %d is not applied: its loss is %g and its gradient norm is %g", step, loss, grad_norm)
 
     def require_applied_steps(self, step: int) -> None:
-        """Raises DivergedError if too many steps in a row, up to `step`, could not be applied."""
+        """Raises DivergedError if too many consecutive steps, up to `step`, were not applied."""
         if self.skipped_in_a_row >= self.config.step_scheduler.max_nonfinite_steps:
             raise self.diverged(
                 f"the loss or the gradient was not finite in steps {step - self.skipped_in_a_row + 1} to {step}, so "
-                "none of them was applied"
+                "these steps were not applied"
             )
 
     def after_validation(self, step: int, broken: float, batches: float) -> None:
-        """Judges the weights by a validation in which `broken` of all micro-batches had a loss that is not finite.
+        """Records a validation in which `broken` of all `batches` had a loss that is not finite.
 
-        If all of them had, the weights are broken. If some had, it is the data.
+        If all batches are broken, the weights are the cause. If only some are, the data is.
         """
         if broken:
-            logger.error("the validation loss of step %d is not finite: that of %d of %d forward passes is not",
+            logger.error("the validation loss of step %d is not finite: %d of %d forward passes gave NaN or infinity",
                          step, broken, batches)  # fmt: skip
         self.sound = broken < batches
 
     def require_sound(self, step: int) -> None:
-        """Raises DivergedError if a run would end with broken weights."""
+        """Raises DivergedError if the weights are broken at the end of a run."""
         if not self.sound:
             raise self.diverged(f"the weights give no finite numbers at the last step, {step}")
 
     def diverged(self, found: str) -> DivergedError:
-        """Returns the error that says what was found, what is left of the run, and what to change."""
+        """Returns an error that says what was found, which checkpoint remains, and what to change."""
         latest = self.directory / LATEST
         kept = f"{latest} is the last good checkpoint" if latest.exists() else "no checkpoint was written"
         return DivergedError(f"{found}; {kept}. {_remedy(self.config)}")

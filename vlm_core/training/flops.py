@@ -1,10 +1,10 @@
-"""What a token costs in floating-point operations, and which share of a GPU's peak a step reached."""
+"""Counts the floating-point operations per token, and the model FLOPs utilisation (MFU) of a step."""
 
 import torch
 
 from vlm_core.models.freeze import PartCounts
 
-# FLOP/s in dense bfloat16, of the makers' data sheets, by words of torch.cuda.get_device_name.
+# Dense bfloat16 FLOP/s from the vendors' data sheets. The keys are words of torch.cuda.get_device_name.
 PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
@@ -19,22 +19,23 @@ PEAK_FLOPS = {
 }
 
 
-PARTIAL = {"MIG", "Laptop"}  # in the name of what has less than the GPU that it is named after
+# A device with one of these words in its name is slower than the GPU that the name mentions.
+PARTIAL = {"MIG", "Laptop"}
 
 
 def flops_per_token(parts: PartCounts) -> float:
-    """Returns the operations of a token's forward and backward pass through the layers of the language model.
+    """Returns the FLOPs per token of the forward and backward pass through the language model's layers.
 
-    Two a weight forward and two for the gradient of its input, which what lies before it needs, frozen or not; two more
-    where the weight itself trains. Neither attention scores, nor the head (most positions skip it), nor the vision
-    tower, nor what gradient checkpointing computes again are counted.
+    Each weight costs two operations in the forward pass and two for the gradient of its input, which earlier layers
+    need even if the weight is frozen. A trained weight costs two more. The count leaves out attention scores, the head
+    (most positions skip it), the vision tower, and the recomputation of gradient checkpointing.
     """
     trained, frozen = parts["language_model"]
     return 4.0 * (trained + frozen) + 2.0 * trained
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Returns the peak of a GPU by its name; None for one that is not known, and for a slice of one (MIG).
+    """Returns the peak FLOP/s of a GPU by its name; None for an unknown GPU, and for a MIG slice.
 
     >>> peak_flops("NVIDIA H100 80GB HBM3")
     989000000000000.0
@@ -45,10 +46,10 @@ def peak_flops(device_name: str) -> float | None:
 
 
 def peak_of(device: torch.device) -> float | None:
-    """Returns the peak of a device, None where it is not known, as of a CPU."""
+    """Returns the peak FLOP/s of a device, None if it is unknown (always for a CPU)."""
     return peak_flops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
 
 
 def model_flops_utilisation(flops: float, seconds: float, peak: float | None, processes: int) -> dict[str, float]:
-    """Returns `{"model_flops_utilisation": share}` of the peak of all processes' devices; nothing without a `peak`."""
+    """Returns `{"model_flops_utilisation": MFU}`: achieved FLOP/s over the peak of all devices; {} without a `peak`."""
     return {} if peak is None else {"model_flops_utilisation": round(flops / (seconds * peak * processes), 4)}

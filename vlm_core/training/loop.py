@@ -1,4 +1,4 @@
-"""The training loop: the same numbers however the work is divided over micro-batches, ranks and restarts."""
+"""The training loop. Its results do not depend on the micro-batch size, the number of ranks, or restarts."""
 
 import logging
 import math
@@ -35,7 +35,14 @@ from vlm_core.training.divergence import DivergenceWatch, broken_weight
 from vlm_core.training.flops import flops_per_token, model_flops_utilisation, peak_of
 from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
-from vlm_core.training.parallel import compile_layers, load_whole, outside_forward, parallelize, whole, without_sync
+from vlm_core.training.parallel import (
+    compile_layers,
+    full_state,
+    load_full_state,
+    outside_forward,
+    parallelize,
+    without_sync,
+)
 from vlm_core.training.reporter import Reporter
 from vlm_core.training.run_length import total_steps
 
@@ -43,16 +50,16 @@ logger = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-    """SIGTERM came. If checkpoints are enabled one was written, and the same command resumes from it."""
+    """SIGTERM stopped the run. If checkpoints are enabled, the run wrote one, and the same command resumes from it."""
 
 
 @dataclass
 class Trainer:
-    """A run: what is trained, on what, and how far it is."""
+    """A training run: its model, data, optimizer and progress."""
 
     config: Config
     directory: Path
-    model: Any  # the model itself: a PreTrainedModel or a PeftModel, on the CPU or on its device
+    model: Any  # the unwrapped PreTrainedModel or PeftModel, on the CPU or on its device
     chat: ChatModel
     train: AnyBatches
     validation: AnyBatches
@@ -61,13 +68,13 @@ class Trainer:
     ranks: Ranks
     device: torch.device
     compute_dtype: torch.dtype = torch.float32
-    num_workers: int = 0  # processes that read batches ahead
-    whole_model: Callable[[], AbstractContextManager[None]] = nullcontext  # has all weights in the model, to save it
-    after_validation: Callable[[int], None] = lambda step: None  # on all ranks, with the model in evaluation mode
+    num_workers: int = 0  # processes that prefetch batches
+    full_model: Callable[[], AbstractContextManager[None]] = nullcontext  # full weights attached while saving
+    after_validation: Callable[[int], None] = lambda step: None  # called on all ranks, in eval mode
 
     def __post_init__(self) -> None:
         self.progress = RunProgress(self.dataset_fingerprint)
-        self.token_counts = [0, 0, 0]  # of this start of the run: see `TokenCounts`
+        self.token_counts = [0, 0, 0]  # since this process started; the fields of `TokenCounts`
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.batch_size)
@@ -77,7 +84,7 @@ class Trainer:
         self.forward = parallelize(
             self.token_loss, self.config.compute.strategy, self.ranks, self.device, self.compute_dtype
         )
-        # Behind it: a divided parameter is another one than it was.
+        # Build the optimizer after sharding, because FSDP2 replaces the parameters.
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
         self.watch = DivergenceWatch(self.config, self.directory)
@@ -85,22 +92,26 @@ class Trainer:
         self.writer = Writer()
 
     def resume(self, checkpoint: Path) -> None:
-        """Takes optimizer, schedule and position from `checkpoint`; the model was loaded from it already."""
+        """Restores optimizer, schedule and position from `checkpoint`. The model must have been loaded from it before.
+
+        Raises ValueError if the training data has changed since.
+        """
         state = load_state(checkpoint)
-        load_whole(self.optimizer, state["optimizer"])
+        load_full_state(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
         self.progress = load_progress(checkpoint)
         if self.progress.dataset_fingerprint != self.dataset_fingerprint:
             raise ValueError(
-                f"{checkpoint} was trained on other data ({self.progress.dataset_fingerprint}) than is there now "
-                f"({self.dataset_fingerprint}): give back that data, or another checkpoint.checkpoint_dir"
+                f"{checkpoint} was trained on other data: its fingerprint is {self.progress.dataset_fingerprint}, that "
+                f"of the current data is {self.dataset_fingerprint}. Restore the original data, or set "
+                "checkpoint.checkpoint_dir to another directory"
             )
         logger.info("resumed from %s", checkpoint.name)
 
     def run(self) -> None:
-        """Trains to the end, with validation losses and checkpoints on the way.
+        """Trains to the last step, and validates and saves checkpoints along the way.
 
-        Raises Preempted after SIGTERM, when the step at hand is done and saved.
+        After SIGTERM, finishes and saves the current step and raises Preempted.
         """
         previous = signal.signal(signal.SIGTERM, self._remember_sigterm)
         try:
@@ -111,9 +122,9 @@ class Trainer:
 
     def _run(self) -> None:
         reporter = Reporter(self.directory, self.total_steps, self.progress.step, enabled=self.ranks.is_main)
-        asked = time.monotonic()
+        data_wait_start = time.monotonic()
         for batches in self._remaining_steps():
-            waited = time.monotonic() - asked
+            waited = time.monotonic() - data_wait_start
             self.progress.step += 1
             reporter.step(self._optimizer_step(batches) | {"data_seconds": round(waited, 4)})
             self.watch.require_applied_steps(self.progress.step)
@@ -127,13 +138,13 @@ class Trainer:
                 self.watch.require_sound(self.progress.step)
                 break
             if stopping:
-                raise Preempted(f"stopped by SIGTERM behind step {self.progress.step} of {self.total_steps}")
-            asked = time.monotonic()
+                raise Preempted(f"stopped by SIGTERM after step {self.progress.step} of {self.total_steps}")
+            data_wait_start = time.monotonic()
         reporter.close()
-        computed, padding, plain = self.token_counts
+        computed, padding, unpacked = self.token_counts
         if computed:
-            logger.info("computed %s tokens (%.1f %% padding) for examples of %s: %.1f times fewer",
-                        f"{computed:,}", 100 * padding / computed, f"{plain:,}", plain / computed)  # fmt: skip
+            logger.info("computed %s tokens (%.1f %% padding); the unpacked examples have %s, %.1f times as many",
+                        f"{computed:,}", 100 * padding / computed, f"{unpacked:,}", unpacked / computed)  # fmt: skip
 
     def _remember_sigterm(self, number: int, frame: object) -> None:
         self.sigterm_received = True
@@ -159,11 +170,11 @@ class Trainer:
         started = time.monotonic()
         if self.progress.step == 1 and "group_ids" not in batches[0]:
             require_keys(batches[0], self.chat.family)
-        # Dropout depends on the step alone, so that a resumed run draws what an uninterrupted one draws.
+        # The dropout seed depends only on the step and rank, so a resumed run repeats the uninterrupted one.
         torch.manual_seed((self.config.rng.seed * 1_000_003 + self.progress.step) * 1_009 + self.ranks.rank)
         self.model.train()
-        # The divisor is global and has to be known before the first backward pass.
-        # Whether to stop is agreed upon here too: no rank may leave the others waiting.
+        # The loss is divided by the global token count, which must be known before the first backward pass.
+        # The ranks also agree here whether to stop, because a rank that stops alone would block the others.
         samples, tokens, terminated, *counts = sum_over_ranks(
             sum(map(supervised_examples, batches)),
             sum(map(supervised_tokens, batches)),
@@ -196,12 +207,12 @@ class Trainer:
         }
 
     def _update_weights(self, loss_sum: float, tokens: float) -> tuple[float, float]:
-        """Applies the accumulated gradient if loss and gradient are finite; returns (loss a token, gradient norm)."""
+        """Applies the accumulated gradient if loss and gradient are finite; returns (loss per token, gradient norm)."""
         max_norm = self.config.clip_grad_norm.max_norm
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         norm = nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm)
-        grad_norm = float(whole(norm, keep=True))
-        # Summed, so that all ranks decide alike.
+        grad_norm = float(full_state(norm, keep=True))
+        # Sum over ranks, so that all ranks make the same decision.
         loss_sum, broken = sum_over_ranks(loss_sum, not math.isfinite(grad_norm))
         loss = loss_sum / tokens
         finite = math.isfinite(loss) and not broken
@@ -210,7 +221,7 @@ class Trainer:
         else:
             self.progress.nonfinite_steps += 1
         with warnings.catch_warnings():
-            # The schedule follows the step number, even if no optimizer step was applied yet.
+            # torch warns if the schedule advances before the first optimizer step, as it does after a skipped step.
             warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
             self.scheduler.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -224,7 +235,7 @@ class Trainer:
             with nullcontext() if last else without_sync(self.forward):
                 with self._precision():
                     loss = self.forward(self._to_device(batch))
-                # The ranks' gradients are averaged; the sum is wanted.
+                # DDP and FSDP average gradients over ranks. Multiplying by world_size gives the sum.
                 (loss * (self.ranks.world_size / tokens)).backward()
             yield loss.item()
 
@@ -233,22 +244,22 @@ class Trainer:
         return moved | {key: moved[key].to(self.compute_dtype) for key in (PIXELS, FEATURES) if key in moved}
 
     def _precision(self) -> torch.autocast:
-        """Trained weights are float32; what is computed with them is in the configured dtype."""
+        """Returns the autocast context: trained weights are float32, computation uses the configured dtype."""
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     @torch.no_grad()
     def _validate(self, reporter: Reporter) -> bool:
-        """Writes the loss a token over the whole validation split; returns whether it is the lowest so far.
+        """Records the loss per token over the full validation split; returns whether it is the lowest so far.
 
-        A loss that is not finite is never the lowest, and says nothing about early stopping.
+        A loss that is not finite is never the lowest, and does not count for early stopping.
         """
         self.model.eval()
-        whole = range(len(self.validation))
-        micro_batches = self.validation.micro_batches(whole, self.ranks.rank, self.ranks.world_size)
+        everything = range(len(self.validation))
+        micro_batches = self.validation.micro_batches(everything, self.ranks.rank, self.ranks.world_size)
         one_by_one = [[micro_batch] for micro_batch in micro_batches]
         loss_sum = tokens = broken = counted = 0.0
         for (batch,) in iterate_steps(one_by_one, self.validation.batch, self.num_workers):
-            with self._precision():  # Outside DDP: no gradients to share, and no buffers to broadcast.
+            with self._precision():  # bypasses DDP: there are no gradients to reduce and no buffers to broadcast
                 loss = self.token_loss(self._to_device(batch)).item()
             supervised = supervised_tokens(batch)
             loss_sum, tokens = loss_sum + loss, tokens + supervised
@@ -261,26 +272,22 @@ class Trainer:
         self.watch.after_validation(self.progress.step, broken, counted)
         if not math.isfinite(loss):
             return False
-        lowest = self.progress.lowest_validation_loss
-        if lowest is None or loss < lowest:
-            self.progress.lowest_validation_loss, self.progress.validations_since_lowest = loss, 0
-            return True
-        self.progress.validations_since_lowest += 1
+        improved = self.progress.record_validation(loss)
         if self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience):
-            logger.info("stopping early: %d validation losses in a row are not below %.4f, that of LOWEST_VAL",
-                        self.progress.validations_since_lowest, lowest)  # fmt: skip
-        return False
+            logger.info("stopping early: %d validation losses in a row were not below %.4f, the loss of LOWEST_VAL",
+                        self.progress.validations_since_lowest, self.progress.lowest_validation_loss)  # fmt: skip
+        return improved
 
     def _save(self, *, lowest: bool, last: bool) -> None:
-        """Writes a checkpoint, unless the weights give numbers that are not finite or hold some."""
+        """Writes a checkpoint, unless the weights contain or produce NaN or infinity."""
         if not self.watch.sound:
             logger.error("no checkpoint at step %d: the last loss was not finite", self.progress.step)
             return
         directory = self.directory / checkpoint_name(self.progress, self.steps_per_epoch)
         main, state = self.ranks.is_main, {"scheduler": self.scheduler.state_dict()}
-        with self.whole_model():
-            weights = whole(weights_to_save(self.model), keep=main)
-        state["optimizer"] = whole(self.optimizer.state_dict(), keep=main)
+        with self.full_model():
+            weights = full_state(weights_to_save(self.model), keep=main)
+        state["optimizer"] = full_state(self.optimizer.state_dict(), keep=main)
         broken = same_as_main(broken_weight(weights) if main else None)
         if broken is not None:
             self.watch.sound = False
@@ -292,5 +299,6 @@ class Trainer:
             def save(snapshot: Snapshot) -> None:
                 save_checkpoint(directory, snapshot, self.model, processor, self.config, lowest=lowest, last=last)
 
-            self.writer.write(save, Snapshot(weights, state, self.progress), beside=self.config.checkpoint.is_async)
+            snapshot = Snapshot(weights, state, self.progress)
+            self.writer.write(save, snapshot, in_background=self.config.checkpoint.is_async)
         barrier()

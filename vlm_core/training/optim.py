@@ -12,27 +12,31 @@ from vlm_core.config import LRSchedulerConfig, OptimizerConfig
 
 logger = logging.getLogger(__name__)
 
-OF_OTHER_KINDS = ("LBFGS", "SparseAdam", "Muon")  # a closure, sparse gradients, matrices alone
+# LBFGS needs a closure, SparseAdam sparse gradients, and Muon takes matrices only.
+UNSUPPORTED = ("LBFGS", "SparseAdam", "Muon")
 
 
 def optimizer_class(target: str | None) -> type[torch.optim.Optimizer]:
-    """Returns the class that `torch.optim.NAME` names (None: AdamW); raises ValueError for what is none."""
+    """Returns the optimizer class `torch.optim.NAME` (None: AdamW); raises ValueError if it is not a supported one."""
     found = getattr(torch.optim, (target or "torch.optim.AdamW").removeprefix("torch.optim."), None)
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)) or found is torch.optim.Optimizer:
-        raise ValueError(f"optimizer._target_={target!r} is no optimizer of torch; write for example torch.optim.AdamW")
-    if found.__name__ in OF_OTHER_KINDS:
-        raise ValueError(f"optimizer._target_={target!r} steps in another way than this loop; try torch.optim.AdamW")
+        raise ValueError(f"optimizer._target_={target!r} is not a torch optimizer; use for example torch.optim.AdamW")
+    if found.__name__ in UNSUPPORTED:
+        raise ValueError(
+            f"optimizer._target_={target!r} is not supported (it needs a closure, sparse gradients or matrices only); "
+            "use for example torch.optim.AdamW"
+        )
     return found
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
     """Returns the optimizer over the trainable parameters of `model`.
 
-    A setting that it does not take is named in a warning where it was set.
+    Warns about each configured setting that the optimizer does not take.
     """
     kind = optimizer_class(config.target)
     settings = config.model_dump(exclude={"target"})
-    # Adafactor's eps is a pair: a setting of another form is another setting.
+    # A setting counts as taken only if its type matches: Adafactor's eps is a pair, not a float.
     taken = {
         name: parameter
         for name, parameter in inspect.signature(kind).parameters.items()
@@ -46,6 +50,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Op
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: LRSchedulerConfig, total_steps: int) -> LRScheduler:
-    """Returns the schedule: linear warm-up, then the configured decay to zero at `total_steps` (or none)."""
+    """Returns the schedule: linear warm-up, then constant or the configured decay to zero at `total_steps`."""
     style = "constant_with_warmup" if config.lr_decay_style == "constant" else config.lr_decay_style
     return get_scheduler(style, optimizer, num_warmup_steps=config.warmup_steps, num_training_steps=total_steps)

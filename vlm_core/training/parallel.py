@@ -1,8 +1,8 @@
-"""One model on several ranks: whole on each of them (DDP), or its weights divided among them (FSDP2).
+"""Runs one model on several ranks: replicated on each (DDP), or with its weights sharded over them (FSDP2).
 
-Under FSDP2 a decoder layer is whole only while it computes. What is outside the layers (embeddings, head, projector,
-vision tower) is whole from the forward pass to the end of the backward pass: a rank whose batch has no image would
-gather no block of the tower, and the others would wait for it.
+FSDP2 gathers the full weights of a decoder layer only while that layer computes. The rest of the model (embeddings,
+head, projector, vision tower) is one unit, gathered from the forward pass to the end of the backward pass. The blocks
+of the tower cannot be units: a rank whose batch has no image would not gather them, and the others would wait forever.
 """
 
 import logging
@@ -26,19 +26,19 @@ logger = logging.getLogger(__name__)
 
 
 def compile_layers(model: Any) -> None:
-    """Has torch compile each decoder layer when it is first called; layers of a kind share what was compiled.
+    """Makes torch compile each decoder layer on its first call; layers of the same kind share the compiled code.
 
-    What lies between the layers stays as it is: an image's features go in where its tokens are, which breaks a graph.
+    The rest of the model is not compiled, because inserting image features at the image tokens breaks the graph.
     """
     for layer in decoder_layers(model):
         layer.compile()
 
 
 def parallelize(loss: TokenLoss, strategy: str, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """Returns the loss on `device`, to be called in its place: on several ranks, its gradients are their mean."""
+    """Returns the module to call instead of `loss`, on `device`. It averages the gradients over the ranks."""
     if ranks.world_size == 1:
         if strategy != "ddp":
-            logger.warning("compute.strategy=%s has no effect on one process: compute.nproc_per_node", strategy)
+            logger.warning("compute.strategy=%s has no effect on one process: raise compute.nproc_per_node", strategy)
         return loss.to(device)
     if strategy == "fsdp2":
         _shard(loss, ranks, device, dtype)
@@ -46,23 +46,23 @@ def parallelize(loss: TokenLoss, strategy: str, ranks: Ranks, device: torch.devi
     return DistributedDataParallel(
         loss.to(device),
         gradient_as_bucket_view=True,
-        find_unused_parameters=not loss.chat.splits_head,  # A model's own forward may leave some out.
+        find_unused_parameters=not loss.chat.returns_hidden_states,  # a generic model's forward may skip some
     )
 
 
 def _shard(loss: TokenLoss, ranks: Ranks, device: torch.device, dtype: torch.dtype) -> None:
-    """Divides the weights in place, layer after layer, so that the device never holds the whole model.
+    """Shards the weights in place, layer by layer, so that the device never holds the full model.
 
-    What is sent between the ranks are weights in `dtype`, that of the computation, and gradients in float32.
+    The ranks exchange weights in `dtype`, the dtype of the computation, and gradients in float32.
     """
     mesh = init_device_mesh(device.type, (ranks.world_size,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for layer in decoder_layers(loss.model):
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(loss, mesh=mesh, mp_policy=policy)
-    divided: Any = list(loss.parameters())  # DTensors
-    held, total = (sum(numbers) for numbers in zip(*((p.to_local().numel(), p.numel()) for p in divided), strict=True))
-    logger.info("fsdp2: a process holds %s of %s parameters", f"{held:,}", f"{total:,}")
+    sharded: Any = list(loss.parameters())  # DTensors
+    held, total = (sum(numbers) for numbers in zip(*((p.to_local().numel(), p.numel()) for p in sharded), strict=True))
+    logger.info("fsdp2: each process holds %s of %s parameters", f"{held:,}", f"{total:,}")
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
@@ -71,16 +71,19 @@ def decoder_layers(model: Any) -> nn.ModuleList:
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Returns a block whose gradients are kept and not yet shared.
+    """Returns a context that accumulates gradients locally, without reducing them over the ranks.
 
-    FSDP2 shares them at once all the same: whole gradients would take the memory that it saves.
+    Has no effect under FSDP2, which always reduces: full local gradients would use the memory that sharding saves.
     """
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 @contextmanager
 def outside_forward(loss: nn.Module) -> Iterator[None]:
-    """Lets parts of the model be called in the block, on all ranks alike, and not by the loss alone."""
+    """Gathers the sharded weights for the block, so that code may call modules of the model outside `loss.forward`.
+
+    All ranks must enter the block.
+    """
     if isinstance(loss, FSDPModule):
         loss.unshard()
     yield
@@ -88,10 +91,10 @@ def outside_forward(loss: nn.Module) -> Iterator[None]:
         loss.reshard()
 
 
-def whole(state: Any, *, keep: bool) -> Any:
-    """Returns a state dictionary with every divided tensor whole, on the CPU where it is to `keep`, else dropped.
+def full_state(state: Any, *, keep: bool) -> Any:
+    """Gathers every sharded tensor of a state dictionary; returns it with full tensors on the CPU.
 
-    All ranks have to call it: they send each other what they have.
+    Ranks that do not `keep` the result get None for each sharded tensor. All ranks must call this.
     """
 
     def gather(tensor: DTensor) -> torch.Tensor | None:
@@ -101,14 +104,14 @@ def whole(state: Any, *, keep: bool) -> Any:
     return pytree.tree_map_only(DTensor, gather, state)
 
 
-def load_whole(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Gives an optimizer the state that `whole` returned, divided as its parameters are."""
+def load_full_state(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Loads into an optimizer the state that `full_state` returned, sharded like its parameters."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for index, values in state["state"].items():
         like = parameters[index]
         if isinstance(like, DTensor):
             for name, value in values.items():
-                if value.shape == like.shape:  # others are one number, of all ranks
+                if value.shape == like.shape:  # other values are scalars, equal on all ranks
                     on_device = value.to(like.device)
                     values[name] = distribute_tensor(on_device, like.device_mesh, like.placements, src_data_rank=None)
     optimizer.load_state_dict(state)

@@ -1,7 +1,7 @@
-"""What a run will take, told before a weight is loaded: steps, tokens, memory, disk and time; and whether it fits.
+"""Estimates steps, tokens, memory, disk and time of a run before its weights are loaded, and checks that it fits.
 
-Memory and time are estimates: of the language model's layers from their dimensions, without what the vision tower's own
-layers take where it trains. On a CPU, three models took 1.5, 1.1 and 0.7 times the memory that was told.
+Memory and time follow from the dimensions of the language model's layers. They leave out the layers of a vision tower
+that trains. On a CPU, three models used 1.5, 1.1 and 0.7 times the estimated memory.
 """
 
 import logging
@@ -33,20 +33,20 @@ from vlm_core.training.run_length import total_steps
 
 logger = logging.getLogger(__name__)
 
-STEPS_LOOKED_AT = 50  # of the first epoch; the rest is taken to be like them
-DOUBT = 1.5  # times less than was told some models took
-UTILISATION = 0.35  # of the peak, that a step is taken to reach
+SAMPLED_STEPS = 50  # steps of the first epoch that stand for all steps
+SAFETY_FACTOR = 1.5  # memory estimates were up to 1.5 times too high
+UTILISATION = 0.35  # assumed share of the GPU's peak FLOP/s
 SHOWN_GPUS = ("H100", "A100", "RTX 4090", "L4")
 
 
 def in_words(size: float) -> str:
-    """Returns a number of bytes in GB, or in MB where that says more."""
+    """Returns a number of bytes as text in GB, or in MB below 1 GB."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Counts of a run, and estimates of what a process needs in bytes, and of all processes together in FLOPs."""
+    """The sizes of a run, with estimates of the bytes per process and of the FLOPs of all processes together."""
 
     examples: int
     steps_per_epoch: int
@@ -54,8 +54,8 @@ class Plan:
     epochs: int
     batch_size: int
     warmup_steps: int
-    tokens_per_epoch: float  # that are computed, padding included
-    plain_tokens_per_epoch: int  # of rows that share nothing
+    tokens_per_epoch: float  # computed tokens, including padding
+    unpacked_tokens_per_epoch: int  # tokens of the unpacked, unpadded examples
     largest_batch: int  # tokens of the largest forward pass
     trained: int
     frozen: int
@@ -65,7 +65,7 @@ class Plan:
 
     @property
     def bytes_needed(self) -> float:
-        """The sum over all kinds of memory."""
+        """Total memory per process."""
         return sum(self.memory.values())
 
     def __str__(self) -> str:
@@ -73,40 +73,40 @@ class Plan:
         hours = ", ".join(f"{self.flops / (UTILISATION * PEAK_FLOPS[n]) / 3600:.2g} on {n}" for n in SHOWN_GPUS)
         return "\n".join(
             [
-                f"examples    {self.examples:,}: {self.steps_per_epoch:,} steps an epoch, {self.steps:,} in all",
+                f"examples    {self.examples:,}: {self.steps_per_epoch:,} steps per epoch, {self.steps:,} in total",
                 f"schedule    {self.epochs:,} epochs in batches of {self.batch_size:,}, {self.warmup_steps:,} steps of "
                 "warm-up",
-                f"tokens      {self.tokens_per_epoch:,.0f} an epoch for {self.plain_tokens_per_epoch:,} of plain rows; "
-                f"at most {self.largest_batch:,} at once",
+                f"tokens      {self.tokens_per_epoch:,.0f} per epoch ({self.unpacked_tokens_per_epoch:,} if unpacked); "
+                f"at most {self.largest_batch:,} per forward pass",
                 f"parameters  {self.trained:,} train, {self.frozen:,} are frozen",
-                f"memory      about {in_words(self.bytes_needed)} a process: {kinds}",
-                f"disk        about {in_words(self.checkpoint_bytes)} a checkpoint",
-                f"time        about, in GPU hours at {UTILISATION:.0%} of the peak: {hours}",
+                f"memory      about {in_words(self.bytes_needed)} per process: {kinds}",
+                f"disk        about {in_words(self.checkpoint_bytes)} per checkpoint",
+                f"time        GPU hours, estimated at {UTILISATION:.0%} of the peak: {hours}",
             ]
         )
 
 
 def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, world_size: int) -> Plan:
-    """Returns the plan of `config` on the training examples `tokens`; `base` is the model's directory."""
+    """Returns the plan of a run of `config` on the training examples `tokens`; `base` is the model's directory."""
     batches = build_batches(config, tokens, lambda rows: {}, chat)
     schedule = config.step_scheduler
     epoch = plan_epoch(len(tokens), schedule.batch_size, config.rng.seed, 0, batches.groups)
-    looked_at = epoch[:STEPS_LOOKED_AT]
+    sampled = epoch[:SAMPLED_STEPS]
     sizes = [
         _shape(micro_batch, tokens)
-        for step in looked_at
+        for step in sampled
         for rank in range(world_size)
         for micro_batch in batches.micro_batches(step, rank, world_size)
     ]
     computed = sum(rows * longest for rows, longest in sizes)
-    per_epoch = computed * len(tokens) / sum(map(len, looked_at))
+    per_epoch = computed * len(tokens) / sum(map(len, sampled))
     steps = total_steps(config, len(tokens))
     parts = planned_parameters(config, base, chat.family)
     trained, frozen = total(parts)
     text = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8
     largest = max(rows * longest for rows, longest in sizes)
-    # The embeddings, whole while they are used, are small beside the layers, which are divided.
+    # FSDP2 gathers the embeddings while they are used; they are small compared with the sharded layers.
     shares = world_size if config.compute.strategy == "fsdp2" else 1
     memory = {
         "weights": (frozen * width + trained * (4 + (2 if width == 2 and config.peft is None else 0))) / shares,
@@ -123,7 +123,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         batch_size=schedule.batch_size,
         warmup_steps=config.lr_scheduler.warmup_steps,
         tokens_per_epoch=per_epoch,
-        plain_tokens_per_epoch=int(tokens.lengths.sum()),
+        unpacked_tokens_per_epoch=int(tokens.lengths.sum()),
         largest_batch=largest,
         trained=trained,
         frozen=frozen,
@@ -134,15 +134,15 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
 
 
 def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
-    """Raises ValueError where the device has far less memory than the plan needs, with what would need less.
+    """Raises ValueError if the device has far less memory than the plan needs; the error names settings that need less.
 
-    Where it may be enough, since the need is an estimate, it warns.
+    Only warns if the estimate exceeds the memory by less than SAFETY_FACTOR.
     """
     on_gpu = device.type == "cuda"
     total = torch.cuda.get_device_properties(device).total_memory if on_gpu else psutil.virtual_memory().total
     if plan.bytes_needed <= total:
         return
-    if plan.bytes_needed <= DOUBT * total:
+    if plan.bytes_needed <= SAFETY_FACTOR * total:
         logger.warning("the run needs about %s and %s has %s: it may not fit", in_words(plan.bytes_needed), device,
                        in_words(total))  # fmt: skip
         return
@@ -152,11 +152,11 @@ def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
     if config.packing.enabled and plan.memory["activations"] > 0.1 * total:
         remedies.append(f"packing.max_tokens={config.packing.max_tokens // 2} (half of the activations)")
     if config.compute.processes > 1 and config.compute.strategy == "ddp":
-        remedies.append("compute.strategy=fsdp2 (weights and optimizer are divided)")
+        remedies.append("compute.strategy=fsdp2 (shards weights and optimizer)")
     if config.peft is None:
-        remedies.append("a recipe with peft (no gradients and no optimizer of the frozen weights)")
+        remedies.append("a recipe with peft (frozen weights need no gradients and no optimizer state)")
     raise ValueError(
-        f"the run needs about {in_words(plan.bytes_needed)} and {device} has {in_words(total)}; less needs "
+        f"the run needs about {in_words(plan.bytes_needed)} and {device} has {in_words(total)}; to need less, use "
         f"{', or '.join(remedies) or 'a smaller model'}\n{plan}"
     )
 
@@ -164,20 +164,20 @@ def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
 def require_disk(plan: Plan, config: Config, directory: Path) -> None:
     """Raises ValueError if the checkpoints that a run keeps in `directory` do not fit on its disk.
 
-    Those that are there already are counted as kept.
+    Checkpoints that already exist need no more space.
     """
     if not config.checkpoint.enabled:
         return
     every, recent = config.step_scheduler.ckpt_every_steps, config.checkpoint.max_recent_checkpoints
     written = plan.steps // every + 1 if every else 1
-    # LOWEST_VAL may be an older one, and an old one is removed when a new one is complete.
+    # Two more: LOWEST_VAL may be an older checkpoint, and an old one is removed only after the new one is complete.
     kept = min(written, (recent or written) + 2)
     new = max(1, kept - len(list(directory.glob("epoch_*_step_*"))))
     needed, free = new * plan.checkpoint_bytes, free_bytes(directory)
     if needed <= free:
         return
     fewer = int(free // plan.checkpoint_bytes) - 2
-    remedy = f"set checkpoint.max_recent_checkpoints={fewer}" if new > 1 and 1 <= fewer < kept else "free some"
+    remedy = f"set checkpoint.max_recent_checkpoints={fewer}" if new > 1 and 1 <= fewer < kept else "free some space"
     what = f"{new} checkpoints of about" if new > 1 else "a checkpoint of about"
     raise ValueError(
         f"{what} {in_words(plan.checkpoint_bytes)} will not fit into {directory}, which has {in_words(free)} left: "
@@ -186,22 +186,22 @@ def require_disk(plan: Plan, config: Config, directory: Path) -> None:
 
 
 def _shape(micro_batch: Any, tokens: TokenDataset) -> tuple[int, int]:
-    """Returns (rows, tokens of the longest) of a micro-batch."""
+    """Returns (number of rows, tokens of the longest row) of a micro-batch."""
     if isinstance(micro_batch, PackedMicroBatch):
         return len(micro_batch.rows), max(map(row_tokens, micro_batch.rows))
     return len(micro_batch.examples), int(max(tokens.lengths[i] for i in micro_batch.examples))
 
 
 def checkpoint_bytes(counts: Counts, width: int, *, adapter: bool) -> float:
-    """Returns the bytes of a checkpoint: weights and AdamW's two moments in float32, and what is frozen of a model.
+    """Returns the bytes of a checkpoint: trained weights and AdamW's two moments in float32, plus the frozen weights.
 
-    `width` is the bytes of a frozen weight; an `adapter` is saved without the model that it belongs to.
+    `width` is the bytes per frozen weight. An `adapter` is saved without the frozen weights.
     """
     return counts.trainable * 12.0 + (0 if adapter else counts.frozen * width)
 
 
 def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts:
-    """Returns how many parameters train and how many are frozen on the device, by part of the model."""
+    """Returns the numbers of trained and of frozen parameters on the device, by part of the model."""
     architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""What a run says while it runs: `metrics.jsonl`, `validation.jsonl`, and its progress."""
+"""Reports a run while it trains: writes `metrics.jsonl` and `validation.jsonl`, and shows progress."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Writes a run's records; on ranks other than the main one it does nothing."""
+    """Writes the records of a run. Does nothing unless `enabled`, that is, on the main rank."""
 
     def __init__(self, directory: Path, total_steps: int, first_step: int, *, enabled: bool) -> None:
         self.directory, self.total_steps, self.enabled = directory, total_steps, enabled
@@ -43,9 +43,9 @@ class Reporter:
         self.progress.bar.close()
 
     def _forget_after(self, step: int) -> float:
-        """Drops the records of steps after the checkpoint that the run resumes from: they will be written again.
+        """Drops the records after `step`, where the run resumes: the run writes them again.
 
-        Returns the seconds that the run had taken up to the last step that is kept.
+        Returns the elapsed seconds of the run at the last step that remains.
         """
         kept = {}
         for name in (METRICS, VALIDATION, SAMPLES):

@@ -1,7 +1,7 @@
-"""How long a run is: what a recipe leaves open of batch size, epochs and warm-up follows from the number of questions.
+"""Decides batch size, epochs and warm-up from the number of training questions, unless the recipe sets them.
 
-The batch is about an eightieth of the questions, a power of two from 8 to 64. The epochs are as many as make 300 steps,
-30 at most. The warm-up is a share of the steps. All three are decided once, when a run begins.
+The batch size is about an eightieth of the questions, a power of two from 8 to 64. The epochs are as many as give 300
+steps, at most 30. The warm-up is a share of the steps. All three are decided once, when a run starts.
 """
 
 import logging
@@ -9,29 +9,29 @@ import math
 from pathlib import Path
 
 from vlm_core.config import Config
-from vlm_core.resume import as_it_began, require_compatible
+from vlm_core.resume import require_compatible, with_original_length
 
 logger = logging.getLogger(__name__)
 
 SMALLEST_BATCH, LARGEST_BATCH = 8, 64
-STEPS_AN_EPOCH = 80  # that the batch size aims at
-ENOUGH_STEPS = 300  # that the epochs aim at
+STEPS_PER_EPOCH = 80  # the batch size aims at this number
+ENOUGH_STEPS = 300  # the number of epochs aims at this number
 MOST_EPOCHS = 30
-FEW_STEPS = 30  # fewer teach a model hardly anything
-WARMUP_SHARE = 0.05  # of the steps, where neither a share nor steps are given
+FEW_STEPS = 30  # with fewer steps a model hardly learns anything
+WARMUP_SHARE = 0.05  # share of the steps, if the recipe sets neither a share nor a number of steps
 
 
 def total_steps(config: Config, questions: int) -> int:
-    """Returns the optimizer steps of a whole run: all epochs, or `max_steps` if that is fewer."""
+    """Returns the optimizer steps of a complete run: all epochs, or `max_steps` if that is fewer."""
     schedule = config.step_scheduler
     steps = schedule.epochs * math.ceil(questions / schedule.batch_size)
     return min(steps, schedule.max_steps or steps)
 
 
 def with_run_length(config: Config, questions: int, processes: int) -> Config:
-    """Returns `config` with batch size, epochs and warm-up steps decided for a number of training questions.
+    """Returns `config` with batch size, epochs and warm-up steps filled in for a number of training questions.
 
-    What is given stays. The batch can be shared by `processes`.
+    Values that are already set stay. The batch size is a multiple that `processes` can share.
     """
     schedule = config.step_scheduler
     batch = schedule.global_batch_size or _batch_size(config, questions, processes)
@@ -51,18 +51,18 @@ def with_run_length(config: Config, questions: int, processes: int) -> Config:
 
 
 def decide_length(config: Config, checkpoint: Path | None, questions: int, processes: int) -> Config:
-    """Returns `config` with its length decided: as its run began if it resumes from `checkpoint`.
+    """Returns `config` with the length of the run filled in; a run that resumes keeps the length that it started with.
 
     Raises ValueError if `checkpoint` belongs to another run.
     """
     if checkpoint is None:
         return with_run_length(config, questions, processes)
-    decided = with_run_length(as_it_began(config, checkpoint), questions, processes)
+    decided = with_run_length(with_original_length(config, checkpoint), questions, processes)
     require_compatible(checkpoint, decided)
     share, steps = config.lr_scheduler.lr_warmup_share, decided.lr_scheduler.warmup_steps
     if share is not None and _share_of(share, decided, questions) != steps:
-        logger.warning("lr_scheduler.lr_warmup_share=%g has no effect: the run began with %d steps of warm-up and "
-                       "keeps them", share, steps)  # fmt: skip
+        logger.warning("lr_scheduler.lr_warmup_share=%g has no effect: the run started with %d steps of warm-up "
+                       "and keeps them", share, steps)  # fmt: skip
     return decided
 
 
@@ -72,14 +72,14 @@ def _share_of(share: float, config: Config, questions: int) -> int:
 
 
 def _batch_size(config: Config, questions: int, processes: int) -> int:
-    nearest = 2 ** round(math.log2(max(1, questions / STEPS_AN_EPOCH)))
+    nearest = 2 ** round(math.log2(max(1, questions / STEPS_PER_EPOCH)))
     batch = min(LARGEST_BATCH, max(SMALLEST_BATCH, nearest))
     at_once = 1 if config.packing.enabled else config.step_scheduler.local_batch_size * processes
     return math.ceil(batch / at_once) * at_once
 
 
 def length_warnings(config: Config, questions: int) -> list[str]:
-    """Returns what is wrong with the length of a run whose length is decided, each with a setting that would work."""
+    """Returns warnings about the length of a run, each with a setting that fixes it. The length must be filled in."""
     steps, warmup = total_steps(config, questions), config.lr_scheduler.warmup_steps
     found = []
     if warmup >= steps:
@@ -88,12 +88,12 @@ def length_warnings(config: Config, questions: int) -> list[str]:
             f"never reaches optimizer.lr: set lr_scheduler.lr_warmup_steps={int(WARMUP_SHARE * steps)}"
         )
     if steps < FEW_STEPS:
-        found.append(f"a run of {steps} steps teaches a model hardly anything: set {_longer(config, questions)}")
+        found.append(f"in a run of {steps} steps a model hardly learns anything: set {_longer(config, questions)}")
     return found
 
 
 def _longer(config: Config, questions: int) -> str:
-    """Returns the settings that make the run long enough, of those that differ from what it has."""
+    """Returns the settings to change so that the run becomes long enough."""
     schedule = config.step_scheduler
     settings = []
     if schedule.epochs * math.ceil(questions / schedule.batch_size) < FEW_STEPS:

@@ -1,7 +1,6 @@
-"""Makes a run ready to start: `gather` collects and checks its inputs, `build_trainer` loads the model.
+"""Sets up a run: `gather` collects and checks its inputs, `build_trainer` loads the model.
 
-Everything that can be wrong with the input is found by `gather`, before the model is loaded and before anything is
-written into the run directory.
+`gather` finds every error in the input, before the model is loaded and before the run directory is written to.
 """
 
 import logging
@@ -44,21 +43,21 @@ from vlm_core.training.vision_cache import encode_images
 logger = logging.getLogger(__name__)
 
 Collate = Callable[..., Any]
-# Called after each validation with the step, on all ranks.
+# A function of the step that all ranks call after each validation.
 AfterValidation = Callable[[int], None]
 
 
 @dataclass(frozen=True)
 class RunInputs:
-    """What a run is made of: all of it is checked, and the length of the run is decided."""
+    """The checked inputs of a run. The config has the run's batch size, epochs and warm-up filled in."""
 
     config: Config
-    directory: Path  # of the run
+    directory: Path  # the run directory
     base: Path  # directory of the base model
     chat: ChatModel
     conversations: Path  # cache directory
     tokens: dict[str, TokenDataset]  # by split
-    collate: Collate | None  # the user's own function; None = the family's
+    collate: Collate | None  # the user's function; None: the family's
     checkpoint: Path | None  # to resume from
     ranks: Ranks
 
@@ -69,7 +68,7 @@ class RunInputs:
 
     @property
     def validation(self) -> TokenDataset:
-        """The examples of the validation loss."""
+        """The examples that the validation loss is computed on."""
         return self.tokens[VALIDATION]
 
     @property
@@ -79,9 +78,9 @@ class RunInputs:
 
 
 def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | None = None) -> RunInputs:
-    """Returns the inputs of the run of `config`; raises ValueError for wrong ones.
+    """Collects and checks the inputs of the run of `config`; raises ValueError if one of them is wrong.
 
-    `conversations` is a cache directory that belongs to `config`; without one it is found or built.
+    `conversations` is the conversation cache of `config`; None: find or build it.
     """
     config.require_divisible_batch(ranks.world_size)
     collate = _own_collate(config)
@@ -97,7 +96,7 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
         if collate is None:
             config = _with_effective_savings(config, chat)
         tokens = _read_tokens(config, conversations, chat, collate)
-    # Over a shared file system, another host may see an older pointer for a minute.
+    # The main rank decides, because on a shared file system other hosts may see an old pointer for a minute.
     checkpoint = decided_by_main(
         ranks, lambda: checkpoint_to_resume(directory, config.checkpoint.restore_from, thorough=True)
     )
@@ -106,15 +105,15 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
 
 
 def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInputs], AfterValidation]) -> Trainer:
-    """Returns the trainer of a run, with the model loaded and the state of its checkpoint restored.
+    """Loads the model, restores the checkpoint if there is one, and returns the trainer of the run.
 
-    `after_validation` is called once with the model and what shows it images; the result is called at each validation.
+    `after_validation` gets the model and its image inputs once. The trainer calls the result after each validation.
     """
     config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
-    parameters = count_parameters(model, family)  # before the vision tower may be detached
+    parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
-    images, whole_model, workers = _images(inputs, model)
+    images, full_model, workers = _images(inputs, model)
     train, validation = (_batches(inputs, split, images) for split in SPLITS)
     trainer = Trainer(
         config=config,
@@ -128,7 +127,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
         ranks=ranks,
         device=device,
         compute_dtype=compute_dtype(config.model, inputs.base),
-        whole_model=whole_model,
+        full_model=full_model,
         num_workers=workers,
     )
     trainer.after_validation = after_validation(trainer.model, images)
@@ -138,11 +137,10 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
 
 
 def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], AbstractContextManager[None]], int]:
-    """Returns what shows images to `model`, and how to train with that.
+    """Returns the image inputs of `model`, a context, and the number of processes that prefetch batches.
 
-    The second is a block in which the model has all weights that a checkpoint needs, the third the number of processes
-    that read batches ahead. If the vision tower is frozen, its features come from the cache and the tower leaves the
-    model.
+    Within the context, the model has all weights that a checkpoint needs. If the vision tower is frozen, its features
+    come from the cache and the tower is detached from the model.
     """
     config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
     if inputs.collate or not config.vision_cache.enabled or not is_tower_frozen(model, chat.family):
@@ -150,9 +148,9 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
         return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
     images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
     detached = DetachedTower(model, chat.family)
-    # A full checkpoint holds the tower too. An adapter does not.
-    whole_model = detached.attached if config.peft is None else nullcontext
-    return images, whole_model, worker_processes(workers, decodes=False)
+    # A full checkpoint includes the tower, an adapter does not.
+    full_model = detached.attached if config.peft is None else nullcontext
+    return images, full_model, worker_processes(workers, decodes=False)
 
 
 def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
@@ -164,23 +162,24 @@ def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
 
 
 def _require_kernels(config: Config, device: torch.device) -> None:
-    """Raises ValueError for a kernel that is not installed, or does not run on a CPU."""
+    """Raises ValueError if a configured kernel is not installed or does not run on a CPU."""
     if device.type == "cpu" and config.model.attn_implementation == "flex_attention":
         raise ValueError("model.attn_implementation=flex_attention has no backward pass on a CPU; set it to sdpa")
     if device.type == "cpu" and config.loss_fn.is_fused:
-        raise ValueError(f"loss_fn._target_={config.loss_fn.target} needs a GPU; leave it out on a CPU")
+        raise ValueError(f"loss_fn._target_={config.loss_fn.target} needs a GPU; remove it on a CPU")
     if config.loss_fn.is_fused and find_spec("liger_kernel") is None:
         raise ValueError(
-            f"loss_fn._target_={config.loss_fn.target} needs pip install 'medpix-finetune[liger]'; or leave it out"
+            f"loss_fn._target_={config.loss_fn.target} needs pip install 'medpix-finetune[liger]'; install that, or "
+            "remove the setting"
         )
 
 
 def _with_effective_savings(config: Config, chat: ChatModel) -> Config:
-    """Returns `config` without the savings that the model's type cannot have; warns of settings without effect."""
+    """Turns off packing and the vision cache for a model type without support; warns of settings without effect."""
     possible = {"packing": chat.packs, "vision_cache": chat.caches_features}
     savings = [name for name in possible if getattr(config, name).enabled and not possible[name]]
     if savings:
-        logger.warning("%s have no effect: the model type %s has no row in vlm_core/families.py, so it trains on "
+        logger.warning("%s have no effect: the model type %s is not in vlm_core/families.py, so it trains on "
                        "unpacked examples", " and ".join(savings), chat.family.model_type)  # fmt: skip
         off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in savings}
         return config.model_copy(update=off)
@@ -196,9 +195,9 @@ def _with_effective_savings(config: Config, chat: ChatModel) -> Config:
 def _read_tokens(
     config: Config, conversations: Path, chat: ChatModel, collate: Collate | None
 ) -> dict[str, TokenDataset]:
-    """Returns the token ids of both splits; raises ValueError if too many examples are longer than allowed.
+    """Returns the token ids of both splits; raises ValueError if too many examples are too long or unusable.
 
-    A collate function of the user's gets all examples, whatever their length here.
+    A user's collate function gets all examples, because their length here means nothing for it.
     """
     require_template(chat)
     directory, dataset = build_tokens(conversations, chat), config.dataset
@@ -216,7 +215,7 @@ def _read_tokens(
 
 
 def _require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows: Any) -> None:
-    """Warns of examples that are too long or that the model cannot take; raises ValueError if they are too many."""
+    """Warns about examples that are too long or unusable for the model; raises ValueError if too many are left out."""
     dataset, reasons = config.dataset, []
     if refused := sum(reject["rows"] for reject in tokens.rejects.values()):
         reasons.append(f"{refused} cannot be shown to this model ({describe_rejects(tokens.rejects)})")
@@ -225,15 +224,15 @@ def _require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows
         reasons.append(f"{too_long} are longer than dataset.max_length={dataset.max_length} ({first})")
     if not reasons:
         return
-    left_out, said = refused + too_long, f"of {len(rows)} examples of {split}, {' and '.join(reasons)}"
+    left_out, problem = refused + too_long, f"of {len(rows)} examples of {split}, {' and '.join(reasons)}"
     if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
         remedy = "raise either" if too_long else "correct these rows (crop or pad their images), or raise it"
-        raise ValueError(f"{said}, and dataset.max_reject_share={dataset.max_reject_share} allows fewer: {remedy}")
-    logger.warning("%s; they are left out", said)
+        raise ValueError(f"{problem}, and dataset.max_reject_share={dataset.max_reject_share} allows fewer: {remedy}")
+    logger.warning("%s; they are left out", problem)
 
 
 def _own_collate(config: Config) -> Collate | None:
-    """Returns the user's collate function, None for the family's own."""
+    """Returns the collate function that the user configured; None: use the family's."""
     target = config.dataloader.collate_fn.target
     if target is None:
         return None

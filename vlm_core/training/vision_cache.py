@@ -1,4 +1,4 @@
-"""Filling the vision cache: each image that is missing goes through the tower once, on one of the ranks."""
+"""Fills the vision cache: the ranks share the missing images, and each image goes through the tower once."""
 
 import logging
 import math
@@ -27,13 +27,13 @@ from vlm_core.training.distributed import Ranks, barrier
 
 logger = logging.getLogger(__name__)
 
-IMAGES_A_SHARD = 64  # what a killed job loses at most, a rank
+IMAGES_PER_SHARD = 64  # a killed job loses at most this many per rank
 IMAGES_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
 class FeatureInputs:
-    """Shows images by their cached features; see `vlm_core.data.batches.ImageInputs`."""
+    """Gives the model cached features instead of pixels; implements `vlm_core.data.batches.ImageInputs`."""
 
     store: FeatureStore
     hashes: list[str]  # of every image, by index
@@ -48,7 +48,7 @@ class FeatureInputs:
 
 @dataclass(frozen=True)
 class SameFeatures:
-    """Shows the same image in place of every image, by its features."""
+    """Gives the model the features of one fixed image in place of every image; implements `ImageInputs`."""
 
     features: torch.Tensor
     size: tuple[int, int]  # of the image, (width, height) in pixels
@@ -56,7 +56,7 @@ class SameFeatures:
 
     @classmethod
     def of(cls, image: Image.Image, model: Any, chat: ChatModel) -> "SameFeatures":
-        """Returns inputs that show `image`; `model` still has its tower."""
+        """Returns inputs with the features of `image`. The vision tower must still be attached to `model`."""
         core = unwrapped(model)
         (features,) = vision_features(core, on_device(chat.image_inputs([[image]]), core), chat.family)
         return cls(features.cpu(), image.size, chat)
@@ -75,7 +75,7 @@ def _inputs_of(model: Any, chat: ChatModel, conversations: Path) -> FeatureInput
 
 
 def cached_features(model: Any, chat: ChatModel, conversations: Path) -> FeatureInputs | None:
-    """Returns the features of the images of a conversation cache, None unless all are there for this tower."""
+    """Returns the cached features of all images of a conversation cache; None if this tower lacks any of them."""
     inputs = _inputs_of(model, chat, conversations)
     return None if inputs.store.missing(inputs.hashes) else inputs
 
@@ -87,21 +87,21 @@ def _hashes(conversations: Path) -> list[str]:
 def encode_images(
     model: Any, chat: ChatModel, conversations: Path, ranks: Ranks, device: torch.device
 ) -> FeatureInputs:
-    """Returns the features of all images of a conversation cache, after encoding those that are missing.
+    """Encodes the missing images of a conversation cache and returns the features of all of its images.
 
-    Every rank encodes its share. Raises ValueError if the disk is too small.
+    Every rank encodes its share. Raises ValueError if the disk has too little space.
     """
     inputs = _inputs_of(model, chat, conversations)
     store, hashes = inputs.store, inputs.hashes
     store.directory.mkdir(parents=True, exist_ok=True)
-    # If two jobs start at once, one encodes; the other waits and finds everything.
+    # If two jobs start at once, one encodes and the other waits, then finds all features.
     with locked(store.directory / ".lock") if ranks.is_main else nullcontext():
         if ranks.is_main:
             store.clean(hashes)
         barrier()
         store.refresh()
         missing = store.missing(hashes)
-        barrier()  # Every rank takes its share of the same list, so none may add to the store before all have read it.
+        barrier()  # all ranks must read the same list of missing images before one of them adds to the store
         if missing:
             index_of = {digest: index for index, digest in enumerate(hashes)}
             encoder = _Encoder(model, DecodedImages.of(conversations, chat), inputs.grids, device)
@@ -115,43 +115,39 @@ def encode_images(
 
 
 class _Encoder:
-    """The tower, on its device while it encodes."""
+    """Encodes images with the vision tower, which is on `device` only during `fill`."""
 
     def __init__(self, model: Any, images: DecodedImages, grids: list[ImageGrid], device: torch.device) -> None:
         self.model, self.images, self.grids, self.device = model, images, grids, device
         self.family = images.chat.family
-        self.tower = unwrapped(model).get_submodule(self.family.vision_tower)
-        self.dtype = next(self.tower.parameters()).dtype
+        self.tower: Any = unwrapped(model).get_submodule(self.family.vision_tower)
 
     def fill(self, store: FeatureStore, missing: list[str], index_of: dict[str, int], ranks: Ranks) -> None:
-        """Encodes this rank's share of `missing`."""
+        """Encodes this rank's share of `missing` into `store`. `index_of` maps an image's sha256 to its index."""
         started = time.monotonic()
         self.tower.to(self.device).eval()
         mine = missing[ranks.rank :: ranks.world_size]
         with ProgressBar(len(mine), "encode images", "image", enabled=ranks.is_main) as progress:
-            for start in range(0, len(mine), IMAGES_A_SHARD):
-                shard = mine[start : start + IMAGES_A_SHARD]
+            for start in range(0, len(mine), IMAGES_PER_SHARD):
+                shard = mine[start : start + IMAGES_PER_SHARD]
                 indices = [index_of[digest] for digest in shard]
-                parts = [indices[i : i + IMAGES_AT_ONCE] for i in range(0, len(indices), IMAGES_AT_ONCE)]
+                chunks = [indices[i : i + IMAGES_AT_ONCE] for i in range(0, len(indices), IMAGES_AT_ONCE)]
                 features: list[torch.Tensor] = []
-                for part in parts:
-                    features += self._encode(part)
-                    if part[0] == index_of[mine[0]]:  # before any is written
-                        room = self._bytes(features[0], part[0], [index_of[digest] for digest in missing])
-                        store.require_space(len(missing), room)
-                    progress.update(len(part))
+                for chunk in chunks:
+                    features += self._encode(chunk)
+                    if chunk[0] == index_of[mine[0]]:  # the first chunk: nothing is written yet
+                        size = self._bytes(features[0], chunk[0], [index_of[digest] for digest in missing])
+                        store.require_space(len(missing), size)
+                    progress.update(len(chunk))
                 store.add(shard, features)
         self.tower.to("cpu")
         logger.info("vision cache: encoded in %.1f s", time.monotonic() - started)
 
     def _bytes(self, features: torch.Tensor, index: int, indices: list[int]) -> int:
-        """Returns what the features of `indices` take, going by those of the image `index`."""
+        """Estimates the bytes of the features of the images `indices` from the `features` of the image `index`."""
         sizes = {i: math.prod(self.grids[i]) if self.grids else 1 for i in (index, *indices)}
         return features.numel() * features.element_size() * sum(sizes[i] for i in indices) // sizes[index]
 
     def _encode(self, indices: list[int]) -> list[torch.Tensor]:
-        images = {
-            key: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
-            for key, value in self.images([indices]).items()
-        }
+        images = on_device(self.images([indices]), self.tower)
         return [features.cpu() for features in vision_features(self.model, images, self.family)]

@@ -68,7 +68,12 @@ CASES = [
     ),
     Case("single quotes", both(".jsonl", "{'a': 1}\n"), error="train.jsonl, line 1: not JSON .*json.dumps"),
     Case("a comma too many", both(".json", '[{"a": 1},]'), error="train.json, line 1: not JSON"),
-    Case("an array that goes on", both(".json", '[{"a": 1}] []'), error="text after the end of the array"),
+    Case("text after the array", both(".json", '[{"a": 1}] []'), error="text after the end of the array"),
+    Case(
+        "two lists of one name",
+        both(".json", '{"data": [{"a": 1}], "data": [{"a": 2}]}'),
+        error="two values named 'data'",
+    ),
     Case(
         "rows that are lists", both(".jsonl", "[1, 2]\n[3]\n"), error="train.jsonl, line 1: a row is an object, found"
     ),
@@ -80,6 +85,11 @@ CASES = [
         "several lists of rows",
         both(".json", json.dumps({"images": PLAIN, "questions": PLAIN})),
         error=r"an object with several lists of rows \(images, questions\)",
+    ),
+    Case(
+        "two lists of one split",
+        both(".json", json.dumps({"train": PLAIN, "training": PLAIN})),
+        error=r"an object with several lists of rows \(train, training\)",
     ),
     Case("rows by name", both(".json", json.dumps({"a": PLAIN[0], "b": PLAIN[1]})), error="an object of objects"),
     Case(

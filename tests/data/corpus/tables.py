@@ -220,6 +220,11 @@ CASES = [
         error=r"train-2.csv lacks the column answer",
     ),
     Case(
+        "CSV files of a split with other names of the image",
+        {"train-1.csv": CSV, "train-2.csv": CSV.replace("image,", "img,"), "validation.csv": CSV},
+        error="the image may be in the column image or img",
+    ),
+    Case(
         "a column more in one file",
         {"train-1.csv": CSV, "train-2.csv": "note," + CSV.replace("\n", "\nn,")[:-2], "validation.csv": CSV},
         [*LEFT_RIGHT, *LEFT_RIGHT],

@@ -1,4 +1,4 @@
-"""`generate` and a served model show a DICOM file as the model saw such files in training."""
+"""`generate` and a served model prepare a DICOM file as training did."""
 
 import base64
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_file_and_a_folder_are_shown_under_the_settings_of_the_model(tmp_path:
     assert [int(image[0, 0, 0]) for image in asked(tmp_path / "study")] == [65, 194]
 
 
-def test_what_cannot_be_shown_is_said(tmp_path: Path) -> None:
+def test_an_error_says_why_a_file_cannot_be_shown(tmp_path: Path) -> None:
     (tmp_path / "report.dcm").write_bytes(dicom_file(np.zeros((2, 2)), SOPClassUID="1.2.840.10008.5.1.4.1.1.88.11"))
     with pytest.raises(ValueError, match=r"cannot read the image .*report.dcm: DICOM report, not an image"):
         asked(tmp_path / "report.dcm")

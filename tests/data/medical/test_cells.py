@@ -13,10 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from tests.dicom_files import dicom_file, nifti_file, series
+from tests.dicom_files import DICOM_FILES, dicom_file, nifti_file, series
 from vlm_core.cache import read_manifest
+from vlm_core.config import ImagesConfig
 from vlm_core.data.conversation_dataset import ConversationDataset
-from vlm_core.data.medical.errors import MissingPackageError
+from vlm_core.data.medical.errors import MedicalImageError, MissingPackageError
+from vlm_core.data.medical.reader import MedicalReader
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.generation.sampling import prompt_key
 from vlm_core.recipe import load_config
@@ -132,6 +134,17 @@ def _without_pixels(content: bytes) -> bytes:
     return stream.getvalue()
 
 
+def test_a_folder_may_hold_a_report_but_a_list_may_not() -> None:
+    files, reader = (
+        [*series([0, 5], [0, 50]), (DICOM_FILES / "test-SR.dcm").read_bytes()],
+        MedicalReader(ImagesConfig()),
+    )
+    for _ in range(2):
+        assert len(reader.open(files, in_folder=True).pictures) == 2
+        with pytest.raises(MedicalImageError, match="report"):
+            reader.open(files)
+
+
 def test_a_column_names_the_slices_and_another_the_modality(home: Path, tmp_path: Path) -> None:
     values = np.stack([np.full((4, 4), v) for v in (-500.0, 40, 60, 3000)], axis=-1)
     (tmp_path / "data").mkdir()
@@ -209,7 +222,7 @@ def test_rejects_are_named_and_nothing_of_a_header_is_stored(home: Path, tmp_pat
 
 
 def test_a_deep_png_has_percentiles_or_a_window_of_its_own_values(home: Path, tmp_path: Path) -> None:
-    """A finding is never erased by one bright pixel: tissue at 1064 and a bleed at 1104 beside metal at 60000."""
+    """One bright pixel does not hide a finding: tissue is 1064, a bleed 1104, and metal 60000."""
     folder = tmp_path / "data"
     folder.mkdir()
     for number in range(6):

@@ -1,4 +1,4 @@
-"""DICOM is read with the values that pydicom's own functions give, upright; other objects are named rejects."""
+"""DICOM images are read upright, with the values of pydicom's own functions; other objects are rejected by name."""
 
 import io
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut
+from pydicom.pixels import apply_color_lut, apply_modality_lut, apply_voi_lut, pixel_array
 from pydicom.uid import SecondaryCaptureImageStorage
 
 from tests.dicom_files import DICOM_FILES, NIFTI_FILES, SERIES, dicom_file, series
@@ -179,6 +179,31 @@ def test_padding_is_black_and_has_no_part_in_percentiles() -> None:
         assert np.ptp(picture[1:].astype(int)) > 150
 
 
+def test_a_range_of_padding_is_black_and_does_not_move_the_rest() -> None:
+    values = np.arange(0, 160, 10.0).reshape(4, 4) + 100
+    padded = values.copy()
+    padded[0, :2] = (-1024, -1000)  # stored as 0 and 24
+    for ends in ({"PixelPaddingValue": 0, "PixelPaddingRangeLimit": 30},
+                 {"PixelPaddingValue": 30, "PixelPaddingRangeLimit": 0}):  # fmt: skip
+        (picture,) = shown(dicom_file(padded, Modality="MR", PhotometricInterpretation="MONOCHROME1", **ends))
+        assert picture[0, :2].tolist() == [0, 0]
+        assert np.ptp(picture[1:].astype(int)) > 150
+
+
+def test_monochrome1_inverts_each_colour_of_a_ct_slice() -> None:
+    values = np.array([[-1000.0, 40], [80, 1000]])
+    (plain,) = shown(dicom_file(values))
+    (inverted,) = shown(dicom_file(values, PhotometricInterpretation="MONOCHROME1"))
+    np.testing.assert_array_equal(inverted, 255 - plain)
+
+
+def test_a_single_slice_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    monkeypatch.setattr("pydicom.pixels.pixel_array", lambda *args, **kw: decoded.append(1) or pixel_array(*args, **kw))
+    shown(dicom_file(np.arange(16.0).reshape(4, 4), Modality="MR"))
+    assert len(decoded) == 1
+
+
 def test_a_lookup_table_in_the_header_is_applied() -> None:
     table = pydicom.Dataset()
     table.LUTDescriptor, table.LUTData = [4, 100, 8], np.array([0, 10, 200, 255], "<u2").tobytes()
@@ -199,9 +224,11 @@ def test_overlays_are_ignored_or_burnt_in() -> None:
 
 def test_frames_of_an_enhanced_object_have_their_own_headers() -> None:
     def frame(z: float, slope: float) -> pydicom.Dataset:
-        item, place, values = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+        item, place, values, private = (pydicom.Dataset() for _ in range(4))
         place.ImagePositionPatient = [0, 0, z]
         values.RescaleSlope, values.RescaleIntercept = slope, 0
+        private.RescaleSlope, private.ImagePositionPatient = 100, [0, 0, 0]  # Philips repeats old headers in one
+        item.private_block(0x2005, "Philips MR Imaging DD 005", create=True).add_new(0x0F, "SQ", [private])
         item.PlanePositionSequence, item.PixelValueTransformationSequence = [place], [values]
         return item
 
@@ -219,7 +246,7 @@ def test_frames_of_an_enhanced_object_have_their_own_headers() -> None:
     assert [one.names for one in volume.slices] == [("2",), ("1",)]
 
 
-def test_series_that_are_none_are_rejected_by_name() -> None:
+def test_files_that_are_not_a_series_are_rejected_by_name() -> None:
     one, two = series([0, 5], [0, 5])
     (other,) = series([10], [10], SeriesInstanceUID=f"{SERIES}.2")
     (coronal,) = series([10], [10], ImageOrientationPatient=[1, 0, 0, 0, 0, -1])
@@ -233,7 +260,7 @@ def test_series_that_are_none_are_rejected_by_name() -> None:
     assert refused(one, two, b"text") == "file that is not DICOM"
 
 
-def test_objects_that_are_no_images_are_rejected_by_name() -> None:
+def test_objects_that_are_not_images_are_rejected_by_name() -> None:
     values, hidden = np.zeros((4, 4)), pydicom.Dataset()
     capture = dicom_file(values, SOPClassUID=SecondaryCaptureImageStorage)
     assert refused(capture) == "DICOM secondary capture"
@@ -250,7 +277,7 @@ def test_objects_that_are_no_images_are_rejected_by_name() -> None:
     assert refused(dicom_file(values, Rows=4000)) == DAMAGED
 
 
-def test_no_message_repeats_what_the_file_says_of_a_person(caplog: pytest.LogCaptureFixture) -> None:
+def test_no_message_contains_personal_data_of_the_file(caplog: pytest.LogCaptureFixture) -> None:
     content = dicom_file(np.zeros((4, 4)), PatientBirthDate="19700101")
     for cut in range(140, len(content), 37):
         with pytest.raises(MedicalImageError) as error:

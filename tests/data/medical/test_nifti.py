@@ -1,4 +1,4 @@
-"""NIfTI volumes are shown slice by slice as nibabel's canonical orientation has them."""
+"""NIfTI volumes are shown slice by slice, in the orientation that nibabel calls canonical."""
 
 import gzip
 import io
@@ -41,19 +41,18 @@ def test_slices_are_those_of_nibabels_canonical_orientation(name: str) -> None:
     assert len(volume.slices) == canonical.shape[FILES[name]]
     for index, one in enumerate(volume.slices):  # from feet to head, or from front to back
         assert one.display is not None
-        assert one.display.plane == ("axial" if FILES[name] == 2 else "coronal")
         # Canonical axes lead to the right, to the front and up. Rows of an axial slice lead to the back, those of a
         # coronal one down; columns lead to the left of the patient.
         expected = canonical[::-1, ::-1, index].T if FILES[name] == 2 else canonical[::-1, -1 - index, ::-1].T
         np.testing.assert_array_equal(one.display.upright(one.read()), expected)
 
 
-@pytest.mark.parametrize(("axis", "plane"), [(0, "sagittal"), (1, "coronal"), (2, "axial")])
-def test_a_volume_is_shown_in_the_plane_of_its_slices(axis: int, plane: str) -> None:
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["sagittal", "coronal", "axial"])
+def test_a_volume_is_shown_in_the_plane_of_its_slices(axis: int) -> None:
     values, affine = np.arange(24.0).reshape(2, 3, 4), np.eye(4)
     affine[axis, axis] = 5  # mm between slices, and 1 mm between the pixels of one
     volume = nifti_volume(nifti_file(values, affine), ImagesConfig())
-    assert {one.display.plane for one in volume.slices if one.display} == {plane}
+    assert len(volume.slices) == values.shape[axis]
     first = volume.slices[0]
     assert first.display is not None
     # The first slice of each: the right side of the patient, the front, the feet.

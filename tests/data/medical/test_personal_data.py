@@ -1,4 +1,4 @@
-"""Personal data in headers and texts is counted by name and kind, and its values stand in no output."""
+"""Personal data in headers and texts is counted by name and kind, and no output contains its values."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Which slices of a volume a question shows."""
+"""How the slices of a volume are chosen: by rule, or by the names in a column."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_no_volume_is_cut_silently() -> None:
 
 @pytest.mark.parametrize("rule", ["some", "every 0", "0 evenly", "4:4", "5:2", "every", "-1:3", ""])
 def test_other_rules_are_refused(rule: str) -> None:
-    with pytest.raises(ValueError, match="names no slices"):
+    with pytest.raises(ValueError, match="is not a rule for slices"):
         ImagesConfig(slices=rule)
 
 

@@ -26,9 +26,9 @@ SAME_DIRECTION = 0.999  # cosine
 
 
 def dicom_volume(content: bytes, settings: ImagesConfig) -> Volume:
-    """Returns the frames of a DICOM file: by their position where each has one, else in their order.
+    """Returns the frames of a DICOM file, sorted by position if each has one, else in stored order.
 
-    Raises MedicalImageError for a file that is not an image, or damaged.
+    Raises MedicalImageError for a file that is not an image, or is damaged.
     """
     dataset = _image(content, settings)
     with decoder_errors("DICOM file is damaged"):
@@ -41,9 +41,9 @@ def dicom_volume(content: bytes, settings: ImagesConfig) -> Volume:
 
 
 def dicom_series(contents: Iterable[bytes], settings: ImagesConfig) -> Volume:
-    """Returns the files of a series as one volume, sorted by position, and never by name.
+    """Returns the files of a series as one volume, sorted by position and never by name.
 
-    Raises MedicalImageError if they are not one series of slices in one orientation, at one place each.
+    Raises MedicalImageError unless all are of one series, have one orientation, and have a different position each.
     """
     datasets = [_image(content, settings) for content in contents]
     if len({str(dataset.get("SeriesInstanceUID")) for dataset in datasets}) > 1:
@@ -59,13 +59,13 @@ def dicom_series(contents: Iterable[bytes], settings: ImagesConfig) -> Volume:
 
 
 def images_among(contents: Sequence[bytes]) -> Sequence[bytes]:
-    """Returns the files that hold an image; all of them if none does, so that the reader says what they are."""
+    """Returns the files that hold an image. If none does, returns all, so that the reader rejects them by name."""
     found = [content for content in contents if is_nifti(content) or has_pixels(read_dicom(content))]
     return found or contents
 
 
 def series_key(content: bytes) -> str | None:
-    """Returns what the files of one series have in common, None for a file that has no place in a series."""
+    """Returns the id of the series of a file; None if the file cannot be a slice of a series."""
     try:
         dataset = read_dicom(content)
         with decoder_errors("DICOM file is damaged"):

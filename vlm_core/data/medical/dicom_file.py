@@ -1,4 +1,4 @@
-"""Opens a DICOM file and says why one cannot be shown. No message repeats a value of the file."""
+"""Opens DICOM files, and rejects those that cannot be shown. No message contains a value from the file."""
 
 import io
 import logging
@@ -45,14 +45,14 @@ def is_headerless(head: bytes) -> bool:
 
 
 def is_encrypted(head: bytes) -> bool:
-    """Returns whether a file that begins so is a DICOM file inside an encrypted envelope (CMS)."""
+    """Returns whether a file that begins with these bytes is a DICOM file inside an encrypted envelope (CMS)."""
     return head[:1] == b"\x30" and ENVELOPED in head[:64]
 
 
 def read_dicom(content: bytes) -> Any:
     """Returns the pydicom dataset of a DICOM file, pixels not yet decoded.
 
-    Raises MedicalImageError for bytes that are not one.
+    Raises MedicalImageError for bytes that are not a DICOM file, or damaged.
     """
     pydicom = package("pydicom")
     if is_encrypted(content[:64]):
@@ -64,12 +64,12 @@ def read_dicom(content: bytes) -> Any:
         dataset = pydicom.dcmread(io.BytesIO(content), force=True)
         if not is_dicom(content[: PREAMBLE + 4]) and "SOPClassUID" not in dataset:
             raise MedicalImageError("file that is not DICOM")
-        dataset.get("SOPClassUID"), dataset.get("SeriesInstanceUID")
+        dataset.get("SOPClassUID"), dataset.get("SeriesInstanceUID")  # parsed now, so that damage is found here
         return dataset
 
 
 def require_image(dataset: Any, *, secondary_captures: bool) -> None:
-    """Raises MedicalImageError for an object that is not an image, or not one that is asked for."""
+    """Raises MedicalImageError for an object that is not an image, or that is a secondary capture unless allowed."""
     kind = str(dataset.get("SOPClassUID") or "")
     meta = str(getattr(getattr(dataset, "file_meta", None), "MediaStorageSOPClassUID", ""))
     if DIRECTORY in (kind, meta):
@@ -85,7 +85,7 @@ def require_image(dataset: Any, *, secondary_captures: bool) -> None:
     if is_secondary_capture(dataset) and not secondary_captures:
         raise MedicalImageError(
             "DICOM secondary capture",
-            "a screenshot often shows a name; dataset.images.secondary_captures=true takes it",
+            "a screenshot often shows a name; dataset.images.secondary_captures=true allows it",
         )
     _require_pixel_description(dataset)
 
@@ -97,9 +97,9 @@ def is_secondary_capture(dataset: Any) -> bool:
 
 @contextmanager
 def decoder_errors(reason: str) -> Iterator[None]:
-    """Turns what a decoder raises for damaged bytes, of whatever kind, into a MedicalImageError with `reason`.
+    """Turns any error that a decoder raises for damaged bytes into a MedicalImageError with `reason`.
 
-    Its warnings are dropped: they may repeat values of the file.
+    Hides the decoder's warnings, because they may contain values from the file.
     """
     logger, level = logging.getLogger("pydicom"), logging.getLogger("pydicom").level
     logger.setLevel(logging.CRITICAL + 1)
@@ -116,7 +116,7 @@ def decoder_errors(reason: str) -> Iterator[None]:
 
 
 def _require_bounded(content: bytes) -> None:
-    """Raises MedicalImageError for a deflated file that would need more memory than an image does."""
+    """Raises MedicalImageError for a deflated file that would inflate to more than `MOST_BYTES`."""
     head = content[:4096]
     if DEFLATED not in head or not is_dicom(head):
         return

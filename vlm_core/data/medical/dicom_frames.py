@@ -1,4 +1,4 @@
-"""The frames of a DICOM object: their pixels, and what the header says of each."""
+"""The frames of a DICOM object: the pixels and the header of each."""
 
 import math
 from typing import Any
@@ -11,7 +11,7 @@ from vlm_core.data.medical.orientation import Display, display_of
 from vlm_core.data.medical.volumes import MOST_PIXELS, Slice, require_size
 
 DAMAGED = "pixels of the DICOM file are damaged"
-# What a frame of an enhanced object says for itself, in sequences; an old object says it at the top.
+# An enhanced object has these in sequences for each frame, older objects at the top level.
 PER_FRAME = (
     "RescaleSlope", "RescaleIntercept", "WindowCenter", "WindowWidth", "VOILUTFunction", "ImagePositionPatient",
     "ImageOrientationPatient", "PixelSpacing", "SliceThickness",
@@ -21,8 +21,8 @@ COPIED = (
     "Modality", "PatientOrientation", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio",
 )  # fmt: skip
 SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "PixelAspectRatio")
-MOST_STRETCHED = 20  # times; beyond, a spacing is an error and not a shape
-# A projection without a position: where rows and columns lead to, and what they should.
+MOST_STRETCHED = 20  # times; a header with a larger ratio is wrong
+# Modalities of radiographs, whose headers have the directions of rows and columns but no position.
 PROJECTIONS = ("CR", "DX", "XA", "RF", "RG")
 
 
@@ -32,25 +32,25 @@ def is_colour(dataset: Any) -> bool:
 
 
 def frame_header(dataset: Any, frame: int) -> Any:
-    """Returns what a DICOM object says of one of its frames, flat, as an object of one frame says it."""
+    """Returns the header of a frame without sequences, as an object with one frame has it."""
     header = package("pydicom").Dataset()
     groups = [dataset]
     for name in ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
         items = dataset.get(name) or []
         if items:
             item = items[0] if name.startswith("Shared") or len(items) == 1 else items[frame]
-            groups += [nested[0] for element in item if element.VR == "SQ" and (nested := element.value)]
+            groups += [e.value[0] for e in item if e.VR == "SQ" and e.value and not e.tag.is_private]
     for group in groups:
         for name in (*COPIED, *PER_FRAME) if group is dataset else PER_FRAME:
             if name in group:
                 header[name] = group[name]
     if hasattr(dataset, "file_meta"):
-        header.file_meta = dataset.file_meta  # whose byte order pydicom reads tables with
+        header.file_meta = dataset.file_meta  # its byte order is that of lookup tables
     return header
 
 
 def slice_of(dataset: Any, frame: int, frames: int, names: tuple[str, ...], *, burn_in: bool) -> Slice:
-    """Returns a frame as a slice whose pixels are decoded when they are read."""
+    """Returns a frame as a slice, whose pixels are decoded on demand."""
     with decoder_errors("DICOM file is damaged"):
         header = frame_header(dataset, frame)
         return Slice(
@@ -64,14 +64,14 @@ def slice_of(dataset: Any, frame: int, frames: int, names: tuple[str, ...], *, b
 
 
 def position_of(header: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Returns (position, normal) of a slice in mm along R, A and S; None for one that has none."""
+    """Returns (position, normal) of a slice along R, A and S, in mm; None if the header does not have them."""
     directions = _directions(header)
     position = _finite(header.get("ImagePositionPatient"), 3)
     return None if directions is None or position is None else (position * (-1, -1, 1), directions[:, 2])
 
 
 def stored_range(dataset: Any) -> tuple[float, float] | None:
-    """Returns the least and greatest value that a stored value can stand for; None for floats."""
+    """Returns the lowest and highest value that the stored bits can represent, rescaled; None for floats."""
     if "PixelData" not in dataset:
         return None
     bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
@@ -91,10 +91,18 @@ def _read(dataset: Any, frame: int, frames: int, header: Any) -> np.ndarray:
         if is_colour(dataset):
             return _eight_bit_colour(stored, dataset)
         values = pixels.apply_modality_lut(stored, header).astype(np.float64)
-        padding = dataset.get("PixelPaddingValue")
-        if padding is not None:
-            values[stored == padding] = np.nan
+        values[_padded(stored, dataset)] = np.nan
         return values
+
+
+def _padded(stored: np.ndarray, dataset: Any) -> np.ndarray:
+    """Returns a mask of the stored values that the header calls padding: one value, or a range of them."""
+    value, limit = dataset.get("PixelPaddingValue"), dataset.get("PixelPaddingRangeLimit")
+    if value is None:
+        return np.zeros(stored.shape, dtype=bool)
+    if limit is None:
+        return np.asarray(stored == value)
+    return (stored >= min(value, limit)) & (stored <= max(value, limit))
 
 
 def _eight_bit_colour(stored: np.ndarray, dataset: Any) -> np.ndarray:
@@ -107,7 +115,7 @@ def _eight_bit_colour(stored: np.ndarray, dataset: Any) -> np.ndarray:
 
 
 def _require_decoder(dataset: Any) -> None:
-    """Raises MedicalImageError for a compression that is not read, such as video.
+    """Raises MedicalImageError for a compression that is not supported, such as video.
 
     Raises MissingPackageError if a package that decodes it is not installed.
     """
@@ -126,7 +134,7 @@ def _require_small_frame(dataset: Any, frame: int, frames: int) -> None:
     """Raises MedicalImageError for a compressed frame that is larger than the header says."""
     syntax = dataset.file_meta.TransferSyntaxUID if hasattr(dataset, "file_meta") else None
     if syntax is None or not syntax.is_compressed or "PixelData" not in dataset or syntax.endswith(".1.2.5"):
-        return  # of run lengths, pydicom itself stops at the header's size
+        return  # pydicom itself limits run-length frames to the header's size
     encoded = package("pydicom.encaps").get_frame(dataset.PixelData, frame, number_of_frames=frames)
     size = _jpeg2000_size(encoded) or _jpeg_size(encoded)
     if size is not None and size[0] * size[1] > MOST_PIXELS:
@@ -153,7 +161,7 @@ def _jpeg_size(encoded: bytes) -> tuple[int, int] | None:
 
 
 def _overlay(dataset: Any, frame: int) -> np.ndarray | None:
-    """Returns the overlays of a frame as a mask of its pixels; None without one of the image's own size."""
+    """Returns the overlays of a frame as one mask (rows, columns); None if none has the size of the image."""
     masks = []
     with decoder_errors("overlay of the DICOM file is damaged"):
         for group in range(0x6000, 0x6020, 2):
@@ -171,7 +179,7 @@ def _display(header: Any) -> Display | None:
 
 
 def _directions(header: Any) -> np.ndarray | None:
-    """Returns where rows, columns and stack of a slice lead, as the columns of a matrix over R, A and S."""
+    """Returns the directions of rows, columns and stack as the columns of a matrix over R, A and S."""
     cosines = _finite(header.get("ImageOrientationPatient"), 6)
     if cosines is None:
         return None
@@ -183,7 +191,7 @@ def _directions(header: Any) -> np.ndarray | None:
 
 
 def _projection(header: Any) -> Display | None:
-    """Returns how to turn a radiograph whose header says where its rows and columns lead to, such as L and F."""
+    """Returns how to turn a radiograph whose header has the directions of rows and columns, such as L and F."""
     stated = [str(word)[:1] for word in header.get("PatientOrientation") or []]
     if str(header.get("Modality") or "") not in PROJECTIONS or len(stated) != 2:
         return None

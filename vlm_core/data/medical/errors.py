@@ -1,4 +1,4 @@
-"""Why a medical image cannot be shown, and what to say if the packages that read it are not installed."""
+"""Errors of medical images, and of the packages that read them."""
 
 import importlib
 from typing import Any
@@ -7,9 +7,9 @@ EXTRA = "medpix-finetune[medical]"
 
 
 class MedicalImageError(ValueError):
-    """A medical image cannot be shown to a model. The message is the reason that rejects are counted by.
+    """A medical image cannot be shown to a model. The message is the reason under which rejects are counted.
 
-    `detail` describes this image. Neither repeats a value of the file: it may name a patient.
+    `detail` describes this image. Neither contains a value from the file, because it may name a patient.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -18,11 +18,11 @@ class MedicalImageError(ValueError):
 
 
 class MissingPackageError(ValueError):
-    """A package of the extra `medical` is not installed: no row of the dataset can be read, so the build stops."""
+    """A package of the extra `medical` is not installed. The build stops, because no medical image can be read."""
 
 
 def package(name: str) -> Any:
-    """Returns a module of the extra `medical`; raises MissingPackageError that says how to install it."""
+    """Returns a module of the extra `medical`. Raises MissingPackageError, which says how to install it."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:

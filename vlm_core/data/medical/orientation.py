@@ -1,4 +1,4 @@
-"""How a slice is turned so that a reader sees it as a radiologist does.
+"""Turns slices to the orientation that radiologists are used to.
 
 Axial: the front of the patient is up and the right side is on the left. Coronal: the head is up and the right side is
 on the left. Sagittal: the head is up and the front is on the left. An oblique slice is turned by quarters to the
@@ -12,18 +12,16 @@ import numpy as np
 
 from vlm_core.data.medical.errors import package
 
-# By the axis that the slices are stacked along: where rows and columns lead to.
+# Axis along which the slices are stacked: the directions in which rows and columns lead.
 DISPLAY = {"R": ("I", "P"), "A": ("I", "L"), "S": ("P", "L")}
-PLANES = {"R": "sagittal", "A": "coronal", "S": "axial"}
 OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 
 
 @dataclass(frozen=True)
 class Display:
-    """What turns a stored slice upright: nibabel's orientation transform of (rows, columns, stack), and its plane."""
+    """What turns a stored slice upright: nibabel's orientation transform of (rows, columns, stack)."""
 
     transform: Any  # array (3, 2): the new place of each axis, and 1 or -1
-    plane: str
 
     def upright(self, image: np.ndarray) -> np.ndarray:
         """Returns an image (rows, columns[, channels]) upright and unmirrored."""
@@ -38,7 +36,7 @@ class Display:
 def display_of(directions: np.ndarray) -> Display | None:
     """Returns how to turn slices whose rows, columns and stack lead along the columns of a 3x3 matrix (R, A, S axes).
 
-    Returns None for directions that are no three axes of space.
+    Returns None if the directions do not span the three dimensions.
     """
     orientations = package("nibabel.orientations")
     if not np.isfinite(directions).all():
@@ -49,15 +47,14 @@ def display_of(directions: np.ndarray) -> Display | None:
     if np.isnan(start).any():
         return None
     stack = orientations.ornt2axcodes(start)[2]
-    axis = OPPOSITE.get(stack, stack)
-    target = orientations.axcodes2ornt((*DISPLAY[axis], stack))
-    return Display(orientations.ornt_transform(start, target), PLANES[axis])
+    target = orientations.axcodes2ornt((*DISPLAY[OPPOSITE.get(stack, stack)], stack))
+    return Display(orientations.ornt_transform(start, target))
 
 
 def order_sign(direction: np.ndarray) -> int:
-    """Returns the sign, 1 or -1, that makes a direction (R, A, S) lead as slices are ordered.
+    """Returns 1 if slices along `direction` (R, A, S) are in display order, -1 if that order is the reverse.
 
-    They are shown from right to left, from front to back, or from feet to head.
+    Slices are shown from right to left, from front to back, or from feet to head.
     """
     main = int(np.argmax(np.abs(direction)))
     towards = np.array([-1.0, -1.0, 1.0])[main]

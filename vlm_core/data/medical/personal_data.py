@@ -1,7 +1,7 @@
-"""Signs of personal data: in headers, by the names of their tags, and in texts, by their form. Never by their values.
+"""Finds signs of personal data: tags of headers, by name, and parts of texts, by form. Returns no values.
 
-Headers are not stored, so what they say of a person stays in the source files. Texts and pictures are stored and
-trained on: a person has to look at those that are counted here.
+Headers are not stored, so their personal data stays in the source files. Texts and pictures are stored and trained on:
+a person has to check those that are counted here.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Opens the medical image in a cell: the one place that the rest of the project asks."""
+"""Opens medical images: the entry point to this package for the rest of the project."""
 
 import hashlib
 import json
@@ -15,13 +15,13 @@ from vlm_core.data.medical.pictures import pictures
 from vlm_core.data.medical.slices import choose, named
 from vlm_core.data.medical.volumes import Volume
 
-HEAD = 4096  # bytes of a file that show what it is
-KEPT = 8  # opened cells that are kept, since rows about an image mostly follow each other
+HEAD = 4096  # bytes of a file that identify its format
+KEPT = 8  # opened images to keep: rows about the same image are mostly neighbours
 
 
 @dataclass(frozen=True)
 class Opened:
-    """What a model sees of a medical image: PNG files in their order, and facts for the data report."""
+    """A medical image as a model sees it: PNG files in display order, and facts for the data report."""
 
     pictures: tuple[bytes, ...]
     facts: dict[str, Any]
@@ -33,7 +33,7 @@ def is_medical(head: bytes) -> bool:
 
 
 class MedicalReader:
-    """Opens medical images under the settings of `dataset.images`; the last ones stay at hand."""
+    """Opens medical images with the settings in `dataset.images`, and keeps the last ones in memory."""
 
     def __init__(self, settings: ImagesConfig) -> None:
         self.settings = settings
@@ -47,15 +47,14 @@ class MedicalReader:
         slices: Sequence[str] | None = None,
         in_folder: bool = False,
     ) -> Opened:
-        """Returns what a model sees of one file, or of the files of a DICOM series.
+        """Returns one file, or the files of a DICOM series, as a model sees them.
 
-        Of files found in a folder, reports and other objects that are not images are left out.
-
-        `modality` counts where no header says one; `slices` names those to show. Raises MedicalImageError for an image
-        that cannot be shown, MissingPackageError if the packages are not installed.
+        `modality` is used if the header has none. `slices` are the names of the slices to show. With `in_folder`,
+        reports and other objects that are not images are left out. Raises MedicalImageError for an image that cannot be
+        shown, MissingPackageError if the packages are not installed.
         """
         digests = [hashlib.sha256(file).hexdigest() for file in files]
-        key = json.dumps([sorted(digests), modality, slices])
+        key = json.dumps([sorted(digests), modality, slices, in_folder])
         if key not in self._kept:
             with decoder_errors("medical image is damaged"):
                 self._kept[key] = self._open(files, modality, slices, in_folder)

@@ -1,4 +1,4 @@
-"""What `dataset.images` says, as the readers need it; and what identifies it in cache keys."""
+"""Interprets the settings in `dataset.images`, identifies them in cache keys, and saves them with a model."""
 
 import json
 import re
@@ -10,7 +10,7 @@ from vlm_core.config import ImagesConfig
 from vlm_core.data.medical.windows import PRESETS, Window
 from vlm_core.files import write_json
 
-# Raise it whenever the same file and settings must give another picture.
+# Raise it if the same file and settings must give another picture.
 MEDICAL_VERSION = 1
 IMAGE_SETTINGS = "image_settings.json"
 PACKAGES = ("pydicom", "nibabel", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
@@ -18,24 +18,24 @@ LEVEL_WIDTH = re.compile(r"(-?\d+(?:\.\d+)?)/(\d+(?:\.\d+)?)")
 
 
 def window_of(setting: str) -> Window | None:
-    """Returns the window that `dataset.images.window` names by LEVEL/WIDTH or as a preset; None for the other words."""
+    """Returns the window in `dataset.images.window`: LEVEL/WIDTH or a preset; None for `auto` and the like."""
     if match := LEVEL_WIDTH.fullmatch(setting):
         return Window(float(match[1]), float(match[2]))
     return PRESETS.get(setting)
 
 
 def identity(settings: ImagesConfig) -> list[Any]:
-    """Returns what decides which picture a medical image becomes: settings, this code, and the packages that decode."""
+    """Returns what decides the pictures: the version of this code, the settings, and the packages that decode."""
     return [MEDICAL_VERSION, sorted(settings.model_dump().items()), [_version(name) for name in PACKAGES]]
 
 
 def save_settings(settings: ImagesConfig, directory: Path) -> None:
-    """Writes the settings beside the weights of a model, so that it is asked about images as it learnt from them."""
+    """Writes the settings beside the weights of a model, so that inference shows images as training did."""
     write_json(directory / IMAGE_SETTINGS, settings.model_dump())
 
 
 def settings_of(directory: Path) -> ImagesConfig:
-    """Returns the settings that a model in `directory` learnt with; the defaults if they are not there."""
+    """Returns the settings that the model in `directory` was trained with; the defaults if it has no such file."""
     path = directory / IMAGE_SETTINGS
     return ImagesConfig(**json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else ImagesConfig()
 

@@ -1,18 +1,18 @@
-"""Which slices of a volume a question shows."""
+"""Chooses the slices of a volume that a model sees."""
 
 import re
 from collections.abc import Sequence
 
 from vlm_core.data.medical.errors import MedicalImageError
 
-MOST_SLICES = 85  # what MedGemma 1.5 was trained with
+MOST_SLICES = 85  # as in the training of MedGemma 1.5
 EVERY, EVENLY, RANGE = (re.compile(p) for p in (r"every (\d+)", r"(\d+) evenly", r"(\d+):(\d+)"))
 
 
 def choose(count: int, rule: str) -> list[int]:
-    """Returns the indices of the slices that a rule takes of `count`, in their order.
+    """Returns the indices, in order, of the slices that `rule` (`dataset.images.slices`) chooses from `count` slices.
 
-    auto: all of them, or 85 evenly spaced. Raises MedicalImageError if another rule takes more than 85, or none.
+    `auto` chooses all, or 85 evenly spaced. Raises MedicalImageError if another rule chooses more than 85, or none.
     """
     if rule == "auto":
         return _evenly(count, min(count, MOST_SLICES))
@@ -28,9 +28,9 @@ def choose(count: int, rule: str) -> list[int]:
 
 
 def named(names: Sequence[Sequence[str]], wanted: Sequence[str]) -> list[int]:
-    """Returns the indices of the slices that have the `wanted` names.
+    """Returns the indices of the slices with the `wanted` names; `names` has the names of each slice.
 
-    Raises MedicalImageError for a name that no slice has, or several.
+    Raises MedicalImageError if no slice has a name, or if several have it.
     """
     by_name: dict[str, list[int]] = {}
     for index, own in enumerate(names):
@@ -39,8 +39,8 @@ def named(names: Sequence[Sequence[str]], wanted: Sequence[str]) -> list[int]:
     for name in wanted:
         found = by_name.get(name, [])
         if len(found) != 1:
-            few = "no slice has the name in the slice column" if not found else "several slices have one name"
-            raise MedicalImageError(few, f"slice {name!r} of {len(names)} slices")
+            reason = "no slice has the name in the slice column" if not found else "several slices have one name"
+            raise MedicalImageError(reason, f"slice {name!r} of {len(names)} slices")
     return _bounded([by_name[name][0] for name in wanted], f"the column names {len(wanted)} slices")
 
 

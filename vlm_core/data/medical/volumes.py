@@ -1,4 +1,4 @@
-"""A volume: slices in the order that they are shown, each read when it is wanted."""
+"""A volume: its slices in display order, whose pixels are read on demand."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,27 +22,27 @@ class Slice:
     """
 
     read: Callable[[], np.ndarray]
-    names: tuple[str, ...] = ()  # what a column may call it
+    names: tuple[str, ...] = ()  # names that the slice column may use
     display: Display | None = None  # None: shown as it is stored
-    spacing: tuple[float, float] = (1.0, 1.0)  # of rows and columns, in mm or in relation to each other
-    header: Any = None  # what DICOM says of the slice; None for other formats
-    overlay: Callable[[], np.ndarray | None] = lambda: None  # a mask of what lies over the pixels
+    spacing: tuple[float, float] = (1.0, 1.0)  # of rows and columns, in mm, or only their ratio
+    header: Any = None  # the DICOM header of the slice; None for other formats
+    overlay: Callable[[], np.ndarray | None] = lambda: None  # a mask (rows, columns) of the overlay planes, or None
 
 
 @dataclass(frozen=True)
 class Volume:
-    """The slices of a file or a series, and what is known of all of them. `facts` names no person."""
+    """The slices of a file or a series, and their common properties. `facts` names no person."""
 
     slices: tuple[Slice, ...]
     modality: str | None  # as DICOM names it: CT, MR, ...
     bits: int  # of a stored value
     colour: bool
-    full_range: tuple[float, float] | None  # what a stored value can be; None for floats
+    full_range: tuple[float, float] | None  # of the values that the stored bits can represent; None for floats
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def require_size(rows: int, columns: int, slices: int = 1) -> None:
-    """Raises MedicalImageError for a header that asks for no pixel, or for more memory than an image needs."""
+    """Raises MedicalImageError if a header states no pixels, or more than a medical image can have."""
     if rows < 1 or columns < 1 or slices < 1:
         raise MedicalImageError("medical image without pixels", f"{slices} slices of {rows} x {columns}")
     if rows * columns > MOST_PIXELS:
