@@ -86,10 +86,11 @@ def test_plain_peft_loads_and_merges_adapted_experts(model: Any, family: Family,
     with torch.no_grad():
         expected = ours(**batch).logits
         base: Any = AutoModelForImageTextToText.from_pretrained(directory_of(MOE))
-        assert not torch.allclose(base(**batch).logits, expected, atol=1e-3)
+        assert (base(**batch).logits - expected).abs().max() > 0.1
         loaded: Any = PeftModel.from_pretrained(base, str(tmp_path)).eval()
         assert loaded(**batch).logits.equal(expected)
-        torch.testing.assert_close(loaded.merge_and_unload()(**batch).logits, expected, rtol=1e-4, atol=1e-4)
+        # Grouped products have no float64. Rounding moves logits by up to 3e-4, the adapter by more than 0.1.
+        torch.testing.assert_close(loaded.merge_and_unload()(**batch).logits, expected, rtol=1e-3, atol=1e-3)
 
 
 def test_matrices_of_experts_are_float32_over_a_bfloat16_model(family: Family) -> None:
