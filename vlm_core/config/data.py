@@ -184,6 +184,9 @@ class CollateFnConfig(Section):
 
 class DataloaderConfig(Section):
     collate_fn: CollateFnConfig = CollateFnConfig()
-    num_workers: int = Field(
-        0, ge=0, description="Worker processes per rank that decode images; 0 = decode in the rank itself."
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="Worker processes per rank that decode images; 0 = decode in the rank itself; null = up to 4, by "
+        "the cores, if there are images to decode.",
     )

@@ -14,6 +14,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset, image_sizes
+from vlm_core.data.kept_images import keep_images
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
@@ -164,6 +165,7 @@ class _Stores:
                 truncated=self.answers[prompt]["truncated"],
                 logprob=self.likelihoods[answered]["logprob"],
                 reference_tokens=self.likelihoods[answered]["tokens"],
+                thought=self.answers[prompt]["thought"],
             )
             for prompt, answered in pairs
         ]
@@ -191,7 +193,7 @@ class _Asker:
                 DetachedTower(model, chat.family)
                 return features, blank
         images = DecodedImages.of(conversations, chat)
-        return images, images.replaced(black)
+        return keep_images(images, chat), keep_images(images.replaced(black), chat)
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
         """Answers the questions in `work`, and stores each batch before the next one starts."""

@@ -32,6 +32,7 @@ class ScoredAnswer(NamedTuple):
     logprob: float = 0.0
     reference_tokens: int = 0
     generated: bool = True
+    thought: str = ""  # what the model wrote for itself before the text; no metric reads it
 
 
 Columns = dict[str, np.ndarray]  # float64; one entry per answer, or sums of them in any shape

@@ -182,6 +182,7 @@ def _answer(answer: ScoredAnswer, columns: Columns, index: int) -> dict[str, Any
     means = [metric.name for metric in METRICS.values() if metric.is_mean]
     return {
         "prediction": answer.text,
+        "thought": answer.thought if answer.generated else None,
         "generated_tokens": answer.tokens if answer.generated else None,
         "finish_reason": ("length" if answer.truncated else "stop") if answer.generated else None,
         "logprob": round(answer.logprob, 4) if answer.generated else None,
