@@ -157,6 +157,8 @@ def test_an_archive_is_unpacked_once_and_its_images_are_found_by_path_or_name(
         assert len(read(folder, archives=["images.zip", "more.zip"])[0]) == 8
         assert len(read(folder, archives="images.zip")[0]) == 8
     assert "has no archive more.zip" in caplog.text
+    with pytest.raises(ValueError, match=r"dataset.archives=images.zip unpacks the images in it"):
+        read(folder, image_column="image")
     assert caplog.text.count(": unpacked\n") == 1
     (stored,) = [path for path in (folder.parent / "home" / "cache" / "archives").iterdir() if path.is_dir()]
     assert len(read_manifest(stored)["files"]) == 4

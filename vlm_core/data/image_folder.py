@@ -156,7 +156,11 @@ class ImageFolder:
         elif close := difflib.get_close_matches(name, [*self._names][:COMPARED], n=1, cutoff=0.6):
             meant = self._names[close[0]][0]
         meant = meant and self.shown((self.root or Path()) / meant)
-        return f"{tried}; did you mean {meant}?" if meant else f"{tried}; no file there has a similar name"
+        if meant:
+            return f"{tried}; did you mean {meant}?"
+        zips = [file for files in self._names.values() for file in files if file.lower().endswith(".zip")]
+        remedy = f"; dataset.archives={zips[0]} unpacks the images in it" if zips and not self.unpacked else ""
+        return f"{tried}; no file there has a similar name{remedy}"
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
