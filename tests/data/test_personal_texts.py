@@ -8,6 +8,7 @@ from vlm_core.data.personal_texts import names_case, personal_patterns
 
 SIGNS = {
     "a date": [
+        "2024-Mar-05", "Mar-2024", "2024年3月5日", "Jan. 5, 2021",
         "Seen on 2024-03-05.", "Seen on 5.3.2024", "on 05/03/2024", "03/25/2024", "seen 3 March 2024",
         "Mar 3rd, 2024", "3rd of March, 2024", "03-Mar-2024", "03-MAR-24", "5. 3. 2024", "3. März 2024",
         "le 3 mars 2024", "03/05/24", "3/5/24", "05.03.24", "20240305", "2024-03-05T10:15:00", "March 2024",
@@ -15,13 +16,15 @@ SIGNS = {
         "date of birth 3/4", "2024/3/5", "Dezember 1999",
     ],
     "a record number": [
+        "Reg. No. 123456", "UHID 1234567", "Study UID 1.2.840.113619.2.55.3.604688", "specimen no. S12-3456",
         "MRN: 0012345", "MRN 12345", "MRN#A-12345", "patient id 884422", "Patient ID: AB-1234",
         "Accession No. A123456", "accession number is 7712345", "Acc# 99177", "case number 123456",
         "patient: 884422", "Patient 884422 was scanned", "NHS number 943 476 5919", "SSN 123-45-6789",
         "123-45-6789", "hospital no 55512", "Pat.-Nr. 12345", "medical record number: 12-34-56", "ID: AB-12345",
         "chart number 4455", "Fall-Nr. 20991",
     ],
-    "a name after a title": [
+    "a name with a title": [
+        "Dr.Smith", "Dr  Smith", "read by John Q. Smith, M.D.", "Patient name: Jane", "Prof.Dr. Schmidt",
         "Reported by Dr. Smith", "Dr Smith agrees", "Mrs. O'Neil", "Prof. Dr. med. Müller", "Mr. J. Smith",
         "Ms Jones-Lee", "Dr. van der Berg", "DISCUSSED WITH Dr. SMITH", "Doctor Strange", "Herr Schmidt",
         "Frau Öztürk", "Miss Marple's scan", "with Professor Lee", "Mme Dupont", "Dr. Al-Hassan",
@@ -35,6 +38,8 @@ SIGNS = {
     ],
 }  # fmt: skip
 PLAIN = [
+    "what is the name of the organ?", "Name the Lobe", "name: aorta", "Brain MD", "IP 1.2.3.4", "section 1.2.3.4.5",
+    "sample of 1234 cells", "order of 4 to 5", "exam 2024", "dr. who is right?", "Mr.", "the Dr.\nSmith fracture",
     "A 3.5 x 2.1 x 1.0 cm mass at T12, grade 2/3, 45-year-old, ratio 1/2",
     "The Dr of choice is a T2-weighted MR at 1.5 T; series 3, slice 12",
     "Case 4: what is shown in 1234 voxels?", "T2", "L4-L5", "3 cm", "grade 2/4", "T1/T2/FLAIR", "C3-4-5",

@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image
 
 from tests.dicom_files import dicom_file, series
 from vlm_core.cache import read_manifest
+from vlm_core.data import source
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import SPLITS
@@ -133,10 +135,9 @@ def slake_rows(numbers: Sequence[int]) -> list[dict[str, Any]]:
 SLAKE = {"train": range(6), "validation": range(6, 8), "test": range(8, 10)}
 
 
-@pytest.mark.parametrize("form", ["hub", "website"])
-def test_slake_keeps_its_english_part(home: Path, form: str) -> None:
-    folder = home / "SLAKE"
-    folder.mkdir()
+def write_slake(folder: Path, form: str) -> None:
+    """Writes the dataset as the hub has it, with archives, or as the website's download unpacks."""
+    folder.mkdir(parents=True)
     pictures = {f"imgs/xmlab{n}/source.jpg": jpg(n) for numbers in SLAKE.values() for n in numbers}
     beside = {f"imgs/xmlab{n}/question.json": json.dumps(slake_rows([n])).encode() for n in range(10)}
     for split, numbers in SLAKE.items():
@@ -149,6 +150,12 @@ def test_slake_keeps_its_english_part(home: Path, form: str) -> None:
         for name, content in (pictures | beside).items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("form", ["hub", "website"])
+def test_slake_keeps_its_english_part(home: Path, form: str) -> None:
+    folder = home / "SLAKE"
+    write_slake(folder, form)
     found, cache = read("slake", folder)
     assert found == {s: [(n, f"modality {n}?", "MRI") for n in SLAKE[s]] for s in ("train", "validation")}
     assert read_manifest(cache)["left_out"] == 8
@@ -156,6 +163,22 @@ def test_slake_keeps_its_english_part(home: Path, form: str) -> None:
     assert read_json(cache / STATISTICS)["overlap"]["images"]["shared"] == 0
     final, _ = read("slake", folder, **{"validation_dataset.split": "test"})
     assert images(final["validation"]) == {8, 9}
+
+
+def test_slake_is_read_from_the_hub_without_its_other_archive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot, asked = home / "snapshots" / ("0" * 40), []
+    write_slake(snapshot, "hub")
+
+    def download(*arguments: Any) -> Path:
+        asked.append(arguments)
+        return snapshot
+
+    monkeypatch.setattr(source, "download", download)
+    cache, _ = prepare_conversations(load_config("slake"))
+    assert [len(ConversationDataset(cache, split)) for split in SPLITS] == [6, 2]
+    assert {name for name, *_ in asked} == {"BoKelvin/SLAKE"}
+    assert not any(fnmatch("KG.zip", pattern) for pattern in asked[0][3])
+    assert [path.name for path in (home / "home" / "cache" / "archives").glob("0*/")] == ["0" * 40 + "-imgs.zip"]
 
 
 def test_path_vqa(home: Path) -> None:

@@ -100,7 +100,8 @@ class DatasetConfig(Section):
     archives: Names = Field([], description="Zip files of the dataset that hold its images, such as `imgs.zip`.")
     column_names: Names = Field([], description="Names of the columns of CSV files without a header.")
     where: Pairs = Field(
-        [], description="COLUMN=VALUE: keep only these rows, such as `q_lang=en`; of several values of a column, any."
+        [],
+        description="COLUMN=VALUE: keep only these rows of `split`, such as `q_lang=en`; of several values of a column, any.",
     )
     split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
     image_column: str | None = Field(

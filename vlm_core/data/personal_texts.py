@@ -33,7 +33,9 @@ DATE = re.compile(
             rf"\b{_DAY}(?:{_TH}|\.)?(?: of)?[ -]{_MONTH_NAME},?[ -]?{_YEAR}\b",
             rf"\b{_DAY}-{_MONTH_NAME}-\d{{2}}\b",
             rf"\b{_MONTH_NAME} {_DAY}{_TH}?,? {_YEAR}\b",
-            rf"\b{_MONTH_NAME},? (?:of )?{_YEAR}\b",
+            rf"\b{_MONTH_NAME}(?:,? (?:of )?|-){_YEAR}\b",
+            rf"\b{_YEAR}[ -]{_MONTH_NAME}[ -]{_DAY}\b",
+            rf"{_YEAR}年{_MONTH}月",
             rf"\b{_FULL_MONTH} {_DAY}{_TH}?\b(?![/.-]?\d){_UNIT}",
             rf"\b{_DAY}(?:{_TH}|\.)?(?: of)? {_FULL_MONTH}\b",
             rf"\b(?:(?-i:May) {_DAY}{_TH}|{_DAY}{_TH}(?: of)? (?-i:May))\b",
@@ -48,23 +50,32 @@ _VALUE = r"[A-Z]{0,4}[-/ ]?\d(?:[ /-]?\d){3,}\b"
 RECORD_NUMBER = re.compile(
     "|".join(
         [
-            rf"\b(?:MRN|SSN|NHS|medical record|hospital|accession|insurance|social security)"
+            rf"\b(?:MRN|SSN|NHS|UHID|PID|medical record|hospital|accession|insurance|social security)"
             rf"(?:[ .-]?{_NUMBER})?\b[ .:#=)-]{{0,4}}(?:is |was )?{_VALUE}",
-            rf"\b(?:MR|acc|pat|patient|case|study|record|chart|file|admission|fall|akten?)[ .-]{{0,2}}{_NUMBER}\b"
+            rf"\b(?:MR|acc|pat|patient|case|study|record|chart|file|admission|fall|akten?|reg|registration|hosp|exam|"
+            rf"order|visit|episode|specimen|sample)[ .-]{{0,2}}{_NUMBER}\b"
             rf"[ .:#=)-]{{0,4}}(?:is |was )?{_VALUE}",
             rf"\b(?:MR|acc|patient|case|study|record|chart|file|id|identifier) ?[:#=] ?#?{_VALUE}",
             r"\b(?:patient|case|record|subject) [A-Z]{0,3}-?\d{5,}\b",
             r"(?<![\w-])\d{3}-\d{2}-\d{4}(?![\w-])",
+            r"(?<![\w.])[12]\.\d{1,3}(?:\.\d{1,20}){5,}",  # the UID of a study, series or image
         ]
     ),
     re.IGNORECASE,
 )
 
 TITLED = re.compile(
-    r"(?:\b(?P<before>\w+)\s+)?\b(?:Mr|Mrs|Ms|Mx|Miss|Drs?|Prof|Professor|Doctor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame)\b\.?"
-    r"(?: (?:Prof|Dr|med|habil|dent|rer|nat)\b\.?)*"
-    r" (?:[^\W\d_]\.[ -]?)*(?:(?:van|von|der|den|de|la|le|di|da|du|al|el|bin|ten|zu|zur|del)[ -])*"
+    r"(?:\b(?P<before>\w+)\s+)?\b(?:Mr|Mrs|Ms|Mx|Miss|Drs?|Prof|Professor|Doctor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame)\b"
+    r"(?:[. ]{1,3}(?:Prof|Dr|med|habil|dent|rer|nat)\b)*"
+    r"(?:\.[ \t]{0,2}|[ \t]{1,2})(?:[^\W\d_]\.[ -]?)*"
+    r"(?:(?:van|von|der|den|de|la|le|di|da|du|al|el|bin|ten|zu|zur|del)[ -])*"
     r"(?P<name>[^\W\d_](?:['’-]?[^\W\d_]+)+)"
+)
+_NAME = r"(?-i:[A-Z])[a-z'’-]+"
+LABELLED = re.compile(
+    rf"\b(?:patient'?s? )?name ?[:=] ?{_NAME}|"
+    rf"\b{_NAME} (?:(?-i:[A-Z])\.? )?{_NAME}, ?(?-i:M\.?D\b|D\.?O\b|FRCR|MBBS|PhD)",
+    re.IGNORECASE,
 )
 ARTICLES = ("the", "a", "an", "your", "my", "his", "her", "our", "their", "this", "any", "each", "no")
 _NO_NAMES = """
@@ -91,6 +102,8 @@ TELEPHONE = re.compile(
 
 
 def _names_a_person(text: str) -> bool:
+    if LABELLED.search(text):
+        return True
     return any(_is_name(found["name"], found["before"]) for found in TITLED.finditer(text))
 
 
@@ -103,11 +116,11 @@ DIGIT = re.compile(r"\d")
 KINDS: dict[str, Callable[[str], object]] = {
     "a date": DATE.search,
     "a record number": RECORD_NUMBER.search,
-    "a name after a title": _names_a_person,
+    "a name with a title": _names_a_person,
     "an e-mail address": E_MAIL.search,
     "a telephone number": TELEPHONE.search,
 }
-WITHOUT_DIGITS = ("a name after a title", "an e-mail address")
+WITHOUT_DIGITS = ("a name with a title", "an e-mail address")
 OWN_CASE = "the id of its case"
 SHORTEST_ID = 4  # characters; shorter ids are also found in texts by chance
 

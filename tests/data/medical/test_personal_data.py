@@ -66,7 +66,7 @@ def test_signs_of_personal_data_stop_a_run_if_the_config_says_so(home: Path, tmp
     write_csv(folder, [{"image": f"{n}.dcm", "question": "q", "answer": a} for n, a in enumerate(answers)])
     prepared(folder)
     prepared(folder, **{"dataset.max_personal_data": 2})
-    with pytest.raises(ValueError, match=r"2 signs of personal data \(a date: 1, a name after a title: 1\)"):
+    with pytest.raises(ValueError, match=r"2 signs of personal data \(a date: 1, a name with a title: 1\)"):
         prepared(folder, **{"dataset.max_personal_data": 1})
 
 
