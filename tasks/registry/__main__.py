@@ -8,6 +8,13 @@ python -m tasks.registry verify medpix-gemma3 4
 python -m tasks.registry serve medpix-gemma3 4 --port 8080
 """
 
+from tasks.registry.arguments import registry_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    OPTIONS = registry_parser(__doc__).parse_args()
+else:
+    OPTIONS = None
+
 import argparse
 import os
 import sys
@@ -89,36 +96,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show versions, their scores and aliases").add_argument("name", nargs="?")
-    command = commands.add_parser("promote", help="make a version the champion")
-    command.add_argument("name")
-    command.add_argument("version")
-    command.add_argument("--reason", default="promoted by hand")
-    command = commands.add_parser("rollback", help="make the previous champion the champion again")
-    command.add_argument("name")
-    command.add_argument("--reason", default="")
-    command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")
-    command.add_argument("name")
-    command = commands.add_parser(
-        "verify", help="check that a version's files and evaluation are as they were registered"
-    )
-    command.add_argument("name")
-    command.add_argument("version", help="a number or an alias")
-    command = commands.add_parser("serve", help="verify a version, then serve it over HTTP on loopback")
-    command.add_argument("name")
-    command.add_argument("version", help="a number or an alias")
-    command.add_argument("--port", default="5001")
-    return parser
-
-
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    options = _parser().parse_args()
     try:
         require_databases()
         if options.command == "promote":
@@ -138,5 +117,5 @@ def main() -> None:
         raise SystemExit(f"error: {printable(error)}") from error
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import CreatedBy
 from prefect.context import FlowRunContext
 
 from tasks.registry import __main__ as command
+from tasks.registry.arguments import registry_parser
 from tasks.registry.champion_history import (
     BEFORE,
     BY_HAND,
@@ -152,7 +153,7 @@ def test_no_entry_is_lost_if_homes_do_not_share_a_lock(client: mlflow.MlflowClie
 
 
 def test_odd_texts_fit_the_database_and_print_as_plain_text(
-    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = "\x1b" * 900 + "[31mred\x1b[0m\nFORGED  line " + "\N{HEART WITH ARROW}" * 9000
     promote("m", "1", reason)
@@ -162,8 +163,7 @@ def test_odd_texts_fit_the_database_and_print_as_plain_text(
     client.set_registered_model_tag("m", min(tags), "not JSON")
     assert moves()[0][0] == UNREADABLE
     client.set_registered_model_tag("m", min(tags), tags[min(tags)])
-    monkeypatch.setattr("sys.argv", ["registry", "history", "m"])
-    command.main()
+    command.main(registry_parser(None).parse_args(["history", "m"]))
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["time", "user", "kind", "from", "to"]
     assert "\x1b" not in first

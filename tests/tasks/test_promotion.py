@@ -13,6 +13,7 @@ from prefect.logging import disable_run_logger
 
 from tasks.registry import __main__ as command
 from tasks.registry.__main__ import render
+from tasks.registry.arguments import registry_parser
 from tasks.registry.promotion import decide, promote_model
 from tasks.registry.versions import find_champion, promote, versions
 from tasks.run import Run
@@ -209,13 +210,12 @@ def test_the_command(
     name: str,
     arguments: list[str],
     shown: str | None,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["registry", *arguments])
+    options = registry_parser(None).parse_args(arguments)
     if shown is None:
         with pytest.raises(SystemExit, match="error: "):
-            command.main()
+            command.main(options)
     else:
-        command.main()
+        command.main(options)
         assert shown in capsys.readouterr().out

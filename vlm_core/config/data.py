@@ -144,7 +144,9 @@ class DatasetConfig(Section):
         None,
         description="Stop if more texts and images than this have signs of personal data; null = only report them.",
     )
-    images: ImagesConfig = ImagesConfig()
+    images: ImagesConfig = Field(
+        ImagesConfig(), description="How images of more than 8 bits (DICOM, NIfTI, deep PNG and TIFF) become pictures."
+    )
     max_reject_share: Share = Field(
         0.05, description="Stop if a larger share of rows is rejected; 0 = stop at the first one."
     )
