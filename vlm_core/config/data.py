@@ -77,7 +77,7 @@ class DatasetConfig(Section):
     )
     path_or_dataset: str = Field(
         description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV, TSV or images; or "
-        "`builtin:phantom?images=N&seed=N`."
+        "`builtin:phantom?images=N&seed=N&form=png|dicom|nifti&slices=N`."
     )
     revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     config_name: str | None = Field(
