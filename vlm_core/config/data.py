@@ -86,7 +86,7 @@ class DatasetConfig(Section):
     )
     path_or_dataset: str = Field(
         description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV, TSV or images; or "
-        "`builtin:phantom?images=N&seed=N`."
+        "`builtin:phantom?images=N&seed=N&form=png|dicom|nifti&slices=N`."
     )
     revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     config_name: str | None = Field(
@@ -101,7 +101,7 @@ class DatasetConfig(Section):
     column_names: Names = Field([], description="Names of the columns of CSV files without a header.")
     where: Pairs = Field(
         [],
-        description="COLUMN=VALUE: keep only these rows of `split`, such as `q_lang=en`; of several values of a column, any.",
+        description="COLUMN=VALUE: keep only these rows of `split`, such as `q_lang=en`.",
     )
     split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
     image_column: str | None = Field(

@@ -25,7 +25,7 @@ from vlm_core.data.hub_files import hub_files
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.image_places import image_digests, image_places
 from vlm_core.data.medical.settings import identity
-from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
+from vlm_core.data.phantom import FORMS, PHANTOM_VERSION, write_phantom
 from vlm_core.data.pseudonyms import Pseudonyms, pseudonyms_of
 from vlm_core.data.row_readers import Rows
 from vlm_core.files import file_sha256
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 TRAIN = "train"
 PHANTOM = "builtin:phantom"
-PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
+PHANTOM_DEFAULTS = {"images": "1000", "seed": "0", "image_size": "56", "form": "png", "slices": "1"}
 
 
 @dataclass(frozen=True)
@@ -226,13 +226,17 @@ def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
 def _phantom(name: str) -> Path:
     settings = dict(PHANTOM_DEFAULTS)
     for key, value in parse_qsl(name.partition("?")[2]):
-        if key not in settings or not value.isdecimal():
-            raise ValueError(f"{name!r}: {key}={value!r} is wrong; {PHANTOM} takes whole numbers for {[*settings]}")
-        settings[key] = int(value)
+        if key not in settings or not (value in FORMS if key == "form" else value.isdecimal()):
+            raise ValueError(
+                f"{name!r}: {key}={value!r} is wrong; {PHANTOM} takes whole numbers for "
+                f"{[known for known in settings if known != 'form']}, and form={'|'.join(FORMS)}"
+            )
+        settings[key] = value
     key = "-".join([f"v{PHANTOM_VERSION}", *(f"{key}{value}" for key, value in settings.items())])
 
-    def build(directory: Path) -> dict[str, int]:
-        write_phantom(directory, settings["images"], settings["seed"], settings["image_size"])
+    def build(directory: Path) -> dict[str, str]:
+        images, seed, size, slices = (int(settings[key]) for key in ("images", "seed", "image_size", "slices"))
+        write_phantom(directory, images, seed, size, settings["form"], slices)
         return settings
 
     directory, reused = cached_directory(medpix_home() / "cache" / "phantom", key, build)
