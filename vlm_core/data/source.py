@@ -6,7 +6,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -69,6 +69,7 @@ class OpenDataset:
     directory: Path
     revision: str | None
     tables: Tables
+    _identified: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)  # `_content` by split
 
     def take(self, expression: str) -> SplitSource:
         """Returns the checked source of the rows that a split expression selects, such as `train[:1000]`.
@@ -85,9 +86,9 @@ class OpenDataset:
             raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows{_listed_files(files)}")
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
-        places, how = _image_places(rows, columns, folder)
-        # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
-        content = [self.revision, *how] if self.revision else [*_digests(files), *_image_digests(places, folder)]
+        if split not in self._identified:  # `train[:90%]` and `train[90%:]` have the same files
+            self._identified[split] = self._content(rows, files, columns, folder)
+        content, how = self._identified[split]
         return SplitSource(
             name=name,
             split=split,
@@ -110,6 +111,18 @@ class OpenDataset:
             revision=self.revision if is_remote else None,
             notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *how),
         )
+
+    def _content(
+        self, rows: Rows, files: list[Path], columns: Columns, folder: ImageFolder
+    ) -> tuple[list[str], list[str]]:
+        """Returns (what identifies the content of a split, notes about images found elsewhere).
+
+        A commit identifies the content, but not how images were found in it. Without one, tables and images are hashed.
+        """
+        places, how = _image_places(rows, columns, folder)
+        if self.revision:
+            return [self.revision, *how], how
+        return [*_digests(files), *_image_digests(places, folder)], how
 
     def _only_table(self, expression: str) -> tuple[str, list[str]]:
         """Returns (the split expression to train on, notes); a local dataset of one table trains on that table."""
