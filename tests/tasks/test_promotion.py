@@ -17,7 +17,7 @@ from tasks.registry.arguments import registry_parser
 from tasks.registry.promotion import decide, promote_model
 from tasks.registry.versions import find_champion, promote, versions
 from tasks.run import Run
-from tests.conftest import small_config
+from tests.conftest import new_mlflow_store, small_config
 from vlm_core.config import RegistryConfig
 
 PRESENT = "models:/m/1"
@@ -149,7 +149,7 @@ def test_the_gate(
 def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A registered model with three versions, in a new registry."""
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     client = mlflow.MlflowClient()
     client.create_registered_model("m")
     for _ in range(3):

@@ -4,7 +4,7 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -71,6 +71,7 @@ class OpenDataset:
     revision: str | None
     tables: Tables
     archives: tuple[Path, ...] = ()  # the directories of their content
+    _identified: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)  # `_content` by split
 
     def take(self, expression: str) -> SplitSource:
         """Returns the checked source of the rows that a split expression selects, such as `train[:1000]`.
@@ -89,9 +90,9 @@ class OpenDataset:
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
         pseudonyms = pseudonyms_of(self.config, columns)
-        places, how = image_places(rows, columns, folder)
-        # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
-        content = [self.revision, *how] if self.revision else [*_digests(files), *image_digests(places, folder)]
+        if split not in self._identified:  # `train[:90%]` and `train[90%:]` have the same files
+            self._identified[split] = self._content(rows, files, columns, folder)
+        content, how = self._identified[split]
         return SplitSource(
             name=name,
             split=split,
@@ -124,6 +125,18 @@ class OpenDataset:
             ),
             pseudonyms=pseudonyms,
         )
+
+    def _content(
+        self, rows: Rows, files: list[Path], columns: Columns, folder: ImageFolder
+    ) -> tuple[list[str], list[str]]:
+        """Returns (what identifies the content of a split, notes about images found elsewhere).
+
+        A commit identifies the content, but not how images were found in it. Without one, tables and images are hashed.
+        """
+        places, how = image_places(rows, columns, folder)
+        if self.revision:
+            return [self.revision, *how], how
+        return [*_digests(files), *image_digests(places, folder)], how
 
     def _only_table(self, expression: str) -> tuple[str, list[str]]:
         """Returns (the split expression to train on, notes); a local dataset of one table trains on that table."""
