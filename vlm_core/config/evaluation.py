@@ -15,7 +15,14 @@ Control = Literal["shuffled", "blank", "question_only"]
 
 
 class EvaluationConfig(Section):
-    batch_size: PositiveInt = Field(16, description="Questions answered at once on one rank.")
+    batch_size: PositiveInt = Field(
+        64, description="Questions answered at once on one rank; fewer if their prompts are long."
+    )
+    merge_lora: bool | None = Field(
+        None,
+        description="Add LoRA's matrices to the weights before answering: faster. In bfloat16 this rounds the weights; "
+        "null = only if the model computes in float32.",
+    )
     max_new_tokens: PositiveInt = Field(
         96, description="Longest answer in tokens; longer answers are cut and counted as truncated."
     )
