@@ -21,7 +21,7 @@ finally:
 """
 FROM_RECIPES = ["pipelines.finetune", *(f"vlm_core.{name}" for name in ("prepare", "encode", "finetune", "evaluate"))]
 OTHERS = [
-    *(f"vlm_core.{name}" for name in ("generate", "export", "caches")),
+    *(f"vlm_core.{name}" for name in ("generate", "export", "caches", "review")),
     *(f"tasks.{name}" for name in ("registry", "services", "ownership")),
     "deployments.scaling",
     "benchmarks.run",
@@ -66,6 +66,7 @@ def test_a_wrong_argument_is_reported_before_slow_imports(module: str, words: li
         ("vlm_core.generate", "--promt", "x"),
         ("vlm_core.export", "merg"),
         ("vlm_core.caches", "lst"),
+        ("vlm_core.review", "mak"),
         ("tasks.registry", "promot"),
         ("tasks.services", "dwn"),
         ("tasks.ownership", "--dry"),

@@ -215,6 +215,24 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def review_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of `python -m vlm_core.review`."""
+    parser = _plain_parser("python -m vlm_core.review", description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("make", help="draw questions of an evaluation and write the page for readers")
+    add = command.add_argument
+    add("evaluation", type=Path, help="directory of an evaluation: it has predictions.parquet")
+    add("--against", default="base", help="a model of evaluation.compare_with, or reference; default: base")
+    add("--questions", type=int, default=60, help="default: 60, about half an hour")
+    add("--seed", type=int, default=0)
+    add("--output-dir", type=Path, required=True)
+    command = commands.add_parser("score", help="score the files that readers saved")
+    command.add_argument("key", type=Path, help="key.json of the study")
+    command.add_argument("readings", type=Path, nargs="+", help="files that readers saved")
+    command.add_argument("--output", type=Path, help="file to write the scores to, as JSON")
+    return parser
+
+
 def _plain_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     formatter: Any = argparse.RawDescriptionHelpFormatter
     return argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
