@@ -130,7 +130,7 @@ class Config(Section):
     def validates_on(self) -> tuple[str, str]:
         """The evaluated dataset and split, in words."""
         source, rule = self.validation_source, self.dataset.split_by
-        split = source.split if source else self.dataset.split
+        split = source.split if source else f"a part of {self.dataset.split}"
         if split == AUTO:
             split = "its validation split, or a part of its training split"
         rule = "" if rule in (AUTO, "published") else f", divided by {rule}"

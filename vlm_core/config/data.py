@@ -86,7 +86,7 @@ class DatasetConfig(Section):
     )
     path_or_dataset: str = Field(
         description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV, TSV or images; or "
-        "`builtin:phantom?images=N&seed=N`."
+        "`builtin:phantom?images=N&seed=N&form=png|dicom|nifti&slices=N`."
     )
     revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     config_name: str | None = Field(
@@ -145,7 +145,9 @@ class DatasetConfig(Section):
         None,
         description="Stop if more texts and images than this have signs of personal data; null = only report them.",
     )
-    images: ImagesConfig = ImagesConfig()
+    images: ImagesConfig = Field(
+        ImagesConfig(), description="How images of more than 8 bits (DICOM, NIfTI, deep PNG and TIFF) become pictures."
+    )
     max_reject_share: Share = Field(
         0.05, description="Stop if a larger share of rows is rejected; 0 = stop at the first one."
     )

@@ -36,7 +36,7 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-CONVERSATIONS_VERSION = 6  # raise it whenever the same source must give another cache
+CONVERSATIONS_VERSION = 7  # raise it whenever the same source must give another cache
 
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
@@ -54,6 +54,7 @@ IMAGE_SCHEMA = pa.schema(
         ("mode", pa.string()),
         ("format", pa.string()),
         ("several_frames", pa.bool_()),
+        ("shows_text", pa.bool_()),
         ("medical", pa.string()),  # JSON of what a DICOM or NIfTI header says of the image, and its window
     ]
 )

@@ -52,7 +52,7 @@ def require_little_personal_data(conversations: Path, config: Config) -> None:
     allowed, found = config.dataset.max_personal_data, read_json(conversations / STATISTICS)
     if allowed is not None and (signs := signs_of_personal_data(found)) > allowed:
         kinds = dict(sorted(found["personal_texts"].items())) | {
-            "text burnt into an image": found["medical"]["flags"]["burnt_in"]
+            "text burnt into an image": found["burnt_in_text"]["images"]
         }
         raise ValueError(
             f"dataset {config.dataset.path_or_dataset!r}: {signs} signs of personal data "

@@ -4,14 +4,12 @@ import hashlib
 import inspect
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from datasets import ReadInstruction
 
-from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
 from vlm_core.data.archives import unpacked
 from vlm_core.data.cell_images import CellImages
@@ -21,23 +19,20 @@ from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
 from vlm_core.data.function_rows import FunctionRows
+from vlm_core.data.generated import PHANTOM, generated_phantom
 from vlm_core.data.hub_files import hub_files
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.image_places import image_digests, image_places
 from vlm_core.data.medical.settings import identity
-from vlm_core.data.phantom import PHANTOM_VERSION, write_phantom
 from vlm_core.data.pseudonyms import Pseudonyms, pseudonyms_of
 from vlm_core.data.row_readers import Rows
 from vlm_core.files import file_sha256
-from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
 from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"
-PHANTOM = "builtin:phantom"
-PHANTOM_DEFAULTS = {"images": 1000, "seed": 0, "image_size": 56}
 
 
 @dataclass(frozen=True)
@@ -71,6 +66,7 @@ class OpenDataset:
     revision: str | None
     tables: Tables
     archives: tuple[Path, ...] = ()  # the directories of their content
+    _identified: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)  # `_content` by split
 
     def take(self, expression: str) -> SplitSource:
         """Returns the checked source of the rows that a split expression selects, such as `train[:1000]`.
@@ -89,9 +85,9 @@ class OpenDataset:
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
         pseudonyms = pseudonyms_of(self.config, columns)
-        places, how = image_places(rows, columns, folder)
-        # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
-        content = [self.revision, *how] if self.revision else [*_digests(files), *image_digests(places, folder)]
+        if split not in self._identified:  # `train[:90%]` and `train[90%:]` have the same files
+            self._identified[split] = self._content(rows, files, columns, folder)
+        content, how = self._identified[split]
         return SplitSource(
             name=name,
             split=split,
@@ -124,6 +120,18 @@ class OpenDataset:
             ),
             pseudonyms=pseudonyms,
         )
+
+    def _content(
+        self, rows: Rows, files: list[Path], columns: Columns, folder: ImageFolder
+    ) -> tuple[list[str], list[str]]:
+        """Returns (what identifies the content of a split, notes about images found elsewhere).
+
+        A commit identifies the content, but not how images were found in it. Without one, tables and images are hashed.
+        """
+        places, how = image_places(rows, columns, folder)
+        if self.revision:
+            return [self.revision, *how], how
+        return [*_digests(files), *image_digests(places, folder)], how
 
     def _only_table(self, expression: str) -> tuple[str, list[str]]:
         """Returns (the split expression to train on, notes); a local dataset of one table trains on that table."""
@@ -209,7 +217,7 @@ def _of_function(config: DatasetConfig) -> SplitSource:
 def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
     name = config.path_or_dataset
     if name.partition("?")[0] == PHANTOM:
-        directory = _phantom(name)
+        directory = generated_phantom(name)
         return directory, directory.name
     if Path(name).exists():
         return Path(name).absolute(), None
@@ -221,23 +229,6 @@ def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
                 break
         return snapshot, snapshot.name
     raise ValueError(f"no dataset {name!r}: neither a directory or file, nor a hub id owner/name, nor {PHANTOM}")
-
-
-def _phantom(name: str) -> Path:
-    settings = dict(PHANTOM_DEFAULTS)
-    for key, value in parse_qsl(name.partition("?")[2]):
-        if key not in settings or not value.isdecimal():
-            raise ValueError(f"{name!r}: {key}={value!r} is wrong; {PHANTOM} takes whole numbers for {[*settings]}")
-        settings[key] = int(value)
-    key = "-".join([f"v{PHANTOM_VERSION}", *(f"{key}{value}" for key, value in settings.items())])
-
-    def build(directory: Path) -> dict[str, int]:
-        write_phantom(directory, settings["images"], settings["seed"], settings["image_size"])
-        return settings
-
-    directory, reused = cached_directory(medpix_home() / "cache" / "phantom", key, build)
-    logger.info("phantom dataset %s %s", key, "reused" if reused else "generated")
-    return directory
 
 
 def _resolve_split(dataset: str, expression: str, tables: dict[str, Table]) -> tuple[str, int, int]:

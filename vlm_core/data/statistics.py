@@ -17,7 +17,7 @@ from vlm_core.data.case_ids import without_zeros
 from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.conversation import images_of, last_question, questions_and_answers
-from vlm_core.data.medical_statistics import medical_findings, medical_statistics
+from vlm_core.data.medical_statistics import burnt_in_text, medical_findings, medical_statistics
 from vlm_core.data.personal_texts import OWN_CASE, personal_patterns
 from vlm_core.data.rejects import counted_rows
 
@@ -103,6 +103,11 @@ def describe(directory: Path, manifest: Mapping[str, Any], cases: Mapping[str, s
         "images": _images(directory / "images.arrow"),
         "medical": medical_statistics(
             fact for batch in read_batches(directory / "images.arrow") for fact in batch["medical"].to_pylist()
+        ),
+        "burnt_in_text": burnt_in_text(
+            image
+            for batch in read_batches(directory / "images.arrow")
+            for image in zip(batch["medical"].to_pylist(), batch["shows_text"].to_pylist(), strict=True)
         ),
         "personal_texts": dict(sum((tally.personal for tally in tallies.values()), Counter({OWN_CASE: named}))),
         "closed_questions": len(manifest["closed_questions"]),

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from tests.data.medical.test_cells import prepared, write_csv
 from tests.dicom_files import dicom_file
 from vlm_core.config import ImagesConfig
 from vlm_core.data.medical.reader import MedicalReader
-from vlm_core.data.medical_statistics import medical_findings, medical_statistics
+from vlm_core.data.medical_statistics import burnt_in_text, medical_findings, medical_statistics
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
 from vlm_core.data.statistics import STATISTICS
@@ -70,6 +71,25 @@ def test_signs_of_personal_data_stop_a_run_if_the_config_says_so(home: Path, tmp
         prepared(folder, **{"dataset.max_personal_data": 1})
 
 
+def test_text_in_the_pixels_is_a_sign_without_a_word_in_the_header(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        values = np.full((128, 128), 40.0 + number)
+        if number < 2:
+            picture = Image.new("L", (128, 128))
+            ImageDraw.Draw(picture).text((4, 4), f"DOE^JANE {number}", fill=255, font=ImageFont.load_default(14))
+            values += 4.0 * np.asarray(picture)
+        (folder / f"{number}.dcm").write_bytes(dicom_file(values, BurnedInAnnotation="NO"))
+    write_csv(folder, [{"image": f"{n}.dcm", "question": f"q{n}", "answer": "a"} for n in range(6)])
+    found = read_json(prepared(folder) / STATISTICS)
+    assert found["burnt_in_text"] == {"by_header": 0, "by_pixels": 2, "images": 2}
+    assert any(text.startswith("2 images may have text burnt in") for text in found["findings"])
+    prepared(folder, **{"dataset.max_personal_data": 2})
+    with pytest.raises(ValueError, match=r"2 signs of personal data \(text burnt into an image: 2\)"):
+        prepared(folder, **{"dataset.max_personal_data": 1})
+
+
 def test_headers_say_that_text_is_burnt_in() -> None:
     values = np.arange(16.0).reshape(4, 4)
     settings = ImagesConfig(secondary_captures=True)
@@ -86,6 +106,13 @@ def test_findings_name_what_can_hide_a_finding() -> None:
     ]
     medical = medical_statistics(facts)
     assert (medical["images"], medical["counts"]["spacing"]) == (2, {"0.5 x 0.5": 1})
-    found = {"medical": medical, "personal_texts": {}, "images": {"modes": {"I;16": 3, "RGB": 2}}}
+    burnt_in = burnt_in_text([('{"burnt_in": true}', True), ("{}", True), (None, True), (None, False), (None, False)])
+    assert burnt_in == {"by_header": 1, "by_pixels": 3, "images": 3}
+    found = {
+        "medical": medical,
+        "personal_texts": {},
+        "burnt_in_text": burnt_in,
+        "images": {"modes": {"I;16": 3, "RGB": 2}},
+    }
     said = [text for applies, text in medical_findings(found) if applies]
-    assert [text.split(" ", 1)[0] for text in said] == ["1", "1", "3", "1", "1", "1"]
+    assert [text.split(" ", 1)[0] for text in said] == ["1", "1", "3", "3", "1", "1", "1"]
