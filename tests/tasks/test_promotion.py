@@ -254,4 +254,4 @@ def test_a_reader_study_becomes_tags(name: str, tmp_path: Path, capsys: pytest.C
     found = mlflow.MlflowClient().get_model_version(name, "2").tags
     assert found["review_preference"] == "+0.50 [+0.40, +0.60] against base"
     assert (found["review_correct"], found["review_readers"]) == ("50% [40%, 60%]", "2")
-    assert "review_agreement  0.5" in capsys.readouterr().out
+    assert "review_agreement   0.5" in capsys.readouterr().out
