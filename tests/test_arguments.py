@@ -79,6 +79,16 @@ def test_a_wrong_argument_without_a_recipe_is_reported_before_slow_imports(words
     assert words[1] in done.stderr
 
 
+def test_a_command_ends_without_a_last_search_for_garbage() -> None:
+    """With torch and transformers loaded, it would take two seconds, also after a training was cancelled."""
+    read = "arguments.read_arguments(arguments.generate_parser(None), 'torch')"
+    at_exit = "atexit.register(lambda: print('frozen:', gc.get_freeze_count() > 0))"  # the first one runs last
+    program = f"import atexit, gc; {at_exit}; from vlm_core import arguments; {read}"
+    words = [sys.executable, "-c", program, "--checkpoint-path", "model", "--prompt", "?"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "frozen: True\n"), done.stderr
+
+
 @pytest.mark.slow
 def test_a_correct_command_reports_what_it_loads() -> None:
     done = run("vlm_core.generate", "--checkpoint-path", "nowhere")
