@@ -22,9 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow.exceptions import MlflowException
 
 from tasks.registry.champion_history import Change, plain
+from tasks.registry.resolve import local_copy
 from tasks.registry.trust import verify
 from tasks.registry.versions import (
     PROMOTION,
@@ -34,7 +36,6 @@ from tasks.registry.versions import (
     look_up,
     promote,
     roll_back,
-    version_uri,
     versions,
 )
 from tasks.services.databases import require_databases
@@ -72,18 +73,9 @@ def _number(name: str, version: str) -> str:
     return version if version.isdigit() else look_up(name, version)["version"]
 
 
-def serve(name: str, version: str, port: str) -> None:
-    """Replaces this process by MLflow's server of a version, on loopback."""
-    words = (
-        "models",
-        "serve",
-        "--model-uri",
-        version_uri(name, version),
-        "--env-manager",
-        "local",
-        "--host",
-        "127.0.0.1",
-    )
+def serve(model: Path, port: str) -> None:
+    """Replaces this process by MLflow's server of the model version in the directory `model`, on loopback."""
+    words = ("models", "serve", "--model-uri", str(model), "--env-manager", "local", "--host", "127.0.0.1")
     programs = str(Path(sys.executable).parent)  # MLflow starts uvicorn by name
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", *words, "--port", port], environment)
@@ -106,14 +98,16 @@ def main(options: argparse.Namespace) -> None:
             roll_back(options.name, options.reason)
         if options.command == "list":
             print(render(versions(options.name)))
-        elif options.command in ("verify", "serve"):
-            version = _number(options.name, options.version)
-            print(render_lock(verify(options.name, version)), flush=True)
-            if options.command == "serve":
-                serve(options.name, version, options.port)
+        elif options.command == "verify":
+            print(render_lock(verify(options.name, _number(options.name, options.version))))
+        elif options.command == "serve":
+            version = mlflow.MlflowClient().get_model_version(options.name, _number(options.name, options.version))
+            model = local_copy(version)  # the files that are verified are the files that are served
+            print(render_lock(verify(options.name, str(version.version), model)), flush=True)
+            serve(model, options.port)
         else:
             print(render_history(changes(options.name)))
-    except (ValueError, MlflowException) as error:
+    except (ValueError, OSError, MlflowException) as error:
         raise SystemExit(f"error: {printable(error)}") from error
 
 

@@ -26,6 +26,7 @@ from tasks.registry.champion_history import (
 )
 from tasks.registry.versions import changes, find_champion, keep_champion, make_champion, promote, roll_back
 from tasks.trackers.provenance import responsible_user
+from tests.conftest import new_mlflow_store
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.slow
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     """The client of a new registry with the model `m`, which has four versions."""
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     client = mlflow.MlflowClient()
     client.create_registered_model("m")
     for number in range(1, 5):

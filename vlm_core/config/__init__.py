@@ -111,9 +111,11 @@ class Config(Section):
             return None
         changes = {
             "path_or_dataset": own.path_or_dataset or self.dataset.path_or_dataset,
-            # A revision and a config belong to their repository: they follow only together with the path.
+            # A revision, a config and files belong to their repository: they follow only together with the path.
             "revision": own.revision or (None if own.path_or_dataset else self.dataset.revision),
             "config_name": own.config_name or (None if own.path_or_dataset else self.dataset.config_name),
+            "data_files": [] if own.path_or_dataset else self.dataset.data_files,
+            "archives": [] if own.path_or_dataset else self.dataset.archives,
             "split": own.split,
         }
         return self.dataset.model_copy(update=changes)
