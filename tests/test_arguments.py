@@ -37,6 +37,8 @@ WRONG = [
     (["--recipe", "dem"], "did you mean 'demo'?"),
     (["--config", "demo", "--optimizer.lrr", "1"], "nearest: 'optimizer.lr'"),
     (["--recipe", "demo", "--optimizer.lr", "-1"], "should be greater than 0"),
+    (["--recipee", "demo"], "unknown option --recipee; nearest: --recipe"),
+    (["--optimizer.lr", "1"], "--config is missing"),
     (["--config", "demo", "--print-confg"], "unknown option --print-confg; nearest: --print-config"),
 ]
 
