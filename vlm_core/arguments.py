@@ -5,6 +5,8 @@ and errors in options are therefore immediate. This module must not import more 
 """
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import re
@@ -83,6 +85,7 @@ def _slow_imports_after(loaded: str) -> Iterator[None]:
     configure_logging(quiet=not is_main)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: in a file, bars are unreadable
+    atexit.register(gc.freeze)  # Python's last search for garbage among the objects of torch would take two seconds
     yield
     logger.info("loading %s", loaded)
 
