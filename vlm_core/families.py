@@ -7,7 +7,7 @@ The names of modules and processor attributes are those of transformers 5.23.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Family:
     bidirectional_images: tuple[str, ...] = ()  # layer types with bidirectional attention among an image's tokens
     bidirectional_if: tuple[str, str] | None = None  # (key, value) of the text config that turns this on; None: always
     vision_features: str = ""  # module whose output is cached: the tower, or a pool without weights after it
+    layer_features: str = ""  # output of the tower with further features, which enter at later layers (DeepStack)
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
 
 
@@ -103,7 +104,16 @@ QWEN2_5_VL = Family(
     also_stop=("<|endoftext|>",),
 )
 
-FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N, QWEN2_5_VL)}
+QWEN3_VL = replace(
+    QWEN2_5_VL,
+    model_type="qwen3_vl",
+    parts={**QWEN2_5_VL.parts, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
+    layer_features="deepstack_features",
+)
+
+QWEN3_VL_MOE = replace(QWEN3_VL, model_type="qwen3_vl_moe")
+
+FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)}
 
 
 def model_type_of(model_directory: Path) -> str:

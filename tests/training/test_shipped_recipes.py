@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_step(name: str, conversations: Path, tmp_path: Path) -> None:
-    family = "gemma3n" if "3n" in name else "qwen2_5_vl" if "qwen" in name else "gemma3"
+    named = {"3n": "gemma3n", "qwen2": "qwen2_5_vl", "a3b": "qwen3_vl_moe", "qwen3": "qwen3_vl"}
+    family = next((family for part, family in named.items() if part in name), "gemma3")
     tiny = {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family}",
         "dataset.path_or_dataset": "builtin:phantom?images=40",

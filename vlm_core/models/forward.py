@@ -21,7 +21,7 @@ def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) ->
 
     `model` is the transformers model itself.
     """
-    inputs = with_features({key: value for key, value in batch.items() if key not in LABELS})
+    inputs = with_features({key: value for key, value in batch.items() if key not in LABELS}, family)
     if "group_ids" in batch:
         places = Places.of(batch)
         inputs = packed_inputs(batch, family) | {"attention_mask": packed_masks(places, places, model, family)}
@@ -51,17 +51,21 @@ def packed_inputs(batch: dict[str, torch.Tensor], family: Family) -> dict[str, A
     """Returns the model's arguments for a packed batch, without the masks: tokens, images and positions."""
     inputs = {key: batch[key] for key in ("input_ids", FEATURES, *family.image_inputs) if key in batch}
     own_positions = family.mrope and "grid_position_ids" in batch  # Rows without images count tokens.
-    return with_features(inputs | {"position_ids": batch["grid_position_ids" if own_positions else "position_ids"]})
+    positions = batch["grid_position_ids" if own_positions else "position_ids"]
+    return with_features(inputs | {"position_ids": positions}, family)
 
 
-def with_features(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Returns a model's arguments, with finished features of images as the model takes them."""
+def with_features(inputs: dict[str, Any], family: Family) -> dict[str, Any]:
+    """Returns a model's arguments, with finished features of images as the model takes them: the tower's outputs."""
     if FEATURES not in inputs:
         return inputs
-    of_all_images: Any = [inputs[FEATURES]]
+    outputs = inputs[FEATURES].unbind(1) if family.layer_features else [inputs[FEATURES]]
+    of_all_images: Any = [outputs[0]]
     encoded = BaseModelOutputWithPooling(pooler_output=of_all_images)
-    others = {key: value for key, value in inputs.items() if key != FEATURES}
-    return others | {"mm_encoder_outputs": {"image": encoded}}
+    if family.layer_features:
+        setattr(encoded, family.layer_features, [[output] for output in outputs[1:]])
+    rest = {key: value for key, value in inputs.items() if key != FEATURES}
+    return rest | {"mm_encoder_outputs": {"image": encoded}}
 
 
 def on_device(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

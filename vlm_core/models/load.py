@@ -15,8 +15,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_processor(directory: Path) -> ProcessorMixin:
-    """Returns the processor in `directory`."""
-    processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    """Returns the processor in `directory`; raises ValueError if it needs a package that is not installed."""
+    try:
+        processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    except ImportError as error:
+        raise ValueError(f"the processor of {directory} needs another package: {error}") from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token  # masked and without a target
     return processor
