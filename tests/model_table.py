@@ -102,13 +102,15 @@ class Trial:
 
 
 def plain_batch(trial: Trial) -> Any:
-    """The usual code: the processor's batch of prompt, answer and end, with the tokens after the prompt as labels."""
+    """The usual code: the processor's batch of rendered conversations, with the tokens after the prompt as labels."""
     processor, family = trial.chat.processor, trial.chat.family
     end = family.end_of_turn.strip() or processor.tokenizer.eos_token
-    prompts = [
-        processor.apply_chat_template(conversation[:1], tokenize=False, add_generation_prompt=True)
-        for conversation in CONVERSATIONS
-    ]
+    prompts, texts = [], []
+    for conversation, (_, _, answer) in zip(CONVERSATIONS, ASKED, strict=True):
+        prompts.append(processor.apply_chat_template(conversation[:1], tokenize=False, add_generation_prompt=True))
+        shown = processor.apply_chat_template(conversation, tokenize=False).rpartition(answer)[0]
+        # Some templates show an answer otherwise than after their generation prompt.
+        texts.append((shown if shown.startswith(prompts[-1]) else prompts[-1]) + answer + end)
     bos = processor.tokenizer.bos_token
     options = {
         "images": [images_of(conversation) for conversation in CONVERSATIONS],
@@ -117,7 +119,6 @@ def plain_batch(trial: Trial) -> Any:
         "padding_side": "right",
         "return_tensors": "pt",
     }
-    texts = [prompt + answer + end for prompt, (_, _, answer) in zip(prompts, ASKED, strict=True)]
     batch = dict(processor(text=texts, **options))
     starts = processor(text=prompts, **options)["attention_mask"].sum(1)
     index = torch.arange(batch["input_ids"].shape[1])

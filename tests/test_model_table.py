@@ -1,8 +1,20 @@
 """docs/models.md says of each model type what a tiny checkpoint of its real classes does."""
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from tests.model_table import EXAMPLES, PAGE, directory_by_name, row
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models need a third of the processor time without a second thread."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.slow
