@@ -38,8 +38,8 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
         base = fetch_model(config.model)
     chat = load_chat(base)
     if not chat.caches_features:
-        model_type = chat.family.model_type
-        logger.info("the model type %s is not in vlm_core/families.py: no images are encoded in advance", model_type)
+        reason = "has no vision tower" if chat.packs else "is not in vlm_core/families.py"
+        logger.info("the model type %s %s: no images are encoded in advance", chat.family.model_type, reason)
         return
     model = prepare_model(config, base, chat.family, None)
     if not is_tower_frozen(model, chat.family):

@@ -129,7 +129,7 @@ class _Decoder:
             # No config: every layer keeps all keys. A sliding cache would drop keys that other branches still need.
             caches.append(DynamicCache())
             places = Places.of(part)
-            hidden.append(self._forward(packed_inputs(part, self.chat.family), places, places, caches[-1]))
+            hidden.append(self._forward(packed_inputs(part, self.model, self.chat.family), places, places, caches[-1]))
         self.cache = joined(caches)
         return self._logits(torch.cat(hidden), [(branch.row, branch.end) for branch in branches])
 

@@ -179,10 +179,15 @@ def _with_effective_savings(config: Config, chat: ChatModel) -> Config:
     possible = {"packing": chat.packs, "vision_cache": chat.caches_features}
     savings = [name for name in possible if getattr(config, name).enabled and not possible[name]]
     if savings:
-        logger.warning("%s have no effect: the model type %s is not in vlm_core/families.py, so it trains on "
-                       "unpacked examples", " and ".join(savings), chat.family.model_type)  # fmt: skip
+        reason = (
+            "has no vision tower" if chat.packs else "is not in vlm_core/families.py, so it trains on unpacked examples"
+        )
+        logger.warning("%s %s no effect: the model type %s %s", " and ".join(savings),
+                       "have" if len(savings) > 1 else "has", chat.family.model_type, reason)  # fmt: skip
         off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in savings}
-        return config.model_copy(update=off)
+        config = config.model_copy(update=off)
+        if not chat.packs:
+            return config
     if not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
         logger.warning("packing.max_tokens has no effect: packing.enabled=false")
     if config.packing.enabled and config.step_scheduler.local_batch_size > 1:
