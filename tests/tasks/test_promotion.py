@@ -13,10 +13,11 @@ from prefect.logging import disable_run_logger
 
 from tasks.registry import __main__ as command
 from tasks.registry.__main__ import render
+from tasks.registry.arguments import registry_parser
 from tasks.registry.promotion import decide, promote_model
 from tasks.registry.versions import find_champion, promote, versions
 from tasks.run import Run
-from tests.conftest import small_config
+from tests.conftest import new_mlflow_store, small_config
 from vlm_core.config import RegistryConfig
 
 PRESENT = "models:/m/1"
@@ -148,7 +149,7 @@ def test_the_gate(
 def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A registered model with three versions, in a new registry."""
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     client = mlflow.MlflowClient()
     client.create_registered_model("m")
     for _ in range(3):
@@ -209,13 +210,12 @@ def test_the_command(
     name: str,
     arguments: list[str],
     shown: str | None,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["registry", *arguments])
+    options = registry_parser(None).parse_args(arguments)
     if shown is None:
         with pytest.raises(SystemExit, match="error: "):
-            command.main()
+            command.main(options)
     else:
-        command.main()
+        command.main(options)
         assert shown in capsys.readouterr().out

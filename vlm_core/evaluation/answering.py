@@ -18,7 +18,7 @@ from vlm_core.data.kept_images import keep_images
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
-from vlm_core.evaluation.conditions import Asked, ask_under, black_image
+from vlm_core.evaluation.conditions import Asked, Substitutes, ask_under, black_image
 from vlm_core.evaluation.metrics import ScoredAnswer
 from vlm_core.evaluation.result_names import BLANK
 from vlm_core.evaluation.store import Store
@@ -36,9 +36,9 @@ logger = logging.getLogger(__name__)
 
 
 class Questions:
-    """The questions of an evaluation: rows of the validation split, and the shuffled image for each image."""
+    """The questions of an evaluation: rows of the validation split, and the images of another case for each."""
 
-    def __init__(self, conversations: Path, chosen: list[int], shuffled: dict[int, int] | None) -> None:
+    def __init__(self, conversations: Path, chosen: list[int], shuffled: Substitutes | None) -> None:
         dataset = ConversationDataset(conversations, "validation")
         self.conversations, self.chosen, self.shuffled = conversations, chosen, shuffled
         self.rows: list[dict[str, Any]] = [dataset.conversations[i] for i in chosen]
