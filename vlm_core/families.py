@@ -19,6 +19,7 @@ class Family:
     """The facts about a model family. Only the fast path of listed families reads the second group."""
 
     model_type: str  # in the checkpoint's config.json
+    derived: bool = False  # whether these facts come from the model itself, and not from the table
     end_of_turn: str  # closes an assistant's turn in the chat template; the last supervised token
     image_token: str  # image features replace the embeddings of this token
     parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of module names; the longest match wins
@@ -33,6 +34,7 @@ class Family:
     image_text: tuple[str, ...] = ("image_token",)
     # The rule from an image's size to its grid of tokens (vlm_core/data/grids.py); "": a fixed number of tokens.
     image_grid: Literal["", "smart_resize", "soft_tokens"] = ""
+    image_crops: str = ""  # setting of the image processor that cuts an image into several, which no row packs
     image_inputs: tuple[str, ...] = ("pixel_values",)  # outputs of the image processor that the model takes
     mrope: bool = False  # whether positions are (time, height, width) triples (M-RoPE)
     bidirectional_images: tuple[str, ...] = ()  # layer types with bidirectional attention among an image's tokens
@@ -58,6 +60,7 @@ GEMMA3 = Family(
         "language_model": ("model.language_model",),
     },
     bidirectional_images=(FULL, SLIDING),
+    image_crops="do_pan_and_scan",
     vision_tower="model.vision_tower",
     vision_features="model.multi_modal_projector.avg_pool",  # pools 4096 patches to 256 tokens, without weights
 )
