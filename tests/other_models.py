@@ -35,7 +35,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.tiny_gemma4 import write_tiny_26b, write_tiny_e2b, write_tiny_unified
 from vlm_core.config import DatasetConfig
 from vlm_core.data.source import fetch_split
 from vlm_core.home import medpix_home
@@ -151,18 +150,12 @@ WRITERS = {
     "llava": write_tiny_llava,
 }
 
-TODAY = {
-    "gemma4_e2b": write_tiny_e2b,
-    "gemma4_26b": write_tiny_26b,
-    "gemma4_unified": write_tiny_unified,
-}
-
 
 @lru_cache
 def directory_of(name: str) -> Path:
     """Returns the directory of a tiny model, which is written once per test process."""
     directory = medpix_home() / "other-models" / f"{name}-{os.getpid()}"
-    (WRITERS | TODAY)[name](directory, phantom_texts())
+    WRITERS[name](directory, phantom_texts())
     return directory
 
 

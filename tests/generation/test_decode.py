@@ -7,12 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-<<<<<<< HEAD
 from tests.conftest import every_family, noise, small_config, tiny_directory
-=======
-from tests.conftest import noise, small_config, tiny_directory
 from vlm_core.data.batches import DecodedImages
->>>>>>> main
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversation_dataset import ConversationDataset
