@@ -41,7 +41,7 @@ from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.result_names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
-from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
+from vlm_core.evaluation.scores import assertion_counts, columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.text_scores import package_versions
 from vlm_core.evaluation.verdict import verdict
 from vlm_core.files import published_file, read_json_lines, write_json
@@ -155,6 +155,7 @@ def _publish(
     ]
     columns = columns_by_variant(questions, variants)
     result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
+    result["assertions"] = assertion_counts(questions, variants)
     result["verdict"] = verdict(
         result,
         config.registry.metric,

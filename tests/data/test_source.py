@@ -116,7 +116,7 @@ def test_a_directory_without_data_is_refused(tmp_path: Path) -> None:
 def test_names_that_are_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="neither a directory or file, nor a hub id"):
         fetch("no-such-directory")
-    with pytest.raises(ValueError, match=r"takes whole numbers for \['images', 'seed', 'image_size'\]"):
+    with pytest.raises(ValueError, match="takes whole numbers for .*'slices'"):
         fetch("builtin:phantom?pictures=3")
 
 

@@ -55,6 +55,10 @@ NAN_SCORES = {"model": {"token_f1": change(math.nan)}}
 NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
 
 
+def contradicting(contradictions: dict[str, Any]) -> dict[str, Any]:
+    return result(BETTER, BETTER, differences={"champion": {"token_f1": BETTER, "contradictions": contradictions}})
+
+
 @pytest.mark.parametrize(
     ("found", "settings", "champion", "promoted", "reason"),
     [
@@ -115,6 +119,18 @@ NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
         (result(None, change(math.inf)), {}, PRESENT, False, "token_f1 has no finite value on all 100"),
         (result(None, change(math.nan)), {}, PRESENT, False, "token_f1 has no finite value on all 100"),
         (result(None, change(0.02, math.nan)), {"require_interval": True}, PRESENT, False, "must exclude 0"),
+        (
+            contradicting(change(0.03, 0.01)),
+            {"no_more_contradictions": True},
+            PRESENT,
+            False,
+            r"\+0.0300 .* refuses that",
+        ),
+        (contradicting(NO_INTERVAL), {"no_more_contradictions": True}, PRESENT, False, "no interval .* refuses that"),
+        (contradicting(change(0.03, -0.01)), {"no_more_contradictions": True}, PRESENT, True, "unseen"),
+        (contradicting(WORSE), {"no_more_contradictions": True}, PRESENT, True, "unseen"),
+        (contradicting(UNKNOWN), {"no_more_contradictions": True}, PRESENT, True, "unseen"),
+        (contradicting(BETTER), {}, PRESENT, True, "unseen"),
         (result(BETTER, BETTER, complete=None), {}, PRESENT, False, "limited to 100 questions"),
         (result(BETTER, BETTER, complete=False, limit=7), {}, None, False, "limited to 100 questions"),
         (result(BETTER, BETTER, verdict=UNLEARNT), {}, PRESENT, False, "not above 0.310.*promote the version by hand"),

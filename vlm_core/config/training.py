@@ -187,6 +187,10 @@ class PeftConfig(Section):
     )
     exclude_modules: Names = Field([], description="Shell-style wildcards for full names of modules to exclude.")
 
+    use_triton: bool = Field(
+        True, description="Compute a linear layer and its LoRA matrices in one function: the same result, faster."
+    )
+
     @model_validator(mode="after")
     def _one_selection(self) -> "PeftConfig":
         if self.match_all_linear and self.target_modules:

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from vlm_core.config import PeftConfig
 from vlm_core.families import Family, part_of
+from vlm_core.models.fused_lora import use_fused_lora
 
 logger = logging.getLogger(__name__)
 
@@ -24,16 +25,19 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
 
     The directory that its `save_pretrained` writes loads in plain peft.
     """
-    return get_peft_model(
-        model,
-        LoraConfig(
-            r=config.dim,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            target_modules=select_modules(model, config, family, frozen),
-            target_parameters=select_experts(model, config, family, frozen) or None,
-        ),
+    lora = LoraConfig(
+        r=config.dim,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=select_modules(model, config, family, frozen),
+        target_parameters=select_experts(model, config, family, frozen) or None,
     )
+    if config.use_triton and config.dropout and "use_triton" in config.model_fields_set:
+        logger.warning("peft.use_triton=true has no effect on training: peft.dropout=%s needs peft's own layers; set "
+                       "peft.dropout=0 for the faster ones", config.dropout)  # fmt: skip
+    if config.use_triton:
+        use_fused_lora(lora)
+    return get_peft_model(model, lora)
 
 
 def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen: set[str]) -> list[str]:
