@@ -14,10 +14,11 @@ from vlm_core.config import Config
 from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset, image_sizes
+from vlm_core.data.kept_images import keep_images
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
-from vlm_core.evaluation.conditions import Asked, ask_under, black_image
+from vlm_core.evaluation.conditions import Asked, Substitutes, ask_under, black_image
 from vlm_core.evaluation.metrics import ScoredAnswer
 from vlm_core.evaluation.result_names import BLANK
 from vlm_core.evaluation.store import Store
@@ -36,9 +37,9 @@ logger = logging.getLogger(__name__)
 
 
 class Questions:
-    """The questions of an evaluation: rows of the validation split, and the shuffled image for each image."""
+    """The questions of an evaluation: rows of the validation split, and the images of another case for each."""
 
-    def __init__(self, conversations: Path, chosen: list[int], shuffled: dict[int, int] | None) -> None:
+    def __init__(self, conversations: Path, chosen: list[int], shuffled: Substitutes | None) -> None:
         dataset = ConversationDataset(conversations, "validation")
         self.conversations, self.chosen, self.shuffled = conversations, chosen, shuffled
         self.rows: list[dict[str, Any]] = [dataset.conversations[i] for i in chosen]
@@ -190,6 +191,7 @@ class _Stores:
                 truncated=self.answers[prompt]["truncated"],
                 logprob=self.likelihoods[answered]["logprob"],
                 reference_tokens=self.likelihoods[answered]["tokens"],
+                thought=self.answers[prompt]["thought"],
             )
             for prompt, answered in pairs
         ]
@@ -218,7 +220,7 @@ class _Asker:
                 DetachedTower(model, chat.family)
                 return features, blank
         images = DecodedImages.of(conversations, chat)
-        return images, images.replaced(black)
+        return keep_images(images, chat), keep_images(images.replaced(black), chat)
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
         """Answers the questions in `work`, and stores each batch before the next one starts."""

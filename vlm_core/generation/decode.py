@@ -17,9 +17,11 @@ from transformers import DynamicCache
 
 from vlm_core.data.batches import ImageInputs, shown_images
 from vlm_core.data.chat_model import Batch, ChatModel
+from vlm_core.data.chat_template import special_tokens
 from vlm_core.data.collate import IGNORE_INDEX
 from vlm_core.data.conversation import Conversation
 from vlm_core.data.packing import pack
+from vlm_core.data.thoughts import prompt_mark, split_thought
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.generation.chunks import few_rows_at_once, joined
 from vlm_core.generation.likelihood import Likelihood, branch_likelihoods
@@ -32,11 +34,12 @@ from vlm_core.models.load import unwrapped
 
 @dataclass(frozen=True)
 class Answer:
-    """A generated answer, without special tokens and surrounding space."""
+    """A generated answer, without the model's thought, special tokens and surrounding space."""
 
     text: str
     tokens: int  # generated, the end of turn included
     truncated: bool  # cut at max_new_tokens
+    thought: str = ""  # what the model wrote for itself before the answer, with its marks
 
 
 @dataclass
@@ -70,8 +73,11 @@ def stop_tokens(chat: ChatModel) -> set[int]:
 def to_answer(generated: list[int], chat: ChatModel) -> Answer:
     """Decodes generated ids to an answer."""
     ended = bool(generated) and generated[-1] in stop_tokens(chat)
-    text = chat.processor.tokenizer.decode(generated[:-1] if ended else generated, skip_special_tokens=True).strip()
-    return Answer(text, tokens=len(generated), truncated=not ended)
+    written, tokenizer = generated[:-1] if ended else generated, chat.processor.tokenizer
+    # Some models' marks of a thought are special tokens, others' are not.
+    thought, text = split_thought(tokenizer.decode(written), prompt_mark(chat.processor))
+    text = special_tokens(tokenizer).sub("", text) if thought else tokenizer.decode(written, skip_special_tokens=True)
+    return Answer(text.strip(), tokens=len(generated), truncated=not ended, thought=thought.strip())
 
 
 @torch.no_grad()
