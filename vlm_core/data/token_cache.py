@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
 from jinja2 import TemplateError
 
 from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.arrow_cache import open_rows
 from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import TokenizedConversation
 from vlm_core.data.conversation_cache import SPLITS
@@ -111,7 +111,7 @@ def last_answer_of(example: TokenizedExample) -> TokenizedExample:
 
 def _build_split(conversations: Path, directory: Path, split: str, chat: ChatModel) -> Rejects:
     """Writes the token ids of a split; returns the rows that the model cannot be shown, whose ids are empty."""
-    rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
+    rows: Any = open_rows(conversations / f"{split}.arrow")
     sizes = image_sizes(conversations)
     group_of: dict[Any, int] = {}
     rejects = Rejects()
@@ -168,7 +168,7 @@ class TokenDataset:
         self, directory: Path, split: str, max_length: int | None = None, *, last_answer_only: bool = False
     ) -> None:
         self.rejects: dict[str, dict[str, Any]] = read_manifest(directory)[REJECTS][split]
-        self.rows = Dataset.from_file(str(directory / f"{split}.arrow"))
+        self.rows = open_rows(directory / f"{split}.arrow")
         self.last_answer_only = last_answer_only
         table = self.rows.data
         lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
