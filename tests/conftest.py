@@ -91,10 +91,17 @@ def conversations() -> Path:
     return prepare_conversations(small_config())[0]
 
 
-@pytest.fixture(scope="session", params=["gemma3", "gemma3n", "qwen2_5_vl"])
+USUAL = ("gemma3", "gemma3n", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session", params=USUAL)
 def family(request: pytest.FixtureRequest) -> Family:
-    """Each model family in turn."""
+    """Three model families in turn, which differ in all that most tests depend on."""
     return FAMILIES[request.param]
+
+
+# For the tests of what a row promises: masks, positions, features and answers. tests/models/test_gemma4.py has others.
+every_family = pytest.mark.parametrize("family", [*USUAL, "qwen3_vl", "qwen3_vl_moe"], indirect=True, scope="session")
 
 
 def tiny_directory(family: str) -> Path:

@@ -75,7 +75,8 @@ def run_on_two(conversations: Path, *directories: Path) -> str:
 LIVE = {"freeze_config.freeze_vision_tower": False}  # otherwise the features are cached
 PLAIN = {"packing.enabled": False} | LIVE
 LORA = {"peft.dim": 4, "packing.max_tokens": 200}
-QWEN = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen2_5_vl", "optimizer.lr": 1e-4}
+QWEN3_VL = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen3_vl", "optimizer.lr": 1e-4}
+EXPERTS = QWEN3_VL | {"model.pretrained_model_name_or_path": "builtin:tiny-qwen3_vl_moe"}
 GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optimizer.lr": 1e-4}
 
 SHARDED = {"compute.strategy": "fsdp2"}
@@ -86,8 +87,8 @@ TUNINGS = {
     "lora-cached": LORA,
     "3n-packed": GEMMA3N | LIVE,
     "3n-lora-cached": GEMMA3N | LORA,
-    "qwen-packed": QWEN | LIVE,
-    "qwen-lora-cached": QWEN | LORA | {"peft.exclude_modules": ["*visual*"]},
+    "qwen3-packed": QWEN3_VL | LIVE,
+    "experts-lora-cached": EXPERTS | LORA | {"peft.exclude_modules": ["*visual*"]},
     # A generic model. Its forward pass skips the tower's last layer, so DDP must not wait for its gradients.
     "llava": LIVE,
 }

@@ -5,6 +5,8 @@ processor and the model's `forward` say which tensors a batch needs.
 """
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,13 +21,19 @@ from vlm_core.families import FAMILIES, Family, model_type_of
 from vlm_core.models.load import load_processor
 
 
-def family_of(model_directory: Path) -> Family:
-    """Returns the family of the checkpoint in `model_directory`.
+def family_of(model_directory: Path, images: Mapping[str, Any] | None = None) -> Family:
+    """Returns the family of the checkpoint in `model_directory`, with the settings `images` of its image processor.
 
+    No row fits a model whose image processor cuts an image into several: then the facts are the model's own.
     Raises ValueError for a model that is not an image-text-to-text model of transformers, or has no chat template.
     """
     model_type = model_type_of(model_directory)
-    return FAMILIES[model_type] if model_type in FAMILIES else _own_row(model_directory, model_type)
+    row = FAMILIES.get(model_type)
+    if row is None:
+        return _own_row(model_directory, model_type)
+    if row.image_crops and images and images.get(row.image_crops):
+        return replace(_own_row(model_directory, model_type), image_crops=row.image_crops)
+    return row
 
 
 @lru_cache(maxsize=8)
@@ -46,6 +54,7 @@ def _own_row(directory: Path, model_type: str) -> Family:
     parts = _parts(model)
     return Family(
         model_type=model_type,
+        derived=True,
         end_of_turn=end,
         image_token=processor.image_token,
         required_keys=frozenset({"input_ids", "attention_mask"}),
