@@ -172,7 +172,10 @@ _meetings: dict[timedelta, Any] = {}  # longest wait -> the group of all ranks t
 
 
 def _meet(wait: timedelta) -> None:
-    """Waits until all ranks have called this; after `wait`, raises LateRankError, which names the late ones on rank 0."""
+    """Waits until all ranks have called this.
+
+    Raises LateRankError after `wait`; the error of rank 0 names the ranks that have not come.
+    """
     try:
         dist.monitored_barrier(group=_meetings[wait], timeout=wait, wait_all_ranks=True)
     except RuntimeError as error:
