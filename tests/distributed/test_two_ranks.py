@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from vlm_core.run_directory import (
     SAMPLES,
     VALIDATION,
 )
-from vlm_core.training.distributed import Ranks
+from vlm_core.training.distributed import STEP_WAIT, Ranks
 
 pytestmark = pytest.mark.slow
 
@@ -214,6 +215,15 @@ def test_one_process_resumes_from_a_sharded_checkpoint(
     whole, rest = (read_json_lines(run / METRICS)[0] for run in (sharded, tmp_path / "one"))
     assert [r["loss"] for r in rest] == pytest.approx([r["loss"] for r in whole[3:]], rel=1e-5)
     assert read_json_lines(sharded / SAMPLES)[0] == read_json_lines(tmp_path / "one" / SAMPLES)[0]
+
+
+def test_a_rank_that_is_late_for_a_step_is_named_within_minutes() -> None:
+    done = subprocess.run(torchrun("tests.distributed.late"), timeout=120, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert sorted(done.stdout.splitlines()) == ["rank 0 met the others", "rank 1 met the others"]
+    assert "rank 0 waited for 0:00:02" in done.stderr
+    assert re.search(r"error: .*Ranks 1 failed to pass monitoredBarrier in 2000 ms", done.stderr)
+    assert timedelta(minutes=30) >= STEP_WAIT
 
 
 def test_two_ranks_share_the_images_to_encode(
