@@ -29,7 +29,7 @@ _backward: Kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_b
 
 
 def use_structured_attention(model: Any, family: Family, device: torch.device) -> None:
-    """Makes the language model use structured attention in place of SDPA, on a CPU and if the family's layers take it."""
+    """Makes the language model use structured attention in place of SDPA, on a CPU, if the layers take it."""
     core = unwrapped(model)
     is_possible = family.passes_masks_on and device.type == "cpu"
     if is_possible and core.config.get_text_config()._attn_implementation == "sdpa":
