@@ -43,7 +43,7 @@ from vlm_core.run_directory import (
 )
 from vlm_core.training.distributed import STEP_WAIT, Ranks
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # the first test waits for the jobs of all
 
 STEPS = "step_scheduler.max_steps"
 
@@ -170,7 +170,7 @@ def on_two(conversations: Path, trained: Path, stopped: Path, tmp_path_factory: 
     jobs.append(job(trained, conversations, "evaluate", home=str(fresh_home(root / "home-evaluate")), **evaluation))
     jobs.append(job(trained, conversations, "encode", home=str(fresh_home(root / "home-encode"))))
     command = torchrun("tests.distributed.jobs", str(write_jobs(root / "jobs.json", jobs)))
-    done = subprocess.run(command, timeout=550, env=os.environ, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(command, timeout=900, env=os.environ, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
     return OnTwo(root, done.stderr)
 

@@ -33,6 +33,12 @@ from vlm_core.training.optim import build_scheduler
 LORA = {"peft.dim": 4, "peft.dropout": 0.1}
 
 
+@pytest.fixture(scope="module")
+def conversations(small_conversations: Path) -> Path:
+    """Few rows: each run here validates on all of them."""
+    return small_conversations
+
+
 def train(directory: Path, conversations: Path, **overrides: Any) -> list[dict[str, Any]]:
     """Trains the small config in `directory` and returns its metrics records."""
     config = small_config(**{"checkpoint.checkpoint_dir": str(directory)} | overrides)
@@ -161,10 +167,10 @@ def test_micro_batches_do_not_change_the_curve(
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tuning: dict[str, Any], conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 340 rows in batches of 80: epochs of 5 steps with a short last one, interrupted in the second epoch.
+    # 100 rows in batches of 24: epochs of 5 steps with a short last one, interrupted in the second epoch.
     settings = tuning | {
-        "step_scheduler.global_batch_size": 80,
-        "step_scheduler.local_batch_size": 40,
+        "step_scheduler.global_batch_size": 24,
+        "step_scheduler.local_batch_size": 12,
         "step_scheduler.num_epochs": 2,
         "step_scheduler.max_steps": 9,
         "step_scheduler.ckpt_every_steps": 7,
