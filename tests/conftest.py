@@ -93,8 +93,12 @@ def conversations() -> Path:
 
 @pytest.fixture(scope="session", params=["gemma3", "gemma3n", "qwen2_5_vl"])
 def family(request: pytest.FixtureRequest) -> Family:
-    """Each model family in turn."""
+    """Three model families in turn, which differ in all that most tests depend on."""
     return FAMILIES[request.param]
+
+
+# For the tests of what a row of the table promises: ids, masks, positions and features. Others keep to three families.
+every_family = pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="session")
 
 
 def tiny_directory(family: str) -> Path:

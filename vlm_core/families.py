@@ -42,6 +42,7 @@ class Family:
     bidirectional_if: tuple[str, str] | None = None  # (key, value) of the text config that turns this on; None: always
     vision_features: str = ""  # module whose output is cached: the tower, or a pool without weights after it
     feature_projector: str = ""  # module that makes embeddings of cached features; "": a stub of the tower leads there
+    layer_features: str = ""  # output of the tower with further features, which enter at later layers (DeepStack)
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
 
 
@@ -155,7 +156,19 @@ GEMMA4_UNIFIED = replace(
     images_exceed_windows=True,
 )
 
-FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N, GEMMA4, GEMMA4_UNIFIED, QWEN2_5_VL)}
+QWEN3_VL = replace(
+    QWEN2_5_VL,
+    model_type="qwen3_vl",
+    parts={**QWEN2_5_VL.parts, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
+    layer_features="deepstack_features",
+)
+
+QWEN3_VL_MOE = replace(QWEN3_VL, model_type="qwen3_vl_moe")
+
+FAMILIES = {
+    family.model_type: family
+    for family in (GEMMA3, GEMMA3N, GEMMA4, GEMMA4_UNIFIED, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
+}
 
 
 def model_type_of(model_directory: Path) -> str:

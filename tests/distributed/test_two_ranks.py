@@ -75,9 +75,12 @@ def run_on_two(conversations: Path, *directories: Path) -> str:
 LIVE = {"freeze_config.freeze_vision_tower": False}  # otherwise the features are cached
 PLAIN = {"packing.enabled": False} | LIVE
 LORA = {"peft.dim": 4, "packing.max_tokens": 200}
-QWEN = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen2_5_vl", "optimizer.lr": 1e-4}
+QWEN3_VL = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen3_vl", "optimizer.lr": 1e-4}
+EXPERTS = QWEN3_VL | {"model.pretrained_model_name_or_path": "builtin:tiny-qwen3_vl_moe"}
 GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optimizer.lr": 1e-4}
 
+# Its projector trains on cached features, which it takes without a stub of the tower.
+GEMMA4 = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma4", "optimizer.lr": 1e-4}
 SHARDED = {"compute.strategy": "fsdp2"}
 
 
@@ -86,12 +89,14 @@ TUNINGS = {
     "lora-cached": LORA,
     "3n-packed": GEMMA3N | LIVE,
     "3n-lora-cached": GEMMA3N | LORA,
-    "qwen-packed": QWEN | LIVE,
-    "qwen-lora-cached": QWEN | LORA | {"peft.exclude_modules": ["*visual*"]},
+    "qwen3-packed": QWEN3_VL | LIVE,
+    "experts-lora-cached": EXPERTS | LORA | {"peft.exclude_modules": ["*visual*"]},
+    "gemma4-cached": GEMMA4,
     # A generic model. Its forward pass skips the tower's last layer, so DDP must not wait for its gradients.
     "llava": LIVE,
 }
 LIMITS = {"ddp": 1e-6, "fsdp2": 1e-5}
+LEAST = {"gemma4-cached": 1e-5}  # random weights amplify the rounding of its last, smallest batch
 
 
 def tuning_of(name: str) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def on_two(conversations: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def test_two_ranks_equal_one(name: str, on_two: Path, conversations: Path, tmp_path: Path) -> None:
     finetune(configure(tmp_path / "one", **tuning_of(name)), Ranks(), conversations)
     for strategy, limit in LIMITS.items():
-        require_equal_curves(tmp_path / "one", on_two / f"{name}-{strategy}", rel=limit)
+        require_equal_curves(tmp_path / "one", on_two / f"{name}-{strategy}", rel=max(limit, LEAST.get(name, 0)))
         assert read_json(on_two / f"{name}-{strategy}" / RESULT)["steps"] == 8
 
 

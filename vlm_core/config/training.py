@@ -46,7 +46,7 @@ class ImageProcessorConfig(Section):
 
 class ModelConfig(Section):
     pretrained_model_name_or_path: str = Field(
-        description="Hub id, local directory, or `builtin:tiny-gemma3` or another tiny model, made locally."
+        description="Hub id, local directory, or a tiny model made locally, such as `builtin:tiny-gemma3`."
     )
     revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     torch_dtype: Literal["auto", "float32", "bfloat16"] = Field(

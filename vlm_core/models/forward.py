@@ -56,17 +56,20 @@ def packed_inputs(batch: dict[str, torch.Tensor], model: Any, family: Family) ->
 
 
 def with_features(inputs: dict[str, Any], model: Any, family: Family) -> dict[str, Any]:
-    """Returns a model's arguments, with cached features of images as the model takes them.
+    """Returns a model's arguments, with cached features of images as the model takes them: the tower's outputs.
 
     A projector that the cache leaves out runs here, so inside the forward pass that DDP and FSDP2 wrap.
     """
     if FEATURES not in inputs:
         return inputs
     projector = model.get_submodule(family.feature_projector) if family.feature_projector else torch.nn.Identity()
-    of_all_images: Any = [projector(inputs[FEATURES])]
+    outputs = inputs[FEATURES].unbind(1) if family.layer_features else [projector(inputs[FEATURES])]
+    of_all_images: Any = [outputs[0]]
     encoded = BaseModelOutputWithPooling(pooler_output=of_all_images)
-    others = {key: value for key, value in inputs.items() if key != FEATURES}
-    return others | {"mm_encoder_outputs": {"image": encoded}}
+    if family.layer_features:
+        setattr(encoded, family.layer_features, [[output] for output in outputs[1:]])
+    rest = {key: value for key, value in inputs.items() if key != FEATURES}
+    return rest | {"mm_encoder_outputs": {"image": encoded}}
 
 
 def on_device(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

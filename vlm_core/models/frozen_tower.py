@@ -1,8 +1,11 @@
 """The frozen vision tower: its features, their fingerprint, and the stub that replaces the tower.
 
 The cache holds the last output before the first weight that may train. For Gemma 3, these are the pooled patches (256
-of 4096); for Gemma 3n and Gemma 4, the tower's output. In Qwen2.5-VL the projector is part of the tower: the cache
+of 4096); for Gemma 3n and Gemma 4, the tower's output. In Qwen's models the projector is part of the tower: the cache
 holds the projector's output, if the projector is frozen too. Everything after the cached output runs as usual.
+
+Qwen3-VL's tower has further outputs, which are added to the hidden states after the first layers (DeepStack, arXiv
+2406.04334). They have the shape of the projector's output, so the cache holds all outputs as one tensor.
 """
 
 import hashlib
@@ -54,10 +57,15 @@ class _Captured(Exception):
 def vision_features(model: Any, images: Batch, family: Family) -> Sequence[torch.Tensor]:
     """Returns the features of each image: the output of the family's `vision_features` module.
 
+    A tower with several outputs (the family's `layer_features`) gives (tokens, outputs, hidden size) for each image.
     `images` is what `ChatModel.image_inputs` returns, on the tower's device and in its dtype.
     """
     if holds_projector(family):
-        return unwrapped(model).get_image_features(**images).pooler_output
+        encoded = unwrapped(model).get_image_features(**images)
+        if not family.layer_features:
+            return encoded.pooler_output
+        outputs = encoded.pooler_output, *getattr(encoded, family.layer_features)
+        return [torch.stack(of_image, dim=1) for of_image in zip(*outputs, strict=True)]
 
     def capture(module: nn.Module, arguments: Any, output: Any) -> None:
         raise _Captured(getattr(output, "last_hidden_state", output))

@@ -23,9 +23,13 @@ FIXED = {"patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size
 def load_processor(directory: Path, images: Mapping[str, Any] | None = None) -> ProcessorMixin:
     """Returns the processor in `directory`; its image processor gets the settings `images` (`model.image_processor`).
 
-    Raises ValueError for a setting that the image processor does not have, and for a value that it refuses.
+    Raises ValueError if it needs a package that is not installed, for a setting that the image processor does not
+    have, and for a value that it refuses.
     """
-    processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    try:
+        processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    except ImportError as error:
+        raise ValueError(f"the processor of {directory} needs another package: {error}") from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token  # masked and without a target
     if images:

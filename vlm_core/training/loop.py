@@ -32,7 +32,7 @@ from vlm_core.training.checkpoint import (
 )
 from vlm_core.training.distributed import Ranks, barrier, peak_memory_mb, same_as_main, sum_over_ranks
 from vlm_core.training.divergence import DivergenceWatch, broken_weight
-from vlm_core.training.flops import flops_per_token, model_flops_utilisation, peak_of
+from vlm_core.training.flops import flops_per_token, idle_parameters, model_flops_utilisation, peak_of
 from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
 from vlm_core.training.parallel import (
@@ -88,6 +88,7 @@ class Trainer:
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
         self.watch = DivergenceWatch(self.config, self.directory)
         self.peak_flops = peak_of(self.device)
+        self.flops_per_token = flops_per_token(self.parameters, idle_parameters(self.model, self.chat.family))
         self.writer = Writer()
 
     def resume(self, checkpoint: Path) -> None:
@@ -186,7 +187,7 @@ class Trainer:
         lr = self.scheduler.get_last_lr()[0]
         loss, grad_norm = self._update_weights(loss_sum, tokens)
         seconds = time.monotonic() - started
-        flops = counts[0] * flops_per_token(self.parameters)
+        flops = counts[0] * self.flops_per_token
         return {
             "step": self.progress.step,
             "epoch": (self.progress.step - 1) // self.steps_per_epoch,

@@ -26,9 +26,9 @@ from vlm_core.families import Family, part_of
 from vlm_core.files import free_bytes
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
-from vlm_core.models.lora import adapter_sizes
+from vlm_core.models.lora import adapter_sizes, expert_parameters
 from vlm_core.models.prepare import compute_dtype
-from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
+from vlm_core.training.flops import PEAK_FLOPS, flops_per_token, idle_parameters, idle_share, used_experts
 from vlm_core.training.run_length import total_steps
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
     computed = sum(rows * longest for rows, longest in sizes)
     per_epoch = computed * len(tokens) / sum(map(len, sampled))
     steps = total_steps(config, len(tokens))
-    parts = planned_parameters(config, base, chat.family)
+    parts, idle = planned_parameters(config, base, chat.family)
     trained, frozen = total(parts)
     text = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8
@@ -119,7 +119,8 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         "activations": largest * _bytes_a_token(text, width, checkpointing=config.compute.gradient_checkpointing),
         "logits": 3 * 4 * min(LOGITS_AT_ONCE, largest * text.vocab_size),
     }
-    again = 2 * sum(parts["language_model"]) if config.compute.gradient_checkpointing else 0  # a second forward pass
+    # a second forward pass
+    again = 2 * (sum(parts["language_model"]) - sum(idle)) if config.compute.gradient_checkpointing else 0
     return Plan(
         examples=len(tokens),
         steps_per_epoch=len(epoch),
@@ -135,7 +136,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         frozen=frozen,
         memory=memory,
         checkpoint_bytes=checkpoint_bytes(Counts(trained, frozen), width, adapter=config.peft is not None),
-        flops=(flops_per_token(parts) + again) * per_epoch * steps / len(epoch),
+        flops=(flops_per_token(parts, idle) + again) * per_epoch * steps / len(epoch),
     )
 
 
@@ -219,8 +220,11 @@ def checkpoint_bytes(counts: Counts, width: int, *, adapter: bool) -> float:
     return counts.trainable * 12.0 + (0 if adapter else counts.frozen * width)
 
 
-def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts:
-    """Returns the numbers of trained and of frozen parameters on the device, by part of the model."""
+def planned_parameters(config: Config, base: Path, family: Family) -> tuple[PartCounts, Counts]:
+    """Returns the numbers of trained and of frozen parameters on the device, by part of the model.
+
+    The second value has those of the experts that a token does not use.
+    """
     architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=False)
@@ -238,8 +242,12 @@ def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts
     trains = trains or any(name.startswith(f"{family.vision_tower}.") for name in adapted)
     if config.vision_cache.enabled and family.vision_tower and not trains:
         model.set_submodule(family.vision_tower, nn.Identity())  # its features are on disk
-    parts = count_parameters(model, family)
-    return {part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()}
+    parts, idle = count_parameters(model, family), idle_parameters(model, family)
+    of_experts = sum(adapted.get(name, 0) for name in expert_parameters(model, family))
+    return (
+        {part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()},
+        Counts(idle.trainable + round(idle_share(model) * of_experts), idle.frozen),
+    )
 
 
 def _bytes_a_token(text: Any, width: int, *, checkpointing: bool) -> float:
@@ -259,11 +267,23 @@ def _layer_bytes(layer: Any, width: int) -> float:
     `layer` is the config of this layer alone, since the sizes of some models' layers differ.
     """
     hidden = layer.hidden_size * getattr(layer, "altup_num_inputs", 1)
-    inner = getattr(layer, "intermediate_size", 4 * hidden)
-    inner = max(inner) if isinstance(inner, list) else inner
+    inner = _inner_size(layer, hidden)
     heads = layer.num_attention_heads
     keys = getattr(layer, "num_key_value_heads", None) or heads
     head = getattr(layer, "head_dim", None) or layer.hidden_size // heads
     norms = 4 * hidden * (4 + 4 + width)
     attention = width * head * (2 * (heads + 2 * keys) + 3 * heads)
     return norms + attention + width * (4 * inner + 3 * hidden)
+
+
+def _inner_size(layer: Any, hidden: int) -> float:
+    """Returns the inner width of a layer's MLP for a token: of those experts that it uses, if the layer has experts."""
+    inner = getattr(layer, "intermediate_size", 4 * hidden)
+    inner = max(inner) if isinstance(inner, list) else inner
+    if getattr(layer, "use_double_wide_mlp", False):  # in the layers that share keys and values; here their average
+        inner *= 1 + layer.num_kv_shared_layers / layer.num_hidden_layers
+    used = used_experts(layer)
+    if not used:
+        return inner
+    of_experts = used * layer.moe_intermediate_size if getattr(layer, "moe_intermediate_size", None) else used * inner
+    return inner + of_experts if getattr(layer, "enable_moe_block", False) else of_experts  # Gemma 4 has both
