@@ -91,14 +91,17 @@ def conversations() -> Path:
     return prepare_conversations(small_config())[0]
 
 
-@pytest.fixture(scope="session", params=["gemma3", "gemma3n", "qwen2_5_vl"])
+USUAL = ("gemma3", "gemma3n", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="session", params=USUAL)
 def family(request: pytest.FixtureRequest) -> Family:
     """Three model families in turn, which differ in all that most tests depend on."""
     return FAMILIES[request.param]
 
 
-# For the tests of what a row of the table promises: ids, masks, positions and features. Others keep to three families.
-every_family = pytest.mark.parametrize("family", list(FAMILIES), indirect=True, scope="session")
+# For the tests of what a row promises: masks, positions, features and answers. tests/models/test_gemma4.py has others.
+every_family = pytest.mark.parametrize("family", [*USUAL, "qwen3_vl", "qwen3_vl_moe"], indirect=True, scope="session")
 
 
 def tiny_directory(family: str) -> Path:

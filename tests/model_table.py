@@ -24,10 +24,10 @@ from vlm_core.data.conversation import Conversation, answer_turn, images_of, que
 from vlm_core.data.packing import pack
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.export import merge
-from vlm_core.families import FAMILIES
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import stop_tokens, to_answer
 from vlm_core.generation.sampling import GenerationSettings
+from vlm_core.models.base_model import TINY_WRITERS
 from vlm_core.models.chat import load_chat
 from vlm_core.models.frozen_tower import DetachedTower, feature_inputs, vision_features
 from vlm_core.models.load import load_model
@@ -36,6 +36,7 @@ from vlm_core.models.model_reference import find_model
 from vlm_core.models.weights import save_weights
 from vlm_core.training.loss import TokenLoss, supervised_tokens
 
+BUILTIN = [name.removeprefix("tiny-") for name in TINY_WRITERS]
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 EXAMPLES = {
     "gemma3": "Gemma 3, MedGemma",
@@ -225,8 +226,7 @@ def close(one: Sequence[float], other: Sequence[float]) -> bool:
 def directory_by_name() -> dict[str, Callable[[], Path]]:
     """Returns where the tiny checkpoint of each row lies, in the order of the table."""
     found: dict[str, Callable[[], Path]] = {}
-    listed = [*FAMILIES, "gemma4_26b"]
-    for names, find in ((listed, tiny_directory), (WRITERS, directory_of), (MORE, more_directory)):
+    for names, find in ((BUILTIN, tiny_directory), (WRITERS, directory_of), (MORE, more_directory)):
         found |= {name: lambda name=name, find=find: find(name) for name in names}
     return {name: found[name] for name in EXAMPLES}
 

@@ -41,8 +41,8 @@ class Family:
     images_exceed_windows: bool = False  # whether such an image attends to itself beyond a sliding layer's window
     bidirectional_if: tuple[str, str] | None = None  # (key, value) of the text config that turns this on; None: always
     vision_features: str = ""  # module whose output is cached: the tower, or a pool without weights after it
-    feature_projector: str = ""  # module that makes embeddings of cached features; "": a stub of the tower leads there
     layer_features: str = ""  # output of the tower with further features, which enter at later layers (DeepStack)
+    feature_projector: str = ""  # module that makes embeddings of cached features; "": a stub of the tower leads there
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
 
 
@@ -110,6 +110,15 @@ QWEN2_5_VL = Family(
     also_stop=("<|endoftext|>",),
 )
 
+QWEN3_VL = replace(
+    QWEN2_5_VL,
+    model_type="qwen3_vl",
+    parts={**QWEN2_5_VL.parts, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
+    layer_features="deepstack_features",
+)
+
+QWEN3_VL_MOE = replace(QWEN3_VL, model_type="qwen3_vl_moe")
+
 GEMMA4 = Family(
     model_type="gemma4",
     end_of_turn="<turn|>",
@@ -155,15 +164,6 @@ GEMMA4_UNIFIED = replace(
     bidirectional_images=(FULL, SLIDING),
     images_exceed_windows=True,
 )
-
-QWEN3_VL = replace(
-    QWEN2_5_VL,
-    model_type="qwen3_vl",
-    parts={**QWEN2_5_VL.parts, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
-    layer_features="deepstack_features",
-)
-
-QWEN3_VL_MOE = replace(QWEN3_VL, model_type="qwen3_vl_moe")
 
 FAMILIES = {
     family.model_type: family

@@ -23,11 +23,13 @@ from vlm_core.data.packing import pack
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, shared_prefix
 from vlm_core.families import Family
+from vlm_core.models.attention import Places, packed_masks
 from vlm_core.models.forward import targets_of
 from vlm_core.models.freeze import frozen_parts
 from vlm_core.models.frozen_tower import DetachedTower, feature_inputs, vision_features
 from vlm_core.models.load import load_model, unwrapped
 from vlm_core.models.lora import apply_lora
+from vlm_core.models.structured_attention import Structure, use_structured_attention
 from vlm_core.training.loss import TokenLoss
 from vlm_core.training.parallel import compile_layers
 
@@ -146,6 +148,37 @@ def test_a_last_layer_without_unused_positions_has_the_same_gradients(
             assert computed == [int((targets_of(batch) != -100).sum())]
             assert loss == pytest.approx(expected_loss, rel=1e-6)
             assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+def test_structured_attention_gives_the_gradients_of_dense_masks(
+    checkpointing: bool, tokens: TokenDataset, images: DecodedImages
+) -> None:
+    """With padding, several groups in a row, and examples that are alone in their group."""
+    chat, family = images.chat, images.chat.family
+    groups = groups_of(tokens, [3, 1, 4, 2, 1, 1])
+    batch = packed_batch([[groups[0], groups[1]], [groups[2], groups[3]], [groups[4]], [groups[5]]], images)
+    for tuning, window in (("full", 10_000), ("lora", None)):
+        model = model_of(family, tuning)
+        text = model.config.get_text_config()
+        if window and text.sliding_window:  # Otherwise the tiny models' sliding layers need a dense mask.
+            text.sliding_window = window
+        expected_loss, expected = loss_and_gradients(model, chat, [batch])
+        use_structured_attention(model, model.device)
+        kinds = {type(mask) for mask in masks_of(batch, model, family)}
+        assert kinds == ({Structure} if window or not text.sliding_window else {Structure, torch.Tensor})
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        loss, gradients = loss_and_gradients(model, chat, [batch], skip_unused=True)
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+
+
+def masks_of(batch: Batch, model: Any, family: Family) -> list[Any]:
+    places = Places.of(batch)
+    masks = packed_masks(places, places, unwrapped(model), family)
+    return [*masks.values()] if isinstance(masks, dict) else [masks]
 
 
 def test_text_only_and_many_images_pack_too(conversations: Path, tokens: TokenDataset, images: DecodedImages) -> None:

@@ -102,6 +102,9 @@ class PackingConfig(Section):
     max_tokens: PositiveInt = Field(
         2048, description="Tokens per packed forward pass on one rank; replaces local_batch_size."
     )
+    structured_attention: bool = Field(
+        True, description="On a CPU, compute no pair of tokens that a packed row masks out: exact, and faster."
+    )
 
 
 class VisionCacheConfig(Section):

@@ -4,6 +4,7 @@ transformers builds its masks from sequence indices. In 5.23 it looks up images 
 restart within a row. The masks built here depend only on position, group, branch and image.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,10 @@ class LayerRule(NamedTuple):
     window: int | None  # a query attends to fewer than `window` positions back; None: no limit
     bidirectional_images: bool  # the tokens of an image attend to each other in both directions
     images_exceed_window: bool = False  # they do so beyond the window too
+
+
+# What takes the place of a mask in other kinds of attention, by the name of the kind.
+OTHER_MASKS: dict[str, Callable[[Places, Places, LayerRule], Any]] = {}
 
 
 def layer_rules(config: Any, family: Family) -> dict[str, LayerRule] | LayerRule:
@@ -81,7 +86,9 @@ def packed_masks(queries: Places, keys: Places, model: Any, family: Family) -> A
     def mask(rule: LayerRule) -> Any:
         if attention == "flex_attention":
             return _block_mask(queries, keys, rule)
-        seen = _dense_mask(queries, keys, rule)
+        if attention in OTHER_MASKS:
+            return OTHER_MASKS[attention](queries, keys, rule)
+        seen = dense_mask(queries, keys, rule)
         return _additive(seen, model.dtype) if attention == "eager" else seen
 
     rules = layer_rules(model.config, family)
@@ -101,7 +108,8 @@ def _sees(query: Places, key: Places, rule: LayerRule) -> torch.Tensor:
     return visible & (query.group_ids == key.group_ids) & of_branch
 
 
-def _dense_mask(queries: Places, keys: Places, rule: LayerRule) -> torch.Tensor:
+def dense_mask(queries: Places, keys: Places, rule: LayerRule) -> torch.Tensor:
+    """Returns the bool mask (R, 1, queries, keys) of layers that follow `rule`; True: attend."""
     rows = Places(*(ids[:, :, None] for ids in queries))
     columns = Places(*(ids[:, None, :] for ids in keys))
     return _sees(rows, columns, rule)[:, None]

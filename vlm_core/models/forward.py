@@ -63,8 +63,8 @@ def with_features(inputs: dict[str, Any], model: Any, family: Family) -> dict[st
     if FEATURES not in inputs:
         return inputs
     projector = model.get_submodule(family.feature_projector) if family.feature_projector else torch.nn.Identity()
-    outputs = inputs[FEATURES].unbind(1) if family.layer_features else [projector(inputs[FEATURES])]
-    of_all_images: Any = [outputs[0]]
+    outputs = inputs[FEATURES].unbind(1) if family.layer_features else [inputs[FEATURES]]
+    of_all_images: Any = [projector(outputs[0])]
     encoded = BaseModelOutputWithPooling(pooler_output=of_all_images)
     if family.layer_features:
         setattr(encoded, family.layer_features, [[output] for output in outputs[1:]])

@@ -23,8 +23,8 @@ FIXED = {"patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size
 def load_processor(directory: Path, images: Mapping[str, Any] | None = None) -> ProcessorMixin:
     """Returns the processor in `directory`; its image processor gets the settings `images` (`model.image_processor`).
 
-    Raises ValueError if it needs a package that is not installed, for a setting that the image processor does not
-    have, and for a value that it refuses.
+    Raises ValueError for a setting that the image processor does not have, for a value that it refuses, and for a
+    processor that needs a package that is not installed.
     """
     try:
         processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)

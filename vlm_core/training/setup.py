@@ -33,6 +33,7 @@ from vlm_core.models.freeze import count_parameters, parameter_table
 from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
 from vlm_core.models.load import device_of
 from vlm_core.models.prepare import compute_dtype, prepare_model
+from vlm_core.models.structured_attention import use_structured_attention
 from vlm_core.resume import checkpoint_to_resume
 from vlm_core.targets import load_target
 from vlm_core.training.distributed import Ranks, decided_by_main, main_rank_first
@@ -112,6 +113,8 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     """
     config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
+    if config.packing.enabled and config.packing.structured_attention and not config.compute.compile:
+        use_structured_attention(model, device)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images, full_model, workers = _images(inputs, model)
