@@ -7,8 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.conftest import noise, small_config, tiny_directory
 from tests.generation.test_decode import one_by_one, together
@@ -19,6 +21,7 @@ from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate_tokens, require_keys
 from vlm_core.data.conversation import answer_turn, question_turn
 from vlm_core.data.packing import pack
+from vlm_core.data.shown_images import shown_images as pictures
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.data.tokenization import require_template
 from vlm_core.families import FULL, GEMMA4, SLIDING
@@ -208,6 +211,16 @@ def test_masks_follow_the_checkpoint(name: str, chat: ChatModel, model: Any) -> 
     model.config.text_config.use_bidirectional_attention = "all"
     with pytest.raises(ValueError, match="use_bidirectional_attention='all' lets each token"):
         layer_rules(model.config, chat.family)
+
+
+def test_patches_are_shown_as_the_picture(chat: ChatModel) -> None:
+    rows, columns = np.mgrid[0:80, 0:120].astype(np.uint8)
+    picture = Image.fromarray(np.stack([rows, columns, rows // 2 + columns // 2], axis=-1))
+    (shown,) = pictures(chat.image_inputs([[picture]]), chat.processor.image_processor)
+    ((down, across),) = chat.image_grids([picture.size])
+    assert shown.size == (48 * across, 48 * down)
+    expected = np.asarray(picture.resize(shown.size, Image.Resampling.BICUBIC), dtype=float)
+    assert np.abs(np.asarray(shown, dtype=float) - expected).mean() < 1
 
 
 def test_a_batch_without_positions_of_patches_is_refused(tmp_path: Path) -> None:
