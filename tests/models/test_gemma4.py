@@ -32,8 +32,9 @@ from vlm_core.models.chat import GenericChat, load_chat
 from vlm_core.models.derived_family import _own_row
 from vlm_core.models.freeze import frozen_parts
 from vlm_core.models.frozen_tower import DetachedTower, feature_inputs, vision_features
-from vlm_core.models.load import load_model
+from vlm_core.models.load import load_model, unwrapped
 from vlm_core.models.lora import apply_lora
+from vlm_core.models.structured_attention import STRUCTURED, use_structured_attention
 
 SIZES = [(56, 56), (150, 60), (40, 130), (300, 20)]
 ASKED = {
@@ -135,6 +136,11 @@ def test_packed_gradients_equal_those_of_single_examples(tuning: str, chat: Chat
     rows = [[groups[1], groups[0]], [groups[2], groups[3]]]
     packed = pack(rows, chat) | pixels(chat, [shown_images(rows)])
     require_keys(packed, replace(chat.family, required_keys=frozenset({"input_ids"})))
+    loss, gradients = loss_and_gradients(model, chat, [packed])
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert largest_difference(gradients, expected) < 1e-5
+    use_structured_attention(model, torch.device("cpu"))
+    assert unwrapped(model).config.get_text_config()._attn_implementation == STRUCTURED
     loss, gradients = loss_and_gradients(model, chat, [packed])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < 1e-5

@@ -82,6 +82,7 @@ class Trainer:
         self.token_loss = TokenLoss(self.model, self.chat, fused=fused, skip_unused=compute.skip_unused_positions)
         if compute.compile:
             compile_layers(self.model)
+        barrier()  # One rank may load its weights much later than the others.
         self.forward = parallelize(self.token_loss, compute.strategy, self.ranks, self.device, self.compute_dtype)
         # Build the optimizer after sharding, because FSDP2 replaces the parameters.
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
