@@ -78,6 +78,7 @@ LORA = {"peft.dim": 4, "packing.max_tokens": 200}
 QWEN3_VL = {"model.pretrained_model_name_or_path": "builtin:tiny-qwen3_vl", "optimizer.lr": 1e-4}
 EXPERTS = QWEN3_VL | {"model.pretrained_model_name_or_path": "builtin:tiny-qwen3_vl_moe"}
 GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optimizer.lr": 1e-4}
+GEMMA4 = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma4", "optimizer.lr": 1e-4}
 TUNINGS = {
     "plain": PLAIN,
     "lora-cached": LORA,
@@ -85,6 +86,7 @@ TUNINGS = {
     "3n-lora-cached": GEMMA3N | LORA,
     "qwen3-packed": QWEN3_VL | LIVE,
     "experts-lora-cached": EXPERTS | LORA | {"peft.exclude_modules": ["*visual*"]},
+    "gemma4-cached": GEMMA4 | {STEPS: 2},  # its projector trains on cached features, without a stub of the tower
     # A generic model. Its forward pass skips the tower's last layer, so DDP must not wait for its gradients.
     "llava": LIVE,
 }

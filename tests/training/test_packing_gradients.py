@@ -57,7 +57,7 @@ def model_of(family: Family, tuning: str) -> Any:
         model = apply_lora(model, lora, family, frozen_parts(config.freeze_config, family))
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # It starts at zero, and lora_A would have no gradient.
-                parameter.data.normal_(std=0.1)
+                parameter.data.normal_(std=0.03)
     return model.train()
 
 
@@ -311,6 +311,8 @@ def test_cached_features_give_the_gradients_of_live_ones(
     tuning: str, tokens: TokenDataset, images: DecodedImages
 ) -> None:
     chat, family = images.chat, images.chat.family
+    if not chat.caches_features:
+        pytest.skip(f"{family.model_type} has no vision tower")
     model = model_of(family, tuning)
     for parameter in unwrapped(model).get_submodule(family.vision_tower).parameters():
         parameter.requires_grad_(False)

@@ -112,6 +112,48 @@ def test_published_shapes_have_their_parameters(
     assert flops_per_token(adapted, idle) == pytest.approx(4 * active, rel=0.03)
 
 
+# The published sizes of Gemma 4: what differs between E4B, 12B, 26B-A4B and 31B.
+BOTH = {"use_bidirectional_attention": "vision", "attention_k_eq_v": True, "hidden_size_per_layer_input": 0}
+SO400M = {"hidden_size": 1152, "intermediate_size": 4304, "num_hidden_layers": 27, "head_dim": 72,
+          "num_attention_heads": 16, "num_key_value_heads": 16, "standardize": True}  # fmt: skip
+GEMMA4_SIZES = {
+    "E4B": ("gemma4", {
+        "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 42, "num_attention_heads": 8,
+        "num_key_value_heads": 2, "num_kv_shared_layers": 18,
+    }, {}, {}, 7_941_100_832, 3.97e9),
+    "12B": ("gemma4_unified", {
+        "hidden_size": 3840, "intermediate_size": 15360, "num_hidden_layers": 48, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "num_global_key_value_heads": 1, "attention_k_eq_v": True,
+    }, {}, {}, 11_959_730_176, 10.9e9),
+    "26B-A4B": ("gemma4", {
+        "hidden_size": 2816, "intermediate_size": 2112, "num_hidden_layers": 30, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "num_global_key_value_heads": 2, "enable_moe_block": True, "num_experts": 128,
+        "top_k_experts": 8, "moe_intermediate_size": 704,
+    } | BOTH, SO400M, None, 25_805_933_872, 3.1e9),
+    "31B": ("gemma4", {
+        "hidden_size": 5376, "intermediate_size": 21504, "num_hidden_layers": 60, "num_attention_heads": 32,
+        "num_key_value_heads": 16, "num_global_key_value_heads": 4,
+    } | BOTH, SO400M, None, 31_273_086_512, 29.3e9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", GEMMA4_SIZES)
+def test_published_sizes_of_gemma4_have_their_parameters(size: str, tmp_path: Path) -> None:
+    """Tables with a row per token are no part of what computes: 2.8 B of E4B's parameters are per-layer embeddings."""
+    model_type, text, vision, audio, parameters, active = GEMMA4_SIZES[size]
+    whole = {"model_type": model_type, "text_config": text, "vision_config": vision, "audio_config": audio}
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    family = FAMILIES[model_type]
+    parts, idle = planned_parameters(small_config(**{"vision_cache.enabled": False}), tmp_path, family)
+    assert sum(map(sum, parts.values())) == parameters
+    assert "other" not in parts
+    assert sum(parts["language_model"]) - sum(idle) == pytest.approx(active, rel=0.02)
+    cached, _ = planned_parameters(small_config(), tmp_path, family)
+    assert ("vision_tower" in parts, "vision_tower" in cached) == (size != "12B", False)
+    adapted, idle = planned_parameters(small_config(**{"peft.dim": 8, "peft.dropout": 0.0}), tmp_path, family)
+    assert flops_per_token(adapted, idle) == pytest.approx(4 * active, rel=0.03)
+
+
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_would(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

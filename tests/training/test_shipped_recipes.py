@@ -22,7 +22,7 @@ OWN = [name for name in recipe_names() if "base_recipe:" not in (RECIPES / f"{na
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_step(name: str, tmp_path: Path) -> None:
-    families = {"3n": "gemma3n", "qwen2": "qwen2_5_vl", "qwen3": "qwen3_vl"}
+    families = {"3n": "gemma3n", "gemma4": "gemma4", "qwen2": "qwen2_5_vl", "qwen3": "qwen3_vl"}
     family = next((family for part, family in families.items() if part in name), "gemma3")
     tiny = {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family}",

@@ -1,6 +1,7 @@
 """Turns the tensors that an image processor makes back into pictures, to show what a model sees."""
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,8 @@ def shown_images(inputs: Mapping[str, torch.Tensor], image_processor: Any) -> li
     """Returns the pictures in a processor's `inputs`, undoing its normalisation.
 
     `pixel_values` may be (..., 3, H, W), one picture for each image or tile; or flattened patches beside
-    `image_grid_thw`, as Qwen's processors make them. Raises ValueError for other shapes.
+    `image_grid_thw` or `image_position_ids`, as the processors of Qwen and Gemma 4 make them. Raises ValueError for
+    other shapes.
     """
     pixels = inputs.get("pixel_values")
     if pixels is None:
@@ -22,6 +24,8 @@ def shown_images(inputs: Mapping[str, torch.Tensor], image_processor: Any) -> li
     pixels = pixels.float()
     if "image_grid_thw" in inputs and pixels.dim() == 2:
         arrays = _joined_patches(pixels, inputs["image_grid_thw"].tolist(), image_processor)
+    elif "image_position_ids" in inputs:
+        arrays = [_placed_patches(*image) for image in zip(pixels, inputs["image_position_ids"], strict=True)]
     elif pixels.dim() >= 4 and pixels.shape[-3] == CHANNELS:
         arrays = list(pixels.reshape(-1, *pixels.shape[-3:]))
     else:
@@ -40,6 +44,15 @@ def _joined_patches(pixels: torch.Tensor, grids: list[list[int]], image_processo
         rows = first_frame.permute(4, 0, 2, 5, 1, 3, 6)  # channel, block row, row in it, y, block column, column, x
         found.append(rows.reshape(CHANNELS, down * size, across * size))
     return found
+
+
+def _placed_patches(patches: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Returns the image (3, H, W) of patches (N, P * P * 3), each at its (column, row); padding is at (-1, -1)."""
+    real, side = (places >= 0).all(dim=-1), isqrt(patches.shape[-1] // CHANNELS)
+    columns, rows = places[real].T
+    canvas = patches.new_zeros(int(rows.max()) + 1, int(columns.max()) + 1, side, side, CHANNELS)
+    canvas[rows, columns] = patches[real].view(-1, side, side, CHANNELS)
+    return canvas.permute(4, 0, 2, 1, 3).reshape(CHANNELS, canvas.shape[0] * side, canvas.shape[1] * side)
 
 
 def _picture(array: torch.Tensor, image_processor: Any) -> Image.Image:

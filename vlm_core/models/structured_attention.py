@@ -125,6 +125,15 @@ class Structure:
     padding: torch.Tensor  # token numbers
     dense: Callable[[], torch.Tensor]  # the mask, for what the kernel cannot compute
 
+    def __getitem__(self, index: tuple[slice, ...]) -> "Structure":
+        """Returns this structure: Gemma 4 takes all queries of a mask, in front of layers that share keys and values.
+
+        Raises ValueError for a part of it.
+        """
+        if any(part not in (slice(None), slice(0, None)) for part in index):
+            raise ValueError(f"structured attention has no part {index}; set packing.structured_attention=false")
+        return self
+
 
 def _mask_of(queries: Places, keys: Places, rule: LayerRule) -> Any:
     """Returns the structure of a packed batch, or a dense mask if a group has another pattern; see `group_mask`."""

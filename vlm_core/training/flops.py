@@ -1,5 +1,6 @@
 """Counts the floating-point operations per token, and the model FLOPs utilisation (MFU) of a step."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,9 +38,18 @@ PARTIAL = {"MIG", "Laptop"}
 def idle_share(model: Any) -> float:
     """Returns the share of a layer's experts that a token does not use; 0 for a model without experts."""
     text = model.config.get_text_config()
-    experts = next((value for name in EXPERTS if (value := getattr(text, name, None))), 0)
-    used = next((value for name in USED_EXPERTS if (value := getattr(text, name, None))), experts)
-    return 1 - used / experts if experts else 0.0
+    experts = _number(text, EXPERTS)
+    return 1 - used_experts(text) / experts if experts else 0.0
+
+
+def used_experts(text: Any) -> int:
+    """Returns how many experts of a layer a token uses, by the language model's config; 0 without experts."""
+    experts = _number(text, EXPERTS)
+    return experts and (_number(text, USED_EXPERTS) or experts)
+
+
+def _number(text: Any, names: Sequence[str]) -> int:
+    return next((value for name in names if (value := getattr(text, name, None))), 0)
 
 
 def idle_parameters(model: nn.Module, family: Family) -> Counts:

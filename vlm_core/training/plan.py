@@ -28,7 +28,7 @@ from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
 from vlm_core.models.lora import adapter_sizes, expert_parameters
 from vlm_core.models.prepare import compute_dtype
-from vlm_core.training.flops import PEAK_FLOPS, flops_per_token, idle_parameters, idle_share
+from vlm_core.training.flops import PEAK_FLOPS, flops_per_token, idle_parameters, idle_share, used_experts
 from vlm_core.training.run_length import total_steps
 
 logger = logging.getLogger(__name__)
@@ -267,11 +267,23 @@ def _layer_bytes(layer: Any, width: int) -> float:
     `layer` is the config of this layer alone, since the sizes of some models' layers differ.
     """
     hidden = layer.hidden_size * getattr(layer, "altup_num_inputs", 1)
-    inner = getattr(layer, "intermediate_size", 4 * hidden)
-    inner = max(inner) if isinstance(inner, list) else inner
+    inner = _inner_size(layer, hidden)
     heads = layer.num_attention_heads
     keys = getattr(layer, "num_key_value_heads", None) or heads
     head = getattr(layer, "head_dim", None) or layer.hidden_size // heads
     norms = 4 * hidden * (4 + 4 + width)
     attention = width * head * (2 * (heads + 2 * keys) + 3 * heads)
     return norms + attention + width * (4 * inner + 3 * hidden)
+
+
+def _inner_size(layer: Any, hidden: int) -> float:
+    """Returns the inner width of a layer's MLP for a token: of those experts that it uses, if the layer has experts."""
+    inner = getattr(layer, "intermediate_size", 4 * hidden)
+    inner = max(inner) if isinstance(inner, list) else inner
+    if getattr(layer, "use_double_wide_mlp", False):  # in the layers that share keys and values; here their average
+        inner *= 1 + layer.num_kv_shared_layers / layer.num_hidden_layers
+    used = used_experts(layer)
+    if not used:
+        return inner
+    of_experts = used * layer.moe_intermediate_size if getattr(layer, "moe_intermediate_size", None) else used * inner
+    return inner + of_experts if getattr(layer, "enable_moe_block", False) else of_experts  # Gemma 4 has both
