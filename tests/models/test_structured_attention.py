@@ -61,7 +61,11 @@ def outputs_and_gradients(attention: Any, tensors: list[torch.Tensor], mask: Any
     return [output[real].detach(), *gradients]
 
 
-@pytest.mark.parametrize("rule", [CAUSAL, BOTH_WAYS, LayerRule(9, True)], ids=["causal", "both ways", "window"])
+@pytest.mark.parametrize(
+    "rule",
+    [CAUSAL, BOTH_WAYS, LayerRule(9, True), LayerRule(5, True)],
+    ids=["causal", "both ways", "long window", "window that ends in a prefix"],
+)
 @pytest.mark.parametrize("name", PACKED)
 def test_it_equals_dense_masks(name: str, rule: LayerRule) -> None:
     places = places_of(PACKED[name])
@@ -99,10 +103,11 @@ def test_padding_attends_to_itself() -> None:
 @pytest.mark.parametrize(
     ("rows", "rule"),
     [
-        ([["tiiit", "ab", "abc"]], LayerRule(7, True)),  # the last token is seven positions after the first
+        ([["tiiit", "ab", "abc"]], LayerRule(2, True)),  # the last token sees one other of its branch
+        ([["tiit", "ab", "abcde"]], LayerRule(5, True)),  # the last token sees nothing of its prefix
         ([["tiit", "ab", "ajjb"]], BOTH_WAYS),  # an image in one of several branches
     ],
-    ids=["a window that ends", "a later image"],
+    ids=["a window that ends in a branch", "a branch as long as the window", "a later image"],
 )
 def test_other_patterns_get_a_dense_mask(rows: list[list[list[str]]], rule: LayerRule) -> None:
     places = places_of([rows])

@@ -158,15 +158,11 @@ def test_structured_attention_gives_the_gradients_of_dense_masks(
     chat, family = images.chat, images.chat.family
     groups = groups_of(tokens, [3, 1, 4, 2, 1, 1])
     batch = packed_batch([[groups[0], groups[1]], [groups[2], groups[3]], [groups[4]], [groups[5]]], images)
-    for tuning, window in (("full", 10_000), ("lora", None)):
+    for tuning in ("full", "lora"):
         model = model_of(family, tuning)
-        text = model.config.get_text_config()
-        if window and text.sliding_window:  # Otherwise the tiny models' sliding layers need a dense mask.
-            text.sliding_window = window
         expected_loss, expected = loss_and_gradients(model, chat, [batch])
         use_structured_attention(model, model.device)
-        kinds = {type(mask) for mask in masks_of(batch, model, family)}
-        assert kinds == ({Structure} if window or not text.sliding_window else {Structure, torch.Tensor})
+        assert any(isinstance(mask, Structure) for mask in masks_of(batch, model, family))
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
             model.enable_input_require_grads()

@@ -33,23 +33,26 @@ def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
 @pytest.mark.parametrize("peft", [None, {"dim": 4}], ids=["full", "lora"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "plain"])
 def test_the_plan_matches_the_run(
-    peft: dict[str, int] | None, packing: bool, family: Family, conversations: Path, tmp_path: Path
+    peft: dict[str, int] | None, packing: bool, family: Family, small_conversations: Path, tmp_path: Path
 ) -> None:
     settings = {
+        "dataset.path_or_dataset": "builtin:phantom?images=12",
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
         "step_scheduler.max_steps": None,
         "step_scheduler.num_epochs": 1,
-        "step_scheduler.global_batch_size": 40,
+        "step_scheduler.global_batch_size": 12,
+        "step_scheduler.local_batch_size": 4,
         "peft": peft,
         "packing.enabled": packing,
         "vision_cache.enabled": False,
         "checkpoint.checkpoint_dir": str(tmp_path),
     }
     config = small_config(**settings)
-    plan = planned(family, conversations, **settings)
-    finetune(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"enabled": False})}), Ranks())
+    plan = planned(family, small_conversations, **settings)
+    unsaved = config.checkpoint.model_copy(update={"enabled": False})
+    finetune(config.model_copy(update={"checkpoint": unsaved}), Ranks(), small_conversations)
     records = read_json_lines(tmp_path / METRICS)[0]
-    assert (plan.steps_per_epoch, plan.steps, len(records)) == (9, 9, 9)  # 340 examples
+    assert (plan.steps_per_epoch, plan.steps, len(records)) == (9, 9, 9)  # 100 examples
     computed = sum(record["computed_tokens"] for record in records)
     # A packed row has an upper bound only: its questions may start with the same words, and share them.
     assert computed <= plan.tokens_per_epoch <= computed * (1.1 if packing else 1.0)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from vlm_core.models.attention import LayerRule, Places
+from vlm_core.models.attention import LayerRule, Places, dense_mask
 
 
 class Group(NamedTuple):
@@ -49,19 +49,28 @@ def _group(runs: list[tuple[int, int]], *, has_prefix: bool) -> Group:
     return Group(start, own[0][0], (*(first for first, _ in own), end))
 
 
-def is_structured(group: Group, places: Places, rule: LayerRule) -> bool:
-    """Returns whether branches see their whole prefix, and only earlier tokens of their own, under `rule`."""
-    own = slice(group.start, group.end)
-    if rule.window is not None and int(places.position_ids.flatten()[own].max()) >= rule.window:
-        return False
-    images = places.image_ids.flatten()[group.prefix_end : group.end]
-    return not (rule.bidirectional_images and bool((images > 0).any()))
+class GroupMask(NamedTuple):
+    """Which tokens of a group see which; None stands for the usual pattern."""
+
+    prefix: torch.Tensor | None  # bool (P, P) among the tokens of the prefix; None: causal
+    cross: torch.Tensor | None  # bool (B, P), what the branches see of the prefix; None: everything
 
 
-def prefix_mask(group: Group, places: Places, rule: LayerRule) -> torch.Tensor | None:
-    """Returns the bool mask (P, P) among the tokens of a prefix; None if it is causal."""
-    images = places.image_ids.flatten()[group.start : group.prefix_end]
-    if not rule.bidirectional_images or not bool((images > 0).any()):
+def group_mask(group: Group, places: Places, rule: LayerRule) -> GroupMask | None:
+    """Returns what the tokens of `group` see under `rule`.
+
+    Returns None for a pattern of another kind: a branch that is not causal, because it has an image or a window ends in
+    it, or a token that sees nothing of its prefix.
+    """
+    own = Places(*(ids.flatten()[group.start : group.end][None] for ids in places))
+    seen, prefix = dense_mask(own, own, rule)[0, 0], group.prefix_end - group.start
+    causal = torch.ones_like(seen).tril()
+    of_branch = own.branch_ids[0, prefix:]
+    branches = causal[prefix:, prefix:] & (of_branch[:, None] == of_branch)
+    if not torch.equal(seen[prefix:, prefix:], branches) or bool(seen[:prefix, prefix:].any()):
         return None
-    causal = torch.ones(len(images), len(images), dtype=torch.bool, device=images.device).tril()
-    return causal | ((images[:, None] == images) & (images > 0))
+    first, cross = seen[:prefix, :prefix], seen[prefix:, :prefix]
+    if prefix and not bool(cross.any(dim=1).all()):
+        return None
+    is_causal = torch.equal(first, causal[:prefix, :prefix])
+    return GroupMask(None if is_causal else first, None if bool(cross.all()) else cross)

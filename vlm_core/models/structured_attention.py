@@ -18,7 +18,7 @@ from transformers.masking_utils import sdpa_mask
 
 from vlm_core.models.attention import OTHER_MASKS, LayerRule, Places, dense_mask
 from vlm_core.models.load import unwrapped
-from vlm_core.models.packed_groups import Group, groups_of, is_structured, prefix_mask
+from vlm_core.models.packed_groups import Group, group_mask, groups_of
 
 STRUCTURED = "structured"  # as transformers' attn_implementation
 
@@ -125,21 +125,22 @@ class Structure:
 
 
 def _mask_of(queries: Places, keys: Places, rule: LayerRule) -> Any:
-    """Returns the structure of a packed batch, or a dense mask if it has none: a window that ends, a later image."""
-    found = groups_of(queries) if queries is keys else []
-    if not found or not all(is_structured(group, queries, rule) for group in found):
-        return dense_mask(queries, keys, rule)
+    """Returns the structure of a packed batch, or a dense mask if a group has another pattern; see `group_mask`."""
     parts: list[Span | Branches] = []
+    crosses: list[Span] = []
+    found = groups_of(queries) if queries is keys else []
     for group in found:
-        if group.prefix_end > group.start:
-            mask, own = prefix_mask(group, queries, rule), slice(group.start, group.prefix_end)
-            parts.append(Span(own, own, mask, causal=mask is None))
+        masks = group_mask(group, queries, rule)
+        if masks is None:
+            return dense_mask(queries, keys, rule)
+        prefix, own = slice(group.start, group.prefix_end), slice(group.prefix_end, group.end)
+        if prefix.start < prefix.stop:
+            parts.append(Span(prefix, prefix, masks.prefix, causal=masks.prefix is None))
+        if prefix.start < prefix.stop and own.start < own.stop:
+            crosses.append(Span(own, prefix, masks.cross, causal=False))
+    if not found:
+        return dense_mask(queries, keys, rule)
     branches = Branches.of(found, queries.group_ids.device)
-    crosses = [
-        Span(slice(group.prefix_end, group.end), slice(group.start, group.prefix_end), None, causal=False)
-        for group in found
-        if group.start < group.prefix_end < group.end
-    ]
     padding = (queries.group_ids == 0).flatten().nonzero()[:, 0]
     of_branches = [] if branches is None else [branches]
     return Structure((*parts, *of_branches), tuple(crosses), padding, lambda: dense_mask(queries, keys, rule))
