@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check stress bench bench-quick format clean up down env
+.PHONY: help setup demo test check floor stress bench bench-quick format clean up down env
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,14 @@ check: setup  ## the development loop: lint, import contracts, types, fast tests
 	$(BIN)/lint-imports
 	$(BIN)/pyrefly check
 	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
+
+FLOOR := $(VENV)/floor
+
+floor:  ## the fast tests with the lowest versions that pyproject.toml admits, in another environment
+	test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	$(FLOOR)/bin/pip install --quiet --disable-pip-version-check uv
+	VIRTUAL_ENV=$(FLOOR) $(FLOOR)/bin/uv pip install --resolution lowest-direct --editable '.[test]'
+	$(FLOOR)/bin/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
 stress: setup  ## the kill tests with twenty seeded kills instead of three, every way to stop a flow, a broken link, Slurm's failures
 	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run or test_stops or test_hosts or test_slurm'
