@@ -4,18 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from vlm_core.config import Config, ModelConfig
 from vlm_core.families import Family
 from vlm_core.models.freeze import freeze, frozen_parts, require_trainable
-from vlm_core.models.load import load_model
+from vlm_core.models.load import compute_dtype, load_model
 from vlm_core.models.lora import apply_lora
 from vlm_core.models.weights import load_adapter_weights, load_trained, weights_directory
 
 
 def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path | None) -> Any:
-    """Returns the model to train on the CPU, with the weights of `checkpoint` if there is one.
+    """Returns the model to train, with the weights of `checkpoint` if there is one.
+
+    It is on the CPU, or on the device of this process if it is quantised.
 
     Trained weights are float32 and frozen ones have the dtype to compute in: at a learning rate of 1e-5, nearly every
     update of a bfloat16 weight would round to zero. Raises ValueError if nothing is left to train.
@@ -40,14 +41,6 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
         # Reentrant checkpointing silently gives Gemma 3n wrong gradients, because its layers share keys and values.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
-
-
-def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:
-    """Returns the configured dtype, or for `auto` that of the stored base model."""
-    if config.torch_dtype == "auto":
-        stored: Any = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
-        return stored or torch.float32
-    return getattr(torch, config.torch_dtype)
 
 
 def _with_dtype(config: ModelConfig, dtype: torch.dtype) -> ModelConfig:

@@ -26,8 +26,8 @@ from vlm_core.families import Family, part_of
 from vlm_core.files import free_bytes
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
+from vlm_core.models.load import compute_dtype
 from vlm_core.models.lora import adapter_sizes
-from vlm_core.models.prepare import compute_dtype
 from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
 from vlm_core.training.run_length import total_steps
 
