@@ -83,7 +83,7 @@ SHARDED = {"compute.strategy": "fsdp2"}
 
 TUNINGS = {
     "plain": PLAIN,
-    "lora-cached": LORA,
+    "nf4-lora-cached": LORA | {"model.quantization": "nf4"},
     "3n-packed": GEMMA3N | LIVE,
     "3n-lora-cached": GEMMA3N | LORA,
     "qwen-packed": QWEN | LIVE,

@@ -7,7 +7,6 @@ bitsandbytes leaves as they are.
 from __future__ import annotations
 
 import fnmatch
-import logging
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
 # nf4: 4 bits, and for 64 weights a scale of 8 bits, of which 256 share a scale of 32 bits. int8: 8 bits, and for each
 # output a scale of 32 bits, which is less than 0.4 % of a row of 1024.
 BYTES_PER_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1 + 4 / 1024}
-# Their warnings name what is known here: a kernel that is not installed, and that int8 rounds its inputs.
-NOISY = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions")
 
 
 def require_bitsandbytes(quantization: str) -> None:
@@ -43,8 +40,6 @@ def quantization_of(directory: Path, quantization: str, dtype: torch.dtype) -> B
     from vlm_core.models.derived_family import family_of  # not above: it imports the module that calls this one
 
     require_bitsandbytes(quantization)
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.ERROR)
     kept = _kept_modules(family_of(directory))
     if quantization == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)

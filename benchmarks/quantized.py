@@ -1,0 +1,129 @@
+"""Measures the memory of LoRA over a base in bfloat16, int8 and nf4 beside the plan: `python -m benchmarks.quantized`.
+
+The model has Gemma 3's classes and 190 million weights in linear modules, so that weights dominate. Each kind is loaded
+and trained in a process of its own on the CPU, with and without gradient checkpointing. Writes results/quantization.md.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "quantization.md"
+KINDS = ("none", "int8", "nf4")
+TEXT = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+}
+TOKENS = 600
+
+
+def write_model(directory: Path) -> None:
+    """Writes a randomly initialised model in bfloat16, with the processor of the tiny Gemma 3."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    from vlm_core.config import ModelConfig
+    from vlm_core.models.base_model import fetch_model
+    from vlm_core.models.load import load_processor
+
+    tiny = fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3"))
+    config: Any = AutoConfig.from_pretrained(tiny)
+    layers = config.text_config.layer_types
+    for name, value in TEXT.items():
+        setattr(config.text_config, name, value)
+    config.text_config.layer_types = [layers[i % len(layers)] for i in range(TEXT["num_hidden_layers"])]
+    torch.manual_seed(0)
+    AutoModelForImageTextToText.from_config(config, dtype=torch.bfloat16).save_pretrained(directory)
+    load_processor(tiny).save_pretrained(directory)
+
+
+def measure(directory: Path, kind: str, checkpointing: bool) -> dict[str, float]:
+    """Returns megabytes: tensors after loading, their peak above the start while loading and training, and the plan."""
+    import torch
+
+    from benchmarks.memory import PeakMemory
+    from vlm_core.families import GEMMA3
+    from vlm_core.models.prepare import prepare_model
+    from vlm_core.recipe import load_config
+    from vlm_core.training.memory import memory_of
+    from vlm_core.training.optim import build_optimizer
+    from vlm_core.training.plan import planned_sizes
+
+    overrides = {
+        "model": {
+            "pretrained_model_name_or_path": str(directory), "torch_dtype": "bfloat16", "quantization": kind
+        },
+        "peft": {"dim": 8, "exclude_modules": ["*vis*"]},
+        "compute.gradient_checkpointing": checkpointing,
+    }  # fmt: skip
+    config = load_config("demo", overrides)
+    planned = memory_of(config, planned_sizes(config, directory, GEMMA3), TOKENS, 1)  # also imports what is needed
+    with PeakMemory() as loading:
+        model = prepare_model(config, directory, GEMMA3, None)
+    held = sum(_bytes(tensor) for tensor in model.state_dict().values())
+    optimizer = build_optimizer(model, config.optimizer)
+    ids = torch.arange(TOKENS)[None] % 600
+    batch = {"input_ids": ids, "labels": ids, "attention_mask": torch.ones_like(ids),
+             "token_type_ids": torch.zeros_like(ids)}  # fmt: skip
+    with PeakMemory() as training, torch.autocast("cpu", torch.bfloat16):
+        for _ in range(2):
+            model.train()(**batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    peak = max(loading.peak, training.peak) - loading.before
+    return {"weights": held / 1e6, "loading": loading.megabytes, "peak": peak / 1e6,
+            "planned weights": planned["weights"] / 1e6, "planned": sum(planned.values()) / 1e6}  # fmt: skip
+
+
+def _bytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def report(rows: dict[tuple[str, bool], dict[str, float]]) -> str:
+    """Returns the measurements as a table in Markdown."""
+    full = rows["none", False]["weights"]
+    lines = [
+        "# LoRA over quantised weights: memory on a CPU",
+        "",
+        f"Gemma 3's classes, 12 layers of width 1,024, {TOKENS} tokens, one process; MB above the process's start.",
+        "",
+        "| weights | checkpointing | held | of bfloat16 | peak of loading | peak | plan | peak / plan |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (kind, checkpointing), row in rows.items():
+        name, on = "bfloat16" if kind == "none" else kind, "yes" if checkpointing else "no"
+        numbers = f"{row['weights']:.0f} | {row['weights'] / full:.2f} | {row['loading']:.0f} | {row['peak']:.0f}"
+        lines.append(f"| {name} | {on} | {numbers} | {row['planned']:.0f} | {row['peak'] / row['planned']:.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measures every kind in its own process and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # directory, kind, checkpointing
+    chosen = parser.parse_args().measure
+    if chosen:
+        print("MEASURED" + json.dumps(measure(Path(chosen[0]), chosen[1], chosen[2] == "True")))
+        return
+    rows = {}
+    with tempfile.TemporaryDirectory() as directory:
+        write_model(Path(directory))
+        for kind in KINDS:
+            for checkpointing in (False, True):
+                command = [sys.executable, "-m", "benchmarks.quantized", "--measure", directory, kind]
+                done = subprocess.run([*command, str(checkpointing)], check=True, stdout=subprocess.PIPE, text=True)
+                rows[kind, checkpointing] = json.loads(done.stdout.partition("MEASURED")[2])
+    RESULTS.write_text(report(rows))
+    print(RESULTS.read_text())
+
+
+if __name__ == "__main__":
+    main()
