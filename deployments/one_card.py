@@ -6,6 +6,7 @@ published configs, as far as they determine memory.
 
 import json
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vlm_core.config import Config
 from vlm_core.families import FAMILIES, Family
 from vlm_core.models.derived_family import empty_model, parts_of
 from vlm_core.recipe import load_config
-from vlm_core.training.memory import CARDS, ModelSizes, fitting_settings, in_settings, memory_of
+from vlm_core.training.memory import CARDS, ModelSizes, fitting_settings, memory_of
 from vlm_core.training.plan import planned_sizes
 
 GEMMA4_E4B = {
@@ -99,27 +100,35 @@ def _family(directory: Path, model_type: str) -> Family:
                   vision_tower=parts["vision_tower"][0])  # fmt: skip
 
 
-def table() -> str:
-    """Returns the memory of each recipe by kind, and the settings of each size of card, as tables in Markdown."""
+def _short(changes: Mapping[str, Any]) -> str:
+    """Returns settings in words: nf4, checkpointing."""
+    words = {"model.quantization": "nf4", "compute.gradient_checkpointing": "checkpointing"}
+    return ", ".join(words.get(key, f"{key}={value}") for key, value in changes.items()) or "as configured"
+
+
+def rows(recipe: str) -> tuple[str, str]:
+    """Returns the rows of a recipe in both tables: its memory by kind, and the settings for each size of card."""
+    config, plain = load_config(recipe), load_config(recipe, UNQUANTIZED)
+    sizes, tokens = sizes_of(config, RECIPES[recipe]), config.packing.max_tokens
+    kinds = memory_of(config, sizes, tokens, 1)
+    numbers = [*kinds.values(), sum(kinds.values()), sum(memory_of(plain, sizes, tokens, 1).values())]
+    found = {card: f"{_short(changes)} ({need / 1e9:.1f} GB)"
+             for card, changes, need in fitting_settings(plain, sizes, tokens, LONGEST, 1)}  # fmt: skip
+    memory = " | ".join(f"{number / 1e9:.1f} GB" for number in numbers)
+    return f"| `{recipe}` | {memory} |", f"| `{recipe}` | {' | '.join(found.get(card, '-') for card in CARDS)} |"
+
+
+def tables() -> str:
+    """Returns both tables in Markdown."""
     memory = ["| recipe | weights | gradients, optimizer | activations | logits | together | LoRA over bfloat16 |",
               "|---|---|---|---|---|---|---|"]  # fmt: skip
-    cards = ["| recipe | card | settings | needs |", "|---|---|---|---|"]
-    for recipe, architecture in RECIPES.items():
-        config = load_config(recipe)
-        plain = load_config(recipe, UNQUANTIZED)
-        tokens = config.packing.max_tokens
-        sizes = sizes_of(config, architecture)
-        kinds = memory_of(config, sizes, tokens, 1)
-        other = sum(memory_of(plain, sizes, tokens, 1).values())
-        numbers = [*kinds.values(), sum(kinds.values()), other]
-        memory.append(f"| `{recipe}` | {' | '.join(f'{number / 1e9:.1f} GB' for number in numbers)} |")
-        found = {card: (changes, need) for card, changes, need in fitting_settings(plain, sizes, tokens, LONGEST, 1)}
-        for card in CARDS:
-            if card in found:
-                changes, need = found[card]
-                cards.append(f"| `{recipe}` | {card} GB | {in_settings(changes)} | {need / 1e9:.1f} GB |")
+    cards = [f"| recipe | {' | '.join(f'{card} GB' for card in CARDS)} |", "|---" * (len(CARDS) + 1) + "|"]
+    for recipe in RECIPES:
+        needed, fitting = rows(recipe)
+        memory.append(needed)
+        cards.append(fitting)
     return "\n".join([*memory, "", *cards])
 
 
 if __name__ == "__main__":
-    print(table())
+    print(tables())

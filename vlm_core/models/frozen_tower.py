@@ -119,7 +119,7 @@ class DetachedTower:
 
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.name = unwrapped(model), family.vision_tower
-        self.tower = self.model.get_submodule(family.vision_tower)
+        self.tower = self.model.get_submodule(family.vision_tower).to("cpu")  # a quantised model loads to its device
         pooled = family.vision_features != family.vision_tower
         self.stub = nn.Identity() if holds_projector(family) else _Stub(self.tower, pooled=pooled)
         self.model.set_submodule(self.name, self.stub)

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import logging
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any, Final
@@ -85,7 +86,8 @@ def _tried(config: OptimizerConfig) -> tuple[nn.Parameter, torch.optim.Optimizer
     kind = _unpaged(optimizer_class(config.target))
     try:
         optimizer = kind([parameter], **_settings(kind, config))
-        with torch.compiler.set_stance("force_eager"):  # torchao compiles its step
+        compiles = kind.__module__.startswith("torchao")  # for seconds, and only on the first step
+        with torch.compiler.set_stance("force_eager") if compiles else nullcontext():
             optimizer.step()
     except Exception as error:  # of any library
         raise ValueError(
