@@ -13,7 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from vlm_core.config import ImagesConfig
+from vlm_core.data.cell_images import CellImages
+from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import CLOSED_QUESTIONS, write_phantom
+from vlm_core.data.phantom_drawing import DRIFT, NOISE, STORED, TISSUES
 
 IMAGES = 200
 COLUMNS = ["image_id", "mode", "case_id", "question", "answer"]
@@ -127,6 +131,76 @@ def test_datasets_reads_images(directory: Path, tmp_path: Path) -> None:
 def test_arguments_out_of_range_are_refused(tmp_path: Path, num_images: int, image_size: int) -> None:
     with pytest.raises(ValueError, match=f"got {num_images} and {image_size}"):
         write_phantom(tmp_path, num_images, seed=0, image_size=image_size)
+
+
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same 16 volumes of three slices as DICOM series and as NIfTI files."""
+    root = tmp_path_factory.mktemp("scans")
+    for form in ("dicom", "nifti"):
+        write_phantom(root / form, num_images=16, seed=3, image_size=64, form=form, slices=3)
+    return {form: root / form for form in ("dicom", "nifti")}
+
+
+def with_a_lesion(directory: Path, modality: str) -> list[str]:
+    """Returns the paths of the training volumes that show a lesion."""
+    asked, rows = CLOSED_QUESTIONS["number"][0], pq.read_table(_file(directory, "train")).to_pylist()
+    return [row["image_id"] for row in rows if row["question"] == asked and row["modality"] == modality]
+
+
+def stored_values(path: Path) -> np.ndarray:
+    """Returns the values of a DICOM file in HU, or those of its MR scanner."""
+    import pydicom
+
+    header = pydicom.dcmread(path)
+    return header.pixel_array * float(header.RescaleSlope) + float(header.RescaleIntercept)
+
+
+def near(values: np.ndarray, tissue: str, modality: str) -> np.ndarray:
+    """Returns which of the values are those of a tissue."""
+    known = dict(zip(TISSUES, STORED[modality], strict=True))[tissue]
+    return abs(values - known) < DRIFT + 3 * NOISE[modality]
+
+
+def test_stored_values_are_those_of_the_tissues(scans: dict[str, Path]) -> None:
+    import nibabel
+
+    for path in with_a_lesion(scans["dicom"], "CT"):
+        hu = stored_values(scans["dicom"] / path / "IM0002")
+        assert near(hu[:2, :2], "air", "CT").all()
+        assert all(near(hu, tissue, "CT").sum() > 8 for tissue in ("fat", "muscle", "lesion"))
+        volume: Any = nibabel.load(scans["nifti"] / f"{path}.nii.gz")
+        np.testing.assert_array_equal(volume.get_fdata()[..., 1].T, hu)
+    for path in with_a_lesion(scans["dicom"], "MR"):
+        assert near(stored_values(scans["dicom"] / path / "IM0002")[:2, :2], "air", "MR").all()
+
+
+def test_both_forms_are_shown_alike_and_the_window_decides_what_is_seen(scans: dict[str, Path]) -> None:
+    for window, least, most in (("40/80", 80, 140), ("none", 0, 3)):
+        readers = {form: CellImages(ImageFolder(root, anywhere=False), ImagesConfig(window=window))
+                   for form, root in scans.items()}  # fmt: skip
+        for path in with_a_lesion(scans["dicom"], "CT"):
+            pictures = readers["dicom"].pictures(path)
+            grey = np.asarray(Image.open(io.BytesIO(pictures[1]))).astype(float)
+            hu = stored_values(scans["dicom"] / path / "IM0002")
+            assert least <= grey[near(hu, "lesion", "CT")].mean() - grey[near(hu, "muscle", "CT")].mean() <= most
+            assert len(set(pictures)) == 3
+            if window == "40/80":  # the full range is that of 12 bits in the one file, of 16 in the other
+                assert pictures == readers["nifti"].pictures(f"{path}.nii.gz")
+
+
+def test_equal_arguments_write_equal_scans(scans: dict[str, Path], tmp_path: Path) -> None:
+    for form, directory in scans.items():
+        write_phantom(tmp_path / form, num_images=16, seed=3, image_size=64, form=form, slices=3)
+        one, two = ({path.relative_to(root): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+                    for root in (directory, tmp_path / form))  # fmt: skip
+        assert one == two
+
+
+@pytest.mark.parametrize(("form", "slices"), [("jpeg", 1), ("png", 2), ("dicom", 0)])
+def test_forms_that_cannot_be_written_are_refused(tmp_path: Path, form: str, slices: int) -> None:
+    with pytest.raises(ValueError, match=f"got '{form}' and {slices}"):
+        write_phantom(tmp_path, num_images=10, seed=0, image_size=32, form=form, slices=slices)
 
 
 def test_command_line_writes_without_torch_or_datasets(tmp_path: Path) -> None:

@@ -21,16 +21,42 @@ from vlm_core.models.load import load_model
 from vlm_core.training.vision_cache import SameFeatures
 
 
-def example(case: str, image: int) -> dict:
-    return {"case_id": case, "conversation": [{"role": "user", "content": [{"type": "image", "image": image}]}]}
+def example(case: str, *images: int) -> dict:
+    content = [{"type": "image", "image": image} for image in images]
+    return {"case_id": case, "conversation": [{"role": "user", "content": content}]}
 
 
 def test_every_image_is_replaced_by_one_of_another_case() -> None:
     case_of = {0: "a", 1: "a", 2: "b", 3: "c", 4: "c", 5: "c"}
     mapping = shuffle_between_cases([example(case, image) for image, case in case_of.items()], seed=3)
     assert mapping is not None
-    assert mapping.keys() == case_of.keys()
-    assert all(case_of[image] != case_of[shown] for image, shown in mapping.items())
+    assert mapping.keys() == {(image,) for image in case_of}
+    assert all(case_of[image] != case_of[shown] for (image,), (shown,) in mapping.items())
+
+
+def test_a_volume_is_replaced_as_a_whole() -> None:
+    """By the slices of one other case, in their order; volumes with as many slices are preferred."""
+    volumes = {"a": (0, 1, 2, 3), "b": (4, 5, 6, 7), "c": (8, 9), "d": (10, 11, 12)}
+    for seed in range(20):
+        examples = [example(case, *images) for case, images in volumes.items()] * 2
+        mapping = shuffle_between_cases([*examples, example("e")], seed)
+        assert mapping is not None
+        assert (mapping[volumes["a"]], mapping[volumes["b"]]) == ([*volumes["b"]], [*volumes["a"]])
+        for case in "cd":
+            shown, (source,) = mapping[volumes[case]], [v for v in volumes.values() if mapping[volumes[case]][0] in v]
+            assert source != volumes[case]
+            assert len(shown) == len(volumes[case])
+            assert shown == sorted(shown)
+            assert set(shown) <= set(source)
+    few = shuffle_between_cases([example("a", 0, 1, 2, 3, 4), example("b", 5, 6)], seed=0)
+    assert few == {(0, 1, 2, 3, 4): [5, 5, 6, 6, 6], (5, 6): [1, 3]}
+
+
+def test_volumes_that_share_a_slice_are_one_case() -> None:
+    assert shuffle_between_cases([example("a", 0, 1), example("b", 1, 2)], seed=0) is None
+    mapping = shuffle_between_cases([example("a", 0, 1), example("b", 1, 2), example("c", 3)], seed=0)
+    assert mapping is not None
+    assert mapping[0, 1] == mapping[1, 2] == [3, 3]
 
 
 def test_one_case_alone_has_no_control() -> None:

@@ -46,6 +46,9 @@ class PeftConfig(Section):
     )
     exclude_modules: Names = Field([], description="Shell-style wildcards for full names of modules to exclude.")
 
+    use_triton: bool = Field(
+        True, description="Compute a linear layer and its LoRA matrices in one function: the same result, faster."
+    )
     use_rslora: bool = Field(False, description="Rank-stabilised LoRA: scales the update by alpha / sqrt(dim).")
     use_dora: bool = Field(False, description="DoRA: trains the length of each weight column apart from its direction.")
     init_lora_weights: Annotated[str, BeforeValidator(_as_text), AfterValidator(_known_initialisation)] = Field(

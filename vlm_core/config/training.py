@@ -47,7 +47,7 @@ class StepSchedulerConfig(Section):
     )
     local_batch_size: PositiveInt = Field(1, description="Examples per forward pass on one rank, without packing.")
     num_epochs: PositiveInt | None = Field(
-        None, description="Passes over the training split; null = enough for 300 steps, 30 at most."
+        None, description="Passes over the training split; null = enough for 300 steps, at most 30 epochs."
     )
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
     ckpt_every_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; null = only at the end.")

@@ -40,6 +40,7 @@ class ImageFacts:
     format: str
     several_frames: bool
     sha256: str
+    shows_text: bool  # whether text seems to be burnt in
 
 
 def decode_image(encoded: bytes) -> Image.Image:
@@ -53,8 +54,10 @@ def decode_image(encoded: bytes) -> Image.Image:
 
 def inspect_image(encoded: bytes) -> ImageFacts:
     """Returns the facts of an image; raises UnreadableImageError as `decode_image` does."""
+    from vlm_core.data.burnt_in_text import shows_text  # lazy: importing scipy takes half a second
+
     image, mode, kind, several = _decoded(encoded)
-    return ImageFacts(image.width, image.height, mode, kind, several, pixel_hash(image))
+    return ImageFacts(image.width, image.height, mode, kind, several, pixel_hash(image), shows_text(image))
 
 
 def windowed_png(encoded: bytes, low: float, high: float) -> bytes | None:

@@ -15,7 +15,7 @@ COUNTED = {
     "bits": "Bits of a stored value",
     "format": "File formats",
 }
-FLAGS = ("uneven", "orientation_unknown", "burnt_in")
+FLAGS = ("uneven", "orientation_unknown")
 DEEP_MODES = ("I", "F")
 
 
@@ -40,10 +40,24 @@ def medical_statistics(encoded_facts: Iterable[str | None]) -> dict[str, Any]:
     }
 
 
+def burnt_in_text(images: Iterable[tuple[str | None, bool]]) -> dict[str, int]:
+    """Returns how many images have text burnt in by their header, by their pixels, and by either.
+
+    `images` has the facts of each header and whether the pixels seem to show text.
+    """
+    signs = [(bool(facts and json.loads(facts).get("burnt_in")), pixels) for facts, pixels in images]
+    return {
+        "by_header": sum(header for header, _ in signs),
+        "by_pixels": sum(pixels for _, pixels in signs),
+        "images": sum(map(any, signs)),
+    }
+
+
 def medical_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
     """Returns (whether it applies, the warning) for each possible warning about medical images."""
     medical, texts = found["medical"], found["personal_texts"]
     windows, flags, tags = medical["counts"]["window"], medical["flags"], medical["personal_tags"]
+    burnt_in = found["burnt_in_text"]
     like_ct = sum(count for words, count in windows.items() if "like HU" in words)
     unwindowed = sum(count for words, count in windows.items() if "without a window" in words)
     deep = sum(n for mode, n in found["images"]["modes"].items() if mode in DEEP_MODES or mode.startswith("I;16"))
@@ -74,8 +88,9 @@ def medical_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
             f"{', '.join(f'{kind} in {count}' for kind, count in texts.items())}. Check them.",
         ),
         (
-            flags["burnt_in"],
-            f"According to their headers, {flags['burnt_in']} images may show burnt-in text, such as a name.",
+            burnt_in["images"],
+            f"{burnt_in['images']} images may have text burnt in, such as a name ({burnt_in['by_header']} by their "
+            f"header, {burnt_in['by_pixels']} by their pixels). Look at them; the data report shows some.",
         ),
         (
             medical["of_shortened_volumes"],
@@ -93,7 +108,7 @@ def medical_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
 
 def signs_of_personal_data(found: Mapping[str, Any]) -> int:
     """Returns how many images and texts that a model trains on have a sign of personal data."""
-    return found["medical"]["flags"]["burnt_in"] + sum(found["personal_texts"].values())
+    return found["burnt_in_text"]["images"] + sum(found["personal_texts"].values())
 
 
 def _text(value: Any) -> str:

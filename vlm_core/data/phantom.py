@@ -17,8 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from vlm_core.data.phantom_drawing import draw_picture, draw_stored
+from vlm_core.data.phantom_files import write_dicom, write_nifti
+
 PHANTOM_VERSION: Final = 1
 """Part of every phantom's cache key. Increase it if equal arguments must give other images or questions."""
+FORMS: Final = ("png", "dicom", "nifti")
 
 CLOSED_QUESTIONS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "presence": ("Is there a lesion in this image?", ("Yes", "No")),
@@ -72,11 +76,6 @@ _FRAMES: Final = (  # question, answer with a lesion, answer without (None: not 
         None,
     ),
 )
-_BODY: Final = {"Axial": (0.88, 0.68), "Coronal": (0.68, 0.93), "Sagittal": (0.56, 0.93)}  # half sizes
-_QUADRANT: Final = {"Axial": (0.42, 0.30), "Coronal": (0.34, 0.44), "Sagittal": (0.25, 0.44)}  # its centre
-_TISSUES: Final = ("air", "fat", "muscle", "organ", "bone", "marrow", "gas", "lesion")
-_GREY: Final = {"CT": (3, 48, 108, 122, 235, 180, 6, 232), "MR": (8, 170, 76, 92, 30, 130, 12, 250)}
-_Pair = tuple[float, float]  # across, down
 _SPLITS: Final = ("train", "validation")
 _TEXT_COLUMNS: Final = ("mode", "case_id", "question", "answer")
 _FEATURES: Final = {"image_id": {"_type": "Image"}} | {
@@ -86,6 +85,8 @@ _SCHEMA: Final = pa.schema(
     {"image_id": pa.struct({"bytes": pa.binary(), "path": pa.string()})} | dict.fromkeys(_TEXT_COLUMNS, pa.string()),
     metadata={"huggingface": json.dumps({"info": {"features": _FEATURES}})},
 )
+_SCHEMA_OF_FILES: Final = pa.schema(dict.fromkeys(("image_id", *_TEXT_COLUMNS, "modality"), pa.string()))
+_OUTERMOST: Final = 0.8  # depth of the first and last slice, see `draw_stored`
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,42 +100,80 @@ class _Slice:
     asked: tuple[str, ...]
 
 
-def write_phantom(directory: Path, num_images: int, seed: int, image_size: int) -> None:
+@dataclass(frozen=True, slots=True)
+class _Writer:
+    """What all images of a phantom have in common."""
+
+    directory: Path
+    seed: int
+    image_size: int
+    form: str
+    slices: int
+
+    def write(self, path: Path, slices: list[_Slice]) -> None:
+        """Write the table of one split; a row group stores each of its 16 images once for 10 questions."""
+        schema = _SCHEMA if self.form == "png" else _SCHEMA_OF_FILES
+        with pq.ParquetWriter(path, schema, dictionary_pagesize_limit=2**28) as writer:
+            for start in range(0, len(slices), 16):
+                rows = [row for one in slices[start : start + 16] for row in self._rows(one)]
+                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+    def _rows(self, one: _Slice) -> Iterator[dict[str, object]]:
+        """Yield the 10 rows of one image, in the columns of MedPix-VQA."""
+        rng = np.random.default_rng([self.seed, one.index])
+        image = self._picture(one, rng) if self.form == "png" else self._file(one)
+        closed = ((CLOSED_QUESTIONS[kind][0], one.facts[kind]) for kind in one.asked)
+        for mode, pairs in (("pre_training", closed), ("alignment", _open_pairs(one.facts, rng))):
+            for pair in pairs:
+                texts = dict(zip(_TEXT_COLUMNS, (mode, one.case_id, *pair), strict=True))
+                yield {"image_id": image, **texts, "modality": one.facts["modality"]}
+
+    def _picture(self, one: _Slice, rng: np.random.Generator) -> dict[str, object]:
+        buffer = io.BytesIO()
+        Image.fromarray(draw_picture(one.facts, self.image_size, rng)).save(buffer, format="PNG", compress_level=3)
+        return {"bytes": buffer.getvalue(), "path": f"{one.case_id}_{one.index}.png"}
+
+    def _file(self, one: _Slice) -> str:
+        """Write the volume of an image beside the tables; return its path in the dataset."""
+        depths = np.linspace(-_OUTERMOST, _OUTERMOST, self.slices) if self.slices > 1 else [0.0]
+        drawn = []
+        for number, depth in enumerate(depths):
+            same, noise = (np.random.default_rng([self.seed, one.index, *more]) for more in ([], [number]))
+            drawn.append(draw_stored(one.facts, self.image_size, float(depth), same, noise))
+        volume, path = np.stack(drawn), self.directory / "images" / f"{one.case_id}_{one.index}"
+        path.parent.mkdir(exist_ok=True)
+        modality, plane = one.facts["modality"], one.facts["plane"]
+        if self.form == "nifti":
+            written = write_nifti(path, volume, plane)
+        else:
+            written = write_dicom(path, volume, modality, plane, one.case_id)
+        return written.relative_to(self.directory).as_posix()
+
+
+def write_phantom(
+    directory: Path, num_images: int, seed: int, image_size: int, form: str = "png", slices: int = 1
+) -> None:
     """Write `data/{train,validation}-00000-of-00001.parquet` under `directory`: 10 rows per image.
 
-    15 % of the images are the validation split; they are drawn without regard to their case. Images are square
-    8-bit grey PNGs of `image_size` pixels. Equal arguments write byte-identical files.
+    15 % of the images are the validation split; they are drawn without regard to their case. Images are square, with
+    `image_size` pixels a side. As `png` they are 8-bit grey and lie in the tables. As `dicom` or `nifti` they have
+    `slices` slices in the values `phantom_drawing.STORED`, lie under `images`, and the tables have a column `modality`.
+    Equal arguments write byte-identical files.
 
     Raises:
-        ValueError: `num_images` < 2 (a split would be empty) or `image_size` < 32 (a lesion would vanish).
+        ValueError: `num_images` < 2 (a split would be empty), `image_size` < 32 (a lesion would vanish), `slices` < 1,
+            or more than one slice in a PNG.
     """
     if num_images < 2 or image_size < 32:
         raise ValueError(f"need num_images >= 2 and image_size >= 32, got {num_images} and {image_size}")
+    if form not in FORMS or slices < 1 or (form == "png" and slices > 1):
+        raise ValueError(f"need a form of {FORMS} and, unless it is png, slices >= 1; got {form!r} and {slices}")
     (directory / "data").mkdir(parents=True, exist_ok=True)
-    slices = _plan(num_images, np.random.default_rng([seed, num_images]))
+    writer = _Writer(directory, seed, image_size, form, slices)
+    planned = _plan(num_images, np.random.default_rng([seed, num_images]))
     for split in _SPLITS:
-        chosen = [one for one in slices if one.split == split]
-        _write(directory / "data" / f"{split}-00000-of-00001.parquet", chosen, seed, image_size)
-
-
-def _write(path: Path, slices: list[_Slice], seed: int, image_size: int) -> None:
-    """Write the images of one split; a row group stores each of its 16 images once for 10 questions."""
-    with pq.ParquetWriter(path, _SCHEMA, dictionary_pagesize_limit=2**28) as writer:
-        for start in range(0, len(slices), 16):
-            rows = [row for one in slices[start : start + 16] for row in _rows(one, seed, image_size)]
-            writer.write_table(pa.Table.from_pylist(rows, schema=_SCHEMA))
-
-
-def _rows(one: _Slice, seed: int, image_size: int) -> Iterator[dict[str, object]]:
-    """Yield the 10 rows of one image, in the columns of MedPix-VQA."""
-    rng = np.random.default_rng([seed, one.index])
-    buffer = io.BytesIO()
-    Image.fromarray(_draw(one.facts, image_size, rng)).save(buffer, format="PNG", compress_level=3)
-    image = {"bytes": buffer.getvalue(), "path": f"{one.case_id}_{one.index}.png"}
-    closed = ((CLOSED_QUESTIONS[kind][0], one.facts[kind]) for kind in one.asked)
-    for mode, pairs in (("pre_training", closed), ("alignment", _open_pairs(one.facts, rng))):
-        for pair in pairs:
-            yield {"image_id": image, **dict(zip(_TEXT_COLUMNS, (mode, one.case_id, *pair), strict=True))}
+        chosen = [one for one in planned if one.split == split]
+        writer.write(directory / "data" / f"{split}-00000-of-00001.parquet", chosen)
 
 
 def _open_pairs(facts: dict[str, str], rng: np.random.Generator) -> Iterator[tuple[str, str]]:
@@ -196,91 +235,6 @@ def _cases(splits: list[str], rng: np.random.Generator) -> tuple[list[str], list
     return cases, modalities
 
 
-class _Canvas:
-    """A grey slice being drawn; coordinates run from -1 (left, top) to 1 around the body's centre."""
-
-    def __init__(self, facts: dict[str, str], size: int, rng: np.random.Generator) -> None:
-        self.axis = (np.arange(size, dtype=np.float32) + 0.5) * np.float32(2 / size) - 1
-        self.centre = rng.uniform(-0.03, 0.03, size=2)
-        levels = zip(_TISSUES, _GREY[facts["modality"]], strict=True)
-        self.grey = {tissue: level + rng.uniform(-6, 6) for tissue, level in levels}
-        self.pixels = np.full((size, size), self.grey["air"], dtype=np.float32)
-
-    def ellipse(self, at: _Pair, radii: _Pair, grey: float, power: float = 2.0) -> None:
-        """Fill a (super)ellipse with a grey level; its edge is smoothed over one pixel."""
-        boxes, terms = [], []
-        for middle, radius in zip(self.centre + at, radii, strict=True):
-            distance = np.abs((self.axis - np.float32(middle)) / np.float32(radius))
-            inside = np.flatnonzero(distance < 1 + 1 / (len(self.axis) * min(radii)))
-            boxes.append(slice(inside[0], inside[-1] + 1))
-            terms.append(distance[boxes[-1]] ** np.float32(power))
-        radius = (terms[0] + terms[1][:, None]) ** np.float32(1 / power)
-        cover = np.clip(0.5 - (radius - 1) * np.float32(min(radii) * len(self.axis) / 2), 0, 1)
-        box = self.pixels[boxes[1], boxes[0]]
-        box += cover * (np.float32(grey) - box)
-
-
-def _draw(facts: dict[str, str], size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return one slice, uint8 [size, size]."""
-    canvas = _Canvas(facts, size, rng)
-    _draw_body(canvas, facts, rng)
-    _draw_bones(canvas, facts["plane"])
-    if facts["gas"] == "Gas":
-        canvas.ellipse((rng.uniform(-0.03, 0.03), -0.02), (rng.uniform(0.14, 0.16), 0.13), canvas.grey["gas"])
-    if facts["presence"] == "Yes":
-        _draw_lesions(canvas, facts, rng)
-    pixels = canvas.pixels
-    if facts["modality"] == "MR":  # the coil brightens the corner that is nearest to it
-        tilt = rng.uniform(-0.1, 0.1, size=2).astype(np.float32)
-        pixels = pixels * (1 + tilt[0] * canvas.axis + tilt[1] * canvas.axis[:, None])
-    grain = np.float32(4 if facts["modality"] == "CT" else 2)
-    pixels = pixels + grain * rng.standard_normal(pixels.shape, dtype=np.float32)
-    return np.clip(pixels, 0, 255).astype(np.uint8)
-
-
-def _draw_body(canvas: _Canvas, facts: dict[str, str], rng: np.random.Generator) -> None:
-    """Draw the table (CT only), the body with its layer of fat, and a pair of organs."""
-    grey = canvas.grey
-    width, height = (radius * rng.uniform(0.95, 1.03) for radius in _BODY[facts["plane"]])
-    if facts["modality"] == "CT" and facts["plane"] == "Axial":
-        canvas.ellipse((0, 0.86), (0.8, 0.035), 150, power=4)
-    layer = rng.uniform(0.03, 0.04) if facts["fat"] == "Thin" else rng.uniform(0.19, 0.21)
-    power = 2.3 if facts["plane"] == "Axial" else 2.9
-    canvas.ellipse((0, 0), (width, height), grey["fat"], power)
-    canvas.ellipse((0, 0), (width - layer, height - layer), grey["muscle"], power)
-    for side in (-1, 1):
-        at = (side * width * rng.uniform(0.36, 0.44), height * rng.uniform(-0.2, 0.2))
-        radii = (width * rng.uniform(0.26, 0.34), height * rng.uniform(0.3, 0.45))
-        canvas.ellipse(at, radii, grey["organ"] + rng.uniform(-6, 6))
-
-
-def _draw_bones(canvas: _Canvas, plane: str) -> None:
-    """Draw the spine: a cross section (axial), or a column in the middle (coronal) or at the back (sagittal)."""
-    if plane == "Axial":
-        joints = [(0.0, 0.36, 0.13), (0.0, 0.52, 0.06)]
-    elif plane == "Coronal":
-        joints = [(0.0, 0.2 * step, 0.08) for step in range(-4, 5)]
-    else:
-        joints = [(0.43 - 0.003 * step * step, 0.2 * step, 0.075) for step in range(-4, 5)]
-    for x, y, radius in joints:
-        canvas.ellipse((x, y), (radius, radius), canvas.grey["bone"], power=3)
-        canvas.ellipse((x, y), (radius * 0.7, radius * 0.7), canvas.grey["marrow"], power=3)
-
-
-def _draw_lesions(canvas: _Canvas, facts: dict[str, str], rng: np.random.Generator) -> None:
-    """Draw one lesion, or two of similar size side by side, well inside one quadrant of the image."""
-    column, row = _QUADRANT[facts["plane"]]
-    x = rng.uniform(-0.03, 0.03) + (column if facts["side"] == "Right" else -column)
-    y = rng.uniform(-0.03, 0.03) + (row if facts["height"] == "Lower" else -row)
-    radius = rng.uniform(0.085, 0.095) if facts["size"] == "Small" else rng.uniform(0.18, 0.19)
-    apart = 1.1 * radius + 0.03
-    angle = (0 if facts["plane"] == "Axial" else math.pi / 2) + rng.uniform(-0.3, 0.3)
-    for sign in (0,) if facts["number"] == "One" else (-1, 1):
-        at = (x + sign * apart * math.cos(angle), y + sign * apart * math.sin(angle))
-        radii = (radius * rng.uniform(0.94, 1.06), radius * rng.uniform(0.94, 1.06))
-        canvas.ellipse(at, radii, canvas.grey["lesion"])
-
-
 def main() -> None:
     """Write a phantom from the command line and print the files written."""
     parser = argparse.ArgumentParser(prog="python -m vlm_core.data.phantom", description=__doc__)
@@ -288,8 +242,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=2050, help="number of images")
     parser.add_argument("--image-size", type=int, default=512, help="width and height in pixels")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--form", choices=FORMS, default="png", help="file format of the images")
+    parser.add_argument("--slices", type=int, default=1, help="slices of each DICOM series or NIfTI volume")
     args = parser.parse_args()
-    write_phantom(args.output, args.images, args.seed, args.image_size)
+    write_phantom(args.output, args.images, args.seed, args.image_size, args.form, args.slices)
     for path in sorted((args.output / "data").glob("*.parquet")):
         print(f"{path}: {pq.read_metadata(path).num_rows} rows, {path.stat().st_size / 1e6:.1f} MB")
 

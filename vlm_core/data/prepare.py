@@ -24,6 +24,8 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     directory, reused = build_conversations(splits or fetch_splits(config))
     require_few_rejects(directory, config)
     require_little_personal_data(directory, config)
+    if left_out := read_manifest(directory).get("left_out"):
+        logger.info("dataset.where left out %s rows (%s)", f"{left_out:,}", ", ".join(config.dataset.where))
     for finding in read_json(directory / STATISTICS)["findings"]:
         logger.warning("%s", finding)
     for line in reject_lines(rejects_to_show(directory, config)):
@@ -50,7 +52,7 @@ def require_little_personal_data(conversations: Path, config: Config) -> None:
     allowed, found = config.dataset.max_personal_data, read_json(conversations / STATISTICS)
     if allowed is not None and (signs := signs_of_personal_data(found)) > allowed:
         kinds = dict(sorted(found["personal_texts"].items())) | {
-            "text burnt into an image": found["medical"]["flags"]["burnt_in"]
+            "text burnt into an image": found["burnt_in_text"]["images"]
         }
         raise ValueError(
             f"dataset {config.dataset.path_or_dataset!r}: {signs} signs of personal data "

@@ -19,6 +19,7 @@ from vlm_core.generation.prompts import prompt_of
 from vlm_core.generation.sampling import prompt_key
 
 BLANK_SIZE = 64  # pixels a side, before the processor's own resizing
+Substitutes = dict[tuple[int, ...], list[int]]  # the images of a question -> as many others
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def ask_under(
     condition: str,
     tokens: Sequence[TokenizedExample],
     rows: Sequence[dict[str, Any]],
-    shuffled: dict[int, int] | None,
+    shuffled: Substitutes | None,
     hashes: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     chat: ChatModel,
@@ -59,7 +60,7 @@ def ask_under(
     pairs = list(zip(tokens, rows, strict=True))
     if condition == SHUFFLED:
         assert shuffled is not None
-        substitutes = [[shuffled[image] for image in example.images] for example in tokens]
+        substitutes = [shuffled[tuple(example.images)] if example.images else [] for example in tokens]
         shown = [[sizes[image] for image in images] for images in substitutes]
     elif condition == BLANK:
         substitutes = [[0 for _ in example.images] for example in tokens]
@@ -99,18 +100,31 @@ def black_image() -> Image.Image:
     return Image.new("RGB", (BLANK_SIZE, BLANK_SIZE))
 
 
-def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> dict[int, int] | None:
-    """Returns `{image index: index of an image of another case}` for all images of `examples`.
+def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> Substitutes | None:
+    """Returns `{the images of a question: images of another case}` for all questions of `examples` that show images.
 
-    Returns None if an image cannot be replaced, because all others belong to the same case.
+    All images of a question, such as the slices of a volume, are replaced by those of one other question, in their
+    order: if it shows more or fewer, evenly spaced ones, some of them several times. Questions about the same images
+    get the same substitutes. Returns None if a question has none, because all others are about the same case.
     """
     cases: dict[int, set[str]] = {}
     for example in examples:
         for index in image_indices(example):
             cases.setdefault(index, set()).add(example["case_id"])
+    shown = sorted({tuple(image_indices(example)) for example in examples} - {()})
+    cases_of = {images: set().union(*(cases[image] for image in images)) for images in shown}
     generator = random.Random(seed)
-    images = sorted(cases)
-    others = {image: [other for other in images if not cases[image] & cases[other]] for image in images}
+    others = {images: [other for other in shown if not cases_of[images] & cases_of[other]] for images in shown}
     if not all(others.values()):
         return None
-    return {image: generator.choice(others[image]) for image in images}
+    return {images: _substitutes(len(images), generator.choice(_best(others[images], len(images)))) for images in shown}
+
+
+def _best(others: Sequence[tuple[int, ...]], count: int) -> Sequence[tuple[int, ...]]:
+    """Returns those of `others` that have `count` images; all if none has."""
+    return [other for other in others if len(other) == count] or others
+
+
+def _substitutes(count: int, others: Sequence[int]) -> list[int]:
+    """Returns `count` images from `others`, spaced evenly and in their order."""
+    return [others[(2 * number + 1) * len(others) // (2 * count)] for number in range(count)]

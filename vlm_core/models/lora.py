@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from vlm_core.config import PeftConfig
 from vlm_core.families import Family, part_of
+from vlm_core.models.fused_lora import use_fused_lora
 from vlm_core.models.lora_patterns import by_full_name, matches, rank_of, select_saved, warn_of_unmatched
 from vlm_core.models.lora_start import remember_initial_matrices
 
@@ -34,6 +35,11 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
         # peft warns of its own way to save such adapters, which `lora_start` replaces.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         lora = _peft_config(config, modules, experts, saved)
+    if config.use_triton and config.dropout and "use_triton" in config.model_fields_set:
+        logger.warning("peft.use_triton=true has no effect on training: peft.dropout=%s needs peft's own layers; set "
+                       "peft.dropout=0 for the faster ones", config.dropout)  # fmt: skip
+    if config.use_triton:
+        use_fused_lora(lora)
     with warnings.catch_warnings():
         # They apply to experts nevertheless.
         warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")

@@ -78,12 +78,11 @@ class Trainer:
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.batch_size)
-        self.token_loss = TokenLoss(self.model, self.chat, fused=self.config.loss_fn.is_fused)
-        if self.config.compute.compile:
+        compute, fused = self.config.compute, self.config.loss_fn.is_fused
+        self.token_loss = TokenLoss(self.model, self.chat, fused=fused, skip_unused=compute.skip_unused_positions)
+        if compute.compile:
             compile_layers(self.model)
-        self.forward = parallelize(
-            self.token_loss, self.config.compute.strategy, self.ranks, self.device, self.compute_dtype
-        )
+        self.forward = parallelize(self.token_loss, compute.strategy, self.ranks, self.device, self.compute_dtype)
         # Build the optimizer after sharding, because FSDP2 replaces the parameters.
         peft = self.config.peft
         ratio = None if peft is None else peft.loraplus_lr_ratio

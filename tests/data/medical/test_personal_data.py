@@ -1,16 +1,16 @@
-"""Personal data in headers and texts is counted by name and kind, and no output contains its values."""
+"""Personal data in headers is counted by name and kind, and no output contains its values."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw, ImageFont
 
 from tests.data.medical.test_cells import prepared, write_csv
 from tests.dicom_files import dicom_file
 from vlm_core.config import ImagesConfig
-from vlm_core.data.medical.personal_data import personal_patterns
 from vlm_core.data.medical.reader import MedicalReader
-from vlm_core.data.medical_statistics import medical_findings, medical_statistics
+from vlm_core.data.medical_statistics import burnt_in_text, medical_findings, medical_statistics
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
 from vlm_core.data.statistics import STATISTICS
@@ -23,27 +23,6 @@ PLANTED = {
     "InstitutionName": "Magrathea Klinik", "ReferringPhysicianName": "Vogon^Jeltz", "AccessionNumber": "ACC99177",
     "StudyDate": "20251231", "PatientComments": "lives beside Milliways",
 }  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("text", "kinds"),
-    [
-        ("Seen on 2024-03-05.", ["a date"]),
-        ("Seen on 5.3.2024", ["a date"]),
-        ("seen 3 March 2024", ["a date"]),
-        ("Mar 3rd, 2024", ["a date"]),
-        ("MRN: 0012345", ["a record number"]),
-        ("patient id 884422", ["a record number"]),
-        ("Reported by Dr. Smith", ["a name after a title"]),
-        ("mail jane@clinic.org", ["an e-mail address"]),
-        ("call 555 123 4567", ["a telephone number"]),
-        ("A 3.5 x 2.1 x 1.0 cm mass at T12, grade 2/3, 45-year-old, ratio 1/2", []),
-        ("The Dr of choice is a T2-weighted MR at 1.5 T; series 3, slice 12", []),
-        ("Case 4: what is shown in 1234 voxels?", []),
-    ],
-)
-def test_texts(text: str, kinds: list[str]) -> None:
-    assert personal_patterns(text) == kinds
 
 
 def test_planted_values_are_reported_by_tag_and_stand_in_no_output(
@@ -88,7 +67,26 @@ def test_signs_of_personal_data_stop_a_run_if_the_config_says_so(home: Path, tmp
     write_csv(folder, [{"image": f"{n}.dcm", "question": "q", "answer": a} for n, a in enumerate(answers)])
     prepared(folder)
     prepared(folder, **{"dataset.max_personal_data": 2})
-    with pytest.raises(ValueError, match=r"2 signs of personal data \(a date: 1, a name after a title: 1\)"):
+    with pytest.raises(ValueError, match=r"2 signs of personal data \(a date: 1, a name with a title: 1\)"):
+        prepared(folder, **{"dataset.max_personal_data": 1})
+
+
+def test_text_in_the_pixels_is_a_sign_without_a_word_in_the_header(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number in range(6):
+        values = np.full((128, 128), 40.0 + number)
+        if number < 2:
+            picture = Image.new("L", (128, 128))
+            ImageDraw.Draw(picture).text((4, 4), f"DOE^JANE {number}", fill=255, font=ImageFont.load_default(14))
+            values += 4.0 * np.asarray(picture)
+        (folder / f"{number}.dcm").write_bytes(dicom_file(values, BurnedInAnnotation="NO"))
+    write_csv(folder, [{"image": f"{n}.dcm", "question": f"q{n}", "answer": "a"} for n in range(6)])
+    found = read_json(prepared(folder) / STATISTICS)
+    assert found["burnt_in_text"] == {"by_header": 0, "by_pixels": 2, "images": 2}
+    assert any(text.startswith("2 images may have text burnt in") for text in found["findings"])
+    prepared(folder, **{"dataset.max_personal_data": 2})
+    with pytest.raises(ValueError, match=r"2 signs of personal data \(text burnt into an image: 2\)"):
         prepared(folder, **{"dataset.max_personal_data": 1})
 
 
@@ -108,6 +106,13 @@ def test_findings_name_what_can_hide_a_finding() -> None:
     ]
     medical = medical_statistics(facts)
     assert (medical["images"], medical["counts"]["spacing"]) == (2, {"0.5 x 0.5": 1})
-    found = {"medical": medical, "personal_texts": {}, "images": {"modes": {"I;16": 3, "RGB": 2}}}
+    burnt_in = burnt_in_text([('{"burnt_in": true}', True), ("{}", True), (None, True), (None, False), (None, False)])
+    assert burnt_in == {"by_header": 1, "by_pixels": 3, "images": 3}
+    found = {
+        "medical": medical,
+        "personal_texts": {},
+        "burnt_in_text": burnt_in,
+        "images": {"modes": {"I;16": 3, "RGB": 2}},
+    }
     said = [text for applies, text in medical_findings(found) if applies]
-    assert [text.split(" ", 1)[0] for text in said] == ["1", "1", "3", "1", "1", "1"]
+    assert [text.split(" ", 1)[0] for text in said] == ["1", "1", "3", "3", "1", "1", "1"]
