@@ -1,16 +1,29 @@
 """Measures the memory of LoRA over a base in bfloat16, int8 and nf4 beside the plan: `python -m benchmarks.quantized`.
 
 The model has Gemma 3's classes and 126 million weights in linear modules, so that weights dominate. Each kind is loaded
-and trained in a process of its own on the CPU, with and without gradient checkpointing. Writes results/quantization.md.
+and trained in a separate process on the CPU, with and without gradient checkpointing. Writes results/quantization.md.
 """
 
 import argparse
-import json
-import subprocess
-import sys
 import tempfile
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
+import transformers.models.gemma3.modeling_gemma3  # noqa: F401  # before the forks
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from benchmarks.memory import PeakMemory
+from vlm_core.config import ModelConfig
+from vlm_core.families import GEMMA3
+from vlm_core.models.base_model import fetch_model
+from vlm_core.models.load import load_processor
+from vlm_core.models.prepare import prepare_model
+from vlm_core.recipe import load_config
+from vlm_core.training.memory import memory_of
+from vlm_core.training.optim import build_optimizer
+from vlm_core.training.plan import planned_sizes
 
 RESULTS = Path(__file__).parent / "results" / "quantization.md"
 KINDS = ("none", "int8", "nf4")
@@ -22,18 +35,11 @@ TEXT = {
     "num_key_value_heads": 4,
     "head_dim": 128,
 }
-TOKENS = 256
+TOKENS = 128
 
 
 def write_model(directory: Path) -> None:
     """Writes a randomly initialised model in bfloat16, with the processor of the tiny Gemma 3."""
-    import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    from vlm_core.config import ModelConfig
-    from vlm_core.models.base_model import fetch_model
-    from vlm_core.models.load import load_processor
-
     tiny = fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3"))
     config: Any = AutoConfig.from_pretrained(tiny)
     layers = config.text_config.layer_types
@@ -47,16 +53,6 @@ def write_model(directory: Path) -> None:
 
 def measure(directory: Path, kind: str, checkpointing: bool) -> dict[str, float]:
     """Returns megabytes: tensors after loading, their peak above the start while loading and training, and the plan."""
-    import torch
-
-    from benchmarks.memory import PeakMemory
-    from vlm_core.families import GEMMA3
-    from vlm_core.models.prepare import prepare_model
-    from vlm_core.recipe import load_config
-    from vlm_core.training.memory import memory_of
-    from vlm_core.training.optim import build_optimizer
-    from vlm_core.training.plan import planned_sizes
-
     overrides = {
         "model": {
             "pretrained_model_name_or_path": str(directory), "torch_dtype": "bfloat16", "quantization": kind
@@ -106,21 +102,15 @@ def report(rows: dict[tuple[str, bool], dict[str, float]]) -> str:
 
 
 def main() -> None:
-    """Measures every kind in its own process and writes the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)  # directory, kind, checkpointing
-    chosen = parser.parse_args().measure
-    if chosen:
-        print("MEASURED" + json.dumps(measure(Path(chosen[0]), chosen[1], chosen[2] == "True")))
-        return
+    """Measures every kind in a process forked for it, so that torch is imported once, and writes the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = {}
-    with tempfile.TemporaryDirectory() as directory:
-        write_model(Path(directory))
+    # Nothing may compute in this process: a fork inherits no threads of OpenMP.
+    with tempfile.TemporaryDirectory() as directory, get_context("fork").Pool(1, maxtasksperchild=1) as pool:
+        pool.apply(write_model, [Path(directory)])
         for kind in KINDS:
             for checkpointing in (False, True):
-                command = [sys.executable, "-m", "benchmarks.quantized", "--measure", directory, kind]
-                done = subprocess.run([*command, str(checkpointing)], check=True, stdout=subprocess.PIPE, text=True)
-                rows[kind, checkpointing] = json.loads(done.stdout.partition("MEASURED")[2])
+                rows[kind, checkpointing] = pool.apply(measure, [Path(directory), kind, checkpointing])
     RESULTS.write_text(report(rows))
     print(RESULTS.read_text())
 

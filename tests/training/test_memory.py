@@ -1,6 +1,8 @@
 """The plan counts quantised weights and small states, and says what fits on a card and what needs less memory."""
 
 import dataclasses
+import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -91,13 +93,14 @@ def test_what_saves_most_comes_first(large: ModelSizes) -> None:
 
 
 def test_out_of_memory_names_settings_with_the_plans_numbers(
-    conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(self: Trainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nSee the documentation")
 
     monkeypatch.setattr(Trainer, "run", fail)
     directory = {"checkpoint.checkpoint_dir": str(tmp_path)}
+    caplog.set_level(logging.INFO)
     with pytest.raises(ValueError, match=r"out of memory \(CUDA out of memory. Tried to allocate 2.00 GiB.\)") as error:
         finetune(small_config(**directory | {"peft.dim": 4}), Ranks(), conversations)
     for words in (
@@ -107,3 +110,4 @@ def test_out_of_memory_names_settings_with_the_plans_numbers(
         r"the same command then resumes",
     ):
         assert error.match(words)
+    assert re.search(r"fits on      8 GB: as configured \(\d+ MB\)\n            12 GB: as configured", caplog.text)
