@@ -175,7 +175,7 @@ def test_an_optimizer_with_small_states_resumes_bit_for_bit(target: str, tmp_pat
     models = [torch.nn.Linear(128, 128, bias=False) for _ in range(2)]
     whole = build_optimizer(models[0], config)
     steps(whole, models[0].weight, range(3))
-    snapshot = Snapshot({}, {"optimizer": whole.state_dict()}, RunProgress("")).copy()
+    snapshot = Snapshot({}, {"optimizer": whole.state_dict(), "scheduler": {}}, RunProgress("")).copy()
     torch.save(snapshot.training_state, tmp_path / TRAINING_STATE)
     models[1].load_state_dict(models[0].state_dict())
     resumed = build_optimizer(models[1], config)
