@@ -5,6 +5,7 @@ and trained in a separate process on the CPU, with and without gradient checkpoi
 """
 
 import argparse
+import ctypes
 import tempfile
 from multiprocessing import get_context
 from pathlib import Path
@@ -36,10 +37,12 @@ TEXT = {
     "head_dim": 128,
 }
 TOKENS = 128
+M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def write_model(directory: Path) -> None:
     """Writes a randomly initialised model in bfloat16, with the processor of the tiny Gemma 3."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)  # otherwise freed memory stays with the process
     tiny = fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3"))
     config: Any = AutoConfig.from_pretrained(tiny)
     layers = config.text_config.layer_types

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from vlm_core.config import Config, OptimizerConfig
 from vlm_core.models.forward import LOGITS_AT_ONCE
-from vlm_core.models.freeze import PartCounts, total
+from vlm_core.models.freeze import Counts, PartCounts, total
 from vlm_core.models.quantize import BYTES_PER_WEIGHT
 from vlm_core.training.optim import state_bytes
 
@@ -25,6 +25,7 @@ class ModelSizes:
     """The sizes of a model on the device."""
 
     parts: PartCounts
+    idle: Counts  # those of the experts that a token does not use
     quantizable: int  # frozen weights that model.quantization would hold in 4 or 8 bits
     text: Any  # the language model's config
     width: int  # bytes of a number of the computation, and of a frozen weight
