@@ -37,12 +37,10 @@ TEXT = {
     "head_dim": 128,
 }
 TOKENS = 128
-M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def write_model(directory: Path) -> None:
     """Writes a randomly initialised model in bfloat16, with the processor of the tiny Gemma 3."""
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)  # otherwise freed memory stays with the process
     tiny = fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3"))
     config: Any = AutoConfig.from_pretrained(tiny)
     layers = config.text_config.layer_types
@@ -77,6 +75,7 @@ def _train(config: Config, directory: Path) -> dict[str, float]:
     """Loads the model, makes two steps, and returns the MB of its weights and of both peaks above the start."""
     with PeakMemory() as loading:
         model = prepare_model(config, directory, GEMMA3, None)
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that loading freed stays with the process
     held = sum(_bytes(tensor) for tensor in model.state_dict().values())
     optimizer = build_optimizer(model, config.optimizer)
     ids = torch.arange(TOKENS)[None] % 600

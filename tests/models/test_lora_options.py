@@ -12,7 +12,6 @@ from peft.tuners.lora import LoraLayer
 from pydantic import ValidationError
 
 from tests.conftest import small_config, tiny_directory
-from tests.other_models import directory_of
 from vlm_core.config import Config, ModelConfig, PeftConfig
 from vlm_core.families import FAMILIES, GEMMA3, part_of
 from vlm_core.models.derived_family import family_of
@@ -202,7 +201,7 @@ def test_wrong_options_are_refused_before_a_model_is_loaded(options: dict[str, A
 
 
 def test_experts_take_ranks_but_neither_dora_nor_starts_from_the_weights(tmp_path: Path) -> None:
-    directory = directory_of("gemma4_26b")
+    directory = tiny_directory("gemma4_26b")
     family = family_of(directory)
     model = load_model(directory, ModelConfig(pretrained_model_name_or_path=str(directory), torch_dtype="float32"))
     for options in ({"use_dora": True}, {"init_lora_weights": "pissa"}):

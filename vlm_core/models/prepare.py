@@ -53,7 +53,7 @@ def _warn_of_frozen_projector(model: Any, family: Family, frozen: set[str]) -> N
     if counts and not counts.trainable and "projector" not in frozen:
         logger.warning(
             "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). Set it "
-            "to true, name the projector in peft.modules_to_save, or widen peft.target_modules and peft.exclude_modules",
+            "to true, name it in peft.modules_to_save, or widen peft.target_modules or peft.exclude_modules",
             ", ".join(family.parts["projector"]),
         )
 
