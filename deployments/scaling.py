@@ -21,7 +21,7 @@ from vlm_core.families import GEMMA3
 from vlm_core.models.freeze import PartCounts, total
 from vlm_core.recipe import load_config
 from vlm_core.training.flops import flops_per_token
-from vlm_core.training.plan import checkpoint_bytes, planned_parameters
+from vlm_core.training.plan import checkpoint_bytes, planned_sizes
 
 # The part of google/gemma-3-4b-it's published config.json that determines sizes.
 GEMMA3_4B = {
@@ -126,7 +126,7 @@ def costs_of(recipe: str, inputs: Inputs) -> Costs:
     config = load_config(recipe, {"vision_cache.enabled": False})  # so that the tower's parameters are counted
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "config.json").write_text(json.dumps(GEMMA3_4B), encoding="utf-8")
-        return Costs(planned_parameters(config, Path(base), GEMMA3)[0], config.peft is not None, inputs)
+        return Costs(planned_sizes(config, Path(base), GEMMA3).parts, config.peft is not None, inputs)
 
 
 def sent(gpus: int, size: float) -> float:

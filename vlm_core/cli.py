@@ -180,6 +180,8 @@ def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return " | ".join(map(str, arguments))
     if origin is list:
         return f"list of {_kind(arguments[0])}"
+    if origin is dict:
+        return f"mapping of {_kind(arguments[0])} to {_kind(arguments[1])}"
     if origin is tuple:
         return f"[{', '.join(map(_kind, arguments))}]"
     if origin in (Union, UnionType):

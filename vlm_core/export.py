@@ -38,13 +38,14 @@ logger = logging.getLogger(__name__)
 def merge(files: ModelFiles, output: Path) -> torch.dtype:
     """Merges the adapter of `files` into its base model and writes the result to `output`; returns the weights' dtype.
 
-    The dtype is that of the stored base model. The merge computes in float32 and rounds once. Raises ValueError if
+    The dtype is that of the stored base model. The merge computes in float32 over the stored weights, also if the
+    adapter was trained over quantised ones, and rounds once. Raises ValueError if
     `output` is not empty, or if merged weights are not finite.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} is not empty; choose a new or empty directory")
     require_writable(output)
-    exact = files.config.model_copy(update={"torch_dtype": "float32"})
+    exact = files.config.model_copy(update={"torch_dtype": "float32", "quantization": "none"})
     model: Any = load_trained(files.weights, files.base, exact)
     if isinstance(model, PeftModel):
         model = model.merge_and_unload(safe_merge=True)
@@ -68,6 +69,11 @@ def main(options: argparse.Namespace) -> None:
         raise SystemExit(f"error: {printable(error)}") from error
     logger.info("%s has the merged model in %s: AutoModelForImageTextToText.from_pretrained loads it",
                 options.output_dir, str(dtype).removeprefix("torch."))  # fmt: skip
+    if files.config.quantization != "none":
+        logger.warning("the adapter was trained over %s weights and is merged into those of full precision, so its "
+                       "answers change a little. To measure by how much: python -m vlm_core.evaluate --config RECIPE "
+                       "--model.quantization none --checkpoint-path %s --evaluation.compare_with adapter=%s",
+                       files.config.quantization, options.output_dir, options.checkpoint_path)  # fmt: skip
 
 
 if OPTIONS:

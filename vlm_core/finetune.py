@@ -18,6 +18,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import Timeout
 
 from vlm_core.cache import locked
@@ -43,7 +44,7 @@ from vlm_core.run_directory import (
 from vlm_core.training.checkpoint import load_progress
 from vlm_core.training.distributed import Ranks, command
 from vlm_core.training.loop import Preempted, Trainer
-from vlm_core.training.plan import plan_run, require_disk, require_fit
+from vlm_core.training.plan import Plan, out_of_memory, plan_run, require_disk, require_fit
 from vlm_core.training.run_length import length_warnings, total_steps
 from vlm_core.training.setup import RunInputs, build_trainer, gather
 
@@ -69,12 +70,19 @@ def finetune(
     finished = _finished_steps(inputs)
     if finished is not None:
         return _write_result(inputs, finished)
-    _check_plan(inputs)
+    plan = _check_plan(inputs)
     if plan_only:
         return {}
-    trainer = build_trainer(inputs, _samples(inputs))
-    with _sole_writer(inputs.directory) if ranks.is_main else nullcontext():
-        if ranks.is_main:
+    try:
+        return _train(inputs)
+    except torch.OutOfMemoryError as error:
+        raise out_of_memory(plan, inputs.device, error) from error
+
+
+def _train(inputs: RunInputs) -> dict[str, Any]:
+    trainer, main = build_trainer(inputs, _samples(inputs)), inputs.ranks.is_main
+    with _sole_writer(inputs.directory) if main else nullcontext():
+        if main:
             _write_settings(inputs, trainer)
         trainer.run()
         return _write_result(inputs, trainer.progress.step)
@@ -93,9 +101,12 @@ def _finished_steps(inputs: RunInputs) -> int | None:
     return progress.step
 
 
-def _check_plan(inputs: RunInputs) -> None:
-    """Logs the plan of the run; raises ValueError if the run does not fit in memory or on the disk."""
-    config, examples = inputs.config, inputs.train
+def _check_plan(inputs: RunInputs) -> Plan | None:
+    """Logs and returns the plan of the run, None if a custom collate function makes the batches.
+
+    Raises ValueError if the run does not fit in memory or on the disk.
+    """
+    config, examples, plan = inputs.config, inputs.train, None
     if inputs.collate is None:
         plan = plan_run(config, inputs.base, examples, inputs.chat, inputs.ranks.world_size)
         logger.info("the plan of this run:\n%s", plan)
@@ -105,6 +116,7 @@ def _check_plan(inputs: RunInputs) -> None:
         logger.info("no plan: the batches of the custom %s are unknown", config.dataloader.collate_fn.target)
     for warning in length_warnings(config, len(examples)):
         logger.warning("%s", warning)
+    return plan
 
 
 def _samples(inputs: RunInputs) -> Callable[[Any, ImageInputs], Callable[[int], None]]:

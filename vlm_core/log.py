@@ -29,6 +29,9 @@ def configure_logging(*, quiet: bool = False) -> None:
     )
     for noisy in ("httpx", "httpx2", "urllib3", "filelock", "datasets", "absl", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # bitsandbytes warns, once peft imports it, of a kernel that is not installed, and later that int8 rounds inputs.
+    for silent in ("bitsandbytes.backends.cpu.ops", "bitsandbytes.autograd._functions"):
+        logging.getLogger(silent).setLevel(logging.ERROR)
 
 
 def read_line(text: str) -> tuple[int, str]:

@@ -97,7 +97,10 @@ def _intervals(result: dict[str, Any]) -> str:
 
 def tuning(config: Config) -> str:
     """Returns the kind of fine-tuning in words."""
-    return f"LoRA, rank {config.peft.dim}" if config.peft else "full fine-tuning"
+    if config.peft is None:
+        return "full fine-tuning"
+    base = "" if config.model.quantization == "none" else f", over {config.model.quantization} weights"
+    return f"LoRA, rank {config.peft.dim}{base}"
 
 
 def _link(name: str, kind: str) -> str:

@@ -54,7 +54,7 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
                 "batch_size": run.config.evaluation.batch_size,
             },
             signature=_signature(run.config.evaluation.max_new_tokens),
-            pip_requirements=_requirements(),
+            pip_requirements=_requirements(run.config),
             registered_model_name=name,
         )
     # Leaving the block marked the MLflow run as finished, but it runs until its flow ends.
@@ -73,10 +73,11 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
     return look_up(name, alias)
 
 
-def _requirements() -> list[str]:
+def _requirements(config: Config) -> list[str]:
     """Returns the requirements of a server, pinned to the installed versions."""
+    quantizers = [] if config.model.quantization == "none" else ["bitsandbytes"]
     installed = {distribution.name for distribution in importlib.metadata.distributions()}
-    wanted = [*REQUIREMENTS, *(name for name in MEDICAL_PACKAGES if name in installed)]
+    wanted = [*REQUIREMENTS, *quantizers, *(name for name in MEDICAL_PACKAGES if name in installed)]
     return [f"{package}=={importlib.metadata.version(package)}" for package in wanted]
 
 

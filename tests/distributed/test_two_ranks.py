@@ -81,7 +81,7 @@ GEMMA3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n", "optim
 GEMMA4 = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma4", "optimizer.lr": 1e-4}
 TUNINGS = {
     "plain": PLAIN,
-    "lora-cached": LORA,
+    "nf4-lora-cached": LORA | {"model.quantization": "nf4"},
     "3n-packed": GEMMA3N | LIVE | {STEPS: 2},  # its tower is slow
     "3n-lora-cached": GEMMA3N | LORA,
     "qwen3-packed": QWEN3_VL | LIVE,

@@ -76,7 +76,7 @@ def commit_of_the_checkout() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-@pytest.fixture(scope="module", params=["gemma3-lora", "gemma3n-full"])
+@pytest.fixture(scope="module", params=["gemma3-nf4", "gemma3n-full"])
 def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The home and the summary of a run on the medical images, in a working directory that must stay empty."""
     directory = tmp_path_factory.mktemp("flow")
@@ -96,7 +96,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "registry.model_name": f"medpix-{family}",
         "wandb.project": "medical",
         "wandb.mode": "offline",
-    } | ({"peft.dim": 4} if tuning == "lora" else {"dataset.pseudonymise_case_ids": True})
+    } | ({"peft.dim": 4, "model.quantization": "nf4"} if tuning == "nf4" else {"dataset.pseudonymise_case_ids": True})
     overrides = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = ["-m", "pipelines.finetune", "--recipe", "demo", *overrides]
     (directory / "command.json").write_text(json.dumps(command))
@@ -242,7 +242,7 @@ def test_the_checkpoint_answers_on_the_command_line(
     assert text == found["response"] + "\n"
 
 
-@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+@pytest.mark.parametrize("finished", ["gemma3-nf4"], indirect=True)
 def test_the_readme_loads_the_model_without_servers(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     home, _ = finished
     row = pq.read_table(next((home.parent / "data" / "data").glob("train-*"))).slice(0, 1).to_pylist()[0]
@@ -253,7 +253,7 @@ def test_the_readme_loads_the_model_without_servers(finished: tuple[Path, dict[s
     assert isinstance(answer, str)
 
 
-@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+@pytest.mark.parametrize("finished", ["gemma3-nf4"], indirect=True)
 def test_the_last_line_can_be_pasted(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """In a new shell, and in another directory."""
     home, summary = finished
@@ -271,7 +271,7 @@ def test_the_last_line_can_be_pasted(finished: tuple[Path, dict[str, Any]], tmp_
     assert len({len(line) for line in box}) == 1
 
 
-@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+@pytest.mark.parametrize("finished", ["gemma3-nf4"], indirect=True)
 def test_the_champion_answers_the_same_questions(finished: tuple[Path, dict[str, Any]]) -> None:
     """The next run is compared with the base model and with the champion, and neither is asked again."""
     home, summary = finished
@@ -298,7 +298,7 @@ def test_the_champion_answers_the_same_questions(finished: tuple[Path, dict[str,
     assert promotion["reason"].startswith("has not learnt")
 
 
-@pytest.mark.parametrize("finished", ["gemma3-lora"], indirect=True)
+@pytest.mark.parametrize("finished", ["gemma3-nf4"], indirect=True)
 def test_the_documented_commands_change_the_champion(
     finished: tuple[Path, dict[str, Any]], here: Callable[..., str]
 ) -> None:

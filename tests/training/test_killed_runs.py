@@ -1,6 +1,7 @@
 """A training that is killed at any moment and restarted until it ends equals the uninterrupted one bit for bit.
 
-Three kills here, 20 with `make stress`: at random moments, and one in three while a checkpoint is being saved.
+Three kills here, 20 with `make stress`: at random moments, and one in three while a checkpoint is being saved. One more
+with 4-bit weights and 8-bit optimizer states.
 """
 
 import json
@@ -27,6 +28,12 @@ RUN = {
         "global_batch_size": 40, "num_epochs": 99, "max_steps": STEPS, "ckpt_every_steps": 2, "val_every_steps": None
     },
 }  # fmt: skip
+NF4 = {
+    "model.quantization": "nf4",
+    "peft": {"dim": 64, "modules_to_save": ["*multi_modal_projector"]},
+    "optimizer._target_": "bitsandbytes.optim.AdamW8bit",
+    "step_scheduler.max_steps": 6,
+}
 TRAIN = """
 import json, os, sys
 import transformers.models.gemma3.modeling_gemma3, vlm_core.models.tiny
@@ -38,9 +45,10 @@ def work(line):
 """
 
 
-def arguments(directory: Path, conversations: Path) -> list[str]:
+def arguments(directory: Path, conversations: Path, tuning: dict[str, Any]) -> list[str]:
     directory.mkdir(exist_ok=True)
-    (directory / CONFIG).write_text(small_config(**RUN, **{"checkpoint.checkpoint_dir": str(directory)}).to_yaml())
+    settings = RUN | {"checkpoint.checkpoint_dir": str(directory)} | tuning
+    (directory / CONFIG).write_text(small_config(**settings).to_yaml())
     return ["--config", str(directory / CONFIG), "--conversations", str(conversations)]
 
 
@@ -56,12 +64,12 @@ def half_saved(directory: Path) -> list[Path]:
 class Runs:
     """Runs a training several times in one directory."""
 
-    def __init__(self, starter: Starter, directory: Path, conversations: Path) -> None:
-        self.starter, self.directory, self.conversations = starter, directory, conversations
+    def __init__(self, starter: Starter, directory: Path, conversations: Path, tuning: dict[str, Any]) -> None:
+        self.starter, self.directory, self.conversations, self.tuning = starter, directory, conversations, tuning
 
     def start(self) -> int:
         """Starts the run and returns its process id."""
-        return self.starter.start(json.dumps(arguments(self.directory, self.conversations)))
+        return self.starter.start(json.dumps(arguments(self.directory, self.conversations, self.tuning)))
 
     def end(self) -> int:
         """Waits for the run and returns its wait status: 0, or the signal that killed it."""
@@ -101,7 +109,7 @@ def starter() -> Iterator[Starter]:
 def outcome(directory: Path) -> tuple[list[Any], dict[str, str]]:
     """Returns (step, loss, gradient norm) of each step, and the checksums of all saved weights."""
     records = read_json_lines(directory / METRICS)[0]
-    weights = {path.parts[-3]: file_sha256(path) for path in directory.glob("epoch_*/model/model.safetensors")}
+    weights = {path.parts[-3]: file_sha256(path) for path in directory.glob("epoch_*/model/*model.safetensors")}
     return [(record["step"], record["loss"], record["grad_norm"]) for record in records], weights
 
 
@@ -109,7 +117,7 @@ def outcome(directory: Path) -> tuple[list[Any], dict[str, str]]:
 @pytest.mark.timeout(300 + 60 * KILLS)
 def test_a_killed_run_equals_the_uninterrupted_one(conversations: Path, tmp_path: Path, starter: Starter) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = Runs(starter, whole, conversations)
+    undisturbed = Runs(starter, whole, conversations, {})
     undisturbed.start()
     assert undisturbed.end() == 0
     expected = outcome(whole)
@@ -118,7 +126,7 @@ def test_a_killed_run_equals_the_uninterrupted_one(conversations: Path, tmp_path
     step_seconds = (records[-1]["elapsed_seconds"] - records[0]["elapsed_seconds"]) / (
         STEPS - 1
     )  # including the saving
-    chosen, runs = random.Random(5), Runs(starter, killed, conversations)
+    chosen, runs = random.Random(5), Runs(starter, killed, conversations, {})
     for number in range(KILLS):
         if number % 3 == 1:
             runs.kill_while_it_saves()
@@ -132,3 +140,18 @@ def test_a_killed_run_equals_the_uninterrupted_one(conversations: Path, tmp_path
     assert runs.end() == 0
     assert outcome(killed) == expected
     assert half_saved(killed) == []
+
+
+@pytest.mark.slow
+def test_a_killed_run_over_4_bit_weights_equals_the_uninterrupted_one(
+    conversations: Path, tmp_path: Path, starter: Starter
+) -> None:
+    whole, killed = (Runs(starter, tmp_path / name, conversations, NF4) for name in ("whole", "killed"))
+    whole.start()
+    assert whole.end() == 0
+    killed.kill_after(3, 0.0)
+    killed.start()
+    assert killed.end() == 0
+    expected = outcome(whole.directory)
+    assert (len(expected[0]), len(expected[1])) == (6, 3)
+    assert outcome(killed.directory) == expected

@@ -20,7 +20,7 @@ from vlm_core.models.prepare import prepare_model
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.flops import flops_per_token
-from vlm_core.training.plan import Plan, plan_run, planned_parameters, require_fit
+from vlm_core.training.plan import Plan, plan_run, planned_sizes, require_fit
 
 
 def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
@@ -103,10 +103,12 @@ def test_published_shapes_have_their_parameters(
     (tmp_path / "config.json").write_text(json.dumps(whole))
     live = {"vision_cache.enabled": False, "freeze_config.freeze_embeddings": False}
     family = FAMILIES[model_type]
-    parts, idle = planned_parameters(small_config(**live), tmp_path, family)
+    sizes = planned_sizes(small_config(**live), tmp_path, family)
+    parts, idle = sizes.parts, sizes.idle
     assert sum(map(sum, parts.values())) == parameters
     assert sum(parts["language_model"]) - sum(idle) == pytest.approx(active, rel=0.03)
-    adapted, idle = planned_parameters(small_config(**{"peft.dim": 8, "peft.dropout": 0.0}), tmp_path, family)
+    sizes = planned_sizes(small_config(**{"peft.dim": 8, "peft.dropout": 0.0}), tmp_path, family)
+    adapted, idle = sizes.parts, sizes.idle
     trained = adapted["language_model"].trainable - idle.trainable
     assert 0 < trained < 0.01 * active
     assert flops_per_token(adapted, idle) == pytest.approx(4 * active, rel=0.03)

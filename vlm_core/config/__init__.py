@@ -11,6 +11,7 @@ from vlm_core.config.base import Section
 from vlm_core.config.compute import ClusterConfig, ComputeConfig, KubernetesConfig
 from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ImagesConfig, ValidationDatasetConfig
 from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
+from vlm_core.config.peft import PeftConfig
 from vlm_core.config.training import (
     CheckpointConfig,
     ClipGradNormConfig,
@@ -20,7 +21,6 @@ from vlm_core.config.training import (
     ModelConfig,
     OptimizerConfig,
     PackingConfig,
-    PeftConfig,
     RngConfig,
     StepSchedulerConfig,
     VisionCacheConfig,
@@ -101,6 +101,23 @@ class Config(Section):
         frozen = self.freeze_config.model_dump(exclude={"freeze_audio_tower"})  # no family trains only this tower
         if self.peft is None and all(frozen.values()):
             raise ValueError(f"nothing is left to train: {', '.join(frozen)} are all true; set one of them to false")
+        return self
+
+    @model_validator(mode="after")
+    def _trains_what_is_not_quantized(self) -> "Config":
+        quantization, peft = self.model.quantization, self.peft
+        if quantization == "none":
+            return self
+        if peft is None:
+            raise ValueError(
+                f"model.quantization={quantization}: quantised weights cannot train; add LoRA (--peft.dim 8), or set "
+                "model.quantization=none"
+            )
+        if peft.init_lora_weights not in ("true", "gaussian"):
+            raise ValueError(
+                f"peft.init_lora_weights={peft.init_lora_weights} needs full-precision weights, and "
+                f"model.quantization={quantization} has none; use true or gaussian, or set model.quantization=none"
+            )
         return self
 
     @property

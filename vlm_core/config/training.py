@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
-from vlm_core.config.base import Names, PositiveInt, Revision, Section, Target
+from vlm_core.config.base import PositiveInt, Revision, Section, Target
 
 
 def _refuse_flash(value: Any) -> Any:
@@ -16,6 +16,7 @@ def _refuse_flash(value: Any) -> Any:
 
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+LearningRate = Annotated[float, Field(gt=0)] | None
 
 
 class ImageProcessorConfig(Section):
@@ -57,6 +58,11 @@ class ModelConfig(Section):
         "sdpa",
         description="Attention of the language model; flex_attention skips the empty blocks of packed rows, on a GPU. "
         "FlashAttention is not offered: it drops Gemma 3's mask over the image tokens.",
+    )
+    quantization: Literal["none", "nf4", "int8"] = Field(
+        "none",
+        description="Hold the language model's linear weights in 4 bits (nf4) or 8 bits (int8) under LoRA; the vision "
+        "tower and the projector keep torch_dtype. Extra: quantization.",
     )
     image_processor: ImageProcessorConfig = Field(
         ImageProcessorConfig(), description="Settings that replace those of the model's image processor."
@@ -111,14 +117,36 @@ class VisionCacheConfig(Section):
     enabled: bool = Field(True, description="Encode each image only once if the vision tower is frozen.")
 
 
+class LearningRates(Section):
+    """Peak learning rates of single parts of the model; null = `optimizer.lr`."""
+
+    embeddings: LearningRate = Field(None, description="Token embeddings and the head; null = optimizer.lr.")
+    vision_tower: LearningRate = Field(None, description="Vision encoder; null = optimizer.lr.")
+    projector: LearningRate = Field(None, description="Multimodal projector; null = optimizer.lr.")
+    language_model: LearningRate = Field(None, description="Decoder layers; null = optimizer.lr.")
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The learning rates that are set, by part."""
+        return {part: lr for part, lr in self if lr is not None}
+
+
 class OptimizerConfig(Section):
-    target: Target = Field("torch.optim.AdamW", description="An optimizer of torch: `torch.optim.NAME`.")
+    target: Target = Field(
+        "torch.optim.AdamW",
+        description="An optimizer: `torch.optim.NAME`, or one with small states: `bitsandbytes.optim.AdamW8bit`, "
+        "`bitsandbytes.optim.PagedAdamW8bit`, `torchao.optim.AdamW4bit`.",
+    )
     lr: float = Field(1e-5, gt=0, description="Peak learning rate.")
     betas: tuple[Decay, Decay] = Field(
         (0.9, 0.95), description="Decay of the two moments, for optimizers that have them."
     )
     eps: float = Field(1e-8, gt=0, description="Added to the denominator of the step.")
     weight_decay: float = Field(0.01, ge=0, description="Weight decay (AdamW: decoupled).")
+    decay_norms_and_biases: bool = Field(
+        True, description="Weight decay for norms and biases too, as torch does; false = for matrices only."
+    )
+    lr_by_part: LearningRates = Field(LearningRates(), description="Peak learning rates of single parts of the model.")
 
 
 FUSED_LOSS = "liger_kernel.transformers.LigerFusedLinearCrossEntropyLoss"
@@ -176,29 +204,6 @@ class FreezeConfig(Section):
     freeze_audio_tower: bool = Field(True, description="Freeze the audio encoder and its projector.")
     freeze_projector: bool = Field(False, description="Freeze the multimodal projector.")
     freeze_language_model: bool = Field(False, description="Freeze the decoder layers.")
-
-
-class PeftConfig(Section):
-    dim: PositiveInt = Field(8, description="LoRA rank.")
-    alpha: PositiveInt = Field(32, description="LoRA scale: the update is multiplied by alpha / dim.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the LoRA matrices.")
-    match_all_linear: bool = Field(
-        False, description="Adapt every linear module that is not excluded, including the head."
-    )
-    target_modules: Names = Field(
-        [], description="Shell-style wildcards for full module names; [] = every linear module except the head."
-    )
-    exclude_modules: Names = Field([], description="Shell-style wildcards for full names of modules to exclude.")
-
-    use_triton: bool = Field(
-        True, description="Compute a linear layer and its LoRA matrices in one function: the same result, faster."
-    )
-
-    @model_validator(mode="after")
-    def _one_selection(self) -> "PeftConfig":
-        if self.match_all_linear and self.target_modules:
-            raise ValueError("match_all_linear and target_modules exclude each other; give one of them")
-        return self
 
 
 class CheckpointConfig(Section):

@@ -40,7 +40,7 @@ def family_of(model_directory: Path, images: Mapping[str, Any] | None = None) ->
 
 @lru_cache(maxsize=8)
 def _own_row(directory: Path, model_type: str) -> Family:
-    model: Any = _empty_model(directory)
+    model: Any = empty_model(directory)
     processor: Any = load_processor(directory)
     if getattr(processor, "image_token", None) is None or processor.chat_template is None:
         lacking = "chat template" if processor.chat_template is None else "image token"
@@ -53,7 +53,7 @@ def _own_row(directory: Path, model_type: str) -> Family:
         raise ValueError(
             f"nothing ends an answer of {directory}: neither its chat template nor an eos token; {OWN_ROW}"
         )
-    parts = _parts(model)
+    parts = parts_of(model)
     return Family(
         model_type=model_type,
         derived=True,
@@ -66,7 +66,7 @@ def _own_row(directory: Path, model_type: str) -> Family:
     )
 
 
-def _empty_model(directory: Path) -> Any:
+def empty_model(directory: Path) -> Any:
     """Returns the model in `directory` without its weights; raises ValueError if transformers has none."""
     config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
@@ -78,7 +78,7 @@ def _empty_model(directory: Path) -> Any:
         return AutoModelForImageTextToText.from_config(config, trust_remote_code=False)
 
 
-def _parts(model: Any) -> dict[str, tuple[str, ...]]:
+def parts_of(model: Any) -> dict[str, tuple[str, ...]]:
     """Returns the parts of a model with the names of their modules.
 
     The projector is what no other part claims, and what some towers hold as their last module (the merger of Qwen2-VL).

@@ -7,6 +7,7 @@ from torch import nn
 
 from vlm_core.config import FreezeConfig
 from vlm_core.families import Family, part_of
+from vlm_core.models.quantize import number_of
 
 
 class Counts(NamedTuple):
@@ -54,7 +55,7 @@ def count_parameters(model: nn.Module, family: Family) -> PartCounts:
     for name, parameter in model.named_parameters():
         part = part_of(name.removeprefix("base_model.model."), family) or "other"
         trained, frozen = counts[part]
-        more = parameter.numel()
+        more = number_of(parameter)
         counts[part] = Counts(trained + more, frozen) if parameter.requires_grad else Counts(trained, frozen + more)
     return {part: pair for part, pair in counts.items() if any(pair)}
 

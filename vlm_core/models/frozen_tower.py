@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
@@ -129,19 +130,27 @@ class _Stub(nn.Module):
         return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=tokens)
 
 
+def trained_copy(module: nn.Module) -> nn.Module:
+    """Returns the copy that trains of a module that peft trains fully, or the module itself."""
+    if isinstance(module, ModulesToSaveWrapper):
+        return module.modules_to_save[module.active_adapters[0]]
+    return module
+
+
 class DetachedTower:
     """Keeps the tower of a model that trains on cached features: off the device, and attached only for saving."""
 
     def __init__(self, model: Any, family: Family) -> None:
         self.model, self.name = unwrapped(model), family.vision_tower
-        self.tower = self.model.get_submodule(family.vision_tower)
+        self.tower = self.model.get_submodule(family.vision_tower).to("cpu")  # a quantised model loads to its device
         pooled = family.vision_features != family.vision_tower
         self.stub = _Stub(self.tower, pooled=pooled) if needs_stub(family) else nn.Identity()
         self.model.set_submodule(self.name, self.stub)
         if pooled:
             # The features are pooled already: a square of tokens_per_side, which the projector must not pool again.
-            self.model.set_submodule(family.vision_features, nn.Identity())
-            projector = self.model.get_submodule(family.vision_features.rpartition(".")[0])
+            parent, _, name = family.vision_features.rpartition(".")
+            projector: Any = trained_copy(self.model.get_submodule(parent))
+            setattr(projector, name, nn.Identity())
             projector.patches_per_image = projector.tokens_per_side
 
     @contextmanager

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.processing_utils import ImagesKwargs
 
 from vlm_core.config import ModelConfig
 from vlm_core.hub import is_repository_id
+from vlm_core.models.quantize import keep_exact_on_cpu, quantization_of
 
 logger = logging.getLogger(__name__)
 
@@ -61,18 +62,36 @@ def _budget_settings(image_processor: Any) -> set[str]:
 
 
 def load_model(directory: Path, config: ModelConfig) -> Any:
-    """Returns the model in `directory` on the CPU, in the dtype and with the attention of `config`."""
+    """Returns the model in `directory` on the CPU, in the dtype and with the attention of `config`.
+
+    A quantised model is on the device of this process instead: each weight goes there and is quantised before the next
+    one, so that the device never holds them in full precision.
+    """
     logger.info("loading the weights in %s", directory)
     attention: Any = config.attn_implementation
     if attention == "flex_attention":  # for packed rows, which only the language model has
         attention = {"text_config": attention}
+    quantized = {}
+    if config.quantization != "none":
+        quantized["quantization_config"] = quantization_of(
+            directory, config.quantization, compute_dtype(config, directory)
+        )
     model = AutoModelForImageTextToText.from_pretrained(
-        directory, dtype=config.torch_dtype, attn_implementation=attention, trust_remote_code=False
+        directory, dtype=config.torch_dtype, attn_implementation=attention, trust_remote_code=False, **quantized
     )
+    keep_exact_on_cpu(model)
     if is_repository_id(config.pretrained_model_name_or_path):
         # An adapter names its base model: by the hub's id, which others can resolve, not by this machine's cache.
         model.name_or_path = config.pretrained_model_name_or_path
     return model
+
+
+def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:
+    """Returns the configured dtype, or for `auto` that of the stored base model."""
+    if config.torch_dtype == "auto":
+        stored: Any = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
+        return stored or torch.float32
+    return getattr(torch, config.torch_dtype)
 
 
 def unwrapped(model: Any) -> Any:

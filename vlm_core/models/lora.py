@@ -1,13 +1,13 @@
-"""LoRA through peft, with the guide's shell-style wildcards over full module names.
+"""LoRA through peft, with the guide's shell-style wildcards over full names: which modules and experts it adapts.
 
 Most models keep all experts of a layer as one parameter of three dimensions. No linear module holds it, so peft adapts
 it by the parameter's name.
 """
 
 import logging
-from collections.abc import Iterable
+import warnings
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from vlm_core.config import PeftConfig
 from vlm_core.families import Family, part_of
 from vlm_core.models.fused_lora import use_fused_lora
+from vlm_core.models.lora_patterns import by_full_name, matches, rank_of, select_saved, warn_of_unmatched
+from vlm_core.models.lora_start import remember_initial_matrices
 
 logger = logging.getLogger(__name__)
 
@@ -23,21 +25,45 @@ logger = logging.getLogger(__name__)
 def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, frozen: set[str]) -> PeftModel:
     """Returns `model` with LoRA matrices on the selected linear modules and experts; everything else is frozen.
 
-    The directory that its `save_pretrained` writes loads in plain peft.
+    Modules that `config` names to be saved train too, as copies. The directory that `save_weights` writes loads in
+    plain peft.
     """
-    lora = LoraConfig(
-        r=config.dim,
-        lora_alpha=config.alpha,
-        lora_dropout=config.dropout,
-        target_modules=select_modules(model, config, family, frozen),
-        target_parameters=select_experts(model, config, family, frozen) or None,
-    )
+    modules, experts = (select(model, config, family, frozen) for select in (select_modules, select_experts))
+    saved = select_saved(model, config, family, frozen)
+    warn_of_unmatched(config, [*modules, *experts])
+    with warnings.catch_warnings():
+        # peft warns of its own way to save such adapters, which `lora_start` replaces.
+        warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
+        lora = _peft_config(config, modules, experts, saved)
     if config.use_triton and config.dropout and "use_triton" in config.model_fields_set:
         logger.warning("peft.use_triton=true has no effect on training: peft.dropout=%s needs peft's own layers; set "
                        "peft.dropout=0 for the faster ones", config.dropout)  # fmt: skip
     if config.use_triton:
         use_fused_lora(lora)
-    return get_peft_model(model, lora)
+    with warnings.catch_warnings():
+        # They apply to experts nevertheless.
+        warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")
+        adapted = get_peft_model(model, lora)
+    if config.changes_base:
+        remember_initial_matrices(adapted)
+    return adapted
+
+
+def _peft_config(config: PeftConfig, modules: list[str], experts: list[str], saved: list[str]) -> LoraConfig:
+    adapted, start = [*modules, *experts], cast(Any, config.init_lora_weights)
+    return LoraConfig(
+        r=config.dim,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=modules,
+        target_parameters=experts or None,
+        use_rslora=config.use_rslora,
+        use_dora=config.use_dora,
+        init_lora_weights=True if start == "true" else start,
+        rank_pattern=by_full_name(config.rank_pattern, adapted),
+        alpha_pattern=by_full_name(config.alpha_pattern, adapted),
+        modules_to_save=saved or None,
+    )
 
 
 def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen: set[str]) -> list[str]:
@@ -47,6 +73,7 @@ def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen:
     modules nor experts are left.
     """
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    saved = tuple(f"{name}." for name in select_saved(model, config, family, frozen))
     experts = expert_parameters(model, family)
     for pattern in (*config.target_modules, *config.exclude_modules):
         if not any(fnmatchcase(name, pattern) for name in (*linear, *experts)):
@@ -56,10 +83,11 @@ def select_modules(model: nn.Module, config: PeftConfig, family: Family, frozen:
     selected = [
         name
         for name in linear
-        if (_matches(name, config.target_modules) if config.target_modules else name in candidates)
-        and not _matches(name, config.exclude_modules)
-        and not _matches(name, family.not_adaptable)
+        if (matches(name, config.target_modules) if config.target_modules else name in candidates)
+        and not matches(name, config.exclude_modules)
+        and not matches(name, family.not_adaptable)
         and part_of(name, family) not in frozen
+        and not f"{name}.".startswith(saved)
     ]
     if not selected and not select_experts(model, config, family, frozen):
         raise ValueError(
@@ -89,8 +117,8 @@ def select_experts(model: nn.Module, config: PeftConfig, family: Family, frozen:
     Raises ValueError if experts would stay without an adapter and no pattern says so, or if they cannot have one.
     """
     candidates = {} if "language_model" in frozen else expert_parameters(model, family)
-    allowed = [name for name in candidates if not _matches(name, config.exclude_modules)]
-    selected = [name for name in allowed if not config.target_modules or _matches(name, config.target_modules)]
+    allowed = [name for name in candidates if not matches(name, config.exclude_modules)]
+    selected = [name for name in allowed if not config.target_modules or matches(name, config.target_modules)]
     if allowed and not selected:
         left_out = sum(candidates[name].numel() for name in allowed)
         own = sum(p.numel() for name, p in model.named_parameters() if part_of(name, family) == "language_model")
@@ -99,26 +127,36 @@ def select_experts(model: nn.Module, config: PeftConfig, family: Family, frozen:
             f"{own:,} parameters of the language model would have no adapter; add '*experts*' to peft.target_modules, "
             "or to peft.exclude_modules if that is what you want"
         )
-    if selected and config.dropout:
-        raise ValueError(
-            f"peft.dropout={config.dropout}: peft has no dropout for experts; set it to 0, or add '*experts*' to "
-            "peft.exclude_modules"
-        )
+    if selected:
+        _require_plain_lora(config)
     return selected
 
 
+def _require_plain_lora(config: PeftConfig) -> None:
+    """Raises ValueError for settings of LoRA that peft does not have for experts."""
+    out = "or add '*experts*' to peft.exclude_modules"
+    if config.dropout:
+        raise ValueError(f"peft.dropout={config.dropout}: peft has no dropout for experts; set it to 0, {out}")
+    if config.use_dora:
+        raise ValueError(f"peft.use_dora=true: peft has no DoRA for experts; set it to false, {out}")
+    if config.init_lora_weights not in ("true", "gaussian"):
+        raise ValueError(
+            f"peft.init_lora_weights={config.init_lora_weights}: matrices of experts start as true or gaussian; use "
+            f"one of these, {out}"
+        )
+
+
 def adapter_sizes(model: nn.Module, config: PeftConfig, family: Family, frozen: set[str]) -> dict[str, int]:
-    """Returns how many parameters `apply_lora` would add to each module and parameter that it adapts."""
+    """Returns how many parameters `apply_lora` would add to each module and parameter that it adapts or copies."""
     experts = expert_parameters(model, family)
     sizes = {
-        name: sum(experts[name].shape[1:]) * len(experts[name])
+        name: sum(experts[name].shape[1:]) * len(experts[name]) * rank_of(name, config)
         for name in select_experts(model, config, family, frozen)
     }
     for name in select_modules(model, config, family, frozen):
         module = cast(nn.Linear, model.get_submodule(name))
-        sizes[name] = module.in_features + module.out_features
-    return {name: config.dim * size for name, size in sizes.items()}
-
-
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+        sizes[name] = (module.in_features + module.out_features) * rank_of(name, config)
+        sizes[name] += module.out_features if config.use_dora else 0  # the lengths
+    for name in select_saved(model, config, family, frozen):
+        sizes[name] = sum(parameter.numel() for parameter in model.get_submodule(name).parameters())
+    return sizes

@@ -42,7 +42,7 @@ class ModelFiles:
 
     weights: Path
     base: Path  # the base model of an adapter or of bare weights; else the same directory
-    config: ModelConfig  # of the base model: name, revision, dtype and attention
+    config: ModelConfig  # of the base model: name, revision, dtype, attention, quantisation
 
     @cached_property
     def chat(self) -> ChatModel:
@@ -57,6 +57,8 @@ class ModelFiles:
         parts = [_directory_digest(self.weights), self.config.torch_dtype, self.config.attn_implementation]
         if self.base != self.weights:
             parts.append(_directory_digest(self.base))
+        if self.config.quantization != "none":
+            parts.append(self.config.quantization)
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 

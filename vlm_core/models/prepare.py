@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from vlm_core.config import Config, ModelConfig
 from vlm_core.families import Family
 from vlm_core.models.freeze import count_parameters, freeze, frozen_parts, require_trainable
-from vlm_core.models.load import load_model
+from vlm_core.models.load import compute_dtype, load_model
 from vlm_core.models.lora import apply_lora
 from vlm_core.models.weights import load_adapter_weights, load_trained, weights_directory
 
@@ -18,7 +17,9 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path | None) -> Any:
-    """Returns the model to train on the CPU, with the weights of `checkpoint` if there is one.
+    """Returns the model to train, with the weights of `checkpoint` if there is one.
+
+    It is on the CPU, or on the device of this process if it is quantised.
 
     Trained weights are float32 and frozen ones have the dtype to compute in: at a learning rate of 1e-5, nearly every
     update of a bfloat16 weight would round to zero. Raises ValueError if nothing is left to train.
@@ -51,19 +52,10 @@ def _warn_of_frozen_projector(model: Any, family: Family, frozen: set[str]) -> N
     counts = count_parameters(model, family).get("projector")
     if counts and not counts.trainable and "projector" not in frozen:
         logger.warning(
-            "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). It "
-            "adapts linear modules that peft.target_modules and peft.exclude_modules select. Set it to true, or "
-            "train without peft",
+            "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). Set it "
+            "to true, name it in peft.modules_to_save, or widen peft.target_modules or peft.exclude_modules",
             ", ".join(family.parts["projector"]),
         )
-
-
-def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:
-    """Returns the configured dtype, or for `auto` that of the stored base model."""
-    if config.torch_dtype == "auto":
-        stored: Any = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
-        return stored or torch.float32
-    return getattr(torch, config.torch_dtype)
 
 
 def _with_dtype(config: ModelConfig, dtype: torch.dtype) -> ModelConfig:

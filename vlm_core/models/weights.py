@@ -52,8 +52,12 @@ class Adapter:
         return PeftModel.from_pretrained(load_model(base, config), weights)
 
     def save(self, model: Any, directory: Path, tensors: dict[str, torch.Tensor]) -> None:
+        from vlm_core.models.lora_start import describe_joined, over_original_weights
+
+        tensors = over_original_weights(model, tensors)
         # LoRA never adapts the embeddings. peft's own check for that would ask the hub for the base model's vocabulary.
         model.save_pretrained(str(directory), state_dict=tensors, save_embedding_layers=False)
+        describe_joined(model, directory / ADAPTER_CONFIG)
 
 
 class Sharded:
@@ -67,6 +71,11 @@ class Sharded:
         from vlm_core.models.load import load_model
         from vlm_core.models.shard_metadata import ShardReader
 
+        if config.quantization != "none":
+            raise ValueError(
+                f"{weights} holds shards, which do not load quantised: give its {CONSOLIDATED}/, or set "
+                "model.quantization=none"
+            )
         reader = ShardReader(weights)  # first: it may be refused
         model = load_model(base, config)
         _fill_from_shards(model, reader)
@@ -149,16 +158,18 @@ def load_adapter_weights(model: Any, adapter: Path) -> None:
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
-    set_peft_model_state_dict(model, load_file(adapter / "adapter_model.safetensors"))
+    from vlm_core.models.lora_start import trained_half
+
+    set_peft_model_state_dict(model, trained_half(model, load_file(adapter / "adapter_model.safetensors")))
 
 
 def weights_to_save(model: Any) -> dict[str, torch.Tensor]:
-    """Returns what a checkpoint stores: the LoRA matrices, or all weights but those tied to others."""
+    """Returns what a checkpoint stores: an adapter, or all weights but those tied to others."""
     from peft import PeftModel
 
     tensors = model.state_dict()
     if isinstance(model, PeftModel):
-        return {name: tensor for name, tensor in tensors.items() if "lora_" in name}
+        return {name: tensor for name, tensor in tensors.items() if "lora_" in name or ".modules_to_save." in name}
     tied = set(model.all_tied_weights_keys)
     return {name: tensor for name, tensor in tensors.items() if name not in tied}
 

@@ -85,7 +85,9 @@ class Trainer:
         barrier()  # One rank may load its weights much later than the others.
         self.forward = parallelize(self.token_loss, compute.strategy, self.ranks, self.device, self.compute_dtype)
         # Build the optimizer after sharding, because FSDP2 replaces the parameters.
-        self.optimizer = build_optimizer(self.model, self.config.optimizer)
+        peft = self.config.peft
+        ratio = None if peft is None else peft.loraplus_lr_ratio
+        self.optimizer = build_optimizer(self.model, self.config.optimizer, self.chat.family, ratio)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
         self.watch = DivergenceWatch(self.config, self.directory)
         self.peak_flops = peak_of(self.device)

@@ -1,12 +1,11 @@
 """Estimates steps, tokens, memory, disk and time of a run before its weights are loaded, and checks that it fits.
 
-Memory and time follow from the dimensions of the language model's layers. They leave out the layers of a vision tower
-that trains. On a CPU, three models used 1.5, 1.1 and 0.7 times the estimated memory.
+`memory` has the arithmetic of the bytes. Time follows from the weights of the language model.
 """
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +23,20 @@ from vlm_core.data.packing import row_tokens
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample
 from vlm_core.families import Family, part_of
 from vlm_core.files import free_bytes
-from vlm_core.models.forward import LOGITS_AT_ONCE
-from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
+from vlm_core.models.freeze import Counts, count_parameters, freeze, frozen_parts, total
+from vlm_core.models.load import compute_dtype
 from vlm_core.models.lora import adapter_sizes, expert_parameters
-from vlm_core.models.prepare import compute_dtype
-from vlm_core.training.flops import PEAK_FLOPS, flops_per_token, idle_parameters, idle_share, used_experts
+from vlm_core.models.quantize import quantized_weights
+from vlm_core.training.flops import PEAK_FLOPS, flops_per_token, idle_parameters, idle_share
+from vlm_core.training.memory import (
+    CARDS,
+    ModelSizes,
+    bytes_of_states,
+    fitting_settings,
+    in_settings,
+    memory_of,
+    savings,
+)
 from vlm_core.training.run_length import total_steps
 
 logger = logging.getLogger(__name__)
@@ -64,6 +72,8 @@ class Plan:
     memory: Mapping[str, float]
     checkpoint_bytes: float
     flops: float
+    remedies: Sequence[str]  # settings that need less memory, each with how much less
+    fits: Sequence[tuple[int, Mapping[str, Any], float]]  # (GB of a card, settings to change, bytes that they need)
 
     @property
     def bytes_needed(self) -> float:
@@ -85,10 +95,18 @@ class Plan:
                 f"images      {of_image}",
                 f"parameters  {self.trained:,} train, {self.frozen:,} are frozen",
                 f"memory      about {in_words(self.bytes_needed)} per process: {kinds}",
+                *self._cards(),
                 f"disk        about {in_words(self.checkpoint_bytes)} per checkpoint",
                 f"time        GPU hours, estimated at {UTILISATION:.0%} of the peak: {hours}",
             ]
         )
+
+    def _cards(self) -> list[str]:
+        """Returns a line for each size of card, with the settings to change for it."""
+        if not self.fits:
+            return [f"fits on     no card of up to {CARDS[-1]} GB"]
+        lines = [f"{card:>2} GB: {in_settings(changes)} ({in_words(need)})" for card, changes, need in self.fits]
+        return [f"{'fits on' if number == 0 else '':<12}{line}" for number, line in enumerate(lines)]
 
 
 def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, world_size: int) -> Plan:
@@ -97,30 +115,23 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
     schedule = config.step_scheduler
     epoch = plan_epoch(len(tokens), schedule.batch_size, config.rng.seed, 0, batches.groups)
     sampled = epoch[:SAMPLED_STEPS]
-    sizes = [
+    shapes = [
         _shape(micro_batch, tokens)
         for step in sampled
         for rank in range(world_size)
         for micro_batch in batches.micro_batches(step, rank, world_size)
     ]
-    computed = sum(rows * longest for rows, longest in sizes)
+    computed = sum(rows * longest for rows, longest in shapes)
     per_epoch = computed * len(tokens) / sum(map(len, sampled))
     steps = total_steps(config, len(tokens))
-    parts, idle = planned_parameters(config, base, chat.family)
-    trained, frozen = total(parts)
-    text = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
-    width = torch.finfo(compute_dtype(config.model, base)).bits // 8
-    largest = max(rows * longest for rows, longest in sizes)
+    sizes = planned_sizes(config, base, chat.family)
+    parts, (trained, frozen) = sizes.parts, total(sizes.parts)
+    longest = int(tokens.lengths.max())
+    largest = max(rows * longest for rows, longest in shapes)
     # FSDP2 gathers the embeddings while they are used; they are small compared with the sharded layers.
     shares = world_size if config.compute.strategy == "fsdp2" else 1
-    memory = {
-        "weights": (frozen * width + trained * (4 + (2 if width == 2 and config.peft is None else 0))) / shares,
-        "gradients and optimizer": trained * 12.0 / shares,
-        "activations": largest * _bytes_a_token(text, width, checkpointing=config.compute.gradient_checkpointing),
-        "logits": 3 * 4 * min(LOGITS_AT_ONCE, largest * text.vocab_size),
-    }
     # a second forward pass
-    again = 2 * (sum(parts["language_model"]) - sum(idle)) if config.compute.gradient_checkpointing else 0
+    again = 2 * (sum(parts["language_model"]) - sum(sizes.idle)) if config.compute.gradient_checkpointing else 0
     return Plan(
         examples=len(tokens),
         steps_per_epoch=len(epoch),
@@ -134,9 +145,16 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         largest_batch=largest,
         trained=trained,
         frozen=frozen,
-        memory=memory,
-        checkpoint_bytes=checkpoint_bytes(Counts(trained, frozen), width, adapter=config.peft is not None),
-        flops=(flops_per_token(parts, idle) + again) * per_epoch * steps / len(epoch),
+        memory=memory_of(config, sizes, largest, shares),
+        checkpoint_bytes=checkpoint_bytes(
+            total(parts), sizes.width, adapter=config.peft is not None, states=bytes_of_states(config.optimizer)
+        ),
+        flops=(flops_per_token(parts, sizes.idle) + again) * per_epoch * steps / len(epoch),
+        fits=list(fitting_settings(config, sizes, largest, longest, shares)),
+        remedies=[
+            f"{setting} (about {in_words(saved)} less)"
+            for setting, saved in savings(config, sizes, largest, longest, world_size).items()
+        ],
     )
 
 
@@ -166,18 +184,22 @@ def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
         logger.warning("the run needs about %s and %s has %s: it may not fit", in_words(plan.bytes_needed), device,
                        in_words(total))  # fmt: skip
         return
-    remedies = []
-    if not config.compute.gradient_checkpointing:
-        remedies.append("compute.gradient_checkpointing=true (most of the activations)")
-    if config.packing.enabled and plan.memory["activations"] > 0.1 * total:
-        remedies.append(f"packing.max_tokens={config.packing.max_tokens // 2} (half of the activations)")
-    if config.compute.processes > 1 and config.compute.strategy == "ddp":
-        remedies.append("compute.strategy=fsdp2 (shards weights and optimizer)")
-    if config.peft is None:
-        remedies.append("a recipe with peft (frozen weights need no gradients and no optimizer state)")
+    others = [] if config.peft else ["a recipe with peft (frozen weights need no gradients and no optimizer state)"]
     raise ValueError(
         f"the run needs about {in_words(plan.bytes_needed)} and {device} has {in_words(total)}; to need less, use "
-        f"{', or '.join(remedies) or 'a smaller model'}\n{plan}"
+        f"{', or '.join([*plan.remedies, *others]) or 'a smaller model'}\n{plan}"
+    )
+
+
+def out_of_memory(plan: Plan | None, device: torch.device, error: Exception) -> ValueError:
+    """Returns the error to end a run with whose device had too little memory: what to change, by the plan's numbers."""
+    reason = str(error).partition("\n")[0][:300]
+    if plan is None:
+        return ValueError(f"{device} is out of memory ({reason}); use a collate function that makes smaller batches")
+    kinds = ", ".join(f"{kind} {in_words(size)}" for kind, size in plan.memory.items())
+    return ValueError(
+        f"{device} is out of memory ({reason}). The plan was {in_words(plan.bytes_needed)}: {kinds}. To need less, use "
+        f"{', or '.join(plan.remedies) or 'a smaller model'}; the same command then resumes from the last checkpoint"
     )
 
 
@@ -212,19 +234,17 @@ def _shape(micro_batch: Any, tokens: TokenDataset) -> tuple[int, int]:
     return len(micro_batch.examples), int(max(tokens.lengths[i] for i in micro_batch.examples))
 
 
-def checkpoint_bytes(counts: Counts, width: int, *, adapter: bool) -> float:
-    """Returns the bytes of a checkpoint: trained weights and AdamW's two moments in float32, plus the frozen weights.
+def checkpoint_bytes(counts: Counts, width: int, *, adapter: bool, states: float = 8.0) -> float:
+    """Returns the bytes of a checkpoint: trained weights in float32 with the optimizer's states, plus frozen weights.
 
-    `width` is the bytes per frozen weight. An `adapter` is saved without the frozen weights.
+    `width` is the bytes per frozen weight, `states` those of the states per trained one (AdamW's two moments: 8). An
+    `adapter` is saved without the frozen weights.
     """
-    return counts.trainable * 12.0 + (0 if adapter else counts.frozen * width)
+    return counts.trainable * (4 + states) + (0 if adapter else counts.frozen * width)
 
 
-def planned_parameters(config: Config, base: Path, family: Family) -> tuple[PartCounts, Counts]:
-    """Returns the numbers of trained and of frozen parameters on the device, by part of the model.
-
-    The second value has those of the experts that a token does not use.
-    """
+def planned_sizes(config: Config, base: Path, family: Family) -> ModelSizes:
+    """Returns the sizes of the model of a run on the device; `base` needs no weights."""
     architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=False)
@@ -244,46 +264,10 @@ def planned_parameters(config: Config, base: Path, family: Family) -> tuple[Part
         model.set_submodule(family.vision_tower, nn.Identity())  # its features are on disk
     parts, idle = count_parameters(model, family), idle_parameters(model, family)
     of_experts = sum(adapted.get(name, 0) for name in expert_parameters(model, family))
-    return (
-        {part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()},
-        Counts(idle.trainable + round(idle_share(model) * of_experts), idle.frozen),
+    return ModelSizes(
+        parts={part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()},
+        idle=Counts(idle.trainable + round(idle_share(model) * of_experts), idle.frozen),
+        quantizable=quantized_weights(model, family),
+        text=architecture.get_text_config(),
+        width=torch.finfo(compute_dtype(config.model, base)).bits // 8,
     )
-
-
-def _bytes_a_token(text: Any, width: int, *, checkpointing: bool) -> float:
-    """Returns how many bytes the backward pass keeps of a token in all layers of a language model.
-
-    `text` is the language model's config, `width` the bytes of a number. With gradient checkpointing, each layer keeps
-    its input, and one layer at a time keeps the rest.
-    """
-    layers = [_layer_bytes(layer, width) for layer in text.per_layer_config]
-    hidden = text.hidden_size * getattr(text, "altup_num_inputs", 1)
-    return len(layers) * width * hidden + max(layers) if checkpointing else sum(layers)
-
-
-def _layer_bytes(layer: Any, width: int) -> float:
-    """Returns the bytes of a layer: norms (in float32 too), attention, gated MLP, residuals.
-
-    `layer` is the config of this layer alone, since the sizes of some models' layers differ.
-    """
-    hidden = layer.hidden_size * getattr(layer, "altup_num_inputs", 1)
-    inner = _inner_size(layer, hidden)
-    heads = layer.num_attention_heads
-    keys = getattr(layer, "num_key_value_heads", None) or heads
-    head = getattr(layer, "head_dim", None) or layer.hidden_size // heads
-    norms = 4 * hidden * (4 + 4 + width)
-    attention = width * head * (2 * (heads + 2 * keys) + 3 * heads)
-    return norms + attention + width * (4 * inner + 3 * hidden)
-
-
-def _inner_size(layer: Any, hidden: int) -> float:
-    """Returns the inner width of a layer's MLP for a token: of those experts that it uses, if the layer has experts."""
-    inner = getattr(layer, "intermediate_size", 4 * hidden)
-    inner = max(inner) if isinstance(inner, list) else inner
-    if getattr(layer, "use_double_wide_mlp", False):  # in the layers that share keys and values; here their average
-        inner *= 1 + layer.num_kv_shared_layers / layer.num_hidden_layers
-    used = used_experts(layer)
-    if not used:
-        return inner
-    of_experts = used * layer.moe_intermediate_size if getattr(layer, "moe_intermediate_size", None) else used * inner
-    return inner + of_experts if getattr(layer, "enable_moe_block", False) else of_experts  # Gemma 4 has both

@@ -31,14 +31,15 @@ from vlm_core.models.base_model import fetch_model
 from vlm_core.models.chat import load_chat
 from vlm_core.models.freeze import count_parameters, parameter_table
 from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
-from vlm_core.models.load import device_of
-from vlm_core.models.prepare import compute_dtype, prepare_model
+from vlm_core.models.load import compute_dtype, device_of
+from vlm_core.models.prepare import prepare_model
+from vlm_core.models.quantize import require_bitsandbytes
 from vlm_core.models.structured_attention import use_structured_attention
 from vlm_core.resume import checkpoint_to_resume
 from vlm_core.targets import load_target
 from vlm_core.training.distributed import Ranks, decided_by_main, main_rank_first
 from vlm_core.training.loop import Trainer
-from vlm_core.training.optim import optimizer_class
+from vlm_core.training.optim import require_optimizer
 from vlm_core.training.run_length import decide_length
 from vlm_core.training.vision_cache import encode_images
 
@@ -87,7 +88,7 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
     config.require_divisible_batch(ranks.world_size)
     collate = _own_collate(config)
     _require_kernels(config, device_of(ranks.local_rank))
-    optimizer_class(config.optimizer.target)
+    require_optimizer(config, device_of(ranks.local_rank))
     if config.peft is not None and config.checkpoint.model_save_format == "torch_save":
         logger.warning("checkpoint.model_save_format=torch_save has no effect: an adapter is saved in safetensors")
     require_writable(directory)
@@ -147,7 +148,11 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
     come from the cache and the tower is detached from the model.
     """
     config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
-    if inputs.collate or not config.vision_cache.enabled or not is_tower_frozen(model, chat.family):
+    cached = config.vision_cache.enabled and inputs.collate is None
+    if cached and not is_tower_frozen(model, chat.family):
+        logger.info("the vision tower trains, so there is no vision cache: each step encodes its images")
+        cached = False
+    if not cached:
         workers = worker_processes(workers, decodes=True)
         return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
     images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
@@ -166,9 +171,15 @@ def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
 
 
 def _require_kernels(config: Config, device: torch.device) -> None:
-    """Raises ValueError if a configured kernel is not installed or does not run on a CPU."""
+    """Raises ValueError if a configured kernel is not installed, or does not run on the device or sharded."""
     if device.type == "cpu" and config.model.attn_implementation == "flex_attention":
         raise ValueError("model.attn_implementation=flex_attention has no backward pass on a CPU; set it to sdpa")
+    if config.model.quantization == "int8" and config.compute.strategy == "fsdp2":
+        raise ValueError(
+            "compute.strategy=fsdp2 loses the scales that bitsandbytes keeps beside an 8-bit weight; set "
+            "model.quantization=nf4, or compute.strategy=ddp"
+        )
+    require_bitsandbytes(config.model.quantization)
     if device.type == "cpu" and config.loss_fn.is_fused:
         raise ValueError(f"loss_fn._target_={config.loss_fn.target} needs a GPU; remove it on a CPU")
     if config.loss_fn.is_fused and find_spec("liger_kernel") is None:
