@@ -4,6 +4,7 @@ Each measurement runs in its own process. The contenders of a comparison take tu
 slows all of them. The report shows medians of the ratios between measurements that ran next to each other.
 """
 
+import argparse
 import json
 import os
 import statistics
@@ -168,7 +169,9 @@ def headline(records: list[Job]) -> str:
 
 def main() -> None:
     """Runs a suite, writes its records and report, and prints the line of main ratios."""
-    suite = sys.argv[1] if len(sys.argv) > 1 else "quick"
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("suite", nargs="?", choices=SUITES, default="quick")
+    suite = parser.parse_args().suite
     print(headline(run_suite(suite, SUITES[suite], RESULTS, run_in_subprocess)))
 
 

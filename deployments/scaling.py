@@ -3,18 +3,25 @@
 Run `python -m deployments.scaling --images 1000000 --gpus 8 64 512`. Every field of `Inputs` is an option.
 """
 
+from deployments.scaling_inputs import Inputs, scaling_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    OPTIONS = scaling_parser(__doc__).parse_args()
+else:
+    OPTIONS = None
+
 import argparse
 import json
 import tempfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_core.families import GEMMA3
 from vlm_core.models.freeze import PartCounts, total
 from vlm_core.recipe import load_config
-from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
-from vlm_core.training.plan import UTILISATION, checkpoint_bytes, planned_parameters
+from vlm_core.training.flops import flops_per_token
+from vlm_core.training.plan import checkpoint_bytes, planned_parameters
 
 # The part of google/gemma-3-4b-it's published config.json that determines sizes.
 GEMMA3_4B = {
@@ -45,41 +52,6 @@ TEXT, VISION = GEMMA3_4B["text_config"], GEMMA3_4B["vision_config"]
 PATCHES = (VISION["image_size"] // VISION["patch_size"]) ** 2
 BFLOAT16, FLOAT32, GIGABYTE = 2, 4, 1e9
 CONDITIONS = 5  # answers per question in an evaluation: model, shuffled, blank, question_only, base
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """The inputs of the estimate; speeds are in bytes per second unless a comment says otherwise."""
-
-    images: int = 1_000_000
-    questions: int = 10  # per image
-    epochs: int = 3
-    prefix_tokens: int = 264  # an image and the text before its questions
-    question_tokens: int = 55  # including the answer
-    answer_tokens: int = 30
-    images_a_gpu: int = 2  # per step: 2 x (264 + 10 x 55) tokens fit packing.max_tokens = 2048
-    gpu: str = "H100"
-    utilisation: float = UTILISATION
-    gpu_memory: float = 3.35e12
-    gpus_a_node: int = 8
-    inside_node: float = 450e9  # per GPU
-    between_nodes: float = 50e9  # per GPU
-    storage: float = 10e9  # shared by all nodes
-    writer: float = 2e9  # per process
-    checkpoint_steps: int = 200
-    rows_a_second: float = 1576  # rows that one process prepares
-    verified: float = 1.5e9  # one process computes the checksums of the vision cache
-    evaluated: int = 10_000  # questions in an evaluation
-
-    @property
-    def all_questions(self) -> int:
-        """The number of questions in the dataset."""
-        return self.images * self.questions
-
-    @property
-    def flops(self) -> float:
-        """The FLOPs that a GPU reaches per second."""
-        return self.utilisation * PEAK_FLOPS[self.gpu]
 
 
 @dataclass(frozen=True)
@@ -273,16 +245,12 @@ def report(inputs: Inputs, gpus: Sequence[int]) -> list[tuple[str, str]]:
     ]
 
 
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(prog="python -m deployments.scaling", description=__doc__)
-    for field in fields(Inputs):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8, 64, 512])
-    options = vars(parser.parse_args())
-    gpus = options.pop("gpus")
-    print("\n\n".join(f"## {title}\n\n{body}" for title, body in report(Inputs(**options), gpus)))
+    values = vars(options)
+    gpus = values.pop("gpus")
+    print("\n\n".join(f"## {title}\n\n{body}" for title, body in report(Inputs(**values), gpus)))
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

@@ -1,5 +1,6 @@
 """The flow that evaluates any checkpoint or registered model, and compares it with the base model and the champion."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
@@ -30,7 +31,7 @@ def medpix_evaluate(
     dataset: DatasetForm = DatasetForm(),
     compute: ComputeForm = ComputeForm(),
     evaluation: EvaluationForm = EvaluationForm(),
-    overrides: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Evaluates a model on a validation split; returns the contents of `result.json`.
 
@@ -40,12 +41,12 @@ def medpix_evaluate(
         dataset: The data, if not the recipe's.
         compute: Where to run: this machine or a cluster, and the number of processes.
         evaluation: The questions, the controls, and the models to compare with.
-        overrides: Any config values by dotted key, such as {"rng.seed": 7}; they take precedence over everything above.
+        overrides: Any other settings, as JSON: {"rng.seed": 7}. They take precedence over everything above.
     """
     sections = {"dataset": dataset, "compute": compute, "evaluation": evaluation}
     filled = form_overrides(recipe, "as in the recipe", sections)
     # An evaluation gets its own directory: the recipe's directory belongs to a training.
-    config = checked_config(recipe, filled | (overrides or {}) | {"checkpoint.checkpoint_dir": None})
+    config = checked_config(recipe, filled | dict(overrides) | {"checkpoint.checkpoint_dir": None})
     stage = Stages([download_dataset, download_model, preprocess_conversations, report_data, evaluate]).run
     splits = stage(download_dataset, config)
     base_model = stage(download_model, config)

@@ -11,6 +11,7 @@ else:
     ARGUMENTS = None
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from prefect import Task, flow
@@ -68,7 +69,7 @@ def medpix_finetune(
     compute: ComputeForm = ComputeForm(),
     evaluation: EvaluationForm = EvaluationForm(),
     registry: RegistryForm = RegistryForm(),
-    overrides: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] = {},
 ) -> dict[str, Any]:
     """Fine-tunes, evaluates and registers a model; returns the run's summary.
 
@@ -85,13 +86,13 @@ def medpix_finetune(
         compute: Where to run: this machine or a cluster, the number of processes, and how to save memory.
         evaluation: The questions, the controls, and the models to compare with.
         registry: The name to register under, and when the new version becomes the champion.
-        overrides: Any config values by dotted key, such as {"rng.seed": 7}; they take precedence over everything above.
+        overrides: Any other settings, as JSON: {"rng.seed": 7}. They take precedence over everything above.
     """
     sections = {
         "model": model, "dataset": dataset, "step_scheduler": step_scheduler, "optimizer": optimizer, "peft": peft,
         "compute": compute, "evaluation": evaluation, "registry": registry,
     }  # fmt: skip
-    config = checked_config(recipe, form_overrides(recipe, tuning, sections) | (overrides or {}))
+    config = checked_config(recipe, form_overrides(recipe, tuning, sections) | dict(overrides))
     stage = Stages(STAGES).run
     splits = stage(download_dataset, config)
     base_model = stage(download_model, config)

@@ -3,6 +3,11 @@
 `python -m tasks.ownership` closes them on this machine, as `make up` and every start of a run do.
 """
 
+import argparse
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    argparse.ArgumentParser(prog="python -m tasks.ownership", description=__doc__).parse_args()
+
 import logging
 import os
 import socket

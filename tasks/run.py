@@ -69,7 +69,7 @@ def flow_run_name() -> str:
     With invalid parameters it is the recipe's name alone; the run itself then reports the error.
     """
     parameters = dict(flow_run.parameters)
-    recipe, overrides = parameters.pop("recipe"), parameters.pop("overrides") or {}
+    recipe, overrides = parameters.pop("recipe"), parameters.pop("overrides")
     try:
         config = load_config(recipe, form_overrides(recipe, parameters.pop("tuning"), parameters) | overrides)
     except ValueError:

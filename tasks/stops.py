@@ -114,7 +114,7 @@ def report_stop(directory: Path, error: BaseException) -> NoReturn:
     message = resumption(directory)
     get_run_logger().info("%s", message)
     if deployment.id:
-        create_markdown_artifact(message, key=ARTIFACT, description="This run was stopped, and can be resumed.")
+        create_markdown_artifact(message, key=ARTIFACT, description=message)  # lists of artifacts show the latter
         run_id = UUID(str(flow_run.id))
         with get_client(sync_client=True) as client:
             state = client.read_flow_run(run_id).state

@@ -17,6 +17,7 @@ if "MEDPIX_TESTS" not in os.environ:
     os.environ["MEDPIX_TESTS"] = "running"
     os.environ["MEDPIX_HOME"] = tempfile.mkdtemp(prefix="medpix-test-")
     atexit.register(shutil.rmtree, os.environ["MEDPIX_HOME"], ignore_errors=True)
+HOME = Path(os.environ["MEDPIX_HOME"])
 for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME", "HF_TOKEN"):
     os.environ.pop(name, None)
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may depend on the network
@@ -28,6 +29,7 @@ from tasks.services.environment import set_service_defaults
 set_service_defaults()
 del os.environ["PREFECT_LOGGING_EXTRA_LOGGERS"]  # otherwise Prefect takes the log records that tests check
 
+from vlm_core.cache import cached_directory
 from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.families import FAMILIES, Family
@@ -44,6 +46,7 @@ settings.load_profile("suite")
 
 SMALL = {
     "dataset.path_or_dataset": "builtin:phantom?images=40",
+    "dataloader": {"num_workers": 0},  # a process that has run a flow cannot fork
     "lr_scheduler": {"lr_warmup_steps": 50},
     "step_scheduler": {"global_batch_size": 8, "local_batch_size": 8, "max_steps": 3, "val_every_steps": None},
 }
@@ -61,6 +64,20 @@ def fresh_home(home: Path) -> Path:
         (medpix_home() / "cache" / name).mkdir(parents=True, exist_ok=True)
         (home / "cache" / name).symlink_to(medpix_home() / "cache" / name)
     return home
+
+
+def new_mlflow_store(directory: Path) -> str:
+    """Creates an empty MLflow store in `directory` and returns its URI: a copy, because creating one takes seconds."""
+
+    def create(template: Path) -> dict[str, Any]:
+        import mlflow  # lazy: most tests do not need it
+
+        mlflow.MlflowClient(f"sqlite:///{template}/mlflow.db").search_experiments()
+        return {}
+
+    template, _ = cached_directory(HOME / "templates", "mlflow", create)
+    shutil.copy(template / "mlflow.db", directory / "mlflow.db")
+    return f"sqlite:///{directory}/mlflow.db"
 
 
 def noise(size: tuple[int, int]) -> Image.Image:

@@ -35,6 +35,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from tests.tiny_gemma4 import write_tiny_26b, write_tiny_e2b, write_tiny_unified
 from vlm_core.config import DatasetConfig
 from vlm_core.data.source import fetch_split
 from vlm_core.home import medpix_home
@@ -150,6 +151,12 @@ WRITERS = {
     "llava": write_tiny_llava,
 }
 
+TODAY = {
+    "gemma4_e2b": write_tiny_e2b,
+    "gemma4_26b": write_tiny_26b,
+    "gemma4_unified": write_tiny_unified,
+}
+
 
 @lru_cache
 def directory_of(name: str) -> Path:
@@ -157,7 +164,7 @@ def directory_of(name: str) -> Path:
     directory = medpix_home() / "other-models" / f"{name}-{os.getpid()}"
     source = fetch_split(DatasetConfig(path_or_dataset="builtin:phantom?images=40", split="train"))
     batches = source.rows.batches(["question", "answer"], source.start, source.stop)
-    WRITERS[name](directory, [text for _, rows in batches for row in rows for text in row.values()])
+    (WRITERS | TODAY)[name](directory, [text for _, rows in batches for row in rows for text in row.values()])
     return directory
 
 

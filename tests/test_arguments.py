@@ -20,6 +20,12 @@ finally:
     print("imported:", [name for name in {SLOW} if name in sys.modules], file=sys.stderr)
 """
 FROM_RECIPES = ["pipelines.finetune", *(f"vlm_core.{name}" for name in ("prepare", "encode", "finetune", "evaluate"))]
+OTHERS = [
+    *(f"vlm_core.{name}" for name in ("generate", "export", "caches")),
+    *(f"tasks.{name}" for name in ("registry", "services", "ownership")),
+    "deployments.scaling",
+    "benchmarks.run",
+]
 PARSERS = {
     "pipelines.finetune": arguments.flow_parser,
     "vlm_core.prepare": arguments.prepare_parser,
@@ -39,21 +45,11 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", RUN, *words], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("module", [*FROM_RECIPES, "vlm_core.generate", "vlm_core.export", "vlm_core.caches"])
+@pytest.mark.parametrize("module", [*FROM_RECIPES, *OTHERS])
 def test_help_comes_before_slow_imports(module: str) -> None:
     done = run(module, "--help")
     assert (done.returncode, done.stderr.splitlines()[-1]) == (0, "imported: []")
     assert f"usage: python -m {module}" in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("module", ["tasks.registry", "tasks.services"])
-def test_commands_about_servers_import_no_torch(module: str) -> None:
-    done = run(module, "--help")
-    assert done.returncode == 0
-    assert f"usage: python -m {module}" in done.stdout
-    assert "'torch'" not in done.stderr.splitlines()[-1]
-    assert "'transformers'" not in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("module", FROM_RECIPES)
@@ -65,7 +61,17 @@ def test_a_wrong_argument_is_reported_before_slow_imports(module: str, words: li
 
 
 @pytest.mark.parametrize(
-    "words", [("vlm_core.generate", "--promt", "x"), ("vlm_core.export", "merg"), ("vlm_core.caches", "lst")]
+    "words",
+    [
+        ("vlm_core.generate", "--promt", "x"),
+        ("vlm_core.export", "merg"),
+        ("vlm_core.caches", "lst"),
+        ("tasks.registry", "promot"),
+        ("tasks.services", "dwn"),
+        ("tasks.ownership", "--dry"),
+        ("deployments.scaling", "--image", "x"),
+        ("benchmarks.run", "ful"),
+    ],
 )
 def test_a_wrong_argument_without_a_recipe_is_reported_before_slow_imports(words: tuple[str, ...]) -> None:
     done = run(*words)

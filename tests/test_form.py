@@ -116,6 +116,32 @@ def test_no_text_of_a_form_is_parsed_as_html(name: str) -> None:
     assert [text for text in texts if "<" in text] == []
 
 
+@pytest.mark.parametrize("name", FLOWS)
+def test_every_field_of_a_form_is_described(name: str) -> None:
+    fields = dict(fields_of(FLOWS[name].parameters.model_dump()))
+    assert len(fields) > 1
+    described_badly = {field: text for field, text in fields.items() if not text or text.startswith(("None", "Empty"))}
+    assert described_badly == {}
+
+
+def fields_of(schema: Any, path: str = "") -> Iterator[tuple[str, str | None]]:
+    """Yields the path and the description of every field of a JSON schema."""
+    for key, value in schema.items() if isinstance(schema, dict) else enumerate(schema):
+        here = f"{path}/{key}"
+        if path.endswith("/properties"):
+            yield here, value.get("description")
+        if isinstance(value, dict | list):
+            yield from fields_of(value, here)
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_overrides_are_one_editor_for_json(name: str) -> None:
+    """Prefect shows alternatives as tabs: a type `dict | None` would be the tabs "dict" and "None"."""
+    overrides = FLOWS[name].parameters.properties["overrides"]
+    assert (overrides["type"], overrides["default"], "anyOf" in overrides) == ("object", {}, False)
+    assert errors(name, overrides=overrides["default"], checkpoint="m") == []  # an untouched form can be submitted
+
+
 def test_a_form_shows_the_most_used_fields_first() -> None:
     schema = medpix_finetune.parameters
     order = sorted(schema.properties, key=lambda name: schema.properties[name]["position"])
@@ -160,7 +186,7 @@ def errors(name: str, **parameters: Any) -> list[tuple[list[str], str]]:
         {"recipe": "gemma3_4b_lora", "compute": {"launcher": "slurm", "nodes": 2, "cluster": {"partition": "gpu"}}},
         {"dataset": {"path_or_dataset": "/data", "image_column": "scan"}, "overrides": {"rng.seed": 7}},
         {"peft": {"dim": 4, "exclude_modules": ["*vision*"]}, "tuning": "lora", "registry": {"promote": "no"}},
-        {"step_scheduler": {"max_steps": 3}, "model": {}, "evaluation": {"limit": 10}, "overrides": None},
+        {"step_scheduler": {"max_steps": 3}, "model": {}, "evaluation": {"limit": 10}, "overrides": {}},
     ],
 )
 def test_the_server_accepts_the_parameters_that_the_flow_accepts(parameters: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.conftest import small_config, tiny_directory
+from tests.conftest import new_mlflow_store, small_config, tiny_directory
 from vlm_core import generate
 from vlm_core.arguments import generate_parser
 from vlm_core.families import GEMMA3
@@ -163,7 +163,7 @@ def test_wrong_input_is_reported_before_a_model_is_loaded(
     run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     monkeypatch.setattr("vlm_core.generate.Answerer", None)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     with pytest.raises(SystemExit) as stop:
         run(*arguments, stdin='{"prompt": "x"}\n{"question": "y"}\n')
     assert message in str(stop.value)

@@ -44,6 +44,21 @@ def test_defaults_then_recipe_then_overrides(recipe: Path) -> None:
     assert config.rng.seed == Config.model_fields["rng"].default.seed
 
 
+def test_a_recipe_may_build_on_a_shipped_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "base_recipe: gemma3_4b_lora\npeft: {dim: 4}\ndataset: {path_or_dataset: scans, where: {lang: en}}\n"
+    )
+    config, base = load_config(path, {"optimizer.lr": 3e-4}), load_config("gemma3_4b_lora")
+    assert (config.name, config.peft.dim, config.peft.alpha, config.optimizer.lr) == ("mine", 4, base.peft.alpha, 3e-4)
+    assert (config.dataset.path_or_dataset, config.dataset.where) == ("scans", ["lang=en"])
+    assert config.model == base.model
+    assert load_config(path, {"dataset.where": {"lang": ["de", "fr"]}}).dataset.where == ["lang=de", "lang=fr"]
+    path.write_text("base_recipe: mine\n")
+    with pytest.raises(ValueError, match=r"mine.yaml: base_recipe='mine' is not a shipped recipe; choose one of demo"):
+        load_config(path)
+
+
 def test_resolved_config_reads_back_as_itself() -> None:
     config = small_config(**{"peft.exclude_modules": ["*vision*"], "optimizer.betas": [0.8, 0.9]})
     assert Config.model_validate(yaml.safe_load(config.to_yaml())) == config

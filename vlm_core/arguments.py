@@ -81,6 +81,8 @@ def read_config(parser: ConfigParser, loaded: str) -> tuple[argparse.Namespace, 
 def _slow_imports_after(loaded: str) -> Iterator[None]:
     is_main = os.environ.get("RANK", "0") == "0"  # only one of torchrun's processes logs
     configure_logging(quiet=not is_main)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: in a file, bars are unreadable
     yield
     logger.info("loading %s", loaded)
 

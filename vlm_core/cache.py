@@ -24,8 +24,8 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
     """Returns the directory `root/key`, built if it is missing, and whether it existed already.
 
     `build(directory)` fills a temporary directory, which is then renamed into place. Its return value becomes the
-    manifest. If two processes need the directory at once, one builds it and the other waits. `key` must cover
-    everything that the content depends on.
+    manifest; if it has checksums under FILES, they are not computed again. If two processes need the directory at once,
+    one builds it and the other waits. `key` must cover everything that the content depends on.
     """
     final = root / key
     if (final / MANIFEST).exists():
@@ -40,7 +40,8 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
             shutil.rmtree(leftover)
         with published_directory(final) as aside:
             manifest = build(aside)
-            write_json(aside / MANIFEST, {**manifest, FILES: checksums(aside)})
+            files = manifest[FILES] if FILES in manifest else checksums(aside)
+            write_json(aside / MANIFEST, {**manifest, FILES: files})
     return final, False
 
 

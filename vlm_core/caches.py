@@ -19,7 +19,8 @@ from filelock import Timeout
 from vlm_core.cache import MANIFEST, damaged_files, locked, read_manifest
 from vlm_core.home import medpix_home
 
-BUILT_DIRECTORIES = ("phantom", "models", "registered", "conversations", "tokens")  # built by `cached_directory`
+# Built by `cached_directory`.
+BUILT_DIRECTORIES = ("phantom", "archives", "models", "registered", "conversations", "tokens")
 DAY = 24 * 3600
 
 

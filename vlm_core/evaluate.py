@@ -41,14 +41,14 @@ from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.result_names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
-from vlm_core.evaluation.scores import columns_by_variant, predictions, question_of, score
+from vlm_core.evaluation.scores import assertion_counts, columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.text_scores import package_versions
 from vlm_core.evaluation.verdict import verdict
 from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
 from vlm_core.models.model_reference import ModelFiles, find_model, is_uri
 from vlm_core.run_directory import CONFIG, EVALUATION, EXAMPLES, METRICS, PREDICTIONS, REPORT, RESULT, VALIDATION
-from vlm_core.training.distributed import Ranks, barrier, command, main_rank_first
+from vlm_core.training.distributed import Ranks, barrier, command, decided_by_main, main_rank_first
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,8 @@ def evaluate(
         # A registered model names its base model, which may differ from the recipe's.
         files = find_model(checkpoint, None if checkpoint and is_uri(checkpoint) else config.model)
         others = {label: _other(reference, config) for label, reference in labels.items()}
+    for model in (files, *others.values()):  # fills the cached property: the main rank reads the weights for all
+        vars(model)["fingerprint"] = decided_by_main(ranks, lambda model=model: model.fingerprint)
     identical = [label for label, other in others.items() if other.fingerprint == files.fingerprint]
     for label in identical:
         logger.info("evaluation.compare_with: skipping %s, which is the evaluated model itself", label)
@@ -153,6 +155,7 @@ def _publish(
     ]
     columns = columns_by_variant(questions, variants)
     result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
+    result["assertions"] = assertion_counts(questions, variants)
     result["verdict"] = verdict(
         result,
         config.registry.metric,

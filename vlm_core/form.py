@@ -114,7 +114,7 @@ def _without_default(schema: dict[str, Any]) -> None:
 
 
 def _description(field: FieldInfo) -> str:
-    words: dict[Any, Any] = {None: "none", True: "yes", False: "no"}
+    words: dict[Any, Any] = {None: "null", True: "yes", False: "no"}
     default = words.get(field.default, field.default) if isinstance(field.default, bool | None) else field.default
     known = "" if default is PydanticUndefined or isinstance(default, Section) else f" (default: {default})"
     return f"{field.description} Empty: the recipe's value{known}."

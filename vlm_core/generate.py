@@ -91,7 +91,7 @@ def images_of(name: str, file: bytes | Path, settings: ImagesConfig) -> list[Any
 
 
 def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Returns one record per answer: `{prompt, images, response, finish_reason, model, settings, seconds}`.
+    """Returns one record per answer: `{prompt, images, response, thought, finish_reason, model, settings, seconds}`.
 
     Raises ValueError for an unusable model, input or image, before the model is loaded.
     """
@@ -117,6 +117,7 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
                 vars(request)
                 | {
                     "response": answer.text,
+                    "thought": answer.thought,
                     "finish_reason": "length" if answer.truncated else "stop",
                     "model": str(options.checkpoint_path or options.base_model),
                     "settings": settings.effective,
@@ -128,6 +129,8 @@ def generate(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def _why_empty(answer: Answer) -> str:
     """Returns why an answer has no text, and where to find the cause."""
+    if answer.thought and answer.truncated:
+        return "the model was still thinking; raise --max-new-tokens"
     if answer.tokens <= 1 and not answer.truncated:
         why = "the model ended it at once"
     else:

@@ -5,13 +5,10 @@ that have another meaning here, or none. It warns about keys that have no effect
 """
 
 import copy
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from vlm_core.config.training import FUSED_LOSS
-
-logger = logging.getLogger(__name__)
 
 LORA = "nemo_automodel._peft.lora.apply_lora_to_linear_modules"
 LOSSES = ("MaskedCrossEntropy", "masked_cross_entropy")
@@ -120,12 +117,6 @@ def _lora(value: Any) -> dict[str, Any]:
     return {}
 
 
-def _triton(value: Any) -> dict[str, Any]:
-    if value:
-        logger.warning("peft.use_triton has no effect: peft has no such kernels")
-    return {}
-
-
 def _function(key: str, built_in: Sequence[str]) -> Callable[[Any], dict[str, Any]]:
     """Returns the rule of a key that names a function. A built-in function of the guide becomes None, the default."""
 
@@ -147,6 +138,5 @@ _RULES: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
     "loss_fn._target_": _loss,
     "lr_scheduler._target_": _schedule,
     "peft.peft_fn": _lora,
-    "peft.use_triton": _triton,
     "checkpoint.save_consolidated": _consolidated,
 }

@@ -27,7 +27,7 @@ def configure_logging(*, quiet: bool = False) -> None:
         handlers=[handler],
         force=True,
     )
-    for noisy in ("httpx", "httpx2", "urllib3", "filelock", "datasets", "absl"):
+    for noisy in ("httpx", "httpx2", "urllib3", "filelock", "datasets", "absl", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

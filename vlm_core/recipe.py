@@ -18,6 +18,7 @@ from vlm_core.guide import translate
 
 MOST_ENTRIES = 10_000  # limit for the values in a recipe, with its aliases expanded
 RECIPES = Path(__file__).parent / "recipes"
+BASE = "base_recipe"  # key of a recipe: the shipped recipe that has the values which it leaves out
 # Pairs of keys for the same setting: an override of one removes the other.
 ALTERNATIVES = {"lr_warmup_steps": "lr_warmup_share", "lr_warmup_share": "lr_warmup_steps"}
 
@@ -34,19 +35,28 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
     """
     path = _find(recipe)
     tree = _read(path)
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path} must hold a mapping of config sections, not {type(tree).__name__}")
     changes: dict[str, Any] = {}
     for key, value in (overrides or {}).items():
         changes = _merge(changes, _nest(key, value))
     try:
         # Translate both before merging, so that overrides match whether either uses the guide's keys or ours.
-        tree = _merge({"name": path.stem}, translate(tree))
+        tree = _merge({"name": path.stem}, _with_base(tree))
         return Config.model_validate(_merge(tree, translate(changes)))
     except ValidationError as error:
         raise ValueError(f"{path.name}: {_explain(error)}") from None
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
+
+
+def _with_base(tree: dict[str, Any]) -> dict[str, Any]:
+    """Returns the translated values of a recipe, with those of its `base_recipe` below them."""
+    own = {key: value for key, value in tree.items() if key != BASE}
+    base = tree.get(BASE)
+    if base is None:
+        return translate(own)
+    if base not in recipe_names():
+        raise ValueError(f"{BASE}={base!r} is not a shipped recipe; choose one of {', '.join(recipe_names())}")
+    return _merge(_with_base(_read(RECIPES / f"{base}.yaml")), translate(own))
 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -72,8 +82,8 @@ def _find(recipe: str | Path) -> Path:
     raise ValueError(f"no recipe {str(recipe)!r}: neither a file nor one of {', '.join(recipe_names())}{hint}")
 
 
-def _read(path: Path) -> Any:
-    """Parses a recipe file; raises ValueError if it is not valid YAML, or if its aliases expand too far."""
+def _read(path: Path) -> dict[str, Any]:
+    """Parses a recipe file; raises ValueError if it is not a mapping in YAML, or its aliases expand too far."""
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         entries = sum(1 for _ in islice(_entries(tree), MOST_ENTRIES + 1))
@@ -84,6 +94,8 @@ def _read(path: Path) -> Any:
         raise ValueError(f"{path} is not valid YAML in UTF-8: {str(error).splitlines()[0]}") from None
     if entries > MOST_ENTRIES:
         raise ValueError(f"{path} has more than {MOST_ENTRIES:,} entries; its aliases (*name) may repeat each other")
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path} must hold a mapping of config sections, not {type(tree).__name__}")
     return tree
 
 

@@ -55,11 +55,12 @@ def fault_of(checkpoint: Path, *, thorough: bool) -> str | None:
     if not (checkpoint / PROGRESS).is_file():
         return f"{checkpoint} is not a checkpoint: it has no {PROGRESS}"
     try:
-        if not isinstance(read_json(checkpoint / PROGRESS)["step"], int):
-            return f"{checkpoint / PROGRESS} is damaged: its step is not a number"
+        step = read_json(checkpoint / PROGRESS)["step"]
+        if not isinstance(step, int) or step < 1:
+            return f"{checkpoint / PROGRESS} is damaged: its step is {step!r}"
         Config.model_validate(_stored(checkpoint))
         # Older checkpoints have no checksums.
-        written = read_json(checkpoint / CHECKSUMS) if (checkpoint / CHECKSUMS).is_file() else {}
+        written = dict(read_json(checkpoint / CHECKSUMS)) if (checkpoint / CHECKSUMS).is_file() else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
         return f"{checkpoint} is damaged: {error}"
     checked = {name: digest for name, digest in written.items() if thorough or name in (PROGRESS, CONFIG)}

@@ -8,6 +8,13 @@ python -m tasks.registry verify medpix-gemma3 4
 python -m tasks.registry serve medpix-gemma3 4 --port 8080
 """
 
+from tasks.registry.arguments import registry_parser
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    OPTIONS = registry_parser(__doc__).parse_args()
+else:
+    OPTIONS = None
+
 import argparse
 import os
 import sys
@@ -15,9 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow.exceptions import MlflowException
 
 from tasks.registry.champion_history import Change, plain
+from tasks.registry.resolve import local_copy
 from tasks.registry.trust import verify
 from tasks.registry.versions import (
     PROMOTION,
@@ -27,7 +36,6 @@ from tasks.registry.versions import (
     look_up,
     promote,
     roll_back,
-    version_uri,
     versions,
 )
 from tasks.services.databases import require_databases
@@ -65,18 +73,9 @@ def _number(name: str, version: str) -> str:
     return version if version.isdigit() else look_up(name, version)["version"]
 
 
-def serve(name: str, version: str, port: str) -> None:
-    """Replaces this process by MLflow's server of a version, on loopback."""
-    words = (
-        "models",
-        "serve",
-        "--model-uri",
-        version_uri(name, version),
-        "--env-manager",
-        "local",
-        "--host",
-        "127.0.0.1",
-    )
+def serve(model: Path, port: str) -> None:
+    """Replaces this process by MLflow's server of the model version in the directory `model`, on loopback."""
+    words = ("models", "serve", "--model-uri", str(model), "--env-manager", "local", "--host", "127.0.0.1")
     programs = str(Path(sys.executable).parent)  # MLflow starts uvicorn by name
     environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ.get('PATH', '')}"}
     os.execve(sys.executable, [sys.executable, "-m", "mlflow", *words, "--port", port], environment)
@@ -89,36 +88,8 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="show versions, their scores and aliases").add_argument("name", nargs="?")
-    command = commands.add_parser("promote", help="make a version the champion")
-    command.add_argument("name")
-    command.add_argument("version")
-    command.add_argument("--reason", default="promoted by hand")
-    command = commands.add_parser("rollback", help="make the previous champion the champion again")
-    command.add_argument("name")
-    command.add_argument("--reason", default="")
-    command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")
-    command.add_argument("name")
-    command = commands.add_parser(
-        "verify", help="check that a version's files and evaluation are as they were registered"
-    )
-    command.add_argument("name")
-    command.add_argument("version", help="a number or an alias")
-    command = commands.add_parser("serve", help="verify a version, then serve it over HTTP on loopback")
-    command.add_argument("name")
-    command.add_argument("version", help="a number or an alias")
-    command.add_argument("--port", default="5001")
-    return parser
-
-
-def main() -> None:
+def main(options: argparse.Namespace) -> None:
     """Runs the command."""
-    options = _parser().parse_args()
     try:
         require_databases()
         if options.command == "promote":
@@ -127,16 +98,18 @@ def main() -> None:
             roll_back(options.name, options.reason)
         if options.command == "list":
             print(render(versions(options.name)))
-        elif options.command in ("verify", "serve"):
-            version = _number(options.name, options.version)
-            print(render_lock(verify(options.name, version)), flush=True)
-            if options.command == "serve":
-                serve(options.name, version, options.port)
+        elif options.command == "verify":
+            print(render_lock(verify(options.name, _number(options.name, options.version))))
+        elif options.command == "serve":
+            version = mlflow.MlflowClient().get_model_version(options.name, _number(options.name, options.version))
+            model = local_copy(version)  # the files that are verified are the files that are served
+            print(render_lock(verify(options.name, str(version.version), model)), flush=True)
+            serve(model, options.port)
         else:
             print(render_history(changes(options.name)))
-    except (ValueError, MlflowException) as error:
+    except (ValueError, OSError, MlflowException) as error:
         raise SystemExit(f"error: {printable(error)}") from error
 
 
-if __name__ == "__main__":
-    main()
+if OPTIONS:
+    main(OPTIONS)

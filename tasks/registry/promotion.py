@@ -72,7 +72,22 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
         return Decision(False, f"{found}; a margin of {settings.margin} is needed")
     if settings.require_interval and not (_is_finite(change["low"]) and change["low"] > 0):
         return Decision(False, f"{found}; the interval must exclude 0")
+    if settings.no_more_contradictions and (more := _more_contradictions(result)):
+        return Decision(False, f"{found}; {more}")
     return Decision(True, found)
+
+
+def _more_contradictions(result: dict[str, Any]) -> str | None:
+    """Returns by how much the model contradicts the references more often than the champion; None if it does not.
+
+    An interval decides if there is one, so that equal models are not refused by chance.
+    """
+    change = result["differences"][CHAMPION]["contradictions"]
+    bound = change["low"] if _is_finite(change["low"]) else change["value"]
+    if not _is_finite(bound) or bound <= 0:
+        return None
+    found = _found("contradictions", "the champion", change, f"all {result['examples']} questions")
+    return f"{found}: registry.no_more_contradictions refuses that"
 
 
 def _first_of_its_name(result: dict[str, Any], metric: str) -> Decision:

@@ -20,7 +20,7 @@ from tasks.registry.card import model_card, model_description
 from tasks.registry.trust import lock_version
 from tasks.registry.versions import look_up
 from tasks.run import Run
-from vlm_core.cache import cached_directory, checksums
+from vlm_core.cache import FILES, cached_directory, checksums
 from vlm_core.config import Config
 from vlm_core.data.medical.settings import PACKAGES as MEDICAL_PACKAGES
 from vlm_core.evaluation.metrics import PRIMARY, Use, names
@@ -100,7 +100,7 @@ def _weights(run: Run, weights: Path) -> tuple[dict[str, str], dict[str, Any]]:
 
     def link(directory: Path) -> dict[str, Any]:
         shutil.copytree(weights, directory, copy_function=_link, dirs_exist_ok=True)
-        return {"checkpoint": weights.parent.name}
+        return {"checkpoint": weights.parent.name, FILES: sha256}
 
     # Hard links next to the checkpoints take no extra space. They survive when a resumed run removes old checkpoints.
     directory, _ = cached_directory(run.directory / REGISTERED, key, link)

@@ -4,10 +4,12 @@ vlm_core finds this module through its entry point (see `pyproject.toml`) and do
 """
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
@@ -19,6 +21,9 @@ from vlm_core.home import medpix_home
 from vlm_core.plain_text import printable
 from vlm_core.run_directory import require_registered
 
+# What MLflow and the lines below raise for a version whose files are missing, damaged or of another kind.
+UNUSABLE = (MlflowException, OSError, yaml.YAMLError, ValueError, AttributeError, KeyError, TypeError)
+
 
 def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
     """Returns (the directory of a registered checkpoint, the `model` section of its base model).
@@ -28,15 +33,7 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
     """
     try:
         version = _version(uri)
-        source = f"models:/{version.name}/{version.version}"
-
-        def fetch(directory: Path) -> dict[str, Any]:
-            mlflow.artifacts.download_artifacts(source, dst_path=str(directory))
-            return {"source": source}
-
-        # A version never changes. The model id distinguishes versions of different tracking servers.
-        key = re.sub(r"[^\w.-]", "_", f"{version.name}-{version.version}-{version.model_id or version.run_id}")
-        directory, _ = cached_directory(medpix_home() / "cache" / "registered", key, fetch)
+        directory = local_copy(version)
         require_trusted(version.name, str(version.version), directory)
         flavor = Model.load(str(directory)).flavors["python_function"]
         settings, artifacts = flavor["config"], flavor.get("artifacts", {})
@@ -45,9 +42,30 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
             if "weights" in settings
             else _downloaded_weights(directory, artifacts["checkpoint"]["path"])
         )
-    except (MlflowException, KeyError, TypeError) as error:
+        return checkpoint, settings["model"]
+    except UNUSABLE as error:
         raise ValueError(printable(f"no model {uri!r} at {mlflow.get_tracking_uri()}: {error}")) from None
-    return checkpoint, settings["model"]
+
+
+def local_copy(version: Any) -> Path:
+    """Returns the directory with the files of a model version on this machine; downloads them once.
+
+    Raises ValueError if the version is not a model: its source could be any directory. Compiled code is removed, since
+    Python would run it in place of the source code.
+    """
+    source = f"models:/{version.name}/{version.version}"
+
+    def fetch(directory: Path) -> dict[str, Any]:
+        if all(entry.path != "MLmodel" for entry in mlflow.artifacts.list_artifacts(artifact_uri=source)):
+            raise ValueError(f"{source} is not a model: its files have no MLmodel")
+        mlflow.artifacts.download_artifacts(source, dst_path=str(directory))
+        for compiled in list(directory.rglob("__pycache__")):
+            shutil.rmtree(compiled)
+        return {"source": source}
+
+    # A version never changes. The model id distinguishes versions of different tracking servers.
+    key = re.sub(r"[^\w.-]", "_", f"{version.name}-{version.version}-{version.model_id or version.run_id}")
+    return cached_directory(medpix_home() / "cache" / "registered", key, fetch)[0]
 
 
 def _referenced_weights(weights: dict[str, Any], run_id: str | None) -> Path:

@@ -90,11 +90,14 @@ def require_trusted(name: str, version: str, directory: Path) -> None:
     if lock is None:
         logger.warning("version %s of %s has no lock: changes since its registration cannot be found", version, name)
     elif found := _differences(lock["files"], _files(directory)):
-        raise ValueError(_refusal(name, version, found))
+        raise ValueError(_refusal(name, version, found, directory))
 
 
-def verify(name: str, version: str) -> dict[str, Any]:
-    """Returns the lock of a version; raises ValueError that lists every difference to the lock."""
+def verify(name: str, version: str, local: Path | None = None) -> dict[str, Any]:
+    """Returns the lock of a version; raises ValueError that lists every difference to the lock.
+
+    `local` is the `local_copy` of the version; None downloads the files.
+    """
     with tempfile.TemporaryDirectory() as directory:
         files, copy = Path(directory) / "lock", Path(directory) / "model"
         for made in (files, copy):
@@ -103,10 +106,11 @@ def verify(name: str, version: str) -> dict[str, Any]:
             lock = _read_lock(name, version, files)
             if lock is None:
                 raise ValueError(f"version {version} of {name} has no lock: register it again to get one")
-            model = mlflow.artifacts.download_artifacts(f"models:/{name}/{version}", dst_path=str(copy))
-        except MlflowException as error:
+            uri = f"models:/{name}/{version}"
+            model = local or Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(copy)))
+        except (MlflowException, OSError) as error:
             raise ValueError(f"version {version} of {name} cannot be verified: {printable(error)}") from None
-        found = _file_findings(lock, Path(model))
+        found = _file_findings(lock, model)
         found += [
             f"{file} beside the lock changed or missing"
             for file, key in ((CONFIG, "config"), (EVALUATION, "evaluation"))
@@ -115,7 +119,7 @@ def verify(name: str, version: str) -> dict[str, Any]:
         if not found:
             found = _tag_findings(name, version, read_json(files / EVALUATION))
     if found:
-        raise ValueError(_refusal(name, version, found))
+        raise ValueError(_refusal(name, version, found, local))
     return lock
 
 
@@ -158,7 +162,7 @@ def _file_findings(lock: Mapping[str, Any], directory: Path) -> list[str]:
 def _files(directory: Path) -> dict[str, str]:
     """Returns the sha256 of each file of a model, except files that its use adds: compiled code and MLflow's metadata.
 
-    `serve` makes Python ignore compiled code in the directory.
+    `local_copy` removes compiled code that was downloaded.
     """
     found = checksums(directory)
     return {path: found[path] for path in found if path != BY_MLFLOW and "__pycache__" not in Path(path).parts}
@@ -189,8 +193,9 @@ def _tag_findings(name: str, version: str, result: dict[str, Any]) -> list[str]:
             if tags.get(key) != value]  # fmt: skip
 
 
-def _refusal(name: str, version: str, found: list[str]) -> str:
+def _refusal(name: str, version: str, found: list[str], local: Path | None = None) -> str:
     more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+    more += f" (in {local}, a copy that you can delete)" if local else ""
     return (
         f"version {version} of {name} is not as it was registered: {', '.join(found[:5])}{more}. Do not use it until "
         "you know why; put the files back, or register the model again"

@@ -7,6 +7,16 @@ python -m tasks.services down      (make down)
 """
 
 import argparse
+
+if __name__ == "__main__":  # before the imports below, which take seconds
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.services", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("command", choices=("up", "down", "status", "env"))
+    COMMAND = parser.parse_args().command
+else:
+    COMMAND = None
+
 import os
 
 from prefect.settings import PREFECT_API_URL
@@ -15,13 +25,8 @@ from tasks.services.up import Services
 from vlm_core.plain_text import printable
 
 
-def main() -> None:
+def main(command: str) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m tasks.services", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("command", choices=("up", "down", "status", "env"))
-    command = parser.parse_args().command
     api = PREFECT_API_URL.value()  # of the environment, or of the user's profile
     services = Services(dict(os.environ) | ({"PREFECT_API_URL": api} if api else {}))
     commands = {"up": services.up, "down": services.down, "status": services.status, "env": services.exports}
@@ -31,5 +36,5 @@ def main() -> None:
         raise SystemExit(f"error: {printable(error)}") from error
 
 
-if __name__ == "__main__":
-    main()
+if COMMAND:
+    main(COMMAND)

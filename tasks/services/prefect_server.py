@@ -61,6 +61,19 @@ def own_origins(port: int | str) -> str:
     return f"http://127.0.0.1:{port},http://localhost:{port}"
 
 
+def take_turns_in_sqlite() -> None:
+    """Makes the transactions of Prefect's server wait for each other if its database is SQLite.
+
+    Prefect's transactions read first, and take SQLite's write lock when they write. If another one has written in
+    between, SQLite refuses the lock at once ("database is locked"). The page then shows "Unknown error" for a submitted
+    form, and the log has an error. A transaction that takes the lock when it begins waits for it instead.
+    """
+    from prefect.server.database.configurations import AioSqliteConfiguration  # lazy: takes seconds
+
+    begin = AioSqliteConfiguration.begin_transaction
+    AioSqliteConfiguration.begin_transaction = lambda self, session, with_for_update=False: begin(self, session, True)
+
+
 def create_app() -> ASGIApp:
     """Returns Prefect's app behind `OwnPagesOnly`; the server of a flow ends with the flow's process."""
     if parent := os.environ.get(PARENT):
@@ -68,5 +81,6 @@ def create_app() -> ASGIApp:
         end_with_parent(int(parent), signal.SIGKILL)
     from prefect.server.api.server import create_app as prefect_app  # lazy: takes seconds
 
+    take_turns_in_sqlite()
     origins = os.environ.get(ORIGINS, "").split(",")
     return OwnPagesOnly(prefect_app(), frozenset(origin.strip().rstrip("/").lower() for origin in origins if origin))

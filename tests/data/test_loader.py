@@ -1,9 +1,13 @@
 """The plan of a run: every example once an epoch, the same whatever the ranks, and from any step on."""
 
+from collections import namedtuple
+from collections.abc import Iterator
+
 import numpy as np
+import pytest
 import torch
 
-from vlm_core.data.loader import iterate_steps, plan_epoch
+from vlm_core.data.loader import iterate_steps, plan_epoch, worker_processes
 
 
 def test_an_epoch_has_every_example_once_in_its_own_order() -> None:
@@ -32,3 +36,46 @@ def test_steps_get_their_batches_in_order() -> None:
     steps = [["a", "b"], ["c"]]
     made = iterate_steps(steps, lambda name: {"x": torch.tensor([ord(name)])}, num_workers=0)
     assert [[b["x"].item() for b in step] for step in made] == [[97, 98], [99]]
+
+
+def test_steps_are_planned_as_they_are_read() -> None:
+    planned: list[int] = []
+
+    def steps() -> Iterator[list[int]]:
+        for step in range(1000):
+            planned.append(step)
+            yield [step] * (step % 3)
+
+    made = iterate_steps(steps(), lambda number: {"x": torch.tensor([number])}, num_workers=0)
+    assert [[b["x"].item() for b in next(made)] for _ in range(5)] == [[], [1], [2, 2], [], [4]]
+    assert len(planned) < 10
+
+
+@pytest.mark.parametrize(
+    ("setting", "decodes", "cores", "ranks", "free", "expected"),
+    [
+        (None, True, 16, 1, 2**33, 4),
+        (None, True, 16, 8, 2**33, 1),
+        (None, True, 2, 1, 2**33, 1),
+        (None, True, 1, 1, 2**33, 0),
+        (None, True, 4, 8, 2**33, 0),
+        (None, True, 16, 1, 2**26, 0),  # a container with little shared memory
+        (None, False, 16, 1, 2**33, 0),
+        (7, False, 1, 8, 0, 7),
+        (0, True, 16, 1, 2**33, 0),
+    ],
+)
+def test_workers_read_ahead_if_there_is_room(
+    setting: int | None,
+    decodes: bool,
+    cores: int,
+    ranks: int,
+    free: int,
+    expected: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    usage = namedtuple("usage", "free")
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(cores)), raising=False)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage(free))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert worker_processes(setting, decodes=decodes) == expected

@@ -11,10 +11,12 @@ from PIL import Image
 
 from tests.conftest import small_config
 from vlm_core.config import DatasetConfig
+from vlm_core.data import source as source_module
 from vlm_core.data.dataset_files import read_table
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.phantom import write_phantom
-from vlm_core.data.source import OpenDataset, fetch_split
+from vlm_core.data.source import OpenDataset, fetch_split, open_dataset
+from vlm_core.files import file_sha256
 from vlm_core.recipe import load_config
 
 
@@ -52,6 +54,16 @@ def rewrite(directory: Path, change: Any) -> None:
 def test_split_expressions(phantom: Path, split: str, start: int, stop: int) -> None:
     source = fetch(phantom, split)
     assert (source.start, source.stop) == (start, stop)
+
+
+def test_two_parts_of_a_table_read_each_file_once(phantom: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+    monkeypatch.setattr(source_module, "file_sha256", lambda path: read.append(path) or file_sha256(path))
+    opened = open_dataset(DatasetConfig(path_or_dataset=str(phantom)))
+    parts = [opened.take(part) for part in ("train[:90%]", "train[90%:]")]
+    assert len(read) == len(set(read)) > 0
+    alone = open_dataset(DatasetConfig(path_or_dataset=str(phantom))).take("train[90%:]")
+    assert parts[1].fingerprint == alone.fingerprint != parts[0].fingerprint
 
 
 def test_the_fingerprint_is_that_of_the_content(phantom: Path, copy: Path) -> None:
@@ -104,8 +116,10 @@ def test_a_directory_without_data_is_refused(tmp_path: Path) -> None:
 def test_names_that_are_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="neither a directory or file, nor a hub id"):
         fetch("no-such-directory")
-    with pytest.raises(ValueError, match=r"takes whole numbers for \['images', 'seed', 'image_size'\]"):
-        fetch("builtin:phantom?pictures=3")
+    known = r"takes whole numbers for \['images', 'seed', 'image_size', 'slices'\], and form=png\|dicom\|nifti"
+    for wrong in ("pictures=3", "form=jpeg", "slices=two"):
+        with pytest.raises(ValueError, match=known):
+            fetch(f"builtin:phantom?{wrong}")
 
 
 def test_the_hub_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

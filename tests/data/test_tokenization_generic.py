@@ -1,6 +1,5 @@
 """Labels of models without a row: the ids of their own processors, and exactly the answer supervised."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,20 @@ from tests.data.test_tokenization import supervised_texts
 from tests.other_models import WRITERS, directory_of
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.tokenization import require_template
-from vlm_core.data.tokenization_generic import _warn_of_prompt, end_of_turn
+from vlm_core.data.tokenization_generic import end_of_turn
 from vlm_core.families import FAMILIES, Family
 from vlm_core.models.chat import FastChat, GenericChat, load_chat
 from vlm_core.models.load import load_processor
 
+# How a template begins an answer in a conversation, and in its generation prompt.
+ASKED = {
+    "llava_onevision": ("assistant \n", "assistant\n"),
+    "gemma4": ("<|turn>model\n", "<|turn>model\n<|channel>thought\n<channel|>"),
+}
 SQUARE, WIDE = Image.new("RGB", (56, 56), (10, 200, 30)), Image.new("RGB", (150, 60), (200, 10, 30))
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(scope="module", params=[*WRITERS, "gemma4_26b"])
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -46,6 +50,22 @@ def own_ids(processor: Any, conversation: list[dict[str, Any]], **options: Any) 
     return list(processor.apply_chat_template(conversation, tokenize=True, return_dict=True, **options)["input_ids"][0])
 
 
+def asked_ids(chat: ChatModel, conversation: list[dict[str, Any]]) -> list[int]:
+    """Returns the processor's ids of a conversation, with the last answer after its generation prompt."""
+    processor = chat.processor
+    shown = own_ids(processor, conversation)
+    if chat.family.model_type in ASKED:
+        text = processor.apply_chat_template(conversation, tokenize=False)
+        as_shown, as_asked = ASKED[chat.family.model_type]
+        before, _, after = text.rpartition(as_shown)
+        images = [part["image"] for turn in conversation for part in turn["content"] if part["type"] == "image"]
+        made = processor(
+            text=[before + as_asked + after], images=[images] if images else None, add_special_tokens=False
+        )
+        shown = list(made["input_ids"][0])
+    return shown if chat.family.end_of_turn else [*shown[:-1], processor.tokenizer.eos_token_id]
+
+
 CONVERSATIONS = {
     "plain": [user("What is shown?", SQUARE), assistant("A mass in the left part.")],
     "answer in the question": [user("Is Mass. the answer, or is it Mass.?", SQUARE), assistant("Mass.")],
@@ -60,41 +80,36 @@ CONVERSATIONS = {
 }
 
 
-def with_own_end(ids: list[int], processor: Any, family: Family) -> list[int]:
-    """Returns the processor's ids; behind the last answer, LLaVA's template writes a space and no end."""
-    return ids if family.end_of_turn else [*ids[:-1], processor.tokenizer.eos_token_id]
-
-
 def said(conversation: list[dict[str, Any]], family: Family) -> list[str]:
-    """Returns what is to be supervised: the answers as the template writes them behind its prompt of generation."""
+    """Returns what is to be supervised: the answers as the template writes them after its generation prompt."""
     answers = [turn["content"][0]["text"] for turn in conversation if turn["role"] == "assistant"]
     if family.model_type == "llava":  # no turn of it has an end, but the last; decoding drops the first space
         return [*answers[:-1], f"{answers[-1]}</s>"]
+    if family.model_type in ASKED:  # the template shows earlier answers without that prompt
+        answers = answers[-1:]
+    if family.model_type == "gemma4":
+        answers = [answer.strip() for answer in answers]
     space = " " if family.model_type == "idefics3" else ""  # its prompt of generation ends before that
     return [f"{space}{answer}{family.end_of_turn}" for answer in answers]
 
 
 @pytest.mark.parametrize("kind", CONVERSATIONS)
 def test_ids_are_the_processors_own_and_exactly_the_answers_are_supervised(kind: str, other: ChatModel) -> None:
-    chat, processor, family, conversation = other, other.processor, other.family, CONVERSATIONS[kind]
-    expected = with_own_end(own_ids(processor, conversation), processor, family)
-    assert chat.tokenize(conversation).input_ids == expected
-    assert supervised_texts(conversation, chat) == said(conversation, family)
+    chat, conversation = other, CONVERSATIONS[kind]
+    tokenized = chat.tokenize(conversation)
+    assert tokenized.input_ids == asked_ids(chat, conversation)
+    assert supervised_texts(conversation, chat) == said(conversation, chat.family)
+    earlier = len([turn for turn in conversation if turn["role"] == "assistant"]) - 1
+    assert tokenized.unasked == (earlier if chat.family.model_type in ASKED else 0)
 
 
 @pytest.mark.parametrize("images", [[], [SQUARE], [SQUARE, WIDE]])
 def test_the_prompt_of_generation_is_the_processors_own(images: list[Any], other: ChatModel) -> None:
-    chat, processor, family, conversation = (
-        other,
-        other.processor,
-        other.family,
-        [user("What is shown?", *images), assistant("Mass.")],
-    )
+    chat, processor, conversation = other, other.processor, [user("What is shown?", *images), assistant("Mass.")]
     prompt = chat.prompt_ids(conversation[:1])
     assert prompt == own_ids(processor, conversation[:1], add_generation_prompt=True)
     whole = chat.tokenize(conversation)
-    if family.model_type != "llava_onevision":  # whose template asks with "assistant" and shows "assistant "
-        assert whole.input_ids[: whole.supervised.index(True)] == prompt
+    assert whole.input_ids[: whole.supervised.index(True)] == prompt
 
 
 TYPED = (
@@ -118,8 +133,11 @@ def test_texts_cannot_inject_special_tokens(typed: str, other: ChatModel) -> Non
     # Some processors also have an option to read them as text: Idefics3's no <image>, LLaVA's none.
     if family.model_type == "llava_onevision" or (family.model_type == "idefics3" and "<image>" not in typed):
         text_alone = [user(f"What? {typed}"), assistant(f"A {typed}")]
+        prompt = own_ids(processor, text_alone[:1], add_generation_prompt=True, sanitize_control_tokens=True)
         expected = own_ids(processor, text_alone, sanitize_control_tokens=True)
-        assert chat.tokenize(text_alone).input_ids == expected
+        ids = chat.tokenize(text_alone).input_ids
+        assert ids[: len(prompt)] == prompt
+        assert ids[len(prompt) :] == expected[len(expected) - len(ids) + len(prompt) :]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -128,19 +146,13 @@ def test_texts_cannot_inject_special_tokens(typed: str, other: ChatModel) -> Non
     answer=st.text(st.characters(exclude_categories=["Cs", "Co"]), min_size=1, max_size=40),
 )
 def test_whatever_the_texts(other: ChatModel, question: str, answer: str) -> None:
-    chat, processor, family, conversation = (
-        other,
-        other.processor,
-        other.family,
-        [user(question, SQUARE), assistant(answer)],
-    )
-    tokenized = chat.tokenize(conversation)
-    assert tokenized.input_ids == with_own_end(own_ids(processor, conversation), processor, family)
+    chat, processor, conversation = other, other.processor, [user(question, SQUARE), assistant(answer)]
+    tokenized, expected = chat.tokenize(conversation), asked_ids(chat, conversation)
+    assert tokenized.input_ids == expected
     first = tokenized.supervised.index(True)
     rest = processor.tokenizer.decode(tokenized.input_ids[first:]).strip()
-    assert rest.startswith(processor.tokenizer.decode(own_ids(processor, conversation)[first:]).strip()[: len(answer)])
-    if family.model_type != "llava_onevision":
-        assert tokenized.input_ids[:first] == chat.prompt_ids(conversation[:1])
+    assert rest.startswith(processor.tokenizer.decode(expected[first:]).strip()[: len(answer)])
+    assert tokenized.input_ids[:first] == chat.prompt_ids(conversation[:1])
 
 
 class _Changed:
@@ -170,19 +182,23 @@ def test_what_cannot_be_made_exact_is_refused(other: ChatModel) -> None:
 
     with pytest.raises(ValueError, match=r"changes texts by more than trimming.*a row in vlm_core/families.py"):
         rendered(lambda text: text.replace("Mass", "mass")).tokenize(conversation)
-    with pytest.raises(ValueError, match=r"shows 2 images as '<image>' and the conversation has 1"):
-        rendered(lambda text: "<image>" + text).tokenize(conversation)
+    with pytest.raises(ValueError, match=r"shows 2 images as '<.*image.*>' and the conversation has 1"):
+        rendered(lambda text: processor.image_token + text).tokenize(conversation)
     with pytest.raises(ValueError, match="does not say what it writes for an image"):
         GenericChat(_Changed(processor, silent_about="text_replacement_offsets"), family).tokenize(conversation)
 
 
-def test_a_generation_prompt_that_differs_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    directory = directory_of("llava_onevision")
-    _warn_of_prompt.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        for text in ("One.", "Two."):
-            load_chat(directory).tokenize([user("?"), assistant(text)])
-    assert caplog.text.count("generation prompt differs from its rendering of an answer") == 1
+def test_an_answer_inside_an_open_thought_is_refused(other: ChatModel) -> None:
+    """Templates of reasoning models may end the prompt with `<think>`, and leave it out of an answer."""
+    own = other.processor.apply_chat_template
+
+    def apply(conversation: Any, *arguments: Any, add_generation_prompt: bool = False, **options: Any) -> Any:
+        rendered = own(conversation, *arguments, add_generation_prompt=add_generation_prompt, **options)
+        return rendered + "<think>\n" if add_generation_prompt else rendered
+
+    chat = GenericChat(_Changed(other.processor, apply_chat_template=apply), other.family)
+    with pytest.raises(ValueError, match="begins a thought with '<think>', and an answer of the template does not end"):
+        chat.tokenize([user("What?", SQUARE), assistant("Mass.")])
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -12,7 +12,7 @@ import pytest
 from prefect.testing.utilities import prefect_test_harness
 
 from pipelines.finetune import main, medpix_finetune
-from tests.conftest import tiny_directory
+from tests.conftest import new_mlflow_store, tiny_directory
 from vlm_core.arguments import flow_parser
 from vlm_core.data.phantom import write_phantom
 
@@ -28,7 +28,7 @@ def prefect() -> Iterator[None]:
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     write_phantom(tmp_path / "data", num_images=12, seed=5, image_size=56)
     return tmp_path / "home"
 

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.conftest import tiny_directory
-from tests.medical import write_medical_dataset
+from tests.medical import FILES, write_medical_dataset
 from tests.readme import ROOT, blocks, loading
 from tests.wandb_files import wandb_runs
+from vlm_core.data.pseudonyms import FILE as CASE_KEY
 from vlm_core.files import read_json_lines
 from vlm_core.run_directory import METRICS
 
@@ -71,7 +72,7 @@ def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         "registry.model_name": f"medpix-{family}",
         "wandb.project": "medical",
         "wandb.mode": "offline",
-    } | ({"peft.dim": 4} if tuning == "lora" else {})
+    } | ({"peft.dim": 4} if tuning == "lora" else {"dataset.pseudonymise_case_ids": True})
     overrides = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
     command = ["-m", "pipelines.finetune", "--recipe", "demo", *overrides]
     (directory / "command.json").write_text(json.dumps(command))
@@ -95,7 +96,14 @@ def test_the_summary_has_what_was_done(finished: tuple[Path, dict[str, Any]]) ->
     assert Path(summary["checkpoint"]).name == "epoch_2_step_12"
     assert Path(summary["checkpoint"]).parent == (home / "runs" / "latest").resolve()
     predictions = pq.read_table(home / "runs" / "latest" / "evaluation" / "predictions.parquet").to_pylist()
-    assert {row["case_id"] for row in predictions} == {"MR_small", "examples_palette", "examples_ybr_color"}
+    cases = {row["case_id"] for row in predictions}
+    if (home / CASE_KEY).exists():
+        written = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+        assert len(cases) == 3
+        assert all(case.startswith("case-") and case.encode() in written for case in cases)
+        assert not [name for name in FILES if name.removesuffix(".dcm").encode() in written]
+    else:
+        assert cases == {"MR_small", "examples_palette", "examples_ybr_color"}
 
 
 def test_a_new_process_finds_the_version_and_asks_it(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tasks.run import Run
 from tasks.trackers import mlflow_run
 from tests.conftest import small_config
 from vlm_core.config import RegistryConfig
-from vlm_core.evaluation.metrics import METRICS, Choices, ScoredAnswer, Use, mean_metric, names, ratio_metric
+from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, Use, mean_metric, names, ratio_metric
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.scores import Question, columns_by_variant, predictions, score
 from vlm_core.evaluation.text_scores import package_versions
@@ -115,8 +115,8 @@ def test_a_metric_without_uses_is_in_the_scores_only(monkeypatch: pytest.MonkeyP
 
 
 def test_a_ratio_brings_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lengths(answer: ScoredAnswer, reference: str, choices: Choices) -> dict[str, float]:
-        return {"said": len(answer.text), "expected": len(reference)}
+    def lengths(answer: ScoredAnswer, expected: Expected) -> dict[str, float]:
+        return {"said": len(answer.text), "expected": len(expected.reference)}
 
     ratio = ratio_metric("length_ratio", "Length ratio", lengths, ("said", "expected"), EVERYWHERE ^ Use.ANSWERS, "")
     monkeypatch.setitem(METRICS, ratio.name, ratio)
@@ -128,18 +128,22 @@ def test_a_ratio_brings_its_own_columns(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_uses_are_those_that_people_know() -> None:
-    assert names(Use.CARD) == ["token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "perplexity"]
+    assert names(Use.CARD) == ["token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy",
+                                "clinical_agreement", "contradictions", "perplexity"]  # fmt: skip
     assert names(Use.COMPARED | Use.DECIDES) == [
         "token_f1",
         "rouge_l",
         "bleu_4",
         "exact_match",
         "closed_accuracy",
+        "clinical_agreement",
+        "contradictions",
         "logprob",
     ]
-    assert names(Use.TAG) == ["token_f1", "rouge_l", "closed_accuracy", "perplexity"]
-    assert names(Use.RELIANCE) == ["token_f1", "closed_accuracy", "logprob"]
-    assert names(Use.CHART) == ["token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity"]
+    clinical = ["clinical_agreement", "contradictions"]
+    assert names(Use.TAG) == ["token_f1", "rouge_l", "closed_accuracy", *clinical, "perplexity"]
+    assert names(Use.RELIANCE) == ["token_f1", "closed_accuracy", "clinical_agreement", "logprob"]
+    assert names(Use.CHART) == ["token_f1", "rouge_l", "exact_match", "closed_accuracy", *clinical, "perplexity"]
 
 
 def test_the_config_names_the_metrics_that_may_decide() -> None:

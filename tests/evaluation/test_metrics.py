@@ -8,7 +8,7 @@ from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics.bleu import BLEU
 
 from vlm_core.data.closed_questions import choice
-from vlm_core.evaluation.metrics import METRICS, ScoredAnswer, columns_of
+from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, columns_of
 from vlm_core.evaluation.text_scores import exact_match, package_versions, word_scores
 
 
@@ -61,7 +61,9 @@ def texts(seed: int, count: int) -> list[str]:
 
 def scores_of(predictions: list[str], references: list[str]) -> dict[str, float]:
     replies = [ScoredAnswer(text, 3, False, -2.0, 4) for text in predictions]
-    sums = {k: column.sum() for k, column in columns_of(replies, references, [None] * len(replies)).items()}
+    sums = {
+        k: column.sum() for k, column in columns_of(replies, [Expected(reference) for reference in references]).items()
+    }
     return {name: float(metric.score(sums)) for name, metric in METRICS.items()}
 
 
@@ -83,14 +85,16 @@ def test_closed_questions_alone_count_for_their_accuracy() -> None:
         ScoredAnswer(text, 2, truncated, -1.0, 2)
         for text, truncated in (("Left", False), ("no", True), ("Mass", False))
     ]
-    columns = columns_of(replies, ["left", "Yes", "mass"], [("left", "right"), ("no", "yes"), None])
+    columns = columns_of(
+        replies, [Expected("left", ("left", "right")), Expected("Yes", ("no", "yes")), Expected("mass")]
+    )
     sums = {name: column.sum() for name, column in columns.items()}
     assert METRICS["closed_accuracy"].score(sums) == 0.5
     assert METRICS["exact_match"].score(sums) == pytest.approx(2 / 3)
     assert METRICS["truncated_share"].score(sums) == pytest.approx(1 / 3)
     assert METRICS["perplexity"].score(sums) == pytest.approx(np.exp(0.5))
     # An answer that training never gave is right where it is the reference.
-    unseen = columns_of([ScoredAnswer("X-ray", 2, False, -1.0, 2)], ["X-ray"], [("ct", "mr")])
+    unseen = columns_of([ScoredAnswer("X-ray", 2, False, -1.0, 2)], [Expected("X-ray", ("ct", "mr"))])
     assert unseen["right"].tolist() == [1.0]
     nothing = {name: column[2] for name, column in columns.items()}
     assert np.isnan(METRICS["closed_accuracy"].score(nothing))

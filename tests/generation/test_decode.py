@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from tests.conftest import noise, small_config, tiny_directory
+from vlm_core.data.batches import DecodedImages
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.collate import collate_prompts
 from vlm_core.data.conversation_dataset import ConversationDataset
-from vlm_core.data.token_cache import TokenDataset, build_tokens
+from vlm_core.data.token_cache import TokenDataset, build_tokens, last_answer_of
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.decode import Answer, to_answer, without_answer
 from vlm_core.generation.prompts import Prompts, prompt_of
@@ -116,6 +117,57 @@ def test_cached_prompts_equal_the_processors(answerer: Answerer, conversations: 
         conversation = without_answer(dataset[i]["conversation"])
         expected = collate_prompts([{"conversation": conversation}], chat)["input_ids"][0].tolist()
         assert prompt_of(tokens[i]).input_ids == expected
+
+
+def test_one_pass_gives_the_answers_and_the_likelihoods(
+    answerer: Answerer, conversations: Path, chat: ChatModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of the examples are only scored. Rows whose branches have all ended leave the cache."""
+    tokens, images = (
+        TokenDataset(build_tokens(conversations, chat), "validation"),
+        DecodedImages.of(conversations, chat),
+    )
+    examples = Prompts([last_answer_of(tokens[i]) for i in (0, 10, 1, 20, 11, 2, 3, 12)], chat)
+    prompts = Prompts([prompt_of(example) for example in examples.prompts], chat)
+    settings, keys = GenerationSettings(NEW_TOKENS), dict.fromkeys((0, 1, 2, 3, 4, 7), "key")
+    (own,), (groups,) = prompts.batches(8), examples.batches(8)
+    monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat: ids)
+    monkeypatch.setattr("vlm_core.generation.answerer.stop_tokens", lambda chat: {1})
+    whole: Any = answerer.answer_groups(prompts, own, images, settings, [""] * 8)
+    # All answers about one image end early: example 3 is the only one about its image.
+    stops = {whole[3][2], whole[0][5]}
+    monkeypatch.setattr("vlm_core.generation.answerer.stop_tokens", lambda chat: stops)
+    separate = answerer.answer_groups(prompts, own, images, settings, [""] * 8)
+    expected = answerer.score_groups(examples, groups, images)
+    rows: list[int] = []
+    forward = type(answerer.model.model).forward
+
+    def counted(model: Any, *args: Any, **kwargs: Any) -> Any:
+        rows.append(len(kwargs["input_ids"]))
+        return forward(model, *args, **kwargs)
+
+    monkeypatch.setattr(type(answerer.model.model), "forward", counted)
+    answers, scores = answerer.answer_and_score(examples, groups, images, settings, keys)
+    assert answers == {i: separate[i] for i in keys}
+    assert scores.keys() == expected.keys()
+    for i, found in scores.items():
+        assert found.tokens == expected[i].tokens
+        assert found.logprob == pytest.approx(expected[i].logprob, rel=1e-6)
+    assert rows[0] == 3
+    assert rows[-1] < 3
+    rows.clear()
+    assert answerer.answer_and_score(examples, groups, images, settings, {}) == ({}, expected)
+    assert rows == [3]
+
+
+def test_full_batches_and_few_keys(conversations: Path, chat: ChatModel) -> None:
+    tokens = TokenDataset(build_tokens(conversations, chat), "validation")
+    prompts = Prompts([prompt_of(tokens[i]) for i in range(len(tokens))], chat)
+    sizes = [sum(len(group.members) for group in batch) for batch in prompts.batches(16)]
+    assert min(sizes[:-1]) > 12  # groups of ten would leave six places empty
+    longest = max(prompts.lengths)
+    for batch in prompts.batches(16, keys=2 * int(longest)):
+        assert len(batch) == 1 or len(batch) * batch[0].tokens <= 2 * longest
 
 
 def test_batches_hold_every_prompt_once_and_share_prefixes(conversations: Path, chat: ChatModel) -> None:

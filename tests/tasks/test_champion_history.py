@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import CreatedBy
 from prefect.context import FlowRunContext
 
 from tasks.registry import __main__ as command
+from tasks.registry.arguments import registry_parser
 from tasks.registry.champion_history import (
     BEFORE,
     BY_HAND,
@@ -25,6 +26,7 @@ from tasks.registry.champion_history import (
 )
 from tasks.registry.versions import changes, find_champion, keep_champion, make_champion, promote, roll_back
 from tasks.trackers.provenance import responsible_user
+from tests.conftest import new_mlflow_store
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +35,7 @@ pytestmark = pytest.mark.slow
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
     """The client of a new registry with the model `m`, which has four versions."""
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     client = mlflow.MlflowClient()
     client.create_registered_model("m")
     for number in range(1, 5):
@@ -152,7 +154,7 @@ def test_no_entry_is_lost_if_homes_do_not_share_a_lock(client: mlflow.MlflowClie
 
 
 def test_odd_texts_fit_the_database_and_print_as_plain_text(
-    client: mlflow.MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    client: mlflow.MlflowClient, capsys: pytest.CaptureFixture[str]
 ) -> None:
     reason = "\x1b" * 900 + "[31mred\x1b[0m\nFORGED  line " + "\N{HEART WITH ARROW}" * 9000
     promote("m", "1", reason)
@@ -162,8 +164,7 @@ def test_odd_texts_fit_the_database_and_print_as_plain_text(
     client.set_registered_model_tag("m", min(tags), "not JSON")
     assert moves()[0][0] == UNREADABLE
     client.set_registered_model_tag("m", min(tags), tags[min(tags)])
-    monkeypatch.setattr("sys.argv", ["registry", "history", "m"])
-    command.main()
+    command.main(registry_parser(None).parse_args(["history", "m"]))
     head, first, second = capsys.readouterr().out.splitlines()
     assert head.split()[:5] == ["time", "user", "kind", "from", "to"]
     assert "\x1b" not in first

@@ -7,7 +7,7 @@ import mlflow
 import pytest
 
 from tasks.trackers.mlflow_run import MetricsFollower, log_evaluation, log_parameters, run_tags
-from tests.conftest import small_config
+from tests.conftest import new_mlflow_store, small_config
 from vlm_core.evaluation.metrics import Use, names
 from vlm_core.files import read_json, write_json
 from vlm_core.run_directory import METRICS, PARAMETERS
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     client = mlflow.MlflowClient()
     return client.create_run(client.create_experiment("test", f"file://{tmp_path}/artifacts")).info.run_id
 

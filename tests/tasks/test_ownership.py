@@ -28,13 +28,14 @@ from tasks.ownership import (
     remember_mlflow_run,
 )
 from tasks.trackers.mlflow_run import EXPERIMENT
+from tests.conftest import new_mlflow_store
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     return mlflow.MlflowClient()
 
 

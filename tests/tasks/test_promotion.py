@@ -13,10 +13,11 @@ from prefect.logging import disable_run_logger
 
 from tasks.registry import __main__ as command
 from tasks.registry.__main__ import render
+from tasks.registry.arguments import registry_parser
 from tasks.registry.promotion import decide, promote_model
 from tasks.registry.versions import find_champion, promote, versions
 from tasks.run import Run
-from tests.conftest import small_config
+from tests.conftest import new_mlflow_store, small_config
 from vlm_core.config import RegistryConfig
 
 PRESENT = "models:/m/1"
@@ -52,6 +53,10 @@ UNLEARNT = {"learnt": False, "text": "has not learnt: its token F1 0.004 is not 
 UNTOLD = {"learnt": None, "text": "may have learnt: nothing shows whether it looks"}
 NAN_SCORES = {"model": {"token_f1": change(math.nan)}}
 NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
+
+
+def contradicting(contradictions: dict[str, Any]) -> dict[str, Any]:
+    return result(BETTER, BETTER, differences={"champion": {"token_f1": BETTER, "contradictions": contradictions}})
 
 
 @pytest.mark.parametrize(
@@ -114,6 +119,18 @@ NO_INTERVAL = {"value": 0.02, "low": None, "high": None, "p": None}
         (result(None, change(math.inf)), {}, PRESENT, False, "token_f1 has no finite value on all 100"),
         (result(None, change(math.nan)), {}, PRESENT, False, "token_f1 has no finite value on all 100"),
         (result(None, change(0.02, math.nan)), {"require_interval": True}, PRESENT, False, "must exclude 0"),
+        (
+            contradicting(change(0.03, 0.01)),
+            {"no_more_contradictions": True},
+            PRESENT,
+            False,
+            r"\+0.0300 .* refuses that",
+        ),
+        (contradicting(NO_INTERVAL), {"no_more_contradictions": True}, PRESENT, False, "no interval .* refuses that"),
+        (contradicting(change(0.03, -0.01)), {"no_more_contradictions": True}, PRESENT, True, "unseen"),
+        (contradicting(WORSE), {"no_more_contradictions": True}, PRESENT, True, "unseen"),
+        (contradicting(UNKNOWN), {"no_more_contradictions": True}, PRESENT, True, "unseen"),
+        (contradicting(BETTER), {}, PRESENT, True, "unseen"),
         (result(BETTER, BETTER, complete=None), {}, PRESENT, False, "limited to 100 questions"),
         (result(BETTER, BETTER, complete=False, limit=7), {}, None, False, "limited to 100 questions"),
         (result(BETTER, BETTER, verdict=UNLEARNT), {}, PRESENT, False, "not above 0.310.*promote the version by hand"),
@@ -148,7 +165,7 @@ def test_the_gate(
 def name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A registered model with three versions, in a new registry."""
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     client = mlflow.MlflowClient()
     client.create_registered_model("m")
     for _ in range(3):
@@ -209,13 +226,12 @@ def test_the_command(
     name: str,
     arguments: list[str],
     shown: str | None,
-    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("sys.argv", ["registry", *arguments])
+    options = registry_parser(None).parse_args(arguments)
     if shown is None:
         with pytest.raises(SystemExit, match="error: "):
-            command.main()
+            command.main(options)
     else:
-        command.main()
+        command.main(options)
         assert shown in capsys.readouterr().out

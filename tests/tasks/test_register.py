@@ -11,7 +11,7 @@ from tasks.registry import register as registration
 from tasks.registry.resolve import _downloaded_weights, _referenced_weights
 from tasks.run import Run
 from tests.conftest import small_config
-from vlm_core.cache import checksums, require_unchanged
+from vlm_core.cache import FILES, checksums, read_manifest, require_unchanged
 from vlm_core.files import write_json
 from vlm_core.run_directory import CONFIG
 
@@ -63,6 +63,7 @@ def test_full_weights_are_copied_only_if_other_machines_load_them(
     assert kept.is_relative_to(weights.parents[1] / "registered")
     assert sorted(sha256) == ["config.json", "model.safetensors"]
     assert (kept / "model.safetensors").samefile(weights / "model.safetensors")
+    assert read_manifest(kept)[FILES] == checksums(kept) == sha256
     assert registration._weights(run, weights) == (artifacts, reference)  # a second version with the same weights
     (weights / "model.safetensors").unlink()  # a resumed run removes its old checkpoints
     require_unchanged(kept, sha256)

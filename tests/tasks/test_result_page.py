@@ -11,7 +11,7 @@ from tasks.links import mlflow_pages
 from tasks.markdown import code, escaped, link
 from tasks.result_page import CLOSED_ROWS, closed_questions, evaluation_page, training_page
 from tasks.run import Run
-from tests.conftest import small_config
+from tests.conftest import new_mlflow_store, small_config
 
 HOSTILE = (
     "Is it <img src=x onerror=alert(1)> | [x](javascript:alert(1)) `a` **b** __c__ ~~d~~?",
@@ -90,7 +90,7 @@ def test_a_name_that_would_end_inline_code_is_escaped() -> None:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run whose MLflow store has no server."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     return Run(small_config(), tmp_path / "r", "id")
 
 

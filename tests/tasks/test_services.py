@@ -1,16 +1,19 @@
 """The password of a home, what `make up` gives its services, and which requests reach Prefect's server."""
 
+import asyncio
 import configparser
 import os
 import subprocess
 from pathlib import Path
 
 import pytest
+from prefect.server.database.configurations import AioSqliteConfiguration
+from sqlalchemy import text
 from starlette.datastructures import Headers
 
 from tasks.services.environment import AUTH_STRINGS
 from tasks.services.password import home_password, password_file
-from tasks.services.prefect_server import OwnPagesOnly, own_origins
+from tasks.services.prefect_server import OwnPagesOnly, own_origins, take_turns_in_sqlite
 from tasks.services.up import Services, _exports
 
 SERVER, CLIENT = AUTH_STRINGS
@@ -111,3 +114,30 @@ def test_which_requests_reach_the_server(hosts: list[str], origins: list[str], a
     own = OwnPagesOnly(lambda scope, receive, send: None, known)
     raw = [(b"host", host.encode()) for host in hosts] + [(b"origin", origin.encode()) for origin in origins]
     assert (own.refusal(Headers(raw=raw)) is None) == allowed
+
+
+def test_transactions_of_prefects_server_wait_for_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each one reads and then writes. Prefect's own would fail at once: "database is locked"."""
+    monkeypatch.setattr(AioSqliteConfiguration, "begin_transaction", AioSqliteConfiguration.begin_transaction)
+    take_turns_in_sqlite()
+
+    async def numbers() -> list[int]:
+        database = AioSqliteConfiguration(f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}")
+        engine = await database.engine()
+
+        async def add_next_number() -> None:
+            async with await database.session(engine) as session, database.begin_transaction(session):
+                (count,) = (await session.execute(text("SELECT count(*) FROM numbers"))).one()
+                await asyncio.sleep(0.01)
+                await session.execute(text("INSERT INTO numbers VALUES (:count)"), {"count": count})
+
+        async with engine.begin() as connection:
+            await connection.execute(text("CREATE TABLE numbers (number INTEGER)"))
+        await asyncio.gather(*(add_next_number() for _ in range(4)))
+        async with engine.connect() as connection:
+            found = await connection.execute(text("SELECT number FROM numbers ORDER BY number"))
+            rows = [number for (number,) in found]
+        await engine.dispose()
+        return rows
+
+    assert asyncio.run(numbers()) == [0, 1, 2, 3]

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -12,10 +11,12 @@ import yaml
 
 from tasks.audit import audit_file
 from tasks.ownership import remember_mlflow_run
+from tasks.registry import __main__ as command
 from tasks.registry import trust
 from tasks.registry.register import _signature
 from tasks.registry.resolve import resolve_model
 from tasks.registry.trust import TAG, _differences, lock_version, verify
+from tests.conftest import new_mlflow_store
 from vlm_core.cache import checksums
 from vlm_core.files import file_sha256, write_json
 
@@ -36,7 +37,9 @@ class Registered:
         config.write_text("name: demo\n")
         write_json(evaluation, {"dataset_fingerprint": "abc"})
         found = {"weights": {"path": str(weights), "sha256": checksums(weights)}} if reference else {}
-        with mlflow.start_run() as run, warnings.catch_warnings():
+        place = (directory / "artifacts").as_uri()
+        experiment = self.client.create_experiment("locked", artifact_location=place)
+        with mlflow.start_run(experiment_id=experiment) as run, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             logged = mlflow.pyfunc.log_model(
                 name="model",
@@ -61,17 +64,13 @@ class Registered:
 
 
 @pytest.fixture(params=[False, True], ids=["copied", "referenced"])
-def registered(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Registered]:
+def registered(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registered:
     monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("tasks.registry.register._tags", lambda result: {"dataset_fingerprint": "abc"})
-    before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    mlflow.create_experiment("locked", artifact_location=(tmp_path / "artifacts").as_uri())
-    mlflow.set_experiment("locked")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     version = Registered(tmp_path, reference=request.param)
     version.client.set_model_version_tag(NAME, version.version, "dataset_fingerprint", "abc")
-    yield version
-    mlflow.set_tracking_uri(before)
+    return version
 
 
 def refused(registered: Registered, reason: str, *, loading: bool = True) -> None:
@@ -140,6 +139,43 @@ def test_loading_reads_the_weights_once(registered: Registered, monkeypatch: pyt
     monkeypatch.setattr("vlm_core.cache.file_sha256", lambda path: read.append(path.name) or file_sha256(path))
     resolve_model(registered.uri)
     assert read.count("model.safetensors") == 1
+
+
+@pytest.mark.slow
+def test_the_server_gets_the_verified_copy_without_compiled_code(
+    registered: Registered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    compiled = registered.files / "code" / "__pycache__" / "x.pyc"
+    compiled.parent.mkdir(parents=True)
+    compiled.write_bytes(b"what Python would run in place of x.py")
+    started: list[list[str]] = []
+    monkeypatch.setattr("os.execve", lambda program, words, environment: started.append(words))
+    monkeypatch.setattr("sys.argv", ["registry", "serve", NAME, registered.version, "--port", "1"])
+    command.main()
+    (words,) = started
+    served = Path(words[words.index("--model-uri") + 1])
+    assert served.is_relative_to(tmp_path / "home" / "cache" / "registered")
+    assert checksums(served)["MLmodel"] == checksums(registered.files)["MLmodel"]
+    assert list(served.rglob("*.pyc")) == []
+    assert "is as it was registered" in capsys.readouterr().out
+    (served / "MLmodel").write_text("!!python/object/apply:os.system [x]")
+    with pytest.raises(SystemExit, match=f"MLmodel changed .in {served}, a copy that you can delete"):
+        command.main()
+    assert len(started) == 1
+    with pytest.raises(ValueError, match=f"no model '{registered.uri}' at .*MLmodel changed"):
+        resolve_model(registered.uri)
+
+
+@pytest.mark.slow
+def test_a_version_that_is_not_a_model_is_not_downloaded(registered: Registered, tmp_path: Path) -> None:
+    """Whoever can write to the registry chooses the source of a version."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "notes.txt").touch()
+    for source in ((tmp_path / "private").as_uri(), (tmp_path / "nowhere").as_uri(), "http://127.0.0.1:9/x"):
+        version = registered.client.create_model_version(NAME, source).version
+        with pytest.raises(ValueError, match=f"no model 'models:/{NAME}/{version}' at "):
+            resolve_model(f"models:/{NAME}/{version}")
+    assert list((tmp_path / "home").rglob("notes.txt")) == []
 
 
 def test_an_empty_lock_proves_nothing() -> None:

@@ -7,14 +7,14 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from tasks.watch import find_changes
-from tests.conftest import small_config
+from tests.conftest import new_mlflow_store, small_config
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
 def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> mlflow.MlflowClient:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
     monkeypatch.setattr("tasks.watch.current_commit", lambda repository, kind, revision: f"{kind}-2")
     return mlflow.MlflowClient()
 

@@ -88,12 +88,13 @@ def test_the_guides_blocks_load_and_train(
     config = load_config(tmp_path / "guide.yaml")
     assert config.step_scheduler.local_batch_size == 1
     assert config.checkpoint.save_consolidated == "never"
+    assert config.peft is not None
+    assert config.peft.use_triton
     assert load_config(tmp_path / "guide.yaml", yaml.safe_load(config.to_yaml())) == config
     with caplog.at_level(logging.INFO):
         assert finetune(config, Ranks())["steps"] == 2
     by_hand = f"to send it by hand: python -m tasks.trackers.wandb_run --follow {tmp_path / 'vlm_checkpoints'}"
     assert by_hand in caplog.text
-    assert "peft.use_triton has no effect" in caplog.text
     assert "an adapter is saved in safetensors" in caplog.text
     assert (tmp_path / "vlm_checkpoints" / LATEST / "model" / "adapter_model.safetensors").is_file()
 

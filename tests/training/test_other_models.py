@@ -55,8 +55,10 @@ def plain_batch(examples: list[dict[str, Any]], processor: Any, name: str) -> di
         prompt = processor.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
         if name == "llava":  # its template does not end answers
             text = text.removesuffix(" ") + "</s>"
+        if not text.startswith(prompt):  # LLaVA-OneVision shows one space more
+            text = prompt + "".join(text.rpartition(answer["content"][0]["text"])[1:])
         texts.append(text)
-        prompts.append(prompt if text.startswith(prompt) else text.rpartition(answer["content"][0]["text"])[0])
+        prompts.append(prompt)
         images.append([part["image"] for part in question["content"] if part["type"] == "image"])
     padded = {"padding": True, "padding_side": "right", "return_tensors": "pt"}
     batch = dict(processor(text=texts, images=images, **padded))

@@ -22,6 +22,7 @@ from vlm_core.data.packing import pack
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens, shared_prefix
 from vlm_core.families import Family
+from vlm_core.models.forward import targets_of
 from vlm_core.models.freeze import frozen_parts
 from vlm_core.models.frozen_tower import DetachedTower, feature_inputs, vision_features
 from vlm_core.models.load import load_model, unwrapped
@@ -69,9 +70,11 @@ def packed_batch(rows: list[list[list[TokenizedExample]]], images: DecodedImages
     return pack(rows, images.chat) | images([shown_images(rows)])
 
 
-def loss_and_gradients(model: Any, chat: ChatModel, batches: list[Batch]) -> tuple[float, dict[str, torch.Tensor]]:
+def loss_and_gradients(
+    model: Any, chat: ChatModel, batches: list[Batch], **savings: bool
+) -> tuple[float, dict[str, torch.Tensor]]:
     model.zero_grad()
-    objective = TokenLoss(model, chat)
+    objective = TokenLoss(model, chat, **savings)
     total = 0.0
     for batch in batches:
         loss = objective(batch)
@@ -114,6 +117,34 @@ def test_packed_gradients_equal_those_of_padded_examples(
     loss, gradients = loss_and_gradients(model, chat, [packed_batch(rows, images)])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+def test_a_last_layer_without_unused_positions_has_the_same_gradients(
+    checkpointing: bool, tokens: TokenDataset, images: DecodedImages
+) -> None:
+    chat, family = images.chat, images.chat.family
+    computed: list[int] = []
+
+    def count(mlp: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        computed.append(inputs[0][..., 0].numel())
+
+    groups = groups_of(tokens, [3, 2])
+    of_rows = collate_tokens(groups[0], chat) | images([example.images for example in groups[0]])
+    for tuning in ("full", "lora"):
+        model = model_of(family, tuning)
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.enable_input_require_grads()
+        for batch in (packed_batch([groups], images), of_rows):
+            expected_loss, expected = loss_and_gradients(model, chat, [batch])
+            computed.clear()
+            handle = unwrapped(model).get_decoder().layers[-1].mlp.register_forward_hook(count)
+            loss, gradients = loss_and_gradients(model, chat, [batch], skip_unused=True)
+            handle.remove()
+            assert computed == [int((targets_of(batch) != -100).sum())]
+            assert loss == pytest.approx(expected_loss, rel=1e-6)
+            assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
 def test_text_only_and_many_images_pack_too(conversations: Path, tokens: TokenDataset, images: DecodedImages) -> None:

@@ -18,7 +18,7 @@ from vlm_core.files import is_disk_full, point, read_json, read_json_lines, writ
 from vlm_core.finetune import finetune
 from vlm_core.resume import checkpoint_to_resume
 from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, METRICS, PROGRESS, TRAINING_STATE, WEIGHTS
-from vlm_core.training.checkpoint import load_state
+from vlm_core.training.checkpoint import load_progress, load_state
 from vlm_core.training.distributed import Ranks
 
 STEPS = {"step_scheduler": {"global_batch_size": 8, "max_steps": 4, "ckpt_every_steps": 2, "val_every_steps": 2}}
@@ -90,9 +90,11 @@ SAFETENSORS = (WEIGHTS, "model.safetensors")
             "progress.json missing or changed",
         ),
         (of_latest(lambda path: path.write_text("[]"), PROGRESS), 2, "is damaged"),
+        (of_latest(lambda path: path.write_text('{"step": -4}'), PROGRESS), 2, "its step is -4"),
         (of_latest(lambda path: path.write_text(""), CONFIG), 2, "is damaged"),
         (of_latest(lambda path: path.write_text("a: [1"), CONFIG), 2, "is damaged"),
         (of_latest(cut, CHECKSUMS), 2, "checksums.json is damaged"),
+        (of_latest(lambda path: path.write_text("[1]"), CHECKSUMS), 2, "is damaged"),
     ],
 )
 def test_the_newest_intact_checkpoint_is_taken(
@@ -153,6 +155,19 @@ def test_an_optimizer_state_is_never_unpickled(run: Path) -> None:
     with pytest.raises(ValueError, match=r"training_state.pt is damaged, or holds .*to an older checkpoint"):
         load_state(run / LATEST)
     assert not (run / "ran").exists()
+
+
+def test_a_state_that_cannot_be_used_is_named_with_a_remedy(run: Path) -> None:
+    """Checkpoints of earlier versions have no checksums, so that their damage shows only here."""
+    torch.save({"a": 1}, run / LATEST / TRAINING_STATE)
+    with pytest.raises(ValueError, match=r"does not hold the states of optimizer .*to an older checkpoint"):
+        load_state(run / LATEST)
+    (run / LATEST / TRAINING_STATE).unlink()
+    with pytest.raises(ValueError, match=r"training_state.pt is missing. .*to an older checkpoint"):
+        load_state(run / LATEST)
+    write_json(run / LATEST / PROGRESS, read_json(run / LATEST / PROGRESS) | {"added_later": 1})
+    with pytest.raises(ValueError, match=r"a newer version wrote it .*added_later.*to an older checkpoint"):
+        load_progress(run / LATEST)
 
 
 FULL = [

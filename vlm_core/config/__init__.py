@@ -111,9 +111,11 @@ class Config(Section):
             return None
         changes = {
             "path_or_dataset": own.path_or_dataset or self.dataset.path_or_dataset,
-            # A revision and a config belong to their repository: they follow only together with the path.
+            # A revision, a config and files belong to their repository: they follow only together with the path.
             "revision": own.revision or (None if own.path_or_dataset else self.dataset.revision),
             "config_name": own.config_name or (None if own.path_or_dataset else self.dataset.config_name),
+            "data_files": [] if own.path_or_dataset else self.dataset.data_files,
+            "archives": [] if own.path_or_dataset else self.dataset.archives,
             "split": own.split,
         }
         return self.dataset.model_copy(update=changes)
@@ -128,7 +130,7 @@ class Config(Section):
     def validates_on(self) -> tuple[str, str]:
         """The evaluated dataset and split, in words."""
         source, rule = self.validation_source, self.dataset.split_by
-        split = source.split if source else self.dataset.split
+        split = source.split if source else f"a part of {self.dataset.split}"
         if split == AUTO:
             split = "its validation split, or a part of its training split"
         rule = "" if rule in (AUTO, "published") else f", divided by {rule}"

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 class Section(BaseModel):
@@ -18,7 +18,28 @@ def listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def paired(value: Any) -> Any:
+    """Accepts a mapping as a list of `key=value`, an entry for each value of a key, and a single word as a list."""
+    if isinstance(value, dict):
+        pairs = ((key, one) for key, many in value.items() for one in (many if isinstance(many, list) else [many]))
+        return [f"{key}={_plain(one)}" for key, one in pairs]
+    return listed(value)
+
+
+def _plain(value: Any) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
+
+
+def _named(pairs: list[str]) -> list[str]:
+    for pair in pairs:
+        if not pair.partition("=")[0].strip() or "=" not in pair:
+            raise ValueError(f"{pair!r} is not a pair; write NAME=VALUE")
+    return pairs
+
+
 Names = Annotated[list[str], BeforeValidator(listed)]
+# `NAME=VALUE`; a recipe may also write a mapping. A name may be in several pairs.
+Pairs = Annotated[list[str], BeforeValidator(paired), AfterValidator(_named)]
 PositiveInt = Annotated[int, Field(ge=1)]
 # A dotted path of a function or class; `vlm_core.targets` says which are allowed.
 Target = Annotated[str | None, Field(alias="_target_")]

@@ -81,6 +81,9 @@ class ComputeConfig(Section):
     gradient_checkpointing: bool = Field(
         False, description="Recompute activations in the backward pass: far less memory, about a third more time."
     )
+    skip_unused_positions: bool = Field(
+        True, description="Compute in the last decoder layer only what predicts a token: exact, and faster."
+    )
     cluster: ClusterConfig = Field(
         ClusterConfig(), description="Resources of a cluster's jobs; used by launcher=slurm and kubernetes."
     )

@@ -5,10 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from vlm_core.config.base import PositiveInt, Revision, Section, Share, Target
+from vlm_core.config.base import Names, Pairs, PositiveInt, Revision, Section, Share, Target
 
 AUTO = "auto"  # the data determines this setting
 _COMMON = "auto = MedPix-VQA's name or another common one (the log says which)"
+
+TEMPLATE_FIELD = re.compile(r"\{([^{}\n]+)\}")  # {COLUMN}
 
 WINDOW_PRESETS = ("brain", "subdural", "stroke", "lung", "mediastinum", "bone", "soft_tissue", "liver", "angio")
 WINDOW_WORDS = ("auto", "header", "none", "percentiles", "ct_rgb", *WINDOW_PRESETS)
@@ -40,6 +42,13 @@ def _slices(value: str) -> str:
     if not known or (not span and 0 in numbers) or (span and numbers[0] >= numbers[1]):
         raise ValueError(f"{value!r} is not a rule for slices; write all, 'every 4', '16 evenly', 10:30 or auto")
     return text
+
+
+def _template(value: str) -> str:
+    """Checks a template of questions."""
+    if not TEMPLATE_FIELD.search(value):
+        raise ValueError(f"{value!r} names no column; write {{COLUMN}} in the place of each column's text")
+    return value
 
 
 class ImagesConfig(Section):
@@ -83,14 +92,33 @@ class DatasetConfig(Section):
     config_name: str | None = Field(
         None, description="Config (subset) of the dataset's card; null = the only one, or the card's default."
     )
+    data_files: Pairs = Field(
+        [],
+        description="SPLIT=FILE for each split, such as `train=train_2.csv`; FILE may have wildcards; empty = found by "
+        "name.",
+    )
+    archives: Names = Field([], description="Zip files of the dataset that hold its images, such as `imgs.zip`.")
+    column_names: Names = Field([], description="Names of the columns of CSV files without a header.")
+    where: Pairs = Field(
+        [],
+        description="COLUMN=VALUE: keep only these rows of `split`, such as `q_lang=en`.",
+    )
     split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
     image_column: str | None = Field(
         AUTO, description=f"Column of an image, its path, or a list of either; null = text only; {_COMMON}."
     )
     question_column: str = Field(AUTO, description=f"Column of the question; {_COMMON}.")
     answer_column: str = Field(AUTO, description=f"Column of the answer; {_COMMON}.")
+    question_template: Annotated[str, AfterValidator(_template)] | None = Field(
+        None,
+        description="Text with {COLUMN} in it that makes the question of several columns, such as a question and its "
+        "choices; null = the question column alone.",
+    )
     case_column: str | None = Field(
         AUTO, description=f"Column of the case (patient); null = each image is a case; {_COMMON}, else null."
+    )
+    pseudonymise_case_ids: bool = Field(
+        False, description="Replace case ids by keyed hashes wherever they are stored or shown."
     )
     mode_column: str | None = Field(
         AUTO, description=f"Column to group scores by, such as a modality; null = none; {_COMMON}, else null."
@@ -116,7 +144,9 @@ class DatasetConfig(Section):
         None,
         description="Stop if more texts and images than this have signs of personal data; null = only report them.",
     )
-    images: ImagesConfig = ImagesConfig()
+    images: ImagesConfig = Field(
+        ImagesConfig(), description="How images of more than 8 bits (DICOM, NIfTI, deep PNG and TIFF) become pictures."
+    )
     max_reject_share: Share = Field(
         0.05, description="Stop if a larger share of rows is rejected; 0 = stop at the first one."
     )
@@ -127,6 +157,13 @@ class DatasetConfig(Section):
         named = [column for column in columns if column != AUTO]
         if self.conversation_column is None and len(set(named)) < len(named):
             raise ValueError(f"image, question and answer must be three columns, not {named}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_question(self) -> "DatasetConfig":
+        other = "conversation" if self.conversation_column else "question" if self.question_column != AUTO else ""
+        if self.question_template is not None and other:
+            raise ValueError(f"question_template and {other}_column both say what the question is; remove one of them")
         return self
 
 
@@ -150,6 +187,9 @@ class CollateFnConfig(Section):
 
 class DataloaderConfig(Section):
     collate_fn: CollateFnConfig = CollateFnConfig()
-    num_workers: int = Field(
-        0, ge=0, description="Worker processes per rank that decode images; 0 = decode in the rank itself."
+    num_workers: int | None = Field(
+        None,
+        ge=0,
+        description="Worker processes per rank that decode images; 0 = decode in the rank itself; null = up to 4, by "
+        "the cores, if there are images to decode.",
     )

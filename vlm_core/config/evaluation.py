@@ -15,7 +15,14 @@ Control = Literal["shuffled", "blank", "question_only"]
 
 
 class EvaluationConfig(Section):
-    batch_size: PositiveInt = Field(16, description="Questions answered at once on one rank.")
+    batch_size: PositiveInt = Field(
+        64, description="Questions answered at once on one rank; fewer if their prompts are long."
+    )
+    merge_lora: bool | None = Field(
+        None,
+        description="Add LoRA's matrices to the weights before answering: faster. In bfloat16 this rounds the weights; "
+        "null = only if the model computes in float32.",
+    )
     max_new_tokens: PositiveInt = Field(
         96, description="Longest answer in tokens; longer answers are cut and counted as truncated."
     )
@@ -85,12 +92,15 @@ class RegistryConfig(Section):
         description="Alias of the new version; not champion, which only the gate gives.",
     )
     promote: bool = Field(True, description="Make the new version the champion if it beats the current one.")
-    metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "logprob"] = Field(
+    metric: Literal["token_f1", "rouge_l", "exact_match", "closed_accuracy", "clinical_agreement", "logprob"] = Field(
         "token_f1",
         description="Score that must beat the champion's, on cases not seen in training if there are at least 20.",
     )
     margin: float = Field(0.0, ge=0, description="Smallest difference by which it must beat the champion.")
     require_interval: bool = Field(False, description="Promote only if the 95 % interval of the difference excludes 0.")
+    no_more_contradictions: bool = Field(
+        False, description="Promote only if it does not contradict the references more often than the champion."
+    )
 
     @field_validator("alias")
     @classmethod

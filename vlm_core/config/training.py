@@ -41,7 +41,7 @@ class StepSchedulerConfig(Section):
     )
     local_batch_size: PositiveInt = Field(1, description="Examples per forward pass on one rank, without packing.")
     num_epochs: PositiveInt | None = Field(
-        None, description="Passes over the training split; null = enough for 300 steps, 30 at most."
+        None, description="Passes over the training split; null = enough for 300 steps, at most 30 epochs."
     )
     max_steps: PositiveInt | None = Field(None, description="Stop after this many optimizer steps; null = never.")
     ckpt_every_steps: PositiveInt | None = Field(None, description="Steps between checkpoints; null = only at the end.")
@@ -157,6 +157,10 @@ class PeftConfig(Section):
         [], description="Shell-style wildcards for full module names; [] = every linear module except the head."
     )
     exclude_modules: Names = Field([], description="Shell-style wildcards for full names of modules to exclude.")
+
+    use_triton: bool = Field(
+        True, description="Compute a linear layer and its LoRA matrices in one function: the same result, faster."
+    )
 
     @model_validator(mode="after")
     def _one_selection(self) -> "PeftConfig":

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -16,10 +16,15 @@ MOST_CHARACTERS = 1_000_000  # that it may make of one conversation
 
 @dataclass(frozen=True)
 class TokenizedConversation:
-    """Ids of a conversation; `supervised[i]` says whether token i is a training target. Equal lengths."""
+    """Ids of a conversation; `supervised[i]` says whether token i is a training target. Equal lengths.
+
+    `unasked` is the number of answers that are not supervised, because no generation prompt leads to them: chat
+    templates show some answers differently once another question follows.
+    """
 
     input_ids: list[int]
     supervised: list[bool]
+    unasked: int = field(default=0, kw_only=True)
 
 
 def texts_of(conversation: Conversation) -> list[tuple[str, str]]:

@@ -5,12 +5,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import islice
+from typing import Any
 
 from vlm_core.config import AUTO, DatasetConfig
 from vlm_core.data.examples import Columns
 from vlm_core.data.image_cells import cells_of
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.row_readers import Rows
+from vlm_core.data.row_rules import Where, template_columns
 
 # MedPix-VQA's own name first. Then names that mean the same, in order of preference: of several in one group, none is
 # preferred to another. Written without the signs and capital letters that people put into them.
@@ -51,7 +53,10 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
     wanted = {key: getattr(config, f"{key}_column") for key in (*MEDPIX_NAMES, "conversation")}
     if config.conversation_column:
         wanted |= {"question": None, "answer": None}
+    if config.question_template is not None:
+        wanted["question"] = None
     _require_named(wanted, rows.columns, name)
+    rules = _rules(config, rows.columns)
     found = {key: column for key, column in wanted.items() if column != AUTO}
     for key in (key for key, column in wanted.items() if column == AUTO):
         free = [column for column in rows.columns if column not in found.values()]
@@ -61,12 +66,26 @@ def resolve_columns(config: DatasetConfig, rows: Rows, folder: ImageFolder) -> t
             _require_whole_question(found[key], free, rows, name)
     found |= _image_columns(config, rows.columns)
     guessed = {key: found[key] for key, column in wanted.items() if column == AUTO}
-    unused = [column for column in rows.columns if column not in found.values()]
+    columns = Columns(**found, **rules)
+    unused = [column for column in rows.columns if column not in columns.used]
     if not unused and all(column == MEDPIX_NAMES[key] for key, column in guessed.items()):
-        return Columns(**found), []
+        return columns, []
     listed = ", ".join(f"{key}={column or 'null'}" for key, column in guessed.items())
     others = f"; not used: {', '.join(unused)}" if unused else ""
-    return Columns(**found), [f"columns of {name}: {listed}{others}"] if guessed else []
+    return columns, [f"columns of {name}: {listed}{others}"] if guessed else []
+
+
+def _rules(config: DatasetConfig, columns: Sequence[str]) -> dict[str, Any]:
+    """Returns the rules of the config that name columns; raises ValueError if one is missing."""
+    where = Where.of(config.where)
+    named = {"where": where.columns, "question_template": template_columns(config.question_template)}
+    for key, used in named.items():
+        if missing := [column for column in used if column not in columns]:
+            raise ValueError(
+                f"dataset {config.path_or_dataset!r} lacks the column {', '.join(missing)} of dataset.{key}: it has "
+                f"{', '.join(columns)}"
+            )
+    return {"where": where, "template": config.question_template}
 
 
 def _image_columns(config: DatasetConfig, columns: Sequence[str]) -> dict[str, str | None]:
@@ -111,7 +130,8 @@ def _require_whole_question(column: str | None, columns: Sequence[str], rows: Ro
         if any(row[other] for row in batch):
             raise ValueError(
                 f"dataset {name!r}: the question may be in the column {column} and continue in {other}, which would "
-                f"not be read; join them in one column, or set dataset.question_column={column} to leave {other} out"
+                f"not be read; join them with dataset.question_template='{{{column}}} {{{other}}}', or set "
+                f"dataset.question_column={column} to leave {other} out"
             )
 
 

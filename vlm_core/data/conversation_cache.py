@@ -20,10 +20,11 @@ import pyarrow as pa
 from vlm_core.cache import cached_directory
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
-from vlm_core.data.conversation import arrow_type, last_question, map_images
+from vlm_core.data.conversation import arrow_type, last_question, map_images, turn_text
 from vlm_core.data.examples import Example, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.image_workers import ImageWorkers
+from vlm_core.data.personal_texts import names_case
 from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.data.row_places import places_of
 from vlm_core.data.source import SplitSource
@@ -98,8 +99,10 @@ class _Builder:
         self.images = ImageTable(self.workers)
         self.connected = ConnectedImages()
         self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
+        self.named = 0  # rows whose texts have the id of their case
         self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects = Rejects()
+        self.left_out = 0  # rows that `dataset.where` does not keep
         self.closed = ClosedQuestionCounter()
 
     def read(self) -> None:
@@ -138,9 +141,13 @@ class _Builder:
             "images": len(self.images.digests),
             "cases": len(self.cases),
             "rejects": self.rejects.by_reason,
+            "left_out": self.left_out,
             "closed_questions": self.closed.closed_questions(),
         }
-        write_json(self.directory / STATISTICS, describe(self.directory, manifest | {"rejects": self.rejects.counts}))
+        write_json(
+            self.directory / STATISTICS,
+            describe(self.directory, manifest | {"rejects": self.rejects.counts}, self.cases, self.named),
+        )
         return manifest
 
     def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
@@ -168,7 +175,7 @@ class _Builder:
         if self.splits.split_by == PUBLISHED:
             return record["published"]
         by_image = self.splits.split_by == IMAGE
-        name = self.connected.name(record["image"]) if by_image else case_key(record["case_id"])
+        name = self.connected.name(record["image"]) if by_image else record["case_key"]
         if name not in self.drawn:
             self.drawn[name] = self.moved.get(name) or self.splits.side_of(name)
         return self.drawn[name]
@@ -188,7 +195,9 @@ class _Builder:
         """Yields the rows of a source, a batch at a time, while the images of later batches are decoded."""
         waiting: deque[list[_Read]] = deque()
         for first, rows in source.rows.batches(source.columns.used, source.start, source.stop):
-            waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in enumerate(rows, first)])
+            kept = [(number, row) for number, row in enumerate(rows, first) if source.columns.where.keeps(row)]
+            self.left_out += len(rows) - len(kept)
+            waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in kept])
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -208,16 +217,20 @@ class _Builder:
                 raise example
             indices = [self.images.index(key) for key in keys]
         except RejectedRow as reason:
-            self.rejects.add(example_id, reason)
+            # The details of a row may have the id of a patient in them.
+            self.rejects.add(example_id, RejectedRow(str(reason)) if source.pseudonyms else reason)
             return None
         # Without a case column, the questions about an image are one case, and so is each row without an image.
         shown = [self.images.digests[index] for index in indices] or [example_id]
         self.connected.join(shown)
         case = shown[0][:16] if example.case is None else example.case
-        case = self.cases.setdefault(case_key(case), case)
+        visible = source.pseudonyms.of(case) if source.pseudonyms and example.case is not None else case
+        if example.case is not None:
+            self.named += any(names_case(turn_text(turn), case) for turn in example.conversation)
         return {
             "example_id": example_id,
-            "case_id": case,
+            "case_id": self.cases.setdefault(case_key(case), visible),
+            "case_key": case_key(case),  # is not stored
             "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
             "conversation": map_images(example.conversation, indices.__getitem__),
             "published": name,
@@ -243,7 +256,8 @@ class _Builder:
         for split in wanted:
             if not self.rows[split]:
                 names = ", ".join(repr(source.name) for source in self.splits.sources.values())
-                why = f"rejected were {describe_rejects(rejects)}" if rejects else "none was drawn"
+                left_out = f"dataset.where left out all {self.left_out}" if self.left_out else "none was drawn"
+                why = f"rejected were {describe_rejects(rejects)}" if rejects else left_out
                 raise ValueError(
                     f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
                     "correct the rows, or set another dataset.validation_share or split_seed"

@@ -30,36 +30,42 @@ class CsvFile:
     names: tuple[str, ...]
     length: int
     notes: tuple[str, ...] = ()
+    has_header: bool = True
 
     has_lines = True
 
     @classmethod
-    def checked(cls, path: Path) -> "CsvFile":
-        """Reads the whole file once; raises ValueError with file, line and remedy for what is not a table."""
+    def checked(cls, path: Path, column_names: Sequence[str] = ()) -> "CsvFile":
+        """Reads the whole file once; raises ValueError with file, line and remedy for what is not a table.
+
+        With `column_names` the file has no header: its first line is a row.
+        """
         encoding, decoded = encoding_of(path)
-        separator = _separator_of(path, encoding)
+        separator = _separator_of(path, encoding, len(column_names))
         records = _records(path, encoding, separator)
-        line, header = next(records, (1, []))
+        line, header = (1, [*column_names]) if column_names else next(records, (1, []))
         if not any(name.strip() for name in header):
             raise ValueError(f"{path} is empty: its first line must have the names of the columns")
         names = _names(path, line, header)
-        length = sum(1 for _ in _checked_rows(path, records, names, separator))
+        named_by = "dataset.column_names" if column_names else "the header"
+        length = sum(1 for _ in _checked_rows(path, records, names, separator, named_by))
         unusual = separator != "," and not _is_tsv(path)
         read = [*decoded, *([f"separated by {SEPARATORS[separator]}s"] if unusual else [])]
-        return cls(path, encoding, separator, names, length, (f"{path}: {', '.join(read)}",) if read else ())
+        notes = (f"{path}: {', '.join(read)}",) if read else ()
+        return cls(path, encoding, separator, names, length, notes, not column_names)
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Yields the rows, each cell as text."""
-        records = _records(self.path, self.encoding, self.separator)
-        next(records)
+        records = self._rows()
         for fields in _checked_rows(self.path, records, self.names, self.separator):
             yield dict(zip(self.names, fields, strict=True))
 
     def lines(self) -> Iterator[int]:
         """Yields the line on which each row begins."""
-        records = _records(self.path, self.encoding, self.separator)
-        next(records)
-        yield from (line for line, _ in records)
+        yield from (line for line, _ in self._rows())
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        return islice(_records(self.path, self.encoding, self.separator), int(self.has_header), None)
 
 
 def _records(path: Path, encoding: str, separator: str) -> Generator[tuple[int, list[str]], None, None]:
@@ -90,14 +96,18 @@ def _records(path: Path, encoding: str, separator: str) -> Generator[tuple[int, 
 
 
 def _checked_rows(
-    path: Path, records: Iterator[tuple[int, list[str]]], names: Sequence[str], separator: str
+    path: Path,
+    records: Iterator[tuple[int, list[str]]],
+    names: Sequence[str],
+    separator: str,
+    named_by: str = "the header",
 ) -> Iterator[list[str]]:
     """Yields the fields of each row; raises ValueError for a row with more or fewer fields than there are names."""
     for line, fields in records:
         surplus = fields[len(names) :]
         if len(fields) < len(names) or any(surplus):
             raise ValueError(
-                f"{path}, line {line}: the row has {len(fields)} fields, and the header has {len(names)} names "
+                f"{path}, line {line}: the row has {len(fields)} fields, and {named_by} has {len(names)} names "
                 f"({', '.join(names)}). A text that holds a {SEPARATORS[separator]} must be in quotes, and an empty "
                 f"cell keeps its {SEPARATORS[separator]}: correct the line, or export the table again with quotes"
             )
@@ -116,11 +126,16 @@ def _names(path: Path, line: int, header: list[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _separator_of(path: Path, encoding: str) -> str:
-    """Returns the separator that divides the header, and if several do, the one that divides all rows alike."""
+def _separator_of(path: Path, encoding: str, columns: int) -> str:
+    """Returns the separator that divides the header, and if several do, the one that divides all rows alike.
+
+    If the number of `columns` is known (not 0), a separator that divides each row into so many is preferred.
+    """
     if _is_tsv(path):
         return "\t"
     counts = {separator: _field_counts(path, encoding, separator) for separator in SEPARATORS}
+    if columns > 1 and (fitting := [mark for mark, found in counts.items() if set(found) == {columns}]):
+        return fitting[0]
     dividing = {separator: found for separator, found in counts.items() if found and found[0] > 1}
     alike = {separator: found for separator, found in dividing.items() if len(set(found)) == 1}
     choice = alike or dividing

@@ -83,7 +83,7 @@ def card_config(directory: Path, name: str, wanted: str | None, *, anywhere: boo
     every = [base, *(pattern for found in patterns.values() for pattern in found)]
     if outside := [p for p in every if leads_out(p) and not anywhere]:
         raise ValueError(f"dataset {name!r} names files outside of itself: {outside[0]}")
-    files = {split: _matching(directory / base, found) for split, found in patterns.items()}
+    files = {split: matching_files(directory / base, found) for split, found in patterns.items()}
     if missing := [split for split, found in files.items() if not found]:
         named_files = ", ".join(patterns[missing[0]])
         raise MissingFilesError(f"dataset {name!r}: its card names {named_files}, and no such file exists")
@@ -126,7 +126,7 @@ def _list(value: Any) -> list[str]:
     return [str(item) for item in value] if isinstance(value, list) else [str(value)]
 
 
-def _matching(directory: Path, patterns: Iterable[str]) -> list[Path]:
+def matching_files(directory: Path, patterns: Iterable[str]) -> list[Path]:
     """Returns the files that a card's patterns mean; the name of a file that exists is not a pattern."""
     found: dict[Path, None] = {}
     for pattern in patterns:

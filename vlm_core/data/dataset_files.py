@@ -2,7 +2,7 @@
 
 import glob
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
 
 from vlm_core.data.arrow_cells import label_decoders
 from vlm_core.data.csv_rows import CsvFile
-from vlm_core.data.dataset_card import card_config
+from vlm_core.data.dataset_card import card_config, leads_out, matching_files
 from vlm_core.data.dataset_safety import SPLITS_FILE, STATE
 from vlm_core.data.json_rows import checked_file, checked_files
 from vlm_core.data.row_readers import ArrowRows, LabelledRows, ParquetRows, SizedRows, TableRows
@@ -44,38 +44,65 @@ def data_files(directory: Path) -> list[Path]:
 
 
 def read_table(
-    path: Path, name: str, *, anywhere: bool, image_column: str | None = None, config_name: str | None = None
+    path: Path,
+    name: str,
+    *,
+    anywhere: bool,
+    image_column: str | None = None,
+    config_name: str | None = None,
+    data_files: Sequence[str] = (),
+    column_names: Sequence[str] = (),
 ) -> Tables:
     """Returns the tables of a directory or file; of parquet, only names of columns and numbers of rows are read.
 
     The dataset's card says which files are which split, for the config `config_name` if it has several. Without such a
     card, the tables below the directory are taken, and without a table its images. The `image_column` image asks for
-    the images of an image folder, whose metadata is then not a table of its own.
+    the images of an image folder, whose metadata is then not a table of its own. `data_files` are the config's pairs
+    `SPLIT=FILE`, which replace all that; `column_names` those of CSV files without a header.
     Raises ValueError, in which the dataset is called `name`, for a dataset without a table that can be read, and,
     unless a table may lie `anywhere`, for a card that names files outside of the dataset.
     """
+    if data_files:
+        return Tables(_read(_named_files(path, name, data_files, anywhere), name, names=column_names), [])
     if any((path / file).is_file() for file in (SPLITS_FILE, STATE)):
         return Tables(_saved(path, name), [])
     if path.is_file():
         if format_of(path) is None:
             raise ValueError(f"dataset {name!r} is not a file of {', '.join(FORMATS)}; .json, .csv and .tsv may be .gz")
-        return Tables(_read({"train": [path]}, name), [])
+        return Tables(_read({"train": [path]}, name, names=column_names), [])
     card = card_config(path, name, config_name, anywhere=anywhere)
     if card.files and all(map(format_of, chain.from_iterable(card.files.values()))):
-        return Tables(_read(card.files, name, card.features), [])
+        return Tables(_read(card.files, name, card.features, column_names), [])
     if not card.files and not _is_image_folder(card.directory, image_column):
         splits, notes = find_tables(card.directory, name)
         if splits:
-            return Tables(_read(splits, name, card.features), notes)
+            return Tables(_read(splits, name, card.features, column_names), notes)
         if sheets := spreadsheets(card.directory):
             raise ValueError(f"dataset {name!r} has no table but {sheets[0]}: save it as CSV (UTF-8)")
     return Tables(_image_folder(path, name, config_name, anywhere), [])
 
 
-def _read(files: Splits, name: str, features: Mapping[str, Any] | None = None) -> dict[str, Table]:
+def _named_files(path: Path, name: str, data_files: Sequence[str], anywhere: bool) -> Splits:
+    """Returns the files that the config names, by split; raises ValueError for one that is missing or lies outside."""
+    files: Splits = {}
+    for split, _, pattern in (pair.partition("=") for pair in data_files):
+        if leads_out(pattern) and not anywhere:
+            raise ValueError(f"dataset.data_files={pattern} must name files inside of the dataset {name!r}")
+        found = matching_files(path, [pattern]) if path.is_dir() else []
+        if not found:
+            raise ValueError(f"dataset.data_files={split}={pattern}: the dataset {name!r} has no such file")
+        files[split] = [*files.get(split, []), *found]
+    return files
+
+
+def _read(
+    files: Splits, name: str, features: Mapping[str, Any] | None = None, names: Sequence[str] = ()
+) -> dict[str, Table]:
     """Returns the tables of files by split; a single JSON file may have its splits inside."""
     formats = {format_of(path) for paths in files.values() for path in paths}
     every = [*chain.from_iterable(files.values())]
+    if names and (other := [path.name for path in every if format_of(path) not in (None, "csv")]):
+        raise ValueError(f"dataset.column_names is for CSV files without a header, not for {other[0]}; remove it")
     if formats == {"json"} and len(every) == 1:
         found = checked_files(every[0])
         if "" not in found:
@@ -84,7 +111,7 @@ def _read(files: Splits, name: str, features: Mapping[str, Any] | None = None) -
         else:
             tables = {split: TextRows((found[""],)) for split in files}
     else:
-        tables = {split: _rows_of(paths, split, name) for split, paths in files.items()}
+        tables = {split: _rows_of(paths, split, name, names) for split, paths in files.items()}
     labels = label_decoders(features or {})  # Other formats have a schema that names labels.
     return {
         split: Table(LabelledRows(rows, labels) if labels and isinstance(rows, TextRows) else rows, files[split])
@@ -92,13 +119,13 @@ def _read(files: Splits, name: str, features: Mapping[str, Any] | None = None) -
     }
 
 
-def _rows_of(paths: list[Path], split: str, name: str) -> SizedRows:
-    kinds = {format_of(path) for path in paths}
+def _rows_of(paths: list[Path], split: str, name: str, column_names: Sequence[str]) -> SizedRows:
+    kinds = {format_of(path) or "csv" for path in paths}  # The config may name a table with another suffix, as .txt.
     if len(kinds) > 1:
         raise ValueError(f"dataset {name!r} has the split {split} in several formats: {', '.join(map(str, paths[:8]))}")
     kind = kinds.pop()
     if kind == "csv":
-        return TextRows(tuple(map(CsvFile.checked, paths)))
+        return TextRows(tuple(CsvFile.checked(path, column_names) for path in paths))
     if kind == "json":
         return TextRows(tuple(map(checked_file, paths)))
     return (ParquetRows if kind == "parquet" else ArrowRows)(tuple(paths))

@@ -8,7 +8,7 @@ prompt and completion.
 import re
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vlm_core.data.case_ids import case_text
@@ -28,6 +28,7 @@ from vlm_core.data.conversation import (
 )
 from vlm_core.data.image_cells import ImageError, cells_of, image_or_path, is_image_text
 from vlm_core.data.markers import MARKER_PATTERN
+from vlm_core.data.row_rules import Where, filled, template_columns
 
 
 class RejectedRow(ValueError):
@@ -50,16 +51,19 @@ class Columns:
     conversation: str | None
     modality: str | None = None
     slice: str | None = None
+    template: str | None = None  # makes the question of several columns
+    where: Where = field(default_factory=Where)  # which rows are kept
 
     @property
     def used(self) -> list[str]:
         """The columns to read, each once: one may have two meanings, as mode and modality."""
-        return [*dict.fromkeys(self.settings.values())]
+        return [*dict.fromkeys([*self.settings.values(), *template_columns(self.template), *self.where.columns])]
 
     @property
     def settings(self) -> dict[str, str]:
-        """Returns `{config key: column}` of those that are used."""
-        return {f"{name}_column": column for name, column in vars(self).items() if column is not None}
+        """Returns `{config key: column}` of the columns with one meaning each."""
+        rules = ("template", "where")
+        return {f"{key}_column": name for key, name in vars(self).items() if name is not None and key not in rules}
 
 
 # The columns of the rows that a user's function returns.
@@ -179,11 +183,23 @@ def _image_cells(row: dict[str, Any], columns: Columns) -> list[Any]:
 def _text(row: dict[str, Any], columns: Columns, name: str) -> str | None:
     """Returns the text of a row in the column of a setting; None if there is none."""
     column = getattr(columns, name)
+    return None if column is None else _cell_text(row, column, name, f"dataset.{name}_column={column}")
+
+
+def _cell_text(row: dict[str, Any], column: str, name: str, setting: str) -> str | None:
     try:
-        return None if column is None else text_of(row[column])
+        return text_of(row[column])
     except NoTextError as error:
-        remedy = f"dataset.{name}_column={column} must hold one text a row"
+        remedy = f"{setting} must hold one text a row"
         raise RejectedRow(f"{name} is {error}", _about_text(column, f"found {error.detail}; {remedy}")) from None
+
+
+def _question(row: dict[str, Any], columns: Columns) -> str:
+    """Returns the question of a row: the text of its column, or of the columns in the template."""
+    if columns.template is None:
+        return _text(row, columns, "question") or ""
+    setting = "each column of dataset.question_template"
+    return filled(columns.template, lambda column: _cell_text(row, column, "question", setting))
 
 
 def _turns(row: dict[str, Any], columns: Columns, images: int | None) -> list[Turn]:
@@ -193,7 +209,7 @@ def _turns(row: dict[str, Any], columns: Columns, images: int | None) -> list[Tu
     cells = [row.get(name or "") for name in (columns.question, columns.answer)]
     if all(map(is_turns, cells)):
         return turns_of([turn for cell in cells for turn in cell or ()], images)
-    question, answer = (_text(row, columns, name) or "" for name in ("question", "answer"))
+    question, answer = _question(row, columns), _text(row, columns, "answer") or ""
     if not question.strip():
         raise RejectedRow("empty question")
     parts = with_images(question)

@@ -2,18 +2,21 @@
 
 import json
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
 
+from vlm_core.data.case_ids import case_text
 from vlm_core.data.cell_images import Picture
-from vlm_core.data.cells import shown
+from vlm_core.data.cells import NoTextError, shown, text_of
 from vlm_core.data.conversation import Conversation
-from vlm_core.data.examples import RejectedRow, example_of
+from vlm_core.data.examples import Columns, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.images import decode_image
 from vlm_core.data.row_places import places_of
+from vlm_core.data.row_rules import template_columns
 from vlm_core.data.source import TRAIN, SplitSource
 from vlm_core.data.splits import Splits
 
@@ -75,16 +78,25 @@ def explain_some(splits: Splits) -> list[ExplainedRow]:
     source = splits.sources[TRAIN]
     if source.stop is None:
         return []
-    last = min(source.stop, source.start + FIRST_ROWS) - 1
-    numbers = sorted({source.start, (source.start + last) // 2, last})
+    kept = _first_kept(source, min(source.stop, source.start + FIRST_ROWS))
+    numbers = sorted({kept[0], kept[(len(kept) - 1) // 2], kept[-1]}) if kept else []
     rows = ((number, _row(source, number)) for number in numbers)
     return [_explained(source, f"{TRAIN}-{number}", number, row) for number, row in rows if row is not None]
+
+
+def _first_kept(source: SplitSource, stop: int) -> list[int]:
+    """Returns the numbers of the rows before `stop` that `dataset.where` keeps."""
+    where = source.columns.where
+    if not where.columns:
+        return [*range(source.start, stop)]
+    batches = source.rows.batches(where.columns, source.start, stop)
+    return [number for first, rows in batches for number, row in enumerate(rows, first) if where.keeps(row)]
 
 
 def _row(source: SplitSource, number: int) -> dict[str, Any] | None:
     if number < source.start or (source.stop is not None and number >= source.stop):
         return None
-    columns = [*dict.fromkeys([*source.columns.settings.values(), *source.rows.columns])]
+    columns = [*dict.fromkeys([*source.columns.used, *source.rows.columns])]
     for first, rows in source.rows.batches(columns, number, number + 1):
         if first <= number < first + len(rows):
             return rows[number - first]
@@ -93,21 +105,43 @@ def _row(source: SplitSource, number: int) -> dict[str, Any] | None:
 
 def _explained(source: SplitSource, name: str, number: int, row: dict[str, Any]) -> ExplainedRow:
     place = places_of(source.rows, [number], source.folder.root).get(number, "")
-    uses = {column: setting.removesuffix("_column") for setting, column in source.columns.settings.items()}
+    uses, cells = _uses(source.columns), _cells(source, row)
+    if not source.columns.where.keeps(row):
+        return ExplainedRow(name, place, cells, uses, rejected=f"left out by dataset.where ({source.columns.where})")
     try:
         example = example_of(row, source.columns, source.images)
         table = ImageTable()
         indices = [table.index(table.announce(encoded)) for encoded in example.images]
     except RejectedRow as error:
-        about = error.about()
-        return ExplainedRow(name, place, row, uses, rejected=f"{error} ({about})" if about else str(error))
+        about = "" if source.pseudonyms else error.about()
+        return ExplainedRow(name, place, cells, uses, rejected=f"{error} ({about})" if about else str(error))
     images, facts, stored = [], [], table.take_new()
     for encoded, index in zip(example.images, indices, strict=True):
         images.append(decode_image(encoded))
         found = stored[index]
         window = f", {encoded.facts['window']}" if isinstance(encoded, Picture) else ""
         facts.append(f"{found['width']} x {found['height']} pixels, {found['format']}, mode {found['mode']}{window}")
-    return ExplainedRow(name, place, row, uses, example.conversation, images, facts)
+    return ExplainedRow(name, place, cells, uses, example.conversation, images, facts)
+
+
+def _cells(source: SplitSource, row: dict[str, Any]) -> dict[str, Any]:
+    """Returns the cells to show; with pseudonyms, the texts that are trained on, and the pseudonym of the case."""
+    if source.pseudonyms is None:
+        return row
+    columns = source.columns
+    texts = [columns.question, columns.answer, columns.mode, columns.modality, *template_columns(columns.template)]
+    cells = {name: row[name] for name in texts if name is not None and name != columns.case}
+    with suppress(NoTextError):
+        if columns.case and (case := case_text(text_of(row[columns.case]))):
+            cells[columns.case] = source.pseudonyms.of(case)
+    return cells
+
+
+def _uses(columns: Columns) -> dict[str, str]:
+    """Returns what each column is used as."""
+    asked, filtered = template_columns(columns.template), columns.where.columns
+    rules = dict.fromkeys(filtered, "where") | dict.fromkeys(asked, "question")
+    return rules | {column: setting.removesuffix("_column") for setting, column in columns.settings.items()}
 
 
 def cell_text(cell: Any) -> str:

@@ -45,6 +45,7 @@ class ImageFolder:
     root: Path | None
     anywhere: bool  # whether paths may lead out of it; those of a downloaded dataset must not
     beside: tuple[Path, ...] = ()  # the directories of its tables
+    unpacked: tuple[Path, ...] = ()  # the directories with the content of its archives
 
     def encoded(self, cell: Any) -> bytes:
         """Returns the encoded image of a cell, which holds it or names its file; see `image_or_path`.
@@ -97,7 +98,8 @@ class ImageFolder:
         if _is_file(root / path):  # of an absolute path, the path itself
             return self._inside(FoundImage(root / path), path)
         spelled = path.strip().replace("\\", "/")
-        near = {found.resolve(): found for folder in (root, *self.beside) if _is_file(found := folder / spelled)}
+        folders = (root, *self.beside, *self.unpacked)
+        near = {found.resolve(): found for folder in folders if _is_file(found := folder / spelled)}
         if len(near) == 1:
             return self._inside(FoundImage(next(iter(near.values()))), path)
         if len(near) > 1:
@@ -110,12 +112,15 @@ class ImageFolder:
         Raises ImageError for a directory outside of a downloaded dataset.
         """
         spelled = path.strip().replace("\\", "/")
-        for place in (self.root or Path(), *self.beside):
+        for place in (self.root or Path(), *self.beside, *self.unpacked):
             if _is_directory(found := place / spelled):
-                if not self.anywhere and not stays_inside(self.root or Path(), found):
-                    raise ImageError(LEADS_OUT, lambda: repr(path))
-                return found
+                return self._inside(FoundImage(found), path).path
         return None
+
+    def shown(self, path: Path) -> str:
+        """Returns the path of a file for people: relative to the dataset, or inside its archive."""
+        inside = next((folder for folder in self.unpacked if path.is_relative_to(folder)), self.root)
+        return os.path.relpath(path, inside)
 
     def _find_below(self, path: str, spelled: str) -> FoundImage:
         wanted = [part for part in spelled.split("/") if part not in ("", ".")]
@@ -130,12 +135,13 @@ class ImageFolder:
 
     def _inside(self, found: FoundImage, path: str) -> FoundImage:
         """Returns `found`; raises ImageError if a link of a downloaded dataset leads to a file outside of it."""
-        if not self.anywhere and not stays_inside(self.root or Path(), found.path):
+        allowed = (self.root or Path(), *self.unpacked)
+        if not self.anywhere and not any(stays_inside(folder, found.path) for folder in allowed):
             raise ImageError(LEADS_OUT, lambda: repr(path))
         return found
 
     def _ambiguous(self, path: str, found: Iterable[Path]) -> ImageError:
-        named = sorted(os.path.relpath(file, self.root or Path()) for file in found)
+        named = sorted(map(self.shown, found))
         return ImageError(AMBIGUOUS, lambda: f"{path!r} may be {' or '.join(named[:4])}; write the path in the table")
 
     def _nearest(self, path: str, spelled: str) -> str:
@@ -149,13 +155,19 @@ class ImageFolder:
             meant = same[0]
         elif close := difflib.get_close_matches(name, [*self._names][:COMPARED], n=1, cutoff=0.6):
             meant = self._names[close[0]][0]
-        return f"{tried}; did you mean {meant}?" if meant else f"{tried}; no file there has a similar name"
+        meant = meant and self.shown((self.root or Path()) / meant)
+        if meant:
+            return f"{tried}; did you mean {meant}?"
+        zips = [file for files in self._names.values() for file in files if file.lower().endswith(".zip")]
+        remedy = f"; dataset.archives={zips[0]} unpacks the images in it" if zips and not self.unpacked else ""
+        return f"{tried}; no file there has a similar name{remedy}"
 
     @cached_property
     def _names(self) -> dict[str, list[str]]:
-        """Returns the files below the directory, as relative paths, by name in small letters."""
+        """Returns the files by name in small letters: relative to the directory, those of archives absolute."""
         found = defaultdict(list)
-        for file in files_below(self.root) if self.root else ():
+        own = files_below(self.root) if self.root else []
+        for file in (*own, *(f"{folder}/{file}" for folder in self.unpacked for file in files_below(folder))):
             found[file.rpartition("/")[2].casefold()].append(file)
         return found
 
@@ -204,7 +216,7 @@ def _is_directory(path: Path) -> bool:
 
 
 def _ending_in(wanted: list[str], files: Iterable[str]) -> list[str]:
-    """Returns the relative paths that end in the `wanted` folders, and if only their case differs, those."""
+    """Returns the paths that end in the `wanted` folders, and if only their case differs, those."""
     folders = [(file, file.split("/")[:-1]) for file in files]
     ends = [(file, above[len(above) - len(wanted) + 1 :]) for file, above in folders if len(above) >= len(wanted) - 1]
     exact = [file for file, above in ends if above == wanted[:-1] and _same_case(file, wanted[-1])]

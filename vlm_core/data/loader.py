@@ -4,7 +4,11 @@ The plan depends only on seed and epoch. So a resumed run needs no saved positio
 same examples in the same step.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, tee
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlm_core.data.chat_model import Batch
+
+MOST_WORKERS = 4  # of a rank, if their number is not set
+LEAST_SHARED_MEMORY = 2**30  # bytes
 
 
 def plan_epoch(
@@ -31,27 +38,43 @@ def plan_epoch(
     return [step.tolist() for step in order.split(global_batch_size)]
 
 
-class _MicroBatches(Dataset[Batch]):
-    def __init__(self, micro_batches: Sequence[Any], make: Callable[[Any], Batch]) -> None:
-        self.micro_batches, self.make = micro_batches, make
+class _Made(Dataset[Batch]):
+    """Makes a batch of each micro-batch that it is asked for."""
 
-    def __len__(self) -> int:
-        return len(self.micro_batches)
+    def __init__(self, make: Callable[[Any], Batch]) -> None:
+        self.make = make
 
-    def __getitem__(self, index: int) -> Batch:
-        return self.make(self.micro_batches[index])
+    def __getitem__(self, index: Any) -> Batch:
+        return self.make(index)  # The sampler yields micro-batches themselves.
 
 
 def iterate_steps(
-    steps: Sequence[Sequence[Any]], make: Callable[[Any], Batch], num_workers: int
+    steps: Iterable[Sequence[Any]], make: Callable[[Any], Batch], num_workers: int
 ) -> Iterator[list[Batch]]:
-    """Yields the list of batches of each step, built by `make` on the CPU; `num_workers` processes prefetch them."""
+    """Yields the list of batches of each step, built by `make` on the CPU; `num_workers` processes prefetch them.
+
+    The processes live as long as the iteration, so what `make` keeps in memory serves all epochs of `steps`.
+    """
+    read, ahead = tee(steps)
     loader = DataLoader(
-        _MicroBatches([micro_batch for step in steps for micro_batch in step], make),
+        _Made(make),
+        sampler=chain.from_iterable(ahead),
         batch_size=None,  # each item is a whole batch
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
     )
     batches = iter(loader)
-    for step in steps:
+    for step in read:
         yield [next(batches) for _ in step]
+
+
+def worker_processes(setting: int | None, *, decodes: bool) -> int:
+    """Returns how many processes read ahead for a rank; `setting` None: by the cores, if images have to be decoded."""
+    if setting is not None:
+        return setting
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    shared = Path("/dev/shm")  # Batches of workers come through here, and containers may have 64 MB of it.
+    if not decodes or not shared.is_dir() or shutil.disk_usage(shared).free < LEAST_SHARED_MEMORY:
+        return 0
+    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # torchrun's
+    return max(0, min(MOST_WORKERS, cores // ranks_here - 1))

@@ -43,10 +43,11 @@ CPU_ENDING = """\
 def share_for_intervals(config: Config, splits: Splits, conversations: Path) -> float | None:
     """Returns the share that makes so many cases validate that an evaluation has intervals, if the usual one does not.
 
-    Returns None if it does, if the config sets another share, or if there are too few cases.
+    Returns None if it does, if the config sets another share, if there are too few cases, or if the cache does not have
+    the ids that the division goes by.
     """
     usual = type(config.dataset).model_fields["validation_share"].default
-    if splits.split_by != CASE or config.dataset.validation_share != usual:
+    if splits.split_by != CASE or config.dataset.validation_share != usual or config.dataset.pseudonymise_case_ids:
         return None
     batches = (batch for split in SPLITS for batch in read_batches(conversations / f"{split}.arrow"))
     cases = {case_key(case) for batch in batches for case in batch["case_id"].to_pylist()}

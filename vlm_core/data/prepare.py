@@ -24,6 +24,8 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     directory, reused = build_conversations(splits or fetch_splits(config))
     require_few_rejects(directory, config)
     require_little_personal_data(directory, config)
+    if left_out := read_manifest(directory).get("left_out"):
+        logger.info("dataset.where left out %s rows (%s)", f"{left_out:,}", ", ".join(config.dataset.where))
     for finding in read_json(directory / STATISTICS)["findings"]:
         logger.warning("%s", finding)
     for line in reject_lines(rejects_to_show(directory, config)):

@@ -3,41 +3,36 @@
 import hashlib
 import inspect
 import logging
-import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qsl
 
 from datasets import ReadInstruction
 
-from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
+from vlm_core.data.archives import unpacked
 from vlm_core.data.cell_images import CellImages
 from vlm_core.data.columns import resolve_columns
 from vlm_core.data.dataset_card import has_named_files
 from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
-from vlm_core.data.examples import FUNCTION_COLUMNS, Columns, image_paths
+from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
 from vlm_core.data.function_rows import FunctionRows
-from vlm_core.data.hub_files import HUB_FILES
-from vlm_core.data.image_cells import ImageError
+from vlm_core.data.hub_files import hub_files
 from vlm_core.data.image_folder import ImageFolder
+from vlm_core.data.image_places import image_digests, image_places
 from vlm_core.data.medical.settings import identity
-from vlm_core.data.phantom import FORMS, PHANTOM_VERSION, write_phantom
+from vlm_core.data.phantom_cache import PHANTOM, is_phantom, phantom_directory
+from vlm_core.data.pseudonyms import Pseudonyms, pseudonyms_of
 from vlm_core.data.row_readers import Rows
 from vlm_core.files import file_sha256
-from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
 from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"
-PHANTOM = "builtin:phantom"
-PHANTOM_DEFAULTS = {"images": "1000", "seed": "0", "image_size": "56", "form": "png", "slices": "1"}
 
 
 @dataclass(frozen=True)
@@ -54,6 +49,7 @@ class SplitSource:
     fingerprint: str  # of the content, the row range, the columns and the settings of images
     revision: str | None  # the commit, for a dataset of the hub
     notes: tuple[str, ...] = ()  # for the log: choices that the data decided, not the config
+    pseudonyms: Pseudonyms | None = None  # replace case ids
 
     @property
     def folder(self) -> ImageFolder:
@@ -69,6 +65,8 @@ class OpenDataset:
     directory: Path
     revision: str | None
     tables: Tables
+    archives: tuple[Path, ...] = ()  # the directories of their content
+    _identified: dict[str, tuple[list[str], list[str]]] = field(default_factory=dict)  # `_content` by split
 
     def take(self, expression: str) -> SplitSource:
         """Returns the checked source of the rows that a split expression selects, such as `train[:1000]`.
@@ -80,14 +78,16 @@ class OpenDataset:
         split, start, stop = _resolve_split(name, expression, self.tables.by_split)
         rows, files = self.tables.by_split[split]
         root = self.directory if self.directory.is_dir() else self.directory.parent
-        folder = ImageFolder(root, anywhere=not is_remote, beside=tuple(sorted({file.parent for file in files})))
+        beside = tuple(sorted({file.parent for file in files}))
+        folder = ImageFolder(root, anywhere=not is_remote, beside=beside, unpacked=self.archives)
         if start >= stop:
             raise ValueError(f"dataset {name!r} is empty: split {expression!r} has no rows{_listed_files(files)}")
         columns, notes = resolve_columns(self.config, rows, folder)
         _require_in_every_file(rows, columns)
-        places, how = _image_places(rows, columns, folder)
-        # A commit identifies the content, but not how images were found in it. Without one, hash tables and images.
-        content = [self.revision, *how] if self.revision else [*_digests(files), *_image_digests(places, folder)]
+        pseudonyms = pseudonyms_of(self.config, columns)
+        if split not in self._identified:  # `train[:90%]` and `train[90%:]` have the same files
+            self._identified[split] = self._content(rows, files, columns, folder)
+        content, how = self._identified[split]
         return SplitSource(
             name=name,
             split=split,
@@ -104,12 +104,34 @@ class OpenDataset:
                     self.config.config_name,
                     sorted(columns.settings.items()),
                     identity(self.config.images),
+                    *_identity_of_rules(self.config),
+                    *([pseudonyms.fingerprint] if pseudonyms else []),
                     *content,
                 ]
             ),
             revision=self.revision if is_remote else None,
-            notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *how),
+            # A path may hold the id of a patient.
+            notes=(
+                *self.tables.notes,
+                *only,
+                *_notes_of(rows),
+                *notes,
+                *(n.partition(":")[0] if pseudonyms else n for n in how),
+            ),
+            pseudonyms=pseudonyms,
         )
+
+    def _content(
+        self, rows: Rows, files: list[Path], columns: Columns, folder: ImageFolder
+    ) -> tuple[list[str], list[str]]:
+        """Returns (what identifies the content of a split, notes about images found elsewhere).
+
+        A commit identifies the content, but not how images were found in it. Without one, tables and images are hashed.
+        """
+        places, how = image_places(rows, columns, folder)
+        if self.revision:
+            return [self.revision, *how], how
+        return [*_digests(files), *image_digests(places, folder)], how
 
     def _only_table(self, expression: str) -> tuple[str, list[str]]:
         """Returns (the split expression to train on, notes); a local dataset of one table trains on that table."""
@@ -135,8 +157,12 @@ def open_dataset(config: DatasetConfig) -> OpenDataset:
         anywhere=anywhere,
         image_column=config.image_column,
         config_name=config.config_name,
+        data_files=config.data_files,
+        column_names=config.column_names,
     )
-    return OpenDataset(config, directory, revision, tables)
+    commit = None if anywhere else revision
+    archives = unpacked(directory, config.archives, config.path_or_dataset, commit) if config.archives else ()
+    return OpenDataset(config, directory, revision, tables, archives)
 
 
 def fetch_split(config: DatasetConfig) -> SplitSource:
@@ -152,6 +178,8 @@ def fetch_split(config: DatasetConfig) -> SplitSource:
 def _of_function(config: DatasetConfig) -> SplitSource:
     """Returns a source whose rows a user's function returns; the fingerprint covers its code, arguments and data."""
     assert config.target
+    pseudonyms = pseudonyms_of(config, FUNCTION_COLUMNS)
+    private = [pseudonyms.fingerprint] if pseudonyms else []
     function, path = load_target("dataset", config.target), Path(config.path_or_dataset)
     content = _digests(sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path])
     try:
@@ -170,47 +198,37 @@ def _of_function(config: DatasetConfig) -> SplitSource:
         columns=FUNCTION_COLUMNS,
         images=CellImages(ImageFolder(path if path.is_dir() else path.parent, anywhere=True), config.images),
         fingerprint=_hash(
-            [config.target, *code, config.path_or_dataset, config.split, commit, identity(config.images), *content]
+            [
+                config.target,
+                *code,
+                config.path_or_dataset,
+                config.split,
+                commit,
+                identity(config.images),
+                *private,
+                *content,
+            ]
         ),
         revision=commit,
+        pseudonyms=pseudonyms,
     )
 
 
 def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
     name = config.path_or_dataset
-    if name.partition("?")[0] == PHANTOM:
-        directory = _phantom(name)
+    if is_phantom(name):
+        directory = phantom_directory(name)
         return directory, directory.name
     if Path(name).exists():
         return Path(name).absolute(), None
     if is_repository_id(name):
-        for patterns in HUB_FILES:
+        named = [file for _, _, file in (pair.partition("=") for pair in config.data_files)]
+        for patterns in hub_files(named, config.archives):
             snapshot = download(name, "dataset", config.revision, patterns)
-            if data_files(snapshot) and has_named_files(snapshot, config.config_name):
+            if named or (data_files(snapshot) and has_named_files(snapshot, config.config_name)):
                 break
         return snapshot, snapshot.name
     raise ValueError(f"no dataset {name!r}: neither a directory or file, nor a hub id owner/name, nor {PHANTOM}")
-
-
-def _phantom(name: str) -> Path:
-    settings = dict(PHANTOM_DEFAULTS)
-    for key, value in parse_qsl(name.partition("?")[2]):
-        if key not in settings or not (value in FORMS if key == "form" else value.isdecimal()):
-            raise ValueError(
-                f"{name!r}: {key}={value!r} is wrong; {PHANTOM} takes whole numbers for "
-                f"{[known for known in settings if known != 'form']}, and form={'|'.join(FORMS)}"
-            )
-        settings[key] = value
-    key = "-".join([f"v{PHANTOM_VERSION}", *(f"{key}{value}" for key, value in settings.items())])
-
-    def build(directory: Path) -> dict[str, str]:
-        images, seed, size, slices = (int(settings[key]) for key in ("images", "seed", "image_size", "slices"))
-        write_phantom(directory, images, seed, size, settings["form"], slices)
-        return settings
-
-    directory, reused = cached_directory(medpix_home() / "cache" / "phantom", key, build)
-    logger.info("phantom dataset %s %s", key, "reused" if reused else "generated")
-    return directory
 
 
 def _resolve_split(dataset: str, expression: str, tables: dict[str, Table]) -> tuple[str, int, int]:
@@ -232,6 +250,11 @@ def _notes_of(rows: Rows) -> tuple[str, ...]:
     return tuple(getattr(rows, "notes", ()))
 
 
+def _without_paths(notes: list[str]) -> list[str]:
+    """Returns notes about images without the paths, which may have the id of a patient in them."""
+    return [note.partition(":")[0] for note in notes]
+
+
 def _listed_files(files: list[Path]) -> str:
     return f" ({', '.join(map(str, files[:3]))})" if files else ""
 
@@ -239,56 +262,19 @@ def _listed_files(files: list[Path]) -> str:
 def _require_in_every_file(rows: Rows, columns: Columns) -> None:
     """Raises ValueError for the first file that lacks a column in use."""
     for path, names in rows.columns_by_file():
-        if lacking := {key: column for key, column in columns.settings.items() if column not in names}:
+        if lacking := [column for column in columns.used if column not in names]:
+            keys = [f"dataset.{key}" for key, column in columns.settings.items() if column in lacking]
             raise ValueError(
-                f"{path} lacks the column {', '.join(lacking.values())}, which other files of its split have: it has "
-                f"{', '.join(names)}. Rename the column there, or set {', '.join(f'dataset.{key}' for key in lacking)}"
+                f"{path} lacks the column {', '.join(lacking)}, which other files of its split have: it has "
+                f"{', '.join(names)}. Rename the column there, or set {', '.join(keys) or 'dataset.data_files'}"
             )
 
 
-def _image_places(rows: Rows, columns: Columns, folder: ImageFolder) -> tuple[dict[str, Path | str], list[str]]:
-    """Returns (`{path in the rows: file or directory, or why it is not found}`, notes about images found elsewhere).
-
-    A missing image is not an error here: its row is rejected later.
-    """
-    found: dict[str, Path | str] = {}
-    by = defaultdict(list)
-    for path in sorted(_image_paths(rows, columns)):
-        try:
-            if (directory := folder.directory(path)) is not None:
-                found[path] = directory
-                continue
-            image = folder.find(path)
-            found[path] = image.path
-            by[image.how].append(f"{path} is {os.path.relpath(image.path, folder.root)}")
-        except ImageError as reason:
-            found[path] = str(reason)
-    by.pop("", None)
-    return found, [f"{len(which)} images were found {how}: {which[0]}" for how, which in by.items()]
-
-
-def _image_digests(places: Mapping[str, Path | str], folder: ImageFolder) -> Iterator[str]:
-    """Yields what identifies the images in `places`: their paths and contents."""
-    for path, place in places.items():
-        yield path
-        try:
-            yield from [place] if isinstance(place, str) else folder.digests(place)
-        except ImageError as reason:
-            yield str(reason)
-
-
-def _image_paths(rows: Rows, columns: Columns) -> set[str]:
-    """Returns the paths in the image cells and conversations of all rows.
-
-    Columns that store the images themselves are not read.
-    """
-    stored = columns.image is not None and rows.holds_images(columns.image)
-    without = replace(columns, image=None) if stored and columns.conversation is None else columns
-    if without.image is None and without.conversation is None:
-        return set()
-    used = [column for column in (without.image, without.conversation, without.question, without.answer) if column]
-    batches = (batch for _, batch in rows.batches(used, 0, None))
-    return {path for batch in batches for row in batch for path in image_paths(row, without)}
+def _identity_of_rules(config: DatasetConfig) -> list[object]:
+    """Returns what identifies the config's rules about files and rows; nothing if it sets none."""
+    keys = ("where", "question_template", "column_names", "data_files", "archives")
+    rules = [getattr(config, key) for key in keys]
+    return rules if any(rules) else []
 
 
 def _digests(files: Iterable[Path]) -> list[str]:

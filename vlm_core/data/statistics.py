@@ -17,8 +17,8 @@ from vlm_core.data.case_ids import without_zeros
 from vlm_core.data.closed_questions import closed_kind
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.conversation import images_of, last_question, questions_and_answers
-from vlm_core.data.medical.personal_data import personal_patterns
 from vlm_core.data.medical_statistics import burnt_in_text, medical_findings, medical_statistics
+from vlm_core.data.personal_texts import OWN_CASE, personal_patterns
 from vlm_core.data.rejects import counted_rows
 
 STATISTICS = "statistics.json"
@@ -84,8 +84,11 @@ class _Tally:
         }
 
 
-def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the content of `statistics.json`; the cache's `manifest` has its rejects and closed questions."""
+def describe(directory: Path, manifest: Mapping[str, Any], cases: Mapping[str, str], named: int = 0) -> dict[str, Any]:
+    """Returns the content of `statistics.json`; the cache's `manifest` has its rejects and closed questions.
+
+    `cases` maps the normal form of each case id to the id in the cache; `named` rows have their case's id in a text.
+    """
     tallies, closed = {}, ClosedStatistics(manifest["closed_questions"])
     for split, add_closed in (("train", closed.add_train), ("validation", closed.add_validation)):
         tallies[split] = _Tally()
@@ -96,7 +99,7 @@ def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
     rejected, kept = sum(r["rows"] for r in manifest["rejects"].values()), sum(manifest["rows"].values())
     found = {
         "splits": {split: tally.summary() for split, tally in tallies.items()},
-        "overlap": _overlap(tallies["train"], tallies["validation"]),
+        "overlap": _overlap(tallies["train"], tallies["validation"], cases),
         "images": _images(directory / "images.arrow"),
         "medical": medical_statistics(
             fact for batch in read_batches(directory / "images.arrow") for fact in batch["medical"].to_pylist()
@@ -106,7 +109,7 @@ def describe(directory: Path, manifest: Mapping[str, Any]) -> dict[str, Any]:
             for batch in read_batches(directory / "images.arrow")
             for image in zip(batch["medical"].to_pylist(), batch["shows_text"].to_pylist(), strict=True)
         ),
-        "personal_texts": dict(sum((tally.personal for tally in tallies.values()), Counter())),
+        "personal_texts": dict(sum((tally.personal for tally in tallies.values()), Counter({OWN_CASE: named}))),
         "closed_questions": len(manifest["closed_questions"]),
         "closed_answers": closed.summary(),
         "rejects": manifest["rejects"],
@@ -142,7 +145,7 @@ def spread(values: Iterable[int]) -> dict[str, Any]:
     }
 
 
-def _overlap(train: _Tally, validation: _Tally) -> dict[str, Any]:
+def _overlap(train: _Tally, validation: _Tally, case_ids: Mapping[str, str]) -> dict[str, Any]:
     cases = train.images_of.keys() & validation.images_of.keys()
     images = train.questions_of.keys() & validation.questions_of.keys()
     asked = train.answers_to.keys() & validation.answers_to.keys()
@@ -151,7 +154,7 @@ def _overlap(train: _Tally, validation: _Tally) -> dict[str, Any]:
             "shared": len(cases),
             "share_of_validation_cases": _share(len(cases), len(validation.images_of)),
             "share_of_validation_rows": _share(sum(validation.rows_of_case[c] for c in cases), validation.rows),
-            "but_for_zeros": _alike_but_for_zeros(train.images_of, validation.images_of),
+            "but_for_zeros": _alike_but_for_zeros(train.images_of, validation.images_of, case_ids),
         },
         "images": {
             "shared": len(images),
@@ -161,10 +164,11 @@ def _overlap(train: _Tally, validation: _Tally) -> dict[str, Any]:
     }
 
 
-def _alike_but_for_zeros(train: Iterable[str], validation: Iterable[str]) -> int:
+def _alike_but_for_zeros(train: Iterable[str], validation: Iterable[str], case_ids: Mapping[str, str]) -> int:
     """Returns how many validation case ids equal a training id except for leading zeros."""
-    known, trained = set(train), {without_zeros(case) for case in train}
-    return sum(without_zeros(case) in trained for case in validation if case not in known)
+    plain = {shown: without_zeros(key) for key, shown in case_ids.items()}
+    known, trained = set(train), {plain[case] for case in train}
+    return sum(plain[case] in trained for case in validation if case not in known)
 
 
 def _images(path: Path) -> dict[str, Any]:

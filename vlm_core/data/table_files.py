@@ -22,7 +22,8 @@ FORMATS = {
 TEXT_FORMATS = ("json", "csv")  # These may be compressed.
 SPLIT_WORDS = {
     "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "dev": "validation", "val": "validation",
+    "validation": "validation", "validate": "validation", "valid": "validation", "val": "validation",
+    "dev": "validation",
     "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
 }  # fmt: skip
 SHARD = re.compile(r"data/(?P<split>\w+(?:[.-]\w+)*?)-\d{5}-of-\d{5}[^/]*")  # as `push_to_hub` names them

@@ -30,8 +30,9 @@ from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
-TOKENS_VERSION = 3  # raise it whenever the same conversations must give other ids
+TOKENS_VERSION = 4  # raise it whenever the same conversations must give other ids
 REJECTS = "rejects"  # in the manifest, by split and reason
+UNASKED = "unasked"  # in the manifest, by split: rows with answers that no generation prompt leads to
 ROWS_AT_ONCE = 256  # bounds the memory of the build
 
 SCHEMA = pa.schema(
@@ -60,8 +61,11 @@ def build_tokens(conversations: Path, chat: ChatModel) -> Path:
     key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
     def build(directory: Path) -> dict[str, Any]:
-        rejects = {split: _build_split(conversations, directory, split, chat) for split in SPLITS}
-        return {REJECTS: {split: found.by_reason for split, found in rejects.items()}}
+        built = {split: _build_split(conversations, directory, split, chat) for split in SPLITS}
+        return {
+            REJECTS: {split: rejects.by_reason for split, (rejects, _) in built.items()},
+            UNASKED: {split: unasked for split, (_, unasked) in built.items()},
+        }
 
     directory, reused = cached_directory(medpix_home() / "cache" / "tokens", key, build)
     logger.info("token ids %s: %s", "reused" if reused else "built", directory)
@@ -109,14 +113,18 @@ def last_answer_of(example: TokenizedExample) -> TokenizedExample:
     return replace(example, supervised=[False] * end + example.supervised[end:])
 
 
-def _build_split(conversations: Path, directory: Path, split: str, chat: ChatModel) -> Rejects:
-    """Writes the token ids of a split; returns the rows that the model cannot be shown, whose ids are empty."""
+def _build_split(conversations: Path, directory: Path, split: str, chat: ChatModel) -> tuple[Rejects, int]:
+    """Writes the token ids of a split.
+
+    Returns the rows that the model cannot be shown, whose ids are empty, and the number of rows with unasked answers.
+    """
     rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
     sizes = image_sizes(conversations)
     group_of: dict[Any, int] = {}
-    rejects = Rejects()
+    rejects, unasked = Rejects(), 0
 
     def record(number: int, example: dict[str, Any]) -> dict[str, Any]:
+        nonlocal unasked
         images = image_indices(example)
         try:
             grids = chat.image_grids([sizes[image] for image in images])
@@ -124,6 +132,7 @@ def _build_split(conversations: Path, directory: Path, split: str, chat: ChatMod
         except (ValueError, ArithmeticError, RuntimeError, TemplateError) as error:
             rejects.add(example["example_id"], _cannot_be_shown(error))
             return {"input_ids": [], "supervised": [], "images": images, "prefix": 0, "group": -1, "grids": []}
+        unasked += bool(tokenized.unasked)
         prefix = shared_prefix(tokenized, chat)
         key = group_key(images, tokenized.input_ids, prefix, number)
         return {
@@ -145,7 +154,7 @@ def _build_split(conversations: Path, directory: Path, split: str, chat: ChatMod
             records = [record(number, example) for number, example in enumerate(batch, start=first)]
             writer.write_batch(pa.RecordBatch.from_pylist(records, schema=SCHEMA))
             progress.update(len(batch))
-    return rejects
+    return rejects, unasked
 
 
 def _cannot_be_shown(error: Exception) -> RejectedRow:
@@ -161,13 +170,16 @@ class TokenDataset:
     `lengths`, `prefixes` and `groups` are int arrays with one entry per example: its number of tokens; how many of them
     it may share with the examples of its group; and that group, which has the same images and the same prefix.
     `too_long` has the rows of the cache that were left out for their length, `rejects` those that the model cannot be
-    shown, by reason. With `last_answer_only`, the earlier answers of a conversation are not supervised.
+    shown, by reason. With `last_answer_only`, the earlier answers of a conversation are not supervised. `unasked` is
+    the number of rows with an answer that no generation prompt leads to.
     """
 
     def __init__(
         self, directory: Path, split: str, max_length: int | None = None, *, last_answer_only: bool = False
     ) -> None:
-        self.rejects: dict[str, dict[str, Any]] = read_manifest(directory)[REJECTS][split]
+        manifest = read_manifest(directory)
+        self.rejects: dict[str, dict[str, Any]] = manifest[REJECTS][split]
+        self.unasked: int = manifest[UNASKED][split]
         self.rows = Dataset.from_file(str(directory / f"{split}.arrow"))
         self.last_answer_only = last_answer_only
         table = self.rows.data

@@ -1,15 +1,16 @@
 """Token ids of a conversation for any processor with a chat template, and which of them are supervised.
 
-The ids are those of the rendered conversation as one text, as the processor makes them. The supervised part begins at
-the end of the generation prompt and ends with the end of the turn. Both are places in that text; among the ids, a place
-comes after the ids of the text up to it. The text is cut at a place that lies inside a token, so that the prompt has
-the same ids in training and in generation.
+The ids are those of the rendered conversation as one text, as the processor makes them. What leads to the last answer
+is its generation prompt, even if the template renders an answer differently: Gemma 4 26B is asked after an empty
+thought, which its template leaves out once the answer is there. The supervised part begins at the end of the generation
+prompt and ends with the end of the turn. Both are places in that text; among the ids, a place comes after the ids of
+the text up to it. The text is cut at a place that lies inside a token, so that the prompt has the same ids in training
+and in generation.
 
     <|im_start|>User:<image>What is it?<end_of_utterance>\\nAssistant: | Mass.<end_of_utterance> | \\n
     not supervised                                           | supervised                 | not
 """
 
-import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,8 +29,7 @@ from vlm_core.data.chat_template import (
 )
 from vlm_core.data.conversation import Conversation, answer_turn, question_turn, structure_of
 from vlm_core.data.markers import MARKER_PATTERN
-
-logger = logging.getLogger(__name__)
+from vlm_core.data.thoughts import open_mark
 
 OWN_ROW = "give the family a row in vlm_core/families.py, or name a dataloader.collate_fn._target_ of your own"
 
@@ -43,6 +43,21 @@ class _Rendered:
     typed: list[tuple[int, int]] = field(default_factory=list)  # what would be a special token, in a text
     answers: list[tuple[int, int]] = field(default_factory=list)  # each text of the assistant
 
+    def continued(self, other: "_Rendered", start: int) -> "_Rendered":
+        """Returns this text, then the `other` from its character `start` on."""
+        shift = len(self.text) - start
+
+        def moved(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+            return [(begin + shift, end + shift) for begin, end in spans if begin >= start]
+
+        images = [place + shift for place in other.images if place >= start]
+        return _Rendered(
+            self.text + other.text[start:],
+            self.images + images,
+            self.typed + moved(other.typed),
+            self.answers + moved(other.answers),
+        )
+
 
 def tokenize_rendered(
     conversation: Conversation, chat: ChatModel, sizes: Sequence[ImageGrid], *, for_generation: bool
@@ -54,21 +69,24 @@ def tokenize_rendered(
     """
     shown = _Shown(conversation, chat, sizes)
     rendered = shown.render(len(shown.structure), for_generation=for_generation)
+    if not for_generation:
+        rendered = shown.asked(rendered)
     if len(rendered.images) != len(sizes):
         raise ValueError(
             f"the chat template shows {len(rendered.images)} images as {chat.processor.image_token!r} and the "
             f"conversation has {len(sizes)}: {OWN_ROW}"
         )
     spans = [] if for_generation else shown.supervised_spans(rendered)
+    unasked = 0 if for_generation else len(shown.answer_turns) - len(spans)
     ends_itself = not spans or chat.family.end_of_turn
     stop = len(rendered.text) if ends_itself else spans[-1][1]
     ids, places = _Encoder(shown, rendered).encode(stop, [place for span in spans for place in span])
     supervised = [False] * len(ids)
     for start, end in zip(places[::2], places[1::2], strict=True):
         supervised[start:end] = [True] * (end - start)
-    if ends_itself:
-        return TokenizedConversation(ids, supervised)
-    return TokenizedConversation([*ids, chat.processor.tokenizer.eos_token_id], [*supervised, True])
+    if not ends_itself:
+        ids, supervised = [*ids, chat.processor.tokenizer.eos_token_id], [*supervised, True]
+    return TokenizedConversation(ids, supervised, unasked=unasked)
 
 
 def end_of_turn(processor: Any) -> str:
@@ -100,6 +118,7 @@ class _Shown:
         self.processor, self.family = chat.processor, chat.family
         processor = chat.processor
         self.structure, self.texts = structure_of(conversation), texts_of(conversation)
+        self.answer_turns = [number for number, (role, _) in enumerate(self.structure) if role == "assistant"]
         self.expansions = image_expansions(processor, tuple(sizes)) if sizes else []
         self.image_ids = [_closed_ids(processor, expansion) for expansion in self.expansions]
         # Between tokens of its own, what stands for an image has the same ids in any text: it is put in as ids, later.
@@ -137,35 +156,51 @@ class _Shown:
             rendered.images.append(len(rendered.text))
             rendered.text += next(shown, self.processor.image_token) + other
 
+    def asked(self, rendered: _Rendered) -> _Rendered:
+        """Returns the rendered conversation with the generation prompt of its last answer in front of that answer.
+
+        Raises ValueError if the answer would become a part of the model's thought.
+        """
+        if not self.answer_turns:
+            return rendered
+        start, _ = rendered.answers[-1]
+        prompt = self.render(self.answer_turns[-1], for_generation=True)
+        if _leads_to(prompt.text, rendered, start):
+            return rendered
+        if mark := open_mark(prompt.text):
+            raise ValueError(
+                f"the generation prompt of the chat template begins a thought with {mark!r}, and an answer of the "
+                "template does not end it; use a template whose prompt ends the thought"
+            )
+        return prompt.continued(rendered, start)
+
     def supervised_spans(self, rendered: _Rendered) -> list[tuple[int, int]]:
-        """Returns where each answer begins and where the end of its turn ends."""
-        spans, turns = [], [number for number, (role, _) in enumerate(self.structure) if role == "assistant"]
-        for turn, (start, end) in zip(turns, rendered.answers, strict=True):
-            prompt = self.render(turn, for_generation=True).text
-            if rendered.text.startswith(prompt) and len(prompt) <= start:
-                start = len(prompt)  # What the template writes in between, the model has to write.
-            else:
-                _warn_of_prompt(self.family.model_type)
+        """Returns where each answer begins and where the end of its turn ends; an answer that no prompt asks has none.
+
+        What the template writes between the generation prompt and the answer, the model has to write.
+        """
+        spans = []
+        for turn, (start, end) in zip(self.answer_turns, rendered.answers, strict=True):
             if not rendered.text.startswith(self.family.end_of_turn, end):
                 raise ValueError(
                     f"the chat template must close an answer with {self.family.end_of_turn!r}, "
                     f"found {rendered.text[end : end + 40]!r}: {OWN_ROW}"
                 )
-            spans.append((start, end + len(self.family.end_of_turn)))
+            prompt = self.render(turn, for_generation=True).text
+            if _leads_to(prompt, rendered, start):
+                spans.append((len(prompt), end + len(self.family.end_of_turn)))
         return spans
+
+
+def _leads_to(prompt: str, rendered: _Rendered, start: int) -> bool:
+    """Returns whether a conversation begins with `prompt`, and the answer at `start` lies after it."""
+    return rendered.text.startswith(prompt) and len(prompt) <= start
 
 
 @lru_cache(maxsize=8)
 def _control_tokens(processor: Any) -> re.Pattern[str]:
     """Returns a pattern of what no text may write: special tokens, and the one that stands for an image."""
     return re.compile(f"{re.escape(processor.image_token)}|{special_tokens(processor.tokenizer).pattern}")
-
-
-@lru_cache(maxsize=8)
-def _warn_of_prompt(model_type: str) -> None:
-    logger.warning(
-        "the chat template of this %s model: its generation prompt differs from its rendering of an answer", model_type
-    )
 
 
 class _Encoder:

@@ -14,6 +14,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import DecodedImages, ImageInputs
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset, image_sizes
+from vlm_core.data.kept_images import keep_images
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
@@ -27,6 +28,7 @@ from vlm_core.generation.sampling import GenerationSettings
 from vlm_core.home import medpix_home
 from vlm_core.models.frozen_tower import DetachedTower
 from vlm_core.models.model_reference import ModelFiles
+from vlm_core.models.weights import is_adapter, weights_directory
 from vlm_core.progress import ProgressBar
 from vlm_core.training.distributed import Ranks, barrier, main_rank_first
 from vlm_core.training.vision_cache import SameFeatures, cached_features
@@ -73,7 +75,7 @@ def answer_questions(
     with locked(stores.lock) if ranks.is_main else nullcontext():  # A second job with the same model waits.
         barrier()
         stores.refresh()
-        work = list(stores.work(asked, chat))
+        work = stores.work(asked, chat)
         is_missing = any(item.missing for item in work)
         barrier()  # No rank may add to the stores before all have seen what is missing.
         if is_missing:
@@ -86,33 +88,61 @@ def answer_questions(
 
 @dataclass(frozen=True)
 class _Work:
-    """What to ask a model under one condition: distinct questions with their keys, and the store of the answers."""
+    """What to ask a model with one kind of images: distinct examples, each a question with its reference.
 
-    store: Store
-    condition: str
-    prompts: Prompts
-    keys: list[str]
+    Each prompt is answered once, by the first of the examples that have it; every example is scored.
+    """
+
+    stores: "_Stores"
+    conditions: tuple[str, ...]
+    examples: Prompts
+    answered_keys: list[str]
+    prompt_keys: dict[int, str]  # of the examples that are answered
+
+    @classmethod
+    def of(cls, stores: "_Stores", asked: Sequence[Asked], chat: ChatModel) -> "_Work":
+        """Returns the distinct questions of `asked`: without images, or in two conditions, some are equal."""
+        found: dict[str, tuple[str, TokenizedExample]] = {}
+        for item in asked:
+            for key, prompt, example in zip(item.answered_keys, item.prompt_keys, item.answered, strict=True):
+                found.setdefault(key, (prompt, example))
+        firsts = {prompt: number for number, (prompt, _) in reversed([*enumerate(found.values())])}
+        examples = Prompts([example for _, example in found.values()], chat)
+        keys = {number: prompt for prompt, number in firsts.items()}
+        return cls(stores, tuple(item.condition for item in asked), examples, [*found], keys)
 
     def of_rank(self, batch_size: int, ranks: Ranks) -> "_Work":
         """Returns one rank's share."""
-        mine = self.prompts.share(batch_size, ranks.rank, ranks.world_size)
-        return _Work(self.store, self.condition, self.prompts.select(mine), [self.keys[i] for i in mine])
+        mine = self.examples.share(batch_size, ranks.rank, ranks.world_size)
+        prompts = {number: self.prompt_keys[i] for number, i in enumerate(mine) if i in self.prompt_keys}
+        keys = [self.answered_keys[i] for i in mine]
+        return _Work(self.stores, self.conditions, self.examples.select(mine), keys, prompts)
+
+    def unanswered(self, members: Sequence[int]) -> dict[int, str]:
+        """Returns the keys of the prompts that `members` have to answer and that no store has."""
+        keys = ((i, self.prompt_keys[i]) for i in members if i in self.prompt_keys)
+        return {i: key for i, key in keys if key not in self.stores.answers}
+
+    def is_missing(self, number: int) -> bool:
+        """Returns whether the answer or the likelihood of an example is not stored yet."""
+        unscored = self.answered_keys[number] not in self.stores.likelihoods
+        return unscored or bool(self.unanswered([number]))
 
     @property
-    def missing(self) -> set[tuple[Path, str]]:
-        """The questions whose answer is not in the store."""
-        return {(self.store.directory, key) for key in self.keys if key not in self.store}
+    def missing(self) -> int:
+        """The number of examples that are not answered and scored yet."""
+        return sum(map(self.is_missing, range(len(self.examples))))
 
     def batches(self, batch_size: int) -> Iterator[list[Group]]:
-        """Yields the questions of each batch that have no stored answer yet.
+        """Yields the examples of each batch that are not answered and scored yet.
 
-        All questions are divided into batches first. So a resumed evaluation computes the same answers, bit for bit, as
+        All examples are divided into batches first. So a resumed evaluation computes the same answers, bit for bit, as
         one that was never interrupted.
         """
-        for groups in self.prompts.batches(batch_size):
-            missing = [[i for i in group.members if self.keys[i] not in self.store] for group in groups]
+        for groups in self.examples.batches(batch_size):
+            missing = [[i for i in group.members if self.is_missing(i)] for group in groups]
             if any(missing):
-                yield [group_of(members, self.prompts) for members in missing if members]
+                yield [group_of(members, self.examples) for members in missing if members]
 
 
 @dataclass(frozen=True)
@@ -131,6 +161,8 @@ class _Stores:
             "processor": chat.fingerprint(),
             "images": chat.processor.image_processor.to_dict(),
         }
+        if evaluation.merge_lora and is_adapter(weights_directory(files.weights)):
+            model["merge_lora"] = True  # in bfloat16 other weights
         settings = GenerationSettings(
             evaluation.max_new_tokens, evaluation.temperature, evaluation.top_p, config.rng.seed
         )
@@ -145,15 +177,10 @@ class _Stores:
         self.answers.refresh()
         self.likelihoods.refresh()
 
-    def work(self, asked: Sequence[Asked], chat: ChatModel) -> Iterator[_Work]:
-        for item in asked:
-            for store, examples, keys in (
-                (self.answers, item.prompts, item.prompt_keys),
-                (self.likelihoods, item.answered, item.answered_keys),
-            ):
-                # Equal questions are asked once: without their images, most template questions are equal.
-                distinct: dict[str, TokenizedExample] = dict(zip(keys, examples, strict=True))
-                yield _Work(store, item.condition, Prompts([*distinct.values()], chat), [*distinct])
+    def work(self, asked: Sequence[Asked], chat: ChatModel) -> list[_Work]:
+        """Returns what to ask. Conditions that show the data's own images share the prefixes of equal images."""
+        kinds = [[item for item in asked if (item.condition == BLANK) == is_blank] for is_blank in (False, True)]
+        return [_Work.of(self, kind, chat) for kind in kinds if kind]
 
     def scored_answers(self, asked: Asked) -> list[ScoredAnswer]:
         pairs = zip(asked.prompt_keys, asked.answered_keys, strict=True)
@@ -164,6 +191,7 @@ class _Stores:
                 truncated=self.answers[prompt]["truncated"],
                 logprob=self.likelihoods[answered]["logprob"],
                 reference_tokens=self.likelihoods[answered]["tokens"],
+                thought=self.answers[prompt]["thought"],
             )
             for prompt, answered in pairs
         ]
@@ -174,7 +202,7 @@ class _Asker:
 
     def __init__(self, files: ModelFiles, questions: Questions, config: Config, ranks: Ranks, stores: _Stores) -> None:
         self.config, self.ranks, self.stores = config, ranks, stores
-        self.answerer = Answerer.load(files, ranks.local_rank)
+        self.answerer = Answerer.load(files, ranks.local_rank, merge_lora=config.evaluation.merge_lora)
         self.images, self.blank = self._image_inputs(questions.conversations)
 
     def _image_inputs(self, conversations: Path) -> tuple[ImageInputs, ImageInputs]:
@@ -191,24 +219,23 @@ class _Asker:
                 DetachedTower(model, chat.family)
                 return features, blank
         images = DecodedImages.of(conversations, chat)
-        return images, images.replaced(black)
+        return keep_images(images, chat), keep_images(images.replaced(black), chat)
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
         """Answers the questions in `work`, and stores each batch before the next one starts."""
-        # Counts each question once: with shuffled images, some equal another row's question with its right image.
-        total = len(set().union(*(item.missing for item in work)))
-        size = self.config.evaluation.batch_size
+        total, size = sum(item.missing for item in work), self.config.evaluation.batch_size
         with ProgressBar(total, f"evaluate {name}", "answer", enabled=self.ranks.is_main) as progress:
             for item in work:
-                images = self.blank if item.condition == BLANK else self.images
                 for groups in item.batches(size):
-                    item.store.add(self._records(item, groups, images))
-                    progress.update(sum(len(group.members) for group in groups), item.condition)
+                    self._ask(item, groups)
+                    progress.update(sum(len(group.members) for group in groups), ", ".join(item.conditions))
 
     @torch.no_grad()
-    def _records(self, item: _Work, groups: Sequence[Group], images: ImageInputs) -> dict[str, dict[str, Any]]:
-        if item.store is self.stores.likelihoods:
-            found: Any = self.answerer.score_groups(item.prompts, groups, images)
-            return {item.keys[i]: likelihood._asdict() for i, likelihood in found.items()}
-        found = self.answerer.answer_groups(item.prompts, groups, images, self.stores.settings, item.keys)
-        return {item.keys[i]: vars(answer) for i, answer in found.items()}
+    def _ask(self, item: _Work, groups: Sequence[Group]) -> None:
+        images = self.blank if BLANK in item.conditions else self.images
+        keys = item.unanswered([i for group in groups for i in group.members])
+        answers, scores = self.answerer.answer_and_score(item.examples, groups, images, self.stores.settings, keys)
+        self.stores.answers.add({keys[i]: vars(answer) for i, answer in answers.items()})
+        new = {item.answered_keys[i]: scored._asdict() for i, scored in scores.items()}
+        known = self.stores.likelihoods.records
+        self.stores.likelihoods.add({key: record for key, record in new.items() if key not in known})

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vlm_core.data.closed_questions import choice, normalize
+from vlm_core.evaluation.clinical.agreement import ADDED, AGREED, CONTRADICTED, OMITTED, totals
 from vlm_core.evaluation.text_scores import bleu_counts, bleu_of, exact_match, rouge_l, word_scores
 
 DECIMALS = 4  # of a published score
@@ -32,10 +33,18 @@ class ScoredAnswer(NamedTuple):
     logprob: float = 0.0
     reference_tokens: int = 0
     generated: bool = True
+    thought: str = ""  # what the model wrote for itself before the text; no metric reads it
 
 
 Columns = dict[str, np.ndarray]  # float64; one entry per answer, or sums of them in any shape
-Choices = Sequence[str] | None  # the normalised answers that a closed question can have; None if the question is open
+
+
+class Expected(NamedTuple):
+    """What an answer is compared with."""
+
+    reference: str
+    choices: Sequence[str] | None = None  # the normalised answers that a closed question can have; None: it is open
+    question: str = ""
 
 
 class Use(Flag):
@@ -59,7 +68,7 @@ class Metric:
 
     name: str
     title: str
-    columns: Callable[[ScoredAnswer, str, Choices], Mapping[str, float]]  # of an answer, its reference, its choices
+    columns: Callable[[ScoredAnswer, Expected], Mapping[str, float]]
     score: Callable[[Columns], np.ndarray]  # of summed columns; NaN if there is nothing to score
     uses: Use = Use.NOWHERE
     about: str = ""  # one clause for readers of the report
@@ -80,7 +89,7 @@ def mean_metric(name: str, title: str, score: Callable[[str, str], float], uses:
     return Metric(
         name,
         title,
-        columns=lambda answer, reference, choices: {name: score(answer.text, reference)},
+        columns=lambda answer, expected: {name: score(answer.text, expected.reference)},
         score=lambda sums: _ratio(sums[name], sums["examples"]),
         uses=uses,
         about=about,
@@ -91,7 +100,7 @@ def mean_metric(name: str, title: str, score: Callable[[str, str], float], uses:
 def ratio_metric(
     name: str,
     title: str,
-    columns: Callable[[ScoredAnswer, str, Choices], Mapping[str, float]],
+    columns: Callable[[ScoredAnswer, Expected], Mapping[str, float]],
     ratio: tuple[str, str],
     uses: Use,
     about: str,
@@ -106,21 +115,32 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
         return np.where(below > 0, above / below, np.nan)
 
 
-def _closed_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
-    expected = normalize(reference)  # may be an answer that training never gave
-    is_right = choices is not None and choice(answer.text, [*{*choices, expected}]) == expected
+def _closed_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
+    right, choices = normalize(expected.reference), expected.choices  # may be an answer that training never gave
+    is_right = choices is not None and choice(answer.text, [*{*choices, right}]) == right
     return {"closed": float(choices is not None), "right": float(is_right)}
 
 
-def _bleu_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
-    return bleu_counts(answer.text, reference)
+def _bleu_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
+    return bleu_counts(answer.text, expected.reference)
 
 
-def _likelihood_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
+def _clinical_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
+    outcomes = totals(answer.text, expected.reference, expected.question)
+    asserted = sum(outcomes[name] for name in (AGREED, CONTRADICTED, OMITTED))
+    return {**outcomes, "reference_asserts": asserted, "answer_asserts": asserted - outcomes[OMITTED] + outcomes[ADDED],
+            "comparable": float(asserted > 0)}  # fmt: skip
+
+
+def _clinical_f1(sums: Columns) -> np.ndarray:
+    return _ratio(2 * sums[AGREED], sums["reference_asserts"] + sums["answer_asserts"])
+
+
+def _likelihood_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
     return {"logprob": answer.logprob, "reference_tokens": answer.reference_tokens}
 
 
-def _length_columns(answer: ScoredAnswer, reference: str, choices: Choices) -> Mapping[str, float]:
+def _length_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
     return {"generated": float(answer.generated), "tokens": answer.tokens, "truncated": float(answer.truncated)}
 
 
@@ -143,6 +163,19 @@ _ROWS = (
     ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
                  _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
+    Metric("clinical_agreement", "Clinical agreement", _clinical_columns, _clinical_f1,
+           _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
+           "F1 of the assertions (findings, devices, side, position, count, size, modality, plane, region, character) "
+           "that answer and reference share"),
+    ratio_metric("contradictions", "Contradictions", _clinical_columns, (CONTRADICTED, "reference_asserts"),
+                 Use.HEADLINE | Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.TAG,
+                 "share of the reference's assertions that the answer contradicts; lower is better"),
+    ratio_metric("omissions", "Omissions", _clinical_columns, (OMITTED, "reference_asserts"), Use.NOWHERE,
+                 "share of the reference's assertions that the answer leaves out"),
+    ratio_metric("additions", "Additions", _clinical_columns, (ADDED, "answer_asserts"), Use.NOWHERE,
+                 "share of the answer's assertions that the reference lacks"),
+    ratio_metric("clinical_coverage", "Clinical coverage", _clinical_columns, ("comparable", "examples"), Use.NOWHERE,
+                 "share of the references that assert something that is understood"),
     ratio_metric("logprob", "Log-probability per token", _likelihood_columns, ("logprob", "reference_tokens"),
                  Use.COMPARED | Use.RELIANCE | Use.DECIDES, "of the reference, in nats"),
     Metric("perplexity", "Perplexity", _likelihood_columns,
@@ -167,18 +200,16 @@ def names(uses: Use) -> list[str]:
     return [metric.name for metric in metrics_for(uses)]
 
 
-def columns_of(
-    answers: Sequence[ScoredAnswer], references: Sequence[str], choices: Sequence[Choices]
-) -> dict[str, np.ndarray]:
+def columns_of(answers: Sequence[ScoredAnswer], expected: Sequence[Expected]) -> dict[str, np.ndarray]:
     """Returns the columns of all metrics, one entry per answer; "examples" counts the answers."""
-    rows = [_row(*item) for item in zip(answers, references, choices, strict=True)]
+    rows = [_row(*item) for item in zip(answers, expected, strict=True)]
     return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
 
 
-def _row(answer: ScoredAnswer, reference: str, choices: Choices) -> dict[str, float]:
+def _row(answer: ScoredAnswer, expected: Expected) -> dict[str, float]:
     row = {"examples": 1.0}
     for metric in METRICS.values():
-        row |= metric.columns(answer, reference, choices)
+        row |= metric.columns(answer, expected)
     return row
 
 

@@ -116,8 +116,12 @@ def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset:
 
 
 def _answer(record: dict[str, Any], suffix: str) -> list[Any]:
-    """Returns `[text, right or None, log-probability per token or None, score of each metric beside an answer...]`."""
+    """Returns `[text, right or None, log-probability per token or None, contradicted categories, scores...]`.
+
+    The scores are those of the metrics with Use.ANSWERS.
+    """
     total = record[f"logprob{suffix}"]
     logprob = None if total is None else round(total / max(1, record[f"reference_tokens{suffix}"]), 3)
     scores = [record[f"{name}{suffix}"] for name in names(Use.ANSWERS)]
-    return [record[f"prediction{suffix}"], record[f"right{suffix}"], logprob, *scores]
+    contradicts = ", ".join(record[f"contradicts{suffix}"])
+    return [record[f"prediction{suffix}"], record[f"right{suffix}"], logprob, contradicts, *scores]

@@ -8,8 +8,9 @@ import numpy as np
 
 from vlm_core.data.closed_questions import YES_NO, YES_NO_ANSWERS, closed_kind
 from vlm_core.data.conversation import last_question
+from vlm_core.evaluation.clinical.agreement import by_category, contradicted
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
-from vlm_core.evaluation.metrics import METRICS, Columns, ScoredAnswer, Use, columns_of, names
+from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, names
 from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN, VISUAL_RELIANCE
 
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
@@ -67,12 +68,22 @@ def question_of(
     )
 
 
+def assertion_counts(
+    questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]]
+) -> dict[str, dict[str, dict[str, int]]]:
+    """Returns `{variant: {category: {agreed, contradicted, omitted, added}}}`: numbers of assertions."""
+    return {
+        name: by_category([(a.text, q.reference, q.question) for a, q in zip(given, questions, strict=True)])
+        for name, given in variants.items()
+    }
+
+
 def columns_by_variant(
     questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]]
 ) -> dict[str, Columns]:
     """Returns the columns of every variant's answers, one entry per question."""
-    references, choices = [q.reference for q in questions], [q.answers for q in questions]
-    return {name: columns_of(given, references, choices) for name, given in variants.items()}
+    expected = [Expected(q.reference, q.answers, q.question) for q in questions]
+    return {name: columns_of(given, expected) for name, given in variants.items()}
 
 
 def score(
@@ -173,7 +184,9 @@ def predictions(
         record["answers"] = list(question.answers) if question.answers else None
         for name, given in variants.items():
             suffix = "" if name == MODEL else f"_{name}"
-            record |= {key + suffix: value for key, value in _answer(given[i], columns[name], i).items()}
+            answer = _answer(given[i], columns[name], i)
+            answer["contradicts"] = contradicted(given[i].text, question.reference, question.question)
+            record |= {key + suffix: value for key, value in answer.items()}
         records.append(record)
     return records
 
@@ -182,6 +195,7 @@ def _answer(answer: ScoredAnswer, columns: Columns, index: int) -> dict[str, Any
     means = [metric.name for metric in METRICS.values() if metric.is_mean]
     return {
         "prediction": answer.text,
+        "thought": answer.thought if answer.generated else None,
         "generated_tokens": answer.tokens if answer.generated else None,
         "finish_reason": ("length" if answer.truncated else "stop") if answer.generated else None,
         "logprob": round(answer.logprob, 4) if answer.generated else None,

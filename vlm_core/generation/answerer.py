@@ -1,7 +1,7 @@
 """A loaded model with its chat model: answers conversations and scores given answers."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ from vlm_core.data.conversation import Conversation, images_of
 from vlm_core.data.packing import Group
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.data.tokenization import grids_of_images
-from vlm_core.generation.decode import Answer, generate_ids, stop_tokens, to_answer
+from vlm_core.generation.decode import Answer, answer_and_score, generate_ids, stop_tokens, to_answer
 from vlm_core.generation.generic import answer_likelihoods, generate_answers
 from vlm_core.generation.likelihood import Likelihood, likelihoods
-from vlm_core.generation.prompts import Prompts
+from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.generation.sampling import Decoding, GenerationSettings, chooser, prompt_key
 from vlm_core.models.load import device_of
+from vlm_core.models.merge import merged
 from vlm_core.models.model_reference import ModelFiles
 from vlm_core.models.weights import load_trained
 
@@ -29,10 +30,10 @@ class Answerer:
     chat: ChatModel
 
     @classmethod
-    def load(cls, files: ModelFiles, local_rank: int = 0) -> "Answerer":
-        """Returns the model of `files` on the rank's device."""
-        model = load_trained(files.weights, files.base, files.config).to(device_of(local_rank)).eval()
-        return cls(model, files.chat)
+    def load(cls, files: ModelFiles, local_rank: int = 0, *, merge_lora: bool | None = None) -> "Answerer":
+        """Returns the model of `files` on the rank's device; see `vlm_core.models.merge` for `merge_lora`."""
+        model = merged(load_trained(files.weights, files.base, files.config), merge_lora)
+        return cls(model.to(device_of(local_rank)).eval(), files.chat)
 
     def answer(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""
@@ -65,11 +66,41 @@ class Answerer:
     ) -> dict[int, Answer]:
         """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`; `keys` are those of all prompts."""
         members = _members(groups)
-        choose = chooser(settings, [keys[i] for i in members])
-        decoding = Decoding(stop_tokens(self.chat), settings.max_new_tokens, choose)
+        decoding = self._decoding(settings, [keys[i] for i in members])
         generate = generate_ids if self.chat.packs else generate_answers
         generated = generate(self.model, self.chat, _rows(prompts, groups), images, decoding)
         return {i: to_answer(ids, self.chat) for i, ids in zip(members, generated, strict=True)}
+
+    def answer_and_score(
+        self,
+        examples: Prompts,
+        groups: Sequence[Group],
+        images: ImageInputs,
+        settings: GenerationSettings,
+        keys: Mapping[int, str],
+    ) -> tuple[dict[int, Answer], dict[int, Likelihood]]:
+        """Returns ({index: answer}, {index: likelihood of its supervised tokens}) for a batch of `examples.batches`.
+
+        The examples that are indices of `keys`, which has the keys of their prompts, are answered; all are scored.
+        """
+        members = _members(groups)
+        asked = [i for i in members if i in keys]
+        if not asked:
+            return {}, self.score_groups(examples, groups, images)
+        if not self.chat.packs:  # its own `generate` and `forward` share nothing
+            prompts = Prompts([prompt_of(examples.prompts[i]) for i in asked], self.chat)
+            (own,) = prompts.batches(len(prompts), keys=None)
+            own_keys = [keys[i] for i in asked]
+            found = self.answer_groups(prompts, own, images, settings, own_keys)
+            return {asked[i]: found[i] for i in found}, self.score_groups(examples, groups, images)
+        decoding = self._decoding(settings, [keys[i] for i in asked])
+        rows, numbers = _rows(examples, groups), [number for number, i in enumerate(members) if i in keys]
+        generated, scored = answer_and_score(self.model, self.chat, rows, images, decoding, numbers)
+        answers = {i: to_answer(ids, self.chat) for i, ids in zip(asked, generated, strict=True)}
+        return answers, dict(zip(members, scored, strict=True))
+
+    def _decoding(self, settings: GenerationSettings, keys: Sequence[str]) -> Decoding:
+        return Decoding(stop_tokens(self.chat), settings.max_new_tokens, chooser(settings, keys))
 
     def score_groups(self, examples: Prompts, groups: Sequence[Group], images: ImageInputs) -> dict[int, Likelihood]:
         """Returns `{index: likelihood of its supervised tokens}` for a batch of `examples.batches`."""

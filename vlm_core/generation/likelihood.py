@@ -7,12 +7,13 @@ import torch
 from torch.nn import functional
 
 from vlm_core.data.batches import ImageInputs, shown_images
-from vlm_core.data.chat_model import ChatModel
+from vlm_core.data.chat_model import Batch, ChatModel
 from vlm_core.data.collate import IGNORE_INDEX
 from vlm_core.data.packing import pack
 from vlm_core.data.token_cache import TokenizedExample
 from vlm_core.generation.chunks import few_rows_at_once
 from vlm_core.models.forward import hidden_states, on_device, tokens_at_once
+from vlm_core.models.last_layer import only_at
 from vlm_core.models.load import unwrapped
 
 
@@ -33,15 +34,26 @@ def likelihoods(
     """
     core, packed = unwrapped(model), [[row] for row in rows]
     batch = on_device(pack(packed, chat) | images([shown_images(packed)]), core)
+    hidden = []
+    for part in few_rows_at_once(batch, chat.family):
+        chosen = part["targets"] != IGNORE_INDEX
+        with only_at(chosen, core):
+            hidden.append(hidden_states(core, part, chat.family)[chosen])
+    return branch_likelihoods(core, chat, torch.cat(hidden), batch)
+
+
+def branch_likelihoods(model: Any, chat: ChatModel, hidden: torch.Tensor, batch: Batch) -> list[Likelihood]:
+    """Returns the likelihood of each branch of a packed batch with one group a row, row by row.
+
+    `hidden` (N, hidden size) are the hidden states at the N positions that have a target, row by row.
+    """
     targets = batch["targets"]
     at, column = (targets != IGNORE_INDEX).nonzero(as_tuple=True)
-    hidden = torch.cat([hidden_states(core, part, chat.family) for part in few_rows_at_once(batch, chat.family)])
-    logprobs = _logprobs(core, chat, hidden[at, column], targets[at, column])
-    # Examples number the branches of their row from 1, in its order.
-    starts = torch.tensor([0, *(len(row) for row in rows)], device=core.device).cumsum(0)
-    example = starts[at] + batch["branch_ids"][at, column] - 1
-    total = int(starts[-1])
-    sums = torch.zeros(total, dtype=torch.float64, device=core.device).index_add(0, example, logprobs.double())
+    logprobs = _logprobs(model, chat, hidden, targets[at, column])
+    branches = batch["branch_ids"].amax(dim=1)  # a row numbers its branches from 1
+    example = (branches.cumsum(0) - branches)[at] + batch["branch_ids"][at, column] - 1
+    total = int(branches.sum())
+    sums = torch.zeros(total, dtype=torch.float64, device=hidden.device).index_add(0, example, logprobs.double())
     counts = torch.bincount(example, minlength=total)
     return [Likelihood(*pair) for pair in zip(sums.tolist(), counts.tolist(), strict=True)]
 

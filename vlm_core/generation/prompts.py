@@ -9,6 +9,8 @@ from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.packing import Group, group_examples, group_of
 from vlm_core.data.token_cache import TokenizedExample, group_key, last_answer, shared_prefix
 
+KEYS_AT_ONCE = 2**15  # 4.5 GB of keys and values of a Gemma 3 4B in bfloat16
+
 
 def prompt_of(example: TokenizedExample) -> TokenizedExample:
     """Returns an example up to its last answer; its tokens are those of the processor's prompt for generation."""
@@ -43,21 +45,28 @@ class Prompts:
         mine = self.batches(min(batch_size, fair))[rank::world_size]
         return sorted(i for groups in mine for group in groups for i in group.members)
 
-    def batches(self, batch_size: int) -> list[list[Group]]:
+    def batches(self, batch_size: int, keys: int | None = KEYS_AT_ONCE) -> list[list[Group]]:
         """Returns groups of prompts that share a prefix, in batches of up to `batch_size` prompts.
 
-        Longest first: an OOM shows in the first batch. No group has more than `batch_size` prompts.
+        The rows of a batch, padded to its longest group, have at most `keys` tokens, unless it is a single row.
+        Longest first: an OOM shows in the first batch. A group is divided if it is larger than a batch, or if its part
+        fills a quarter of one: each part computes the prefix again.
         """
-        groups = []
-        for group in group_examples(range(len(self.prompts)), self):
-            starts = range(0, len(group.members), batch_size)
-            groups += [group_of(group.members[start : start + batch_size], self) for start in starts]
+        waiting = sorted(group_examples(range(len(self.prompts)), self), key=_longest_first, reverse=True)
         batches: list[list[Group]] = []
-        room = 0
-        for group in sorted(groups, key=lambda group: (-group.tokens, group.members)):
-            if len(group.members) > room:
+        room = rows = 0
+        while waiting:
+            group = waiting.pop()
+            if min(room, rows) == 0 or (len(group.members) > room and 4 * room < batch_size):
                 batches.append([])
-                room = batch_size
+                room, rows = batch_size, len(self) if keys is None else max(1, keys // group.tokens)
+            if len(group.members) > room:
+                waiting.append(group_of(group.members[room:], self))
+                group = group_of(group.members[:room], self)
             batches[-1].append(group)
-            room -= len(group.members)
+            room, rows = room - len(group.members), rows - 1
         return batches
+
+
+def _longest_first(group: Group) -> tuple[int, tuple[int, ...]]:
+    return -group.tokens, group.members

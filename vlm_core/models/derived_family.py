@@ -70,7 +70,7 @@ def _empty_model(directory: Path) -> Any:
 def _parts(model: Any) -> dict[str, tuple[str, ...]]:
     """Returns the parts of a model with the names of their modules; the projector is what no other part claims."""
     found = {
-        "embeddings": (model.get_input_embeddings(), model.get_output_embeddings()),
+        "embeddings": (model.get_input_embeddings(), *_token_tables(model), model.get_output_embeddings()),
         "vision_tower": (model.get_encoder("image"),),
         "audio_tower": (model.get_encoder("audio"),),
         "language_model": (model.get_decoder(),),
@@ -78,7 +78,7 @@ def _parts(model: Any) -> dict[str, tuple[str, ...]]:
     name_of = {module: name for name, module in model.named_modules()}
     whole = (None, model, model.base_model)  # transformers returns one of these if it finds no such part
     parts = {
-        part: tuple(name_of[module] for module in modules if not any(module is other for other in whole))
+        part: tuple(dict.fromkeys(name_of[m] for m in modules if not any(m is other for other in whole)))
         for part, modules in found.items()
     }
     parts = {part: names for part, names in parts.items() if names}
@@ -86,6 +86,14 @@ def _parts(model: Any) -> dict[str, tuple[str, ...]]:
     rest = (name for name, _ in model.named_parameters() if not name.startswith(claimed))
     others = tuple(dict.fromkeys(".".join(name.split(".")[:2]) for name in rest))
     return parts | ({"projector" if "language_model" in parts else "language_model": others} if others else {})
+
+
+def _token_tables(model: Any) -> list[torch.nn.Embedding]:
+    """Returns the tables of the language model with a row per token, such as Gemma 4's per-layer embeddings."""
+    text = model.config.get_text_config()
+    sizes = {value for name, value in text.to_dict().items() if name.startswith("vocab_size")}
+    modules = (model.get_decoder() or model).modules()
+    return [module for module in modules if isinstance(module, torch.nn.Embedding) and module.num_embeddings in sizes]
 
 
 def _token_types_key(model: Any, processor: Any) -> str:

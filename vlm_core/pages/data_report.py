@@ -13,6 +13,7 @@ from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.explained_row import ExplainedRow, cell_text
 from vlm_core.data.medical_statistics import COUNTED
 from vlm_core.data.rejects import named_rows
+from vlm_core.data.row_rules import template_columns
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text
@@ -76,6 +77,8 @@ def named_columns(config: Config) -> dict[str, str]:
     }
     if config.dataset.conversation_column:
         named |= {"question": None, "answer": None}
+    if config.dataset.question_template is not None:
+        named["question"] = " + ".join(template_columns(config.dataset.question_template))
     return {what: column for what, column in named.items() if column}
 
 

@@ -108,7 +108,7 @@ def _loss_figure(training: Sequence[Mapping[str, Any]], validation: Sequence[Map
         steps, values = [record["step"] for record in records], [_number(record["loss"]) for record in records]
         axes.plot(steps, values, color=colour, marker=marker, markersize=4, linewidth=1, label=name)
     axes.set_xlabel("optimizer step")
-    axes.set_ylabel("loss (nats a token)")
+    axes.set_ylabel("loss (nats per token)")
     axes.set_yscale("log")
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(LogFormatter())  # the default writes powers as TeX, which the style does not parse

@@ -42,6 +42,8 @@ from vlm_core.run_directory import (
 
 logger = logging.getLogger(__name__)
 
+OLDER_CHECKPOINT = "Set checkpoint.restore_from to an older checkpoint"  # the remedy for a damaged one
+
 
 @dataclass
 class RunProgress:
@@ -157,20 +159,24 @@ def _remove_old(run_directory: Path, keep: int) -> None:
 
 
 def load_progress(checkpoint: Path) -> RunProgress:
-    """Returns the progress of the run that `checkpoint` stores."""
-    return RunProgress(**read_json(checkpoint / PROGRESS))
+    """Returns the progress of the run that `checkpoint` stores; raises ValueError if it has unknown entries."""
+    try:
+        return RunProgress(**read_json(checkpoint / PROGRESS))
+    except TypeError as error:
+        raise ValueError(
+            f"{checkpoint / PROGRESS} is damaged, or a newer version wrote it ({error}). {OLDER_CHECKPOINT}"
+        ) from None
 
 
 def load_state(checkpoint: Path) -> dict[str, Any]:
     """Returns the state dictionaries of optimizer and schedule, on the CPU; raises ValueError if they are damaged."""
+    file = checkpoint / TRAINING_STATE
     try:
-        return torch.load(checkpoint / TRAINING_STATE, map_location="cpu", weights_only=True)
-    except (
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-    ):  # torch's message advises an unsafe load
-        raise ValueError(
-            f"{checkpoint / TRAINING_STATE} is damaged, or holds more than tensors and numbers. Set "
-            "checkpoint.restore_from to an older checkpoint"
-        ) from None
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"{file} is missing. {OLDER_CHECKPOINT}") from None
+    except (RuntimeError, EOFError, pickle.UnpicklingError):  # torch's message advises an unsafe load
+        raise ValueError(f"{file} is damaged, or holds more than tensors and numbers. {OLDER_CHECKPOINT}") from None
+    if not isinstance(state, dict) or not {"optimizer", "scheduler"} <= state.keys():
+        raise ValueError(f"{file} does not hold the states of optimizer and scheduler. {OLDER_CHECKPOINT}")
+    return state

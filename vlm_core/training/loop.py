@@ -5,7 +5,7 @@ import math
 import signal
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +68,7 @@ class Trainer:
     ranks: Ranks
     device: torch.device
     compute_dtype: torch.dtype = torch.float32
+    num_workers: int = 0  # processes that prefetch batches
     full_model: Callable[[], AbstractContextManager[None]] = nullcontext  # full weights attached while saving
     after_validation: Callable[[int], None] = lambda step: None  # called on all ranks, in eval mode
 
@@ -77,12 +78,11 @@ class Trainer:
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
         self.steps_per_epoch = math.ceil(len(self.train) / self.config.step_scheduler.batch_size)
-        self.token_loss = TokenLoss(self.model, self.chat, fused=self.config.loss_fn.is_fused)
-        if self.config.compute.compile:
+        compute, fused = self.config.compute, self.config.loss_fn.is_fused
+        self.token_loss = TokenLoss(self.model, self.chat, fused=fused, skip_unused=compute.skip_unused_positions)
+        if compute.compile:
             compile_layers(self.model)
-        self.forward = parallelize(
-            self.token_loss, self.config.compute.strategy, self.ranks, self.device, self.compute_dtype
-        )
+        self.forward = parallelize(self.token_loss, compute.strategy, self.ranks, self.device, self.compute_dtype)
         # Build the optimizer after sharding, because FSDP2 replaces the parameters.
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
@@ -149,14 +149,17 @@ class Trainer:
         self.sigterm_received = True
 
     def _remaining_steps(self) -> Iterator[list[Batch]]:
-        schedule, ranks = self.config.step_scheduler, self.ranks
-        while self.progress.step < self.total_steps:
-            epoch, done = divmod(self.progress.step, self.steps_per_epoch)
-            seed, groups = self.config.rng.seed, self.train.groups
-            plan = plan_epoch(len(self.train), schedule.batch_size, seed, epoch, groups)
-            left = plan[done:][: self.total_steps - self.progress.step]
-            steps = [self.train.micro_batches(step, ranks.rank, ranks.world_size) for step in left]
-            yield from iterate_steps(steps, self.train.batch, self.config.dataloader.num_workers)
+        return iterate_steps(self._planned_steps(), self.train.batch, self.num_workers)
+
+    def _planned_steps(self) -> Iterator[Sequence[Any]]:
+        """Yields the micro-batches of this rank for each step from the next one on."""
+        seed, groups, size = self.config.rng.seed, self.train.groups, self.config.step_scheduler.batch_size
+        start, step = divmod(self.progress.step, self.steps_per_epoch)
+        for epoch in range(start, math.ceil(self.total_steps / self.steps_per_epoch)):
+            plan = plan_epoch(len(self.train), size, seed, epoch, groups)
+            left = plan[step:][: self.total_steps - epoch * self.steps_per_epoch - step]
+            yield from (self.train.micro_batches(share, self.ranks.rank, self.ranks.world_size) for share in left)
+            step = 0
 
     def _due(self, setting: str) -> bool:
         every = getattr(self.config.step_scheduler, setting)
@@ -254,7 +257,7 @@ class Trainer:
         micro_batches = self.validation.micro_batches(everything, self.ranks.rank, self.ranks.world_size)
         one_by_one = [[micro_batch] for micro_batch in micro_batches]
         loss_sum = tokens = broken = counted = 0.0
-        for (batch,) in iterate_steps(one_by_one, self.validation.batch, self.config.dataloader.num_workers):
+        for (batch,) in iterate_steps(one_by_one, self.validation.batch, self.num_workers):
             with self._precision():  # bypasses DDP: there are no gradients to reduce and no buffers to broadcast
                 loss = self.token_loss(self._to_device(batch)).item()
             supervised = supervised_tokens(batch)

@@ -4,6 +4,7 @@ A mean per micro-batch would give short answers more weight, and would depend on
 """
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from vlm_core.data.chat_model import Batch, ChatModel
 from vlm_core.data.collate import IGNORE_INDEX, shows_images
 from vlm_core.families import part_of
 from vlm_core.models.forward import targets_of, tokens_at_once
+from vlm_core.models.last_layer import only_at
 from vlm_core.models.load import unwrapped
 from vlm_core.training.fused import FusedLoss
 
@@ -36,11 +38,13 @@ class TokenLoss(nn.Module):
 
     Equals `cross_entropy(model(...).logits.float(), targets, reduction="sum")`, but computes logits only at positions
     that have a target, and in chunks: with a vocabulary of 262k, all logits at once would take most of a step's memory.
-    With `fused`, Liger's kernel computes the loss. Raises ValueError if the kernel does not support the model.
+    With `skip_unused`, the last decoder layer of a listed family does the same. With `fused`, Liger's kernel computes
+    the loss. Raises ValueError if the kernel does not support the model.
     """
 
-    def __init__(self, model: nn.Module, chat: ChatModel, *, fused: bool = False) -> None:
+    def __init__(self, model: nn.Module, chat: ChatModel, *, fused: bool = False, skip_unused: bool = False) -> None:
         super().__init__()
+        self.skip_unused = skip_unused and chat.returns_hidden_states
         self.model, self.chat = model, chat
         self.fused = FusedLoss(unwrapped(model), chat) if fused else None
 
@@ -67,7 +71,8 @@ class TokenLoss(nn.Module):
         chosen = targets != IGNORE_INDEX
         if not chosen.any():
             chosen[0, 0] = True  # keeps the autograd graph; an ignored target adds exactly 0 to the loss
-        states, targets = self.chat.target_states(model, batch, chosen), targets[chosen]
+        with only_at(chosen, model) if self.skip_unused else nullcontext():
+            states, targets = self.chat.target_states(model, batch, chosen), targets[chosen]
         if self.fused is not None:
             return self.fused(model, states, targets)
         size = tokens_at_once(model) if self.chat.returns_hidden_states else len(targets)

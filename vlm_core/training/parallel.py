@@ -30,6 +30,7 @@ def compile_layers(model: Any) -> None:
 
     The rest of the model is not compiled, because inserting image features at the image tokens breaks the graph.
     """
+    logger.info("compute.compile: the compiled last layer computes all positions, those without a target too")
     for layer in decoder_layers(model):
         layer.compile()
 

@@ -26,7 +26,7 @@ from vlm_core.families import Family, part_of
 from vlm_core.files import free_bytes
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
-from vlm_core.models.lora import select_modules
+from vlm_core.models.lora import adapter_sizes
 from vlm_core.models.prepare import compute_dtype
 from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
 from vlm_core.training.run_length import total_steps
@@ -206,33 +206,45 @@ def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=False)
     adapters: dict[str, int] = defaultdict(int)
-    frozen, adapted = frozen_parts(config.freeze_config, family), list[str]()
+    frozen, adapted = frozen_parts(config.freeze_config, family), dict[str, int]()
     if config.peft is not None:
-        adapted = select_modules(model, config.peft, family, frozen)
-        for name in adapted:
-            module: Any = model.get_submodule(name)
-            adapters[part_of(name, family) or "other"] += config.peft.dim * (module.in_features + module.out_features)
+        adapted = adapter_sizes(model, config.peft, family, frozen)
+        for name, size in adapted.items():
+            adapters[part_of(name, family) or "other"] += size
         model.requires_grad_(False)
     else:
         freeze(model, frozen, family)
     tower = model.get_submodule(family.vision_tower) if family.vision_tower else nn.Identity()
     trains = any(p.requires_grad for p in tower.parameters())
     trains = trains or any(name.startswith(f"{family.vision_tower}.") for name in adapted)
-    if config.vision_cache.enabled and not trains:
+    if config.vision_cache.enabled and family.vision_tower and not trains:
         model.set_submodule(family.vision_tower, nn.Identity())  # its features are on disk
     parts = count_parameters(model, family)
     return {part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()}
 
 
 def _bytes_a_token(text: Any, width: int, *, checkpointing: bool) -> float:
-    """Returns what the backward pass keeps of a token: norms (in float32 too), attention, gated MLP, residuals."""
+    """Returns how many bytes the backward pass keeps of a token in all layers of a language model.
+
+    `text` is the language model's config, `width` the bytes of a number. With gradient checkpointing, each layer keeps
+    its input, and one layer at a time keeps the rest.
+    """
+    layers = [_layer_bytes(layer, width) for layer in text.per_layer_config]
     hidden = text.hidden_size * getattr(text, "altup_num_inputs", 1)
-    inner = getattr(text, "intermediate_size", 4 * hidden)
+    return len(layers) * width * hidden + max(layers) if checkpointing else sum(layers)
+
+
+def _layer_bytes(layer: Any, width: int) -> float:
+    """Returns the bytes of a layer: norms (in float32 too), attention, gated MLP, residuals.
+
+    `layer` is the config of this layer alone, since the sizes of some models' layers differ.
+    """
+    hidden = layer.hidden_size * getattr(layer, "altup_num_inputs", 1)
+    inner = getattr(layer, "intermediate_size", 4 * hidden)
     inner = max(inner) if isinstance(inner, list) else inner
-    heads = text.num_attention_heads
-    keys = getattr(text, "num_key_value_heads", None) or heads
-    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    heads = layer.num_attention_heads
+    keys = getattr(layer, "num_key_value_heads", None) or heads
+    head = getattr(layer, "head_dim", None) or layer.hidden_size // heads
     norms = 4 * hidden * (4 + 4 + width)
     attention = width * head * (2 * (heads + 2 * keys) + 3 * heads)
-    layer = norms + attention + width * (4 * inner + 3 * hidden)
-    return text.num_hidden_layers * width * hidden + layer if checkpointing else text.num_hidden_layers * layer
+    return norms + attention + width * (4 * inner + 3 * hidden)

@@ -18,6 +18,8 @@ from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, build_batches
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset
+from vlm_core.data.kept_images import keep_images
+from vlm_core.data.loader import worker_processes
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
@@ -111,7 +113,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
-    images, full_model = _images(inputs, model)
+    images, full_model, workers = _images(inputs, model)
     train, validation = (_batches(inputs, split, images) for split in SPLITS)
     trainer = Trainer(
         config=config,
@@ -126,6 +128,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
         device=device,
         compute_dtype=compute_dtype(config.model, inputs.base),
         full_model=full_model,
+        num_workers=workers,
     )
     trainer.after_validation = after_validation(trainer.model, images)
     if inputs.checkpoint:
@@ -133,18 +136,21 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     return trainer
 
 
-def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], AbstractContextManager[None]]]:
-    """Returns the image inputs of `model`, and a context in which the model has all weights that a checkpoint needs.
+def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], AbstractContextManager[None]], int]:
+    """Returns the image inputs of `model`, a context, and the number of processes that prefetch batches.
 
-    If the vision tower is frozen, its features come from the cache and the tower is detached from the model.
+    Within the context, the model has all weights that a checkpoint needs. If the vision tower is frozen, its features
+    come from the cache and the tower is detached from the model.
     """
-    config, chat = inputs.config, inputs.chat
+    config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
     if inputs.collate or not config.vision_cache.enabled or not is_tower_frozen(model, chat.family):
-        return DecodedImages.of(inputs.conversations, chat), nullcontext
+        workers = worker_processes(workers, decodes=True)
+        return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
     images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
     detached = DetachedTower(model, chat.family)
     # A full checkpoint includes the tower, an adapter does not.
-    return images, detached.attached if config.peft is None else nullcontext
+    full_model = detached.attached if config.peft is None else nullcontext
+    return images, full_model, worker_processes(workers, decodes=False)
 
 
 def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
@@ -199,6 +205,11 @@ def _read_tokens(
     longest = None if collate else dataset.max_length
     found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
     for split, tokens in found.items():
+        if tokens.unasked and not last_only and not collate:
+            raise ValueError(
+                f"{tokens.unasked} examples of {split} have answers before the last one, and the chat template shows "
+                "such answers differently than its generation prompt asks for them; set dataset.train_on=last_answer"
+            )
         _require_few_left_out(config, split, tokens, ConversationDataset(conversations, split).conversations)
     return found
 

@@ -1,10 +1,8 @@
-"""Finds signs of personal data: tags of headers, by name, and parts of texts, by form. Returns no values.
+"""Finds personal data in DICOM headers: tags that name persons, places or dates. Returns names of tags and no values.
 
-Headers are not stored, so their personal data stays in the source files. Texts and pictures are stored and trained on:
-a person has to check those that are counted here.
+Headers are not stored, so their personal data stays in the source files.
 """
 
-import re
 from typing import Any
 
 # Of the tags that DICOM's Basic Application Level Confidentiality Profile removes or replaces (PS3.15, table E.1-1),
@@ -19,23 +17,6 @@ TAGS = (
     "RequestingPhysician", "OperatorsName", "StationName", "DeviceSerialNumber", "StudyDate", "SeriesDate",
     "AcquisitionDate", "ContentDate", "AcquisitionDateTime", "ImageComments",
 )  # fmt: skip
-MONTHS = "jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec"
-PATTERNS = {
-    "a date": re.compile(
-        rf"\b(?:\d{{4}}[-/.]\d{{1,2}}[-/.]\d{{1,2}}|\d{{1,2}}[-/.]\d{{1,2}}[-/.](?:19|20)\d{{2}}|"
-        rf"\d{{1,2}}(?:st|nd|rd|th)? (?:{MONTHS})[a-z]*\.?,? (?:19|20)\d{{2}}|"
-        rf"(?:{MONTHS})[a-z]* \d{{1,2}}(?:st|nd|rd|th)?,? (?:19|20)\d{{2}})\b",
-        re.IGNORECASE,
-    ),
-    "a record number": re.compile(
-        r"\b(?:MRN|medical record|record|accession|patient|case|file)(?: ?(?:no|number|nr|id|#))?\.?"
-        r"[ :#=]{1,3}[A-Z]{0,3}\d{4,}\b",
-        re.IGNORECASE,
-    ),
-    "a name after a title": re.compile(r"\b(?:Mr|Mrs|Ms|Miss|Dr|Prof|Professor|Doctor)\b\.? [A-Z][a-z]+"),
-    "an e-mail address": re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"),
-    "a telephone number": re.compile(r"(?:\+\d{1,3}[ -]?)?\(?\b\d{3}\)?[ -]\d{3}[ -]\d{4}\b"),
-}
 
 
 def personal_tags(dataset: Any) -> list[str]:
@@ -46,8 +27,3 @@ def personal_tags(dataset: Any) -> list[str]:
 def says_burnt_in(dataset: Any, *, secondary_capture: bool) -> bool:
     """Returns whether a DICOM header says that text may be burnt into the pixels."""
     return secondary_capture or str(dataset.get("BurnedInAnnotation") or "").strip().upper() == "YES"
-
-
-def personal_patterns(text: str) -> list[str]:
-    """Returns the kinds of personal data that a text may hold."""
-    return [kind for kind, pattern in PATTERNS.items() if pattern.search(text)]

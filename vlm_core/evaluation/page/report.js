@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const [TEXT, RIGHT, LOGPROB, SCORES] = [0, 1, 2, 3]; // of an answer; from SCORES on, one score for each of data.metrics
+const [TEXT, RIGHT, LOGPROB, CONTRADICTS, SCORES] = [0, 1, 2, 3, 4]; // of an answer; from SCORES on, one score for each of data.metrics
 const PAGE = 20;
 const control = (id) => document.getElementById(id);
 let shown = PAGE;
@@ -19,7 +19,7 @@ function matches(question) {
   const words = control("search").value.toLowerCase();
   const texts = [question.case, question.id, question.question, question.reference, ...question.answers.map((a) => a[TEXT])];
   return (!control("mode").value || question.mode === control("mode").value)
-    && (!control("kind").value || kind === control("kind").value)
+    && (!control("kind").value || kind === control("kind").value || (control("kind").value === "contradicts" && own[CONTRADICTS]))
     && (!words || texts.some((text) => text.toLowerCase().includes(words)));
 }
 
@@ -37,6 +37,7 @@ function addAnswer(list, name, answer) {
   const logprob = answer[LOGPROB] === null ? "" : ` · log p ${answer[LOGPROB].toFixed(2).replace("-0.00", "0.00")}`;
   const scores = data.metrics.map((title, number) => `${title} ${answer[SCORES + number].toFixed(2)}`).join(" · ");
   list.append(element("dd", "score", `${scores}${logprob}`));
+  if (answer[CONTRADICTS]) list.append(element("dd", "contradicts", `contradicts the reference: ${answer[CONTRADICTS]}`));
 }
 
 function card(question) {

@@ -1,0 +1,31 @@
+"""The arguments of `python -m tasks.registry`, read before MLflow is imported, which takes seconds."""
+
+import argparse
+
+
+def registry_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of the command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tasks.registry", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="show versions, their scores and aliases").add_argument("name", nargs="?")
+    command = commands.add_parser("promote", help="make a version the champion")
+    command.add_argument("name")
+    command.add_argument("version")
+    command.add_argument("--reason", default="promoted by hand")
+    command = commands.add_parser("rollback", help="make the previous champion the champion again")
+    command.add_argument("name")
+    command.add_argument("--reason", default="")
+    command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")
+    command.add_argument("name")
+    command = commands.add_parser(
+        "verify", help="check that a version's files and evaluation are as they were registered"
+    )
+    command.add_argument("name")
+    command.add_argument("version", help="a number or an alias")
+    command = commands.add_parser("serve", help="verify a version, then serve it over HTTP on loopback")
+    command.add_argument("name")
+    command.add_argument("version", help="a number or an alias")
+    command.add_argument("--port", default="5001")
+    return parser

@@ -1,0 +1,29 @@
+"""LoRA matrices added to the weights: a model that only answers needs no separate products."""
+
+import logging
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+logger = logging.getLogger(__name__)
+
+
+def merged(model: Any, wanted: bool | None) -> Any:
+    """Returns `model` with its LoRA matrices added to its weights, or as it is.
+
+    In float32, answers and likelihoods then differ by rounding only. In a lower precision the sum loses a part of the
+    matrices, so None merges float32 weights only. Quantised weights are never merged: the sum would be quantised again.
+    """
+    if not isinstance(model, PeftModel) or wanted is False:
+        return model
+    bases = [module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)]
+    if any(type(base).__module__.partition(".")[0] != nn.Linear.__module__.partition(".")[0] for base in bases):
+        if wanted:
+            logger.warning("evaluation.merge_lora=true has no effect: the base model is quantised")
+        return model
+    if not wanted and any(parameter.dtype != torch.float32 for base in bases for parameter in base.parameters()):
+        return model
+    return model.merge_and_unload()
