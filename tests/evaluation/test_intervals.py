@@ -55,7 +55,20 @@ def test_a_difference_is_paired() -> None:
     assert change["high"] - change["low"] < single["high"] - single["low"]
     assert 0 < change["low"] < 0.1 < change["high"]
     assert change["p"] <= 0.05
-    assert difference(first, first) == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+    assert difference(first, first) == {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "detectable": 0.0}
+
+
+def test_a_detectable_difference_is_found_four_times_in_five() -> None:
+    generator = np.random.default_rng(5)
+
+    def compare(gain: float) -> dict[str, float | None]:
+        cases, one, other = simulate(generator, gain)
+        bootstrap = CaseBootstrap(cases, 0, 200)
+        return difference(*(bootstrap.scores(columns, METRIC)["token_f1"] for columns in (one, other)))
+
+    gain = float(np.mean([compare(0.0)["detectable"] for _ in range(20)]))
+    found = np.mean([compare(gain)["low"] > 0 for _ in range(150)])
+    assert 0.7 < found < 0.9
 
 
 def test_scores_are_those_of_all_questions_and_draws_repeat() -> None:
@@ -70,7 +83,7 @@ def test_few_cases_have_no_interval_and_no_p() -> None:
     columns = {"token_f1": np.array([0.6, 0.7, 0.8]), "examples": np.ones(3)}
     scored = CaseBootstrap(["a", "b", "c"], 0).scores(columns, METRIC)["token_f1"]
     assert interval(scored) == {"value": 0.7, "low": None, "high": None}
-    assert difference(scored, scored) == {"value": 0.0, "low": None, "high": None, "p": None}
+    assert difference(scored, scored) == {"value": 0.0, "low": None, "high": None, "p": None, "detectable": None}
 
 
 def test_what_no_question_measures_has_no_interval() -> None:

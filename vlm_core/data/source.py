@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from datasets import ReadInstruction
-
 from vlm_core.config import DatasetConfig
 from vlm_core.data.archives import unpacked
 from vlm_core.data.cell_images import CellImages
 from vlm_core.data.columns import resolve_columns
 from vlm_core.data.dataset_card import has_named_files
-from vlm_core.data.dataset_files import Table, Tables, data_files, read_table
+from vlm_core.data.dataset_files import Tables, data_files, read_table
 from vlm_core.data.dataset_safety import require_own_files
 from vlm_core.data.examples import FUNCTION_COLUMNS, Columns
 from vlm_core.data.function_rows import FunctionRows
@@ -26,6 +24,7 @@ from vlm_core.data.medical.settings import identity
 from vlm_core.data.phantom_cache import PHANTOM, is_phantom, phantom_directory
 from vlm_core.data.pseudonyms import Pseudonyms, pseudonyms_of
 from vlm_core.data.row_readers import Rows
+from vlm_core.data.split_expression import resolve_split
 from vlm_core.files import file_sha256
 from vlm_core.hub import current_commit, download, is_repository_id
 from vlm_core.targets import load_target
@@ -75,7 +74,7 @@ class OpenDataset:
         """
         name, is_remote = self.config.path_or_dataset, is_repository_id(self.config.path_or_dataset)
         expression, only = self._only_table(expression)
-        split, start, stop = _resolve_split(name, expression, self.tables.by_split)
+        split, start, stop = resolve_split(name, expression, self.tables.by_split)
         rows, files = self.tables.by_split[split]
         root = self.directory if self.directory.is_dir() else self.directory.parent
         beside = tuple(sorted({file.parent for file in files}))
@@ -111,13 +110,7 @@ class OpenDataset:
             ),
             revision=self.revision if is_remote else None,
             # A path may hold the id of a patient.
-            notes=(
-                *self.tables.notes,
-                *only,
-                *_notes_of(rows),
-                *notes,
-                *(n.partition(":")[0] if pseudonyms else n for n in how),
-            ),
+            notes=(*self.tables.notes, *only, *_notes_of(rows), *notes, *(_without_paths(how) if pseudonyms else how)),
             pseudonyms=pseudonyms,
         )
 
@@ -229,21 +222,6 @@ def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
                 break
         return snapshot, snapshot.name
     raise ValueError(f"no dataset {name!r}: neither a directory or file, nor a hub id owner/name, nor {PHANTOM}")
-
-
-def _resolve_split(dataset: str, expression: str, tables: dict[str, Table]) -> tuple[str, int, int]:
-    count = {split: len(table.rows) for split, table in tables.items()}
-    name = expression.partition("[")[0]
-    if name not in count:
-        near = f"; set dataset.split={next(iter(count))} to train on it" if len(count) == 1 else ""
-        raise ValueError(
-            f"dataset {dataset!r} has no split {name!r}; it has {', '.join(count)}{near}. "
-            "validation_dataset.split=null with dataset.split_by=case divides the rows of dataset.split"
-        )
-    parts = ReadInstruction.from_spec(expression).to_absolute(count)
-    if len(parts) != 1:
-        raise ValueError(f"split {expression!r} must name one range of one split, for example {name}[:1000]")
-    return name, parts[0].from_ or 0, count[name] if parts[0].to is None else parts[0].to
 
 
 def _notes_of(rows: Rows) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from vlm_core.data.closed_questions import choice, normalize
 from vlm_core.evaluation.clinical.agreement import ADDED, AGREED, CONTRADICTED, OMITTED, totals
+from vlm_core.evaluation.clinical.assertions import assertions_of
 from vlm_core.evaluation.text_scores import bleu_counts, bleu_of, exact_match, rouge_l, word_scores
 
 DECIMALS = 4  # of a published score
@@ -129,7 +130,7 @@ def _clinical_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, 
     outcomes = totals(answer.text, expected.reference, expected.question)
     asserted = sum(outcomes[name] for name in (AGREED, CONTRADICTED, OMITTED))
     return {**outcomes, "reference_asserts": asserted, "answer_asserts": asserted - outcomes[OMITTED] + outcomes[ADDED],
-            "comparable": float(asserted > 0)}  # fmt: skip
+            "understood": float(bool(assertions_of(expected.reference, expected.question)))}  # fmt: skip
 
 
 def _clinical_f1(sums: Columns) -> np.ndarray:
@@ -165,8 +166,7 @@ _ROWS = (
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
     Metric("clinical_agreement", "Clinical agreement", _clinical_columns, _clinical_f1,
            _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
-           "F1 of the assertions (findings, devices, side, position, count, size, modality, plane, region, character) "
-           "that answer and reference share"),
+           "F1 of what answer and reference assert: findings, side, size, modality, region and more"),
     ratio_metric("contradictions", "Contradictions", _clinical_columns, (CONTRADICTED, "reference_asserts"),
                  Use.HEADLINE | Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.TAG,
                  "share of the reference's assertions that the answer contradicts; lower is better"),
@@ -174,7 +174,7 @@ _ROWS = (
                  "share of the reference's assertions that the answer leaves out"),
     ratio_metric("additions", "Additions", _clinical_columns, (ADDED, "answer_asserts"), Use.NOWHERE,
                  "share of the answer's assertions that the reference lacks"),
-    ratio_metric("clinical_coverage", "Clinical coverage", _clinical_columns, ("comparable", "examples"), Use.NOWHERE,
+    ratio_metric("clinical_coverage", "Clinical coverage", _clinical_columns, ("understood", "examples"), Use.NOWHERE,
                  "share of the references that assert something that is understood"),
     ratio_metric("logprob", "Log-probability per token", _likelihood_columns, ("logprob", "reference_tokens"),
                  Use.COMPARED | Use.RELIANCE | Use.DECIDES, "of the reference, in nats"),

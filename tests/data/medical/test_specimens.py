@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
 
 from tests.conftest import small_config
-from tests.dicom_files import dicom_file, series
+from tests.dicom_files import DICOM_FILES, dicom_file, series
 from vlm_core.config import ImagesConfig
 from vlm_core.data.medical.reader import SPECIMENS, MedicalReader
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.pages.data_report import write_data_report
+from vlm_core.pages.plots import windows
 
 
 def specimens(reader: MedicalReader, *files: list[bytes]) -> list[Any]:
@@ -48,6 +50,17 @@ def test_a_specimen_has_the_values_the_window_and_the_picture_without_it() -> No
 def test_the_middle_slice_of_a_volume_carries_the_specimen() -> None:
     opened = MedicalReader(ImagesConfig()).open(series([0, 5, 10, 15], [0, 20, 40, 60]))
     assert ["specimen" in opened.facts_of(index) for index in range(4)] == [False, False, True, False]
+
+
+def test_a_lookup_table_has_no_window_and_colours_no_specimen() -> None:
+    table = pydicom.Dataset()
+    table.LUTDescriptor, table.LUTData = [4, 100, 8], np.array([0, 10, 200, 255], "<u2").tobytes()
+    looked_up = dicom_file(np.array([[50.0, 100], [101, 103]]), VOILUTSequence=[table], RescaleIntercept=0)
+    colour = (DICOM_FILES / "examples_palette.dcm").read_bytes()
+    with_table, coloured = specimens(MedicalReader(ImagesConfig(window="header")), [looked_up], [colour])
+    assert with_table["ranges"] == []
+    assert windows(with_table["edges"], with_table["counts"], []).startswith("<svg")
+    assert coloured is None
 
 
 @pytest.mark.parametrize("value", [np.nan, 1e300])

@@ -91,7 +91,7 @@ class MedicalReader:
             "shown": len(shown),
         }
         specimen = None
-        if shading.ranges and self._is_specimen((modality, shading.words), key):
+        if not volume.colour and self._is_specimen((modality, shading.words), key):
             specimen = specimen_of(volume, chosen[len(chosen) // 2], shading)
         return Opened(tuple(shown), {name: value for name, value in facts.items() if value is not None}, specimen)
 

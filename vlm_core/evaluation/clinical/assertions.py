@@ -34,6 +34,9 @@ class Assertions:
     absent: frozenset[str] = frozenset()
     values: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        return bool(self.present or self.absent or self.values)
+
 
 @cache
 def assertions_of(text: str, question: str) -> Assertions:
