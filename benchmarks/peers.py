@@ -11,7 +11,7 @@ from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from benchmarks.memory import PeakMemory
-from benchmarks.training import WARM_UP, order_of, repeated
+from benchmarks.training import WARM_UP, order_of, repeated, with_plain_lora
 from benchmarks.workload import BFLOAT16, decode
 from vlm_core.config import Config
 from vlm_core.data.chat_model import ChatModel
@@ -33,7 +33,7 @@ def trl(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     clock = Clock()
     with PeakMemory() as memory:
         trainer = SFTTrainer(
-            model=prepare_model(config, base, GEMMA3, None),
+            model=prepare_model(with_plain_lora(config), base, GEMMA3, None),
             processing_class=chat.processor,
             train_dataset=dataset,
             callbacks=[clock],

@@ -27,6 +27,7 @@ from vlm_core.models.chat import load_chat
 from vlm_core.models.frozen_tower import DetachedTower
 from vlm_core.models.load import device_of
 from vlm_core.models.prepare import prepare_model
+from vlm_core.models.structured_attention import use_structured_attention
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
 from vlm_core.training.loss import TokenLoss, supervised_tokens
@@ -98,7 +99,8 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
     batches = PackedBatches(tokens, images, chat, config.packing.max_tokens)
     samples = config.step_scheduler.batch_size
     built = [batches.batch(micro_batch) for micro_batch in batches.micro_batches(range(samples), 0, 1)]
-    objective = TokenLoss(model.to(device_of(0)).train(), chat)
+    use_structured_attention(model, device_of(0))
+    objective = TokenLoss(model.to(device_of(0)).train(), chat, skip_unused=True)
 
     def step() -> None:
         for batch in built:
@@ -126,12 +128,18 @@ def repeated(order: list[list[int]], steps: int) -> list[list[int]]:
     return [order[i % len(order)] for i in range(steps)]
 
 
+def with_plain_lora(config: Config) -> Config:
+    """Returns `config` with the layers of peft, which the other contenders use."""
+    plain = config.peft and config.peft.model_copy(update={"use_triton": False})
+    return config.model_copy(update={"peft": plain})
+
+
 def plain(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
     """Trains with a usual transformers loop: pixels and logits for every example, and gradient accumulation."""
     base = Path(config.model.pretrained_model_name_or_path)
     chat = load_chat(base)
     with PeakMemory() as memory:
-        model = prepare_model(config, base, GEMMA3, None).to(device_of(0)).train()
+        model = prepare_model(with_plain_lora(config), base, GEMMA3, None).to(device_of(0)).train()
         tokens = TokenDataset(build_tokens(conversations, chat), "train")
         size = config.step_scheduler.local_batch_size
         batches = PlainBatches(tokens, DecodedImages.of(conversations, chat), chat, size)

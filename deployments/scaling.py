@@ -126,7 +126,7 @@ def costs_of(recipe: str, inputs: Inputs) -> Costs:
     config = load_config(recipe, {"vision_cache.enabled": False})  # so that the tower's parameters are counted
     with tempfile.TemporaryDirectory() as base:
         (Path(base) / "config.json").write_text(json.dumps(GEMMA3_4B), encoding="utf-8")
-        return Costs(planned_parameters(config, Path(base), GEMMA3), config.peft is not None, inputs)
+        return Costs(planned_parameters(config, Path(base), GEMMA3)[0], config.peft is not None, inputs)
 
 
 def sent(gpus: int, size: float) -> float:

@@ -35,7 +35,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from tests.tiny_gemma4 import write_tiny_26b, write_tiny_e2b, write_tiny_unified
 from vlm_core.config import DatasetConfig
 from vlm_core.data.source import fetch_split
 from vlm_core.home import medpix_home
@@ -82,23 +81,23 @@ def write_tiny_idefics3(directory: Path, texts: Iterable[str]) -> None:
     """Writes an Idefics3: an image of 56 x 56 pixels becomes four tiles and a thumbnail, of 4 tokens each."""
     parts = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
     special = ["<|im_start|>", "<|end_of_text|>", "<pad>", "<fake_token_around_image>", "<image>", "<end_of_utterance>"]
-    tokenizer = _byte_level(texts, [*special, "<global-img>", *parts], bos="<|im_start|>", eos="<|end_of_text|>")
+    tokenizer = byte_level(texts, [*special, "<global-img>", *parts], bos="<|im_start|>", eos="<|end_of_text|>")
     images = Idefics3ImageProcessor(size={"longest_edge": 112}, max_image_size={"longest_edge": 56})
     processor = Idefics3Processor(images, tokenizer, image_seq_len=4, chat_template=IDEFICS3)
     config = Idefics3Config(
-        text_config=TEXT | {"model_type": "llama", "vocab_size": len(tokenizer)} | _ids(tokenizer),
+        text_config=TEXT | {"model_type": "llama", "vocab_size": len(tokenizer)} | token_ids(tokenizer),
         vision_config=VISION,
         image_token_id=processor.image_token_id,
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
     )
-    _save(directory, Idefics3ForConditionalGeneration, config, processor, "<end_of_utterance>")
+    save_tiny(directory, Idefics3ForConditionalGeneration, config, processor, "<end_of_utterance>")
 
 
 def write_tiny_llava_onevision(directory: Path, texts: Iterable[str]) -> None:
     """Writes a LLaVA-OneVision: a single image has tokens by its size; each of several images has 17."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
-    tokenizer = _byte_level(texts, special, bos=None, eos="<|im_end|>", pad="<|endoftext|>")
+    tokenizer = byte_level(texts, special, bos=None, eos="<|im_end|>", pad="<|endoftext|>")
     size, pinpoints = {"height": 56, "width": 56}, [[56, 112], [112, 56], [112, 112]]
     processor = LlavaOnevisionProcessor(
         LlavaOnevisionImageProcessor(size=size, image_grid_pinpoints=pinpoints),
@@ -109,13 +108,13 @@ def write_tiny_llava_onevision(directory: Path, texts: Iterable[str]) -> None:
         chat_template=ONEVISION,
     )
     config = LlavaOnevisionConfig(
-        text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(tokenizer)} | _ids(tokenizer),
+        text_config=TEXT | {"model_type": "qwen2", "vocab_size": len(tokenizer)} | token_ids(tokenizer),
         vision_config=VISION | {"model_type": "siglip_vision_model", "vision_use_head": False},
         image_token_index=processor.image_token_id,
         video_token_index=processor.video_token_id,
         image_grid_pinpoints=pinpoints,
     )
-    _save(directory, LlavaOnevisionForConditionalGeneration, config, processor, "<|im_end|>")
+    save_tiny(directory, LlavaOnevisionForConditionalGeneration, config, processor, "<|im_end|>")
 
 
 def write_tiny_llava(directory: Path, texts: Iterable[str]) -> None:
@@ -137,12 +136,12 @@ def write_tiny_llava(directory: Path, texts: Iterable[str]) -> None:
         chat_template=LLAVA,
     )
     config = LlavaConfig(
-        text_config=TEXT | {"model_type": "llama", "vocab_size": len(tokenizer)} | _ids(tokenizer),
+        text_config=TEXT | {"model_type": "llama", "vocab_size": len(tokenizer)} | token_ids(tokenizer),
         vision_config=VISION | {"model_type": "clip_vision_model"},
         image_token_index=processor.image_token_id,
         image_seq_length=16,
     )
-    _save(directory, LlavaForConditionalGeneration, config, processor, None)
+    save_tiny(directory, LlavaForConditionalGeneration, config, processor, None)
 
 
 WRITERS = {
@@ -151,31 +150,37 @@ WRITERS = {
     "llava": write_tiny_llava,
 }
 
-TODAY = {
-    "gemma4_e2b": write_tiny_e2b,
-    "gemma4_26b": write_tiny_26b,
-    "gemma4_unified": write_tiny_unified,
-}
-
 
 @lru_cache
 def directory_of(name: str) -> Path:
     """Returns the directory of a tiny model, which is written once per test process."""
     directory = medpix_home() / "other-models" / f"{name}-{os.getpid()}"
-    source = fetch_split(DatasetConfig(path_or_dataset="builtin:phantom?images=40", split="train"))
-    batches = source.rows.batches(["question", "answer"], source.start, source.stop)
-    (WRITERS | TODAY)[name](directory, [text for _, rows in batches for row in rows for text in row.values()])
+    WRITERS[name](directory, phantom_texts())
     return directory
 
 
-def _byte_level(
-    texts: Iterable[str], special: list[str], bos: str | None, eos: str, pad: str = "<pad>"
+def phantom_texts() -> list[str]:
+    """Returns the questions and answers that tokenizers are trained on."""
+    source = fetch_split(DatasetConfig(path_or_dataset="builtin:phantom?images=40", split="train"))
+    batches = source.rows.batches(["question", "answer"], source.start, source.stop)
+    return [text for _, rows in batches for row in rows for text in row.values()]
+
+
+def byte_level(
+    texts: Iterable[str],
+    special: list[str],
+    bos: str | None,
+    eos: str,
+    pad: str = "<pad>",
+    named: dict[str, str] | None = None,
 ) -> PreTrainedTokenizerFast:
+    """Returns a tokenizer trained on `texts` with the `special` tokens; the `named` tokens become its attributes."""
     trained = Tokenizer(models.BPE())
     trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trained.decoder = decoders.ByteLevel()
     _train(trained, texts, special, pre_tokenizers.ByteLevel.alphabet())
     tokens: dict[str, Any] = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
+    tokens |= {"extra_special_tokens": named} if named else {}
     return PreTrainedTokenizerFast(tokenizer_object=trained, **tokens)
 
 
@@ -191,16 +196,16 @@ def _train(
     return model["vocab"], [tuple(merge) for merge in model["merges"]]
 
 
-def _ids(tokenizer: Any) -> dict[str, int | None]:
+def token_ids(tokenizer: Any) -> dict[str, int | None]:
     return {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
-def _save(directory: Path, kind: Any, config: Any, processor: Any, end_of_turn: str | None) -> None:
+def save_tiny(directory: Path, kind: Any, config: Any, processor: Any, end_of_turn: str | None) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = kind(config)
     tokenizer = processor.tokenizer
     stops = [tokenizer.eos_token_id] + ([tokenizer.convert_tokens_to_ids(end_of_turn)] if end_of_turn else [])
-    model.generation_config = GenerationConfig(**_ids(tokenizer) | {"eos_token_id": stops})
+    model.generation_config = GenerationConfig(**token_ids(tokenizer) | {"eos_token_id": stops})
     model.save_pretrained(directory)
     processor.save_pretrained(directory)

@@ -21,7 +21,7 @@ finally:
 """
 FROM_RECIPES = ["pipelines.finetune", *(f"vlm_core.{name}" for name in ("prepare", "encode", "finetune", "evaluate"))]
 OTHERS = [
-    *(f"vlm_core.{name}" for name in ("generate", "export", "caches")),
+    *(f"vlm_core.{name}" for name in ("generate", "export", "caches", "review")),
     *(f"tasks.{name}" for name in ("registry", "services", "ownership")),
     "deployments.scaling",
     "benchmarks.run",
@@ -37,6 +37,8 @@ WRONG = [
     (["--recipe", "dem"], "did you mean 'demo'?"),
     (["--config", "demo", "--optimizer.lrr", "1"], "nearest: 'optimizer.lr'"),
     (["--recipe", "demo", "--optimizer.lr", "-1"], "should be greater than 0"),
+    (["--recipee", "demo"], "unknown option --recipee; nearest: --recipe"),
+    (["--optimizer.lr", "1"], "--config is missing"),
     (["--config", "demo", "--print-confg"], "unknown option --print-confg; nearest: --print-config"),
 ]
 
@@ -66,6 +68,7 @@ def test_a_wrong_argument_is_reported_before_slow_imports(module: str, words: li
         ("vlm_core.generate", "--promt", "x"),
         ("vlm_core.export", "merg"),
         ("vlm_core.caches", "lst"),
+        ("vlm_core.review", "mak"),
         ("tasks.registry", "promot"),
         ("tasks.services", "dwn"),
         ("tasks.ownership", "--dry"),
@@ -77,6 +80,16 @@ def test_a_wrong_argument_without_a_recipe_is_reported_before_slow_imports(words
     done = run(*words)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "imported: []")
     assert words[1] in done.stderr
+
+
+def test_a_command_ends_without_a_last_search_for_garbage() -> None:
+    """With torch and transformers loaded, it would take two seconds, also after a training was cancelled."""
+    read = "arguments.read_arguments(arguments.generate_parser(None), 'torch')"
+    at_exit = "atexit.register(lambda: print('frozen:', gc.get_freeze_count() > 0))"  # the first one runs last
+    program = f"import atexit, gc; {at_exit}; from vlm_core import arguments; {read}"
+    words = [sys.executable, "-c", program, "--checkpoint-path", "model", "--prompt", "?"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "frozen: True\n"), done.stderr
 
 
 @pytest.mark.slow

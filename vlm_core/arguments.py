@@ -5,6 +5,8 @@ and errors in options are therefore immediate. This module must not import more 
 """
 
 import argparse
+import atexit
+import gc
 import logging
 import os
 import re
@@ -83,6 +85,7 @@ def _slow_imports_after(loaded: str) -> Iterator[None]:
     configure_logging(quiet=not is_main)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' too: in a file, bars are unreadable
+    atexit.register(gc.freeze)  # Python's last search for garbage among the objects of torch would take two seconds
     yield
     logger.info("loading %s", loaded)
 
@@ -212,6 +215,24 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
     add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
     add("--output-dir", type=Path, required=True, help="a new or empty directory")
     add("--base-model", help="hub id or directory; default: the base model that the checkpoint names")
+    return parser
+
+
+def review_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of `python -m vlm_core.review`."""
+    parser = _plain_parser("python -m vlm_core.review", description)
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("make", help="draw questions of an evaluation and write the page for readers")
+    add = command.add_argument
+    add("evaluation", type=Path, help="directory of an evaluation: it has predictions.parquet")
+    add("--against", default="base", help="a model of evaluation.compare_with, or reference; default: base")
+    add("--questions", type=int, default=60, help="default: 60, about half an hour")
+    add("--seed", type=int, default=0)
+    add("--output-dir", type=Path, required=True)
+    command = commands.add_parser("score", help="score the files that readers saved")
+    command.add_argument("key", type=Path, help="key.json of the study")
+    command.add_argument("readings", type=Path, nargs="+", help="files that readers saved")
+    command.add_argument("--output", type=Path, help="file to write the scores to, as JSON")
     return parser
 
 

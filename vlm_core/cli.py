@@ -40,8 +40,7 @@ class ConfigParser(argparse.ArgumentParser):
         )
         known = f"YAML file, or one of: {', '.join(recipe_names())}"
         default = f"; default: the {CONFIG} in --{config_of.replace('_', '-')}" if config_of else ""
-        self.add_argument("--config", "--recipe", dest="recipe", metavar="RECIPE", required=config_of is None,
-                          help=known + default)  # fmt: skip
+        self.add_argument("--config", "--recipe", dest="recipe", metavar="RECIPE", help=known + default)
         self.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
         self.add_argument("--help-all", action=_HelpAll, help="show this message with every config key, and exit")
 
@@ -60,10 +59,10 @@ class ConfigParser(argparse.ArgumentParser):
     def parse_with_overrides(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict[str, Any]]:
         """Returns the command's own options and the overrides by dotted key; exits with status 2 on wrong arguments."""
         options, rest = self.parse_known_args(arguments)
-        options.recipe = options.recipe or self._recipe_of_checkpoint(options)
         try:
             overrides = parse_overrides(rest)
             self._require_no_misspelt_option(overrides)
+            options.recipe = options.recipe or self._default_recipe(options)
             if options.print_config:
                 sys.stdout.write(load_config(options.recipe, overrides).to_yaml())
                 self.exit()
@@ -71,11 +70,13 @@ class ConfigParser(argparse.ArgumentParser):
             self.error(str(error))
         return options, overrides
 
-    def _recipe_of_checkpoint(self, options: argparse.Namespace) -> str:
-        assert self.config_of
+    def _default_recipe(self, options: argparse.Namespace) -> str:
+        """Returns the config of the checkpoint; raises ValueError without one."""
+        if self.config_of is None:
+            raise ValueError(f"--config is missing; give a YAML file, or one of: {', '.join(recipe_names())}")
         config = Path(getattr(options, self.config_of) or ".") / CONFIG
         if not config.is_file():
-            self.error(f"--config is missing, and {config}, its default, does not exist: give --config")
+            raise ValueError(f"--config is missing, and {config}, its default, does not exist: give --config")
         return str(config)
 
     def _require_no_misspelt_option(self, overrides: Mapping[str, Any]) -> None:

@@ -23,6 +23,7 @@ from vlm_core.models.frozen_tower import is_tower_frozen
 from vlm_core.models.load import device_of
 from vlm_core.models.prepare import prepare_model
 from vlm_core.training.distributed import Ranks, command, main_rank_first
+from vlm_core.training.setup import unpacked_reason
 from vlm_core.training.vision_cache import encode_images
 
 logger = logging.getLogger(__name__)
@@ -36,10 +37,10 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
     with main_rank_first(ranks):
         conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
-    chat = load_chat(base)
+    chat = load_chat(base, config.model.image_processor.settings)
     if not chat.caches_features:
-        model_type = chat.family.model_type
-        logger.info("the model type %s is not in vlm_core/families.py: no images are encoded in advance", model_type)
+        reason = "has no vision tower" if chat.packs else unpacked_reason(chat.family)
+        logger.info("the model type %s %s: no images are encoded in advance", chat.family.model_type, reason)
         return
     model = prepare_model(config, base, chat.family, None)
     if not is_tower_frozen(model, chat.family):

@@ -34,7 +34,7 @@ class Viewer:
         """Loads the model's processor; raises ValueError if the model is unavailable or has no chat template."""
         self.name = config.pretrained_model_name_or_path
         directory = fetch_model(config, weights=False)
-        self.chat = load_chat(directory)
+        self.chat = load_chat(directory, config.image_processor.settings)
         require_template(self.chat)
 
     def view(self, row: ExplainedRow) -> ModelView:

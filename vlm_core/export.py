@@ -51,7 +51,7 @@ def merge(files: ModelFiles, output: Path) -> torch.dtype:
     dtype: Any = AutoConfig.from_pretrained(files.base, trust_remote_code=False).dtype or torch.float32
     with published_directory(output) as aside:
         model.to(dtype).save_pretrained(aside)
-        load_processor(files.base).save_pretrained(aside)
+        load_processor(files.base, files.config.image_processor.settings).save_pretrained(aside)
         save_settings(settings_of(files.weights), aside)
     return dtype
 

@@ -7,7 +7,7 @@ The names of modules and processor attributes are those of transformers 5.23.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,10 +19,11 @@ class Family:
     """The facts about a model family. Only the fast path of listed families reads the second group."""
 
     model_type: str  # in the checkpoint's config.json
+    derived: bool = False  # whether these facts come from the model itself, and not from the table
     end_of_turn: str  # closes an assistant's turn in the chat template; the last supervised token
     image_token: str  # image features replace the embeddings of this token
     parts: Mapping[str, tuple[str, ...]]  # part -> prefixes of module names; the longest match wins
-    vision_tower: str  # module whose output depends only on the image
+    vision_tower: str  # module whose output depends only on the image; "": the model has none
     required_keys: frozenset[str]  # keys of a batch with images; if one is missing, the model silently computes wrongly
     token_types_key: str = "token_type_ids"  # key of a batch that marks the image tokens; "": the model has none
     also_stop: tuple[str, ...] = ()  # tokens that end an answer, in addition to end_of_turn and the tokenizer's EOS
@@ -31,12 +32,17 @@ class Family:
     image_placeholder: str = "image_token"  # processor attribute with the text that the chat template writes per image
     # The processor replaces the placeholder by these of its attributes. With a grid, it repeats `image_token`.
     image_text: tuple[str, ...] = ("image_token",)
-    image_grid: Literal["", "smart_resize"] = ""  # rule from image size to token grid; "": a fixed number of tokens
+    # The rule from an image's size to its grid of tokens (vlm_core/data/grids.py); "": a fixed number of tokens.
+    image_grid: Literal["", "smart_resize", "soft_tokens"] = ""
+    image_crops: str = ""  # setting of the image processor that cuts an image into several, which no row packs
     image_inputs: tuple[str, ...] = ("pixel_values",)  # outputs of the image processor that the model takes
     mrope: bool = False  # whether positions are (time, height, width) triples (M-RoPE)
     bidirectional_images: tuple[str, ...] = ()  # layer types with bidirectional attention among an image's tokens
+    images_exceed_windows: bool = False  # whether such an image attends to itself beyond a sliding layer's window
     bidirectional_if: tuple[str, str] | None = None  # (key, value) of the text config that turns this on; None: always
     vision_features: str = ""  # module whose output is cached: the tower, or a pool without weights after it
+    layer_features: str = ""  # output of the tower with further features, which enter at later layers (DeepStack)
+    feature_projector: str = ""  # module that makes embeddings of cached features; "": a stub of the tower leads there
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
 
 
@@ -55,6 +61,7 @@ GEMMA3 = Family(
         "language_model": ("model.language_model",),
     },
     bidirectional_images=(FULL, SLIDING),
+    image_crops="do_pan_and_scan",
     vision_tower="model.vision_tower",
     vision_features="model.multi_modal_projector.avg_pool",  # pools 4096 patches to 256 tokens, without weights
 )
@@ -103,7 +110,65 @@ QWEN2_5_VL = Family(
     also_stop=("<|endoftext|>",),
 )
 
-FAMILIES = {family.model_type: family for family in (GEMMA3, GEMMA3N, QWEN2_5_VL)}
+QWEN3_VL = replace(
+    QWEN2_5_VL,
+    model_type="qwen3_vl",
+    parts={**QWEN2_5_VL.parts, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
+    layer_features="deepstack_features",
+)
+
+QWEN3_VL_MOE = replace(QWEN3_VL, model_type="qwen3_vl_moe")
+
+GEMMA4 = Family(
+    model_type="gemma4",
+    end_of_turn="<turn|>",
+    image_token="<|image|>",
+    image_text=("boi_token", "image_token", "eoi_token"),
+    image_grid="soft_tokens",
+    image_inputs=("pixel_values", "image_position_ids"),
+    # Without mm_token_type_ids, the larger models silently use causal attention over the image.
+    required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "mm_token_type_ids"}),
+    parts={
+        "embeddings": (
+            "model.language_model.embed_tokens",
+            "model.language_model.embed_tokens_per_layer",
+            "lm_head",
+        ),
+        "vision_tower": ("model.vision_tower",),
+        "projector": ("model.embed_vision",),
+        "audio_tower": ("model.audio_tower", "model.embed_audio"),
+        "language_model": ("model.language_model",),
+    },
+    token_types_key="mm_token_type_ids",
+    bidirectional_images=(SLIDING,),
+    bidirectional_if=("use_bidirectional_attention", "vision"),  # 26B and 31B; E2B and E4B are causal
+    vision_tower="model.vision_tower",
+    vision_features="model.vision_tower",
+    feature_projector="model.embed_vision",
+    softcaps_logits=True,
+)
+
+GEMMA4_UNIFIED = replace(
+    GEMMA4,
+    model_type="gemma4_unified",
+    parts={
+        "embeddings": ("model.language_model.embed_tokens", "lm_head"),
+        "projector": ("model.embed_vision",),  # embeds the patches of an image without a tower
+        "audio_tower": ("model.embed_audio",),
+        "language_model": ("model.language_model",),
+    },
+    vision_tower="",
+    vision_features="",
+    feature_projector="",
+    # So in transformers 5.23; Google's own code has only the sliding layers, within the window, as GEMMA4 has.
+    bidirectional_images=(FULL, SLIDING),
+    images_exceed_windows=True,
+)
+
+FAMILIES = {
+    family.model_type: family
+    for family in (GEMMA3, GEMMA3N, GEMMA4, GEMMA4_UNIFIED, QWEN2_5_VL, QWEN3_VL, QWEN3_VL_MOE)
+}
 
 
 def model_type_of(model_directory: Path) -> str:

@@ -4,6 +4,7 @@ python -m tasks.registry list
 python -m tasks.registry promote medpix-gemma3 4 --reason "reviewed by hand"
 python -m tasks.registry rollback medpix-gemma3 --reason "misses small lesions"
 python -m tasks.registry history medpix-gemma3
+python -m tasks.registry review medpix-gemma3 4 review.json
 python -m tasks.registry verify medpix-gemma3 4
 python -m tasks.registry serve medpix-gemma3 4 --port 8080
 """
@@ -39,6 +40,8 @@ from tasks.registry.versions import (
     versions,
 )
 from tasks.services.databases import require_databases
+from vlm_core.evaluation.reader_study.readings import tags
+from vlm_core.files import read_json
 from vlm_core.plain_text import printable
 
 
@@ -88,6 +91,14 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip() for line in table)
 
 
+def add_review(name: str, version: str, scores: Path) -> None:
+    """Adds the scores of a reader study to a version as tags, and prints them."""
+    found = tags(read_json(scores))
+    for key, value in found.items():
+        mlflow.MlflowClient().set_model_version_tag(name, version, key, value)
+    print(_table(("tag", "value"), [[key, value] for key, value in found.items()]))
+
+
 def main(options: argparse.Namespace) -> None:
     """Runs the command."""
     try:
@@ -98,6 +109,8 @@ def main(options: argparse.Namespace) -> None:
             roll_back(options.name, options.reason)
         if options.command == "list":
             print(render(versions(options.name)))
+        elif options.command == "review":
+            add_review(options.name, _number(options.name, options.version), options.scores)
         elif options.command == "verify":
             print(render_lock(verify(options.name, _number(options.name, options.version))))
         elif options.command == "serve":

@@ -1,6 +1,7 @@
 """The arguments of `python -m tasks.registry`, read before MLflow is imported, which takes seconds."""
 
 import argparse
+from pathlib import Path
 
 
 def registry_parser(description: str | None) -> argparse.ArgumentParser:
@@ -19,6 +20,10 @@ def registry_parser(description: str | None) -> argparse.ArgumentParser:
     command.add_argument("--reason", default="")
     command = commands.add_parser("history", help="show who changed the champion, when and why; the newest last")
     command.add_argument("name")
+    command = commands.add_parser("review", help="add the scores of a reader study to a version, as tags")
+    command.add_argument("name")
+    command.add_argument("version", help="a number or an alias")
+    command.add_argument("scores", type=Path, help="what python -m vlm_core.review score wrote")
     command = commands.add_parser(
         "verify", help="check that a version's files and evaluation are as they were registered"
     )

@@ -188,6 +188,8 @@ class Services:
         if "prefect" in self.own:
             variables = (f'{name}="{value}"' for name, value in SERVER_ENVIRONMENT.items())
             config["program:prefect"]["environment"] = ",".join(variables)
+        if "mlflow" in self.own:  # a warning for MLflow's developers, about an import of theirs
+            config["program:mlflow"]["environment"] = 'PYTHONWARNINGS="ignore:starlette.middleware.wsgi is deprecated"'
         # The worker needs no plugin, and the processes of its hooks would fail to set plugins up, with a traceback.
         config["program:worker"]["environment"] = 'PREFECT_PLUGINS_ENABLED="false"'
         return config

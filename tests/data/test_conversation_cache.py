@@ -58,6 +58,13 @@ def test_rows_come_back_as_conversations(directory: Path) -> None:
         assert answer == {"type": "text", "text": row["answer"]}
         assert picture["image"].tobytes() == decode_image(row["image_id"]["bytes"]).tobytes()
         assert (example["case_id"], example["mode"]) == (row["case_id"], row["mode"])
+    for name in ("images.arrow", "validation.arrow"):
+        content = (cache / name).read_bytes()
+        for left in (len(content) // 2, 3, 0):
+            (cache / name).write_bytes(content[:left])
+            with pytest.raises(ValueError, match=f"{name} is damaged .*: delete {cache}, and run again to build it"):
+                ConversationDataset(cache, "validation")
+        (cache / name).write_bytes(content)
 
 
 def test_the_same_content_is_reused_and_a_changed_byte_is_not(directory: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import noise, tiny_directory
-from tests.other_models import TODAY, WRITERS, directory_of
+from tests.other_models import WRITERS, directory_of
 from vlm_core.data.batches import DecodedImages
 from vlm_core.data.chat_model import Batch
 from vlm_core.data.kept_images import KeptImages, _prepares_alone, keep_images
@@ -19,7 +19,7 @@ SIZES = [(56, 56), (150, 60), (40, 130), (700, 300), (56, 90)]
 BATCHES = [[[0], [1]], [[], [2, 0], [3]], [[4, 1, 2]], [[1], [0]], [[], []]]
 
 
-@pytest.mark.parametrize("name", [*WRITERS, *TODAY])
+@pytest.mark.parametrize("name", WRITERS)
 def test_kept_images_are_those_of_the_whole_batch(name: str) -> None:
     chat = load_chat(directory_of(name))
     decoded: Counter[int] = Counter()

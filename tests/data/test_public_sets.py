@@ -249,13 +249,13 @@ def test_vqa_med_has_files_without_a_header_and_images_without_a_suffix(home: Pa
         lines = []
         for number in numbers:
             (pictures / f"synpic{number}.jpg").write_bytes(jpg(number))
-            lines.append(f'synpic{number}|is this a "t1" weighted image, or t{number}?|lung, mediastinum, pleura\n')
+            lines.append(f'synpic{number}|is this a "t1" weighted image, or t{number}?|"halo" sign, in the lung\n')
         (part / f"All_QA_Pairs_{split}.txt").write_text("".join(lines))
         (part / f"{split}_ImageIDs.txt").write_text("".join(f"synpic{number}\n" for number in numbers))
         (categories / f"C1_Modality_{split}.txt").write_text(lines[0])
     found, _ = read("vqa_med", folder)
     question = 'is this a "t1" weighted image, or t{}?'
-    assert found["train"] == [(n, question.format(n), "lung, mediastinum, pleura") for n in range(6)]
+    assert found["train"] == [(n, question.format(n), '"halo" sign, in the lung') for n in range(6)]
     assert images(found["validation"]) == {6, 7}
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.jobs import job, write_jobs
 from tests.distributed.test_two_ranks import configure
 from tests.e2e.services import ROOT, wait_until
 from tests.hosts import ADDRESSES, INTERFACE, Hosts, two_hosts
 from vlm_core.files import read_json_lines
-from vlm_core.run_directory import CONFIG, METRICS
+from vlm_core.run_directory import METRICS
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,8 +41,8 @@ def agent(hosts: Hosts, host: int, root: Path, conversations: Path) -> subproces
     # Namespaces have no names in DNS, so the test sets their addresses and the host of the rendezvous.
     words += [f"--rdzv-endpoint={ADDRESSES[0]}:29400", f"--local-addr={ADDRESSES[host]}"]
     words += [f"--rdzv-conf=is_host={int(host == 0)},last_call_timeout=1"]
-    job = ["tests.distributed.trainings", str(conversations), *(str(root / name / CONFIG) for name in ("whole", "cut"))]
-    command = [sys.executable, "-m", "torch.distributed.run", *words, "-m", *job]
+    jobs = write_jobs(root / f"jobs-{host}.json", [job(root / name, conversations) for name in ("whole", "cut")])
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "-m", "tests.distributed.jobs", str(jobs)]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": INTERFACE, "OMP_NUM_THREADS": "1"}
     environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     with log_of(root, host).open("wb") as log:

@@ -225,7 +225,7 @@ def test_the_logs_of_a_normal_run_have_no_errors(served: dict[str, str], record_
     logs = Path(served["MEDPIX_HOME"]) / "services"
     for service in ("prefect", "mlflow", "worker"):
         blocks = re.split(r"(?m)^(?=\S*\d\d:\d\d:\d\d)", (logs / f"{service}.log").read_text(errors="replace"))
-        bad = [block for block in blocks if re.search(r"ERROR|CRITICAL|Traceback", block)]
+        bad = [block for block in blocks if re.search(r"ERROR|CRITICAL|Traceback|DeprecationWarning", block)]
         locked = [block for block in bad if "database is locked" in block]
         record_property(f"{service}: retries of a locked database", len(locked))
         print(f"{service}: {len(locked)} retries of a locked database")

@@ -8,6 +8,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText
 
+from tests.conftest import tiny_directory
 from tests.other_models import directory_of
 from vlm_core.config import ModelConfig, PeftConfig
 from vlm_core.families import Family, part_of
@@ -22,12 +23,12 @@ MOE = "gemma4_26b"
 
 @pytest.fixture
 def family() -> Family:
-    return family_of(directory_of(MOE))
+    return family_of(tiny_directory(MOE))
 
 
 @pytest.fixture
 def model() -> Any:
-    return load_model(directory_of(MOE), BASE)
+    return load_model(tiny_directory(MOE), BASE)
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,7 @@ def test_experts_that_no_pattern_names_are_an_error(model: Any, family: Family) 
 
 
 def test_a_model_without_experts_has_none() -> None:
-    for name in ("gemma4_e2b", "idefics3", "llava"):
-        directory = directory_of(name)
+    for directory in (tiny_directory("gemma4"), directory_of("idefics3"), directory_of("llava")):
         config = PeftConfig(target_modules=["*q_proj"], dropout=0.1)
         assert select_experts(load_model(directory, BASE), config, family_of(directory), FROZEN) == []
 
@@ -85,7 +85,7 @@ def test_plain_peft_loads_and_merges_adapted_experts(model: Any, family: Family,
     batch = {"input_ids": torch.arange(300, 340)[None], "attention_mask": torch.ones(1, 40, dtype=torch.long)}
     with torch.no_grad():
         expected = ours(**batch).logits
-        base: Any = AutoModelForImageTextToText.from_pretrained(directory_of(MOE))
+        base: Any = AutoModelForImageTextToText.from_pretrained(tiny_directory(MOE))
         assert (base(**batch).logits - expected).abs().max() > 0.1
         loaded: Any = PeftModel.from_pretrained(base, str(tmp_path)).eval()
         assert loaded(**batch).logits.equal(expected)
@@ -95,5 +95,5 @@ def test_plain_peft_loads_and_merges_adapted_experts(model: Any, family: Family,
 
 def test_matrices_of_experts_are_float32_over_a_bfloat16_model(family: Family) -> None:
     base = BASE.model_copy(update={"torch_dtype": "bfloat16"})
-    adapted = apply_lora(load_model(directory_of(MOE), base), PeftConfig(dim=2), family, FROZEN)
+    adapted = apply_lora(load_model(tiny_directory(MOE), base), PeftConfig(dim=2), family, FROZEN)
     assert {parameter.dtype for parameter in adapted.parameters() if parameter.requires_grad} == {torch.float32}

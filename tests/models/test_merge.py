@@ -14,15 +14,17 @@ from vlm_core.models.merge import merged
 
 
 class Quantised(nn.Linear):
-    """A linear layer that, like those of bitsandbytes, is not torch's own."""
+    """A linear layer with weights of integers, as those of bitsandbytes."""
 
-
-Quantised.__module__ = "bitsandbytes.nn"
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs)
+        self.weight = nn.Parameter(torch.zeros(outputs, inputs, dtype=torch.int8), requires_grad=False)
 
 
 def adapted(kind: type[nn.Linear] = nn.Linear, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     torch.manual_seed(0)
-    net = nn.Sequential(kind(6, 8), nn.Linear(8, 4)).to(dtype)
+    net = nn.Sequential(kind(6, 8), nn.Linear(8, 4))
+    net = net.to(dtype) if kind is nn.Linear else net
     model = get_peft_model(net, LoraConfig(r=2, target_modules=["0"], **options)).eval()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:

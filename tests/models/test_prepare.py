@@ -11,15 +11,18 @@ import torch
 from peft import PeftModel
 
 from tests.conftest import small_config, tiny_directory
+from tests.more_models import more_directory
 from vlm_core.config import FreezeConfig, ModelConfig, PeftConfig
 from vlm_core.data.collate import collate
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.families import FAMILIES, GEMMA3, Family, part_of
 from vlm_core.models.base_model import fetch_model
 from vlm_core.models.chat import load_chat
+from vlm_core.models.derived_family import family_of
 from vlm_core.models.freeze import count_parameters, freeze, frozen_parts, parameter_table, require_trainable
 from vlm_core.models.load import load_model
 from vlm_core.models.lora import apply_lora, select_modules
+from vlm_core.models.prepare import prepare_model
 from vlm_core.models.weights import load_trained, save_weights
 
 GUIDE_EXCLUDES = ["*vision_tower*", "*vision*", "*visual*", "*audio*", "*image_encoder*", "*lm_head*"]
@@ -77,6 +80,34 @@ def test_each_setting_freezes_only_its_part(family: Family, part: str) -> None:
     trained = {part_of(name, family) for name, p in model.named_parameters() if p.requires_grad}
     expected = {part, "audio_tower"} & set(family.parts)
     assert (frozen, trained) == (expected, set(family.parts) - expected)
+
+
+@pytest.mark.parametrize("name", ["qwen2_vl", "glm4v"])
+def test_a_projector_inside_a_tower_trains_or_not(name: str) -> None:
+    directory = more_directory(name)
+    family, model = family_of(directory), load_model(directory, small_config().model)
+    freeze(model, frozen_parts(FreezeConfig(freeze_projector=False), family), family)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad and "visual" in name}
+    assert trained == {name for name, _ in model.named_parameters() if "visual.merger" in name} != set()
+    freeze(model, frozen_parts(FreezeConfig(freeze_projector=True), family), family)
+    assert not any(p.requires_grad for name, p in model.named_parameters() if "visual" in name)
+
+
+@pytest.mark.parametrize(
+    ("name", "freezes", "excluded", "warns"),
+    [
+        ("gemma3", False, [], True),  # its projector is a matrix without a linear module
+        ("gemma3", True, [], False),
+        ("qwen2_5_vl", False, [], False),
+        ("qwen2_5_vl", False, ["*visual*"], True),
+    ],
+)
+def test_lora_that_leaves_out_a_projector_says_so(
+    name: str, freezes: bool, excluded: list[str], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = {"peft.dim": 4, "peft.exclude_modules": excluded, "freeze_config.freeze_projector": freezes}
+    prepare_model(small_config(**settings), tiny_directory(name), FAMILIES[name], None)
+    assert ("freeze_projector=false has no effect: LoRA adapts no module" in caplog.text) is warns
 
 
 def test_an_audio_tower_cannot_be_trained_without_audio() -> None:

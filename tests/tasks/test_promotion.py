@@ -19,6 +19,7 @@ from tasks.registry.versions import find_champion, promote, versions
 from tasks.run import Run
 from tests.conftest import new_mlflow_store, small_config
 from vlm_core.config import RegistryConfig
+from vlm_core.files import write_json
 
 PRESENT = "models:/m/1"
 
@@ -235,3 +236,22 @@ def test_the_command(
     else:
         command.main(options)
         assert shown in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_reader_study_becomes_tags(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    share = {"value": 0.5, "low": 0.4, "high": 0.6}
+    scores = {
+        "study": "s-0-60",
+        "models": {"model": "epoch_0", "base": "base"},
+        "readers": ["ada", "bo"],
+        "preference": share,
+        "correctness": {"model": {"correct": share}, "base": {"correct": share}},
+        "agreement": [{"correctness": share}],
+    }
+    write_json(tmp_path / "review.json", scores)
+    command.main(registry_parser(None).parse_args(["review", name, "2", str(tmp_path / "review.json")]))
+    found = mlflow.MlflowClient().get_model_version(name, "2").tags
+    assert found["review_preference"] == "+0.50 [+0.40, +0.60] against base"
+    assert (found["review_correct"], found["review_readers"]) == ("50% [40%, 60%]", "2")
+    assert "review_agreement   0.5" in capsys.readouterr().out

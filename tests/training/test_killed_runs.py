@@ -7,8 +7,6 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import small_config
-from tests.kills import KILLS
+from tests.kills import KILLS, Starter, starter_of
 from vlm_core.files import file_sha256, read_json, read_json_lines
 from vlm_core.run_directory import CONFIG, LATEST, METRICS, PROGRESS, RESULT
 
@@ -29,20 +27,14 @@ RUN = {
         "global_batch_size": 40, "num_epochs": 99, "max_steps": STEPS, "ckpt_every_steps": 2, "val_every_steps": None
     },
 }  # fmt: skip
-# Imports take longer than the training, so this program imports once and forks a process for each run.
-STARTER = """
+TRAIN = """
 import json, os, sys
 import transformers.models.gemma3.modeling_gemma3, vlm_core.models.tiny
 from vlm_core.arguments import finetune_parser
 from vlm_core.finetune import main
 
-for line in sys.stdin:
-    child = os.fork()
-    if not child:
-        main(*finetune_parser(None).parse_config(json.loads(line)))
-        os._exit(0)
-    print(child, flush=True)
-    print(os.waitpid(child, 0)[1], flush=True)
+def work(line):
+    main(*finetune_parser(None).parse_config(json.loads(line)))
 """
 
 
@@ -64,19 +56,16 @@ def half_saved(directory: Path) -> list[Path]:
 class Runs:
     """Runs a training several times in one directory."""
 
-    def __init__(self, starter: "subprocess.Popen[str]", directory: Path, conversations: Path) -> None:
+    def __init__(self, starter: Starter, directory: Path, conversations: Path) -> None:
         self.starter, self.directory, self.conversations = starter, directory, conversations
 
     def start(self) -> int:
         """Starts the run and returns its process id."""
-        assert self.starter.stdin
-        self.starter.stdin.write(json.dumps(arguments(self.directory, self.conversations)) + "\n")
-        self.starter.stdin.flush()
-        return self._read()
+        return self.starter.start(json.dumps(arguments(self.directory, self.conversations)))
 
     def end(self) -> int:
         """Waits for the run and returns its wait status: 0, or the signal that killed it."""
-        return self._read()
+        return self.starter.end()
 
     def kill_after(self, step: int, seconds: float) -> None:
         """Starts the run and kills it `seconds` after `step`."""
@@ -102,19 +91,11 @@ class Runs:
         assert self.end() == signal.SIGKILL
         assert half_saved(self.directory)
 
-    def _read(self) -> int:
-        assert self.starter.stdout
-        return int(self.starter.stdout.readline())
-
 
 @pytest.fixture
-def starter() -> Iterator["subprocess.Popen[str]"]:
-    command = [sys.executable, "-c", STARTER]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    ) as process:
-        yield process
-        process.kill()
+def starter() -> Iterator[Starter]:
+    with starter_of(TRAIN) as starter:
+        yield starter
 
 
 def outcome(directory: Path) -> tuple[list[Any], dict[str, str]]:
@@ -126,12 +107,11 @@ def outcome(directory: Path) -> tuple[list[Any], dict[str, str]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300 + 60 * KILLS)
-def test_a_killed_run_equals_the_uninterrupted_one(
-    conversations: Path, tmp_path: Path, starter: "subprocess.Popen[str]"
-) -> None:
+def test_a_killed_run_equals_the_uninterrupted_one(conversations: Path, tmp_path: Path, starter: Starter) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    command = [sys.executable, "-m", "vlm_core.finetune", *arguments(whole, conversations)]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    undisturbed = Runs(starter, whole, conversations)
+    undisturbed.start()
+    assert undisturbed.end() == 0
     expected = outcome(whole)
     assert (len(expected[0]), len(expected[1])) == (STEPS, STEPS // 2)
     records = read_json_lines(whole / METRICS)[0]

@@ -1,5 +1,6 @@
 """The plan of a run matches the run; a run that cannot fit is refused, with settings that would fit."""
 
+import json
 import subprocess
 import sys
 from collections import namedtuple
@@ -18,7 +19,8 @@ from vlm_core.models.chat import load_chat
 from vlm_core.models.prepare import prepare_model
 from vlm_core.run_directory import METRICS
 from vlm_core.training.distributed import Ranks
-from vlm_core.training.plan import Plan, plan_run, require_fit
+from vlm_core.training.flops import flops_per_token
+from vlm_core.training.plan import Plan, plan_run, planned_parameters, require_fit
 
 
 def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
@@ -31,23 +33,26 @@ def planned(family: Family, conversations: Path, **overrides: Any) -> Plan:
 @pytest.mark.parametrize("peft", [None, {"dim": 4}], ids=["full", "lora"])
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "plain"])
 def test_the_plan_matches_the_run(
-    peft: dict[str, int] | None, packing: bool, family: Family, conversations: Path, tmp_path: Path
+    peft: dict[str, int] | None, packing: bool, family: Family, small_conversations: Path, tmp_path: Path
 ) -> None:
     settings = {
+        "dataset.path_or_dataset": "builtin:phantom?images=12",
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
         "step_scheduler.max_steps": None,
         "step_scheduler.num_epochs": 1,
-        "step_scheduler.global_batch_size": 40,
+        "step_scheduler.global_batch_size": 12,
+        "step_scheduler.local_batch_size": 4,
         "peft": peft,
         "packing.enabled": packing,
         "vision_cache.enabled": False,
         "checkpoint.checkpoint_dir": str(tmp_path),
     }
     config = small_config(**settings)
-    plan = planned(family, conversations, **settings)
-    finetune(config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"enabled": False})}), Ranks())
+    plan = planned(family, small_conversations, **settings)
+    unsaved = config.checkpoint.model_copy(update={"enabled": False})
+    finetune(config.model_copy(update={"checkpoint": unsaved}), Ranks(), small_conversations)
     records = read_json_lines(tmp_path / METRICS)[0]
-    assert (plan.steps_per_epoch, plan.steps, len(records)) == (9, 9, 9)  # 340 examples
+    assert (plan.steps_per_epoch, plan.steps, len(records)) == (9, 9, 9)  # 100 examples
     computed = sum(record["computed_tokens"] for record in records)
     # A packed row has an upper bound only: its questions may start with the same words, and share them.
     assert computed <= plan.tokens_per_epoch <= computed * (1.1 if packing else 1.0)
@@ -67,6 +72,44 @@ def test_settings_that_save_memory_change_the_estimate(family: Family, conversat
         < (usual.memory["gradients and optimizer"])
     )
     assert planned(family, conversations, **{"packing.max_tokens": 200}).largest_batch < usual.largest_batch
+
+
+# The published sizes of Qwen3-VL 8B and 30B-A3B.
+TOWER = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "deepstack_visual_indexes": [8, 16, 24]}
+DENSE = {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_key_value_heads": 8}
+SPARSE = {
+    "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 48, "num_key_value_heads": 4,
+    "num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("model_type", "text", "parameters", "active"),
+    [("qwen3_vl", DENSE, 8_767_123_696, 6.9e9), ("qwen3_vl_moe", SPARSE, 31_070_754_032, 2.8e9)],
+)
+def test_published_shapes_have_their_parameters(
+    model_type: str, text: dict[str, int], parameters: int, active: float, tmp_path: Path
+) -> None:
+    """A token of the mixture of experts computes as much as one of a model of 3 B parameters."""
+    common = {"num_attention_heads": 32, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": False}
+    vision = TOWER | {"out_hidden_size": text["hidden_size"], "model_type": f"{model_type}_vision"}
+    text_config = text | common | {"model_type": f"{model_type}_text"}
+    whole = {
+        "model_type": model_type,
+        "text_config": text_config,
+        "vision_config": vision,
+        "tie_word_embeddings": False,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    live = {"vision_cache.enabled": False, "freeze_config.freeze_embeddings": False}
+    family = FAMILIES[model_type]
+    parts, idle = planned_parameters(small_config(**live), tmp_path, family)
+    assert sum(map(sum, parts.values())) == parameters
+    assert sum(parts["language_model"]) - sum(idle) == pytest.approx(active, rel=0.03)
+    adapted, idle = planned_parameters(small_config(**{"peft.dim": 8, "peft.dropout": 0.0}), tmp_path, family)
+    trained = adapted["language_model"].trainable - idle.trainable
+    assert 0 < trained < 0.01 * active
+    assert flops_per_token(adapted, idle) == pytest.approx(4 * active, rel=0.03)
 
 
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_would(

@@ -139,7 +139,7 @@ def test_a_run_with_a_damaged_checkpoint_ends_as_an_undisturbed_one(
     """Records are damaged too: a power cut leaves half a line or zeros."""
     flip(run / "epoch_0_step_4" / WEIGHTS / "model.safetensors")
     with (run / METRICS).open("ab") as stream:
-        stream.write(b"\0" * 20 + b"\n{bad\n[1]\n" + b'{"step": 9')
+        stream.write(b"\0" * 20 + b'\n{bad\n[1]\n{"loss": 1}\n{"step": 9')
     losses = [record["loss"] for record in read_json_lines(finished / METRICS)[0]]
     assert train(run, conversations) == losses
     assert all(json.loads(line)["step"] for line in (run / METRICS).read_text().splitlines())

@@ -16,13 +16,14 @@ pytestmark = pytest.mark.slow
 DATA = {"medgemma_4b_lora": "builtin:phantom?images=12&form=dicom&slices=3"}
 
 
-# A recipe with a base trains with the settings of its base, on other data.
+# A recipe with a base trains with the settings of its base, on other data or with another model.
 OWN = [name for name in recipe_names() if "base_recipe:" not in (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_step(name: str, tmp_path: Path) -> None:
-    family = "gemma3n" if "3n" in name else "qwen2_5_vl" if "qwen" in name else "gemma3"
+    families = {"3n": "gemma3n", "qwen2": "qwen2_5_vl", "qwen3": "qwen3_vl"}
+    family = next((family for part, family in families.items() if part in name), "gemma3")
     tiny = {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family}",
         "dataset.path_or_dataset": DATA.get(name, "builtin:phantom?images=40"),

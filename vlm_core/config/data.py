@@ -101,7 +101,8 @@ class DatasetConfig(Section):
     column_names: Names = Field([], description="Names of the columns of CSV files without a header.")
     where: Pairs = Field(
         [],
-        description="COLUMN=VALUE: keep only these rows of `split`, such as `q_lang=en`.",
+        description="COLUMN=VALUE: keep only these rows of the splits, such as `q_lang=en`; of several values of a "
+        "column, any.",
     )
     split: str = Field("train", description="Split expression, for example `train` or `train[:1000]`.")
     image_column: str | None = Field(

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from vlm_core.config.base import Names, PositiveInt, Revision, Section, Target
 
@@ -18,9 +18,35 @@ def _refuse_flash(value: Any) -> Any:
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
+class ImageProcessorConfig(Section):
+    """Settings of the model's image processor that replace those of its own files; null: as in its files.
+
+    Other settings of the processor may be given too, such as `do_pan_and_scan`: `vlm_core.models.load` checks them.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    max_soft_tokens: PositiveInt | None = Field(
+        None, description="Gemma 4: most tokens of an image: 70, 140, 280, 560 or 1120."
+    )
+    min_pixels: PositiveInt | None = Field(None, description="Qwen: a smaller image is enlarged to this many pixels.")
+    max_pixels: PositiveInt | None = Field(None, description="Qwen: a larger image is reduced to this many pixels.")
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> "ImageProcessorConfig":
+        if self.min_pixels and self.max_pixels and self.min_pixels > self.max_pixels:
+            raise ValueError(f"min_pixels={self.min_pixels} is more than max_pixels={self.max_pixels}; exchange them")
+        return self
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that are given, by name."""
+        return self.model_dump(exclude_none=True)
+
+
 class ModelConfig(Section):
     pretrained_model_name_or_path: str = Field(
-        description="Hub id, local directory, or `builtin:tiny-gemma3`, `-gemma3n` or `-qwen2_5_vl`, made locally."
+        description="Hub id, local directory, or a tiny model made locally, such as `builtin:tiny-gemma3`."
     )
     revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     torch_dtype: Literal["auto", "float32", "bfloat16"] = Field(
@@ -31,6 +57,9 @@ class ModelConfig(Section):
         "sdpa",
         description="Attention of the language model; flex_attention skips the empty blocks of packed rows, on a GPU. "
         "FlashAttention is not offered: it drops Gemma 3's mask over the image tokens.",
+    )
+    image_processor: ImageProcessorConfig = Field(
+        ImageProcessorConfig(), description="Settings that replace those of the model's image processor."
     )
 
 
@@ -72,6 +101,9 @@ class PackingConfig(Section):
     enabled: bool = Field(True, description="Share an image's tokens between its questions: exact, and faster.")
     max_tokens: PositiveInt = Field(
         2048, description="Tokens per packed forward pass on one rank; replaces local_batch_size."
+    )
+    structured_attention: bool = Field(
+        True, description="On a CPU, compute no pair of tokens that a packed row masks out: exact, and faster."
     )
 
 

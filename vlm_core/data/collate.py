@@ -82,11 +82,12 @@ def shows_images(batch: Batch) -> bool:
 
 def require_keys(batch: Batch, family: Family) -> None:
     """Raises ValueError if a batch with images lacks a key that the family needs for a correct result."""
-    missing = family.required_keys - batch.keys() - {PIXELS}
+    needed = family.required_keys | {*family.image_inputs}
+    missing = (family.required_keys - {PIXELS} if FEATURES in batch else needed) - batch.keys()
     if shows_images(batch) and missing:
         raise ValueError(
             f"a batch for {family.model_type} lacks {', '.join(sorted(missing))}; "
-            f"the collate function must return {', '.join(sorted(family.required_keys))}"
+            f"the collate function must return {', '.join(sorted(needed))}"
         )
 
 

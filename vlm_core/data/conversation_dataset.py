@@ -4,10 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset
 from PIL import Image
 
 from vlm_core.cache import read_manifest
+from vlm_core.data.arrow_cache import open_rows
 from vlm_core.data.conversation import images_of, map_images, shown_images
 from vlm_core.data.images import decode_image
 from vlm_core.data.splits import SPLITS
@@ -25,8 +25,8 @@ class ConversationDataset:
     def __init__(self, directory: Path, split: str) -> None:
         assert split in SPLITS
         self.manifest = read_manifest(directory)
-        self.conversations = Dataset.from_file(str(directory / f"{split}.arrow"))
-        self.images = Dataset.from_file(str(directory / "images.arrow"))
+        self.conversations = open_rows(directory / f"{split}.arrow")
+        self.images = open_rows(directory / "images.arrow")
 
     def __len__(self) -> int:
         return len(self.conversations)

@@ -7,7 +7,7 @@ before anything is built.
 import csv
 from collections import Counter
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ class CsvFile:
     length: int
     notes: tuple[str, ...] = ()
     has_header: bool = True
+    quoted: bool = True  # whether quotes enclose fields
 
     has_lines = True
 
@@ -38,11 +39,22 @@ class CsvFile:
     def checked(cls, path: Path, column_names: Sequence[str] = ()) -> "CsvFile":
         """Reads the whole file once; raises ValueError with file, line and remedy for what is not a table.
 
-        With `column_names` the file has no header: its first line is a row.
+        With `column_names` the file has no header: its first line is a row. If its quotes do not enclose fields, they
+        are part of the texts.
         """
+        try:
+            return cls._checked(path, column_names, quoted=True)
+        except ValueError:
+            if column_names:
+                with suppress(ValueError):
+                    return cls._checked(path, column_names, quoted=False)
+            raise
+
+    @classmethod
+    def _checked(cls, path: Path, column_names: Sequence[str], *, quoted: bool) -> "CsvFile":
         encoding, decoded = encoding_of(path)
         separator = _separator_of(path, encoding, len(column_names))
-        records = _records(path, encoding, separator)
+        records = _records(path, encoding, separator, quoted=quoted)
         line, header = (1, [*column_names]) if column_names else next(records, (1, []))
         if not any(name.strip() for name in header):
             raise ValueError(f"{path} is empty: its first line must have the names of the columns")
@@ -51,8 +63,9 @@ class CsvFile:
         length = sum(1 for _ in _checked_rows(path, records, names, separator, named_by))
         unusual = separator != "," and not _is_tsv(path)
         read = [*decoded, *([f"separated by {SEPARATORS[separator]}s"] if unusual else [])]
+        read += [] if quoted else ["quotes are part of the texts"]
         notes = (f"{path}: {', '.join(read)}",) if read else ()
-        return cls(path, encoding, separator, names, length, notes, not column_names)
+        return cls(path, encoding, separator, names, length, notes, not column_names, quoted)
 
     def rows(self) -> Iterator[dict[str, str]]:
         """Yields the rows, each cell as text."""
@@ -65,10 +78,13 @@ class CsvFile:
         yield from (line for line, _ in self._rows())
 
     def _rows(self) -> Iterator[tuple[int, list[str]]]:
-        return islice(_records(self.path, self.encoding, self.separator), int(self.has_header), None)
+        records = _records(self.path, self.encoding, self.separator, quoted=self.quoted)
+        return islice(records, int(self.has_header), None)
 
 
-def _records(path: Path, encoding: str, separator: str) -> Generator[tuple[int, list[str]], None, None]:
+def _records(
+    path: Path, encoding: str, separator: str, *, quoted: bool = True
+) -> Generator[tuple[int, list[str]], None, None]:
     """Yields (number of its first line, fields) of each record; raises ValueError for broken quotes or encoding."""
     csv.field_size_limit(LARGEST_CELL)
     with open_text(path, encoding) as stream:
@@ -76,7 +92,9 @@ def _records(path: Path, encoding: str, separator: str) -> Generator[tuple[int, 
         skipped = hint[:4].lower() == "sep=" and len(hint.strip()) == 5  # Excel's own hint
         if not skipped:
             stream.seek(0)
-        reader = csv.reader(stream, delimiter=separator, strict=True)
+        reader = csv.reader(
+            stream, delimiter=separator, strict=True, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
+        )
         line = 1 + skipped
         while True:
             try:
@@ -129,13 +147,15 @@ def _names(path: Path, line: int, header: list[str]) -> tuple[str, ...]:
 def _separator_of(path: Path, encoding: str, columns: int) -> str:
     """Returns the separator that divides the header, and if several do, the one that divides all rows alike.
 
-    If the number of `columns` is known (not 0), a separator that divides each row into so many is preferred.
+    If the number of `columns` is known (not 0), it is the first that divides each row into so many, with quotes or
+    without; the rarest in texts is tried first.
     """
     if _is_tsv(path):
         return "\t"
-    counts = {separator: _field_counts(path, encoding, separator) for separator in SEPARATORS}
-    if columns > 1 and (fitting := [mark for mark, found in counts.items() if set(found) == {columns}]):
-        return fitting[0]
+    for mark in "\t|;," if columns > 1 else "":
+        if any(set(_field_counts(path, encoding, mark, quoted=q)) == {columns} for q in (True, False)):
+            return mark
+    counts = {mark: _field_counts(path, encoding, mark, quoted=True) for mark in SEPARATORS}
     dividing = {separator: found for separator, found in counts.items() if found and found[0] > 1}
     alike = {separator: found for separator, found in dividing.items() if len(set(found)) == 1}
     choice = alike or dividing
@@ -149,9 +169,9 @@ def _separator_of(path: Path, encoding: str, columns: int) -> str:
     return best[0]
 
 
-def _field_counts(path: Path, encoding: str, separator: str) -> list[int]:
+def _field_counts(path: Path, encoding: str, separator: str, *, quoted: bool) -> list[int]:
     """Returns the number of fields of the first records, nothing if the quotes do not fit the separator."""
-    with closing(_records(path, encoding, separator)) as records:
+    with closing(_records(path, encoding, separator, quoted=quoted)) as records:
         try:
             return [len(fields) for _, fields in islice(records, SAMPLE)]
         except ValueError:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from transformers.models.gemma4.image_processing_gemma4 import get_aspect_ratio_preserving_size
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from vlm_core.data.chat_model import Batch, ImageGrid
@@ -28,6 +29,18 @@ def smart_grid(size: tuple[int, int], image_processor: Any) -> ImageGrid:
     return resized_height // factor, resized_width // factor
 
 
+def soft_token_grid(size: tuple[int, int], image_processor: Any) -> ImageGrid:
+    """Returns the grid of an image that Gemma 4 resizes to as many tokens as `max_soft_tokens` allows.
+
+    `size` is (width, height) in pixels; the image keeps its shape. Raises ValueError for an image without pixels.
+    """
+    width, height = size
+    patch, pool = image_processor.patch_size, image_processor.pooling_kernel_size
+    patches = image_processor.max_soft_tokens * pool**2
+    resized_height, resized_width = get_aspect_ratio_preserving_size(height, width, patch, patches, pool)
+    return resized_height // (patch * pool), resized_width // (patch * pool)
+
+
 class GridRule(NamedTuple):
     """How many tokens an image has, by its size."""
 
@@ -38,6 +51,9 @@ class GridRule(NamedTuple):
 # A family's `image_grid` names its rule. `ChatModel.fingerprint` contains the settings.
 GRID_RULES = {
     "smart_resize": GridRule(smart_grid, lambda images: [dict(images.size), images.patch_size, images.merge_size]),
+    "soft_tokens": GridRule(
+        soft_token_grid, lambda images: [images.max_soft_tokens, images.patch_size, images.pooling_kernel_size]
+    ),
 }
 
 

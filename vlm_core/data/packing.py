@@ -135,11 +135,15 @@ def pack(rows: Sequence[Sequence[Sequence[TokenizedExample]]], chat: ChatModel) 
         )
         for name in columns[0]
     }
-    is_image = batch["input_ids"] == chat.image_token
-    starts = is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
-    batch["image_ids"] = torch.where(is_image, starts.cumsum(1), 0)
+    batch["image_ids"] = image_numbers(batch["input_ids"] == chat.image_token)
     grids = [grid for row in rows for group in row for grid in group[0].grids]
     return batch | chat.row_positions(batch, grids)
+
+
+def image_numbers(is_image: torch.Tensor) -> torch.Tensor:
+    """Returns the number of each token's image in its row, 0 for other tokens; `is_image` (R, T) marks image tokens."""
+    starts = is_image & ~torch.nn.functional.pad(is_image, (1, 0))[:, :-1]
+    return torch.where(is_image, starts.cumsum(1), 0)
 
 
 def _row(groups: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:

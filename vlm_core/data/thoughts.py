@@ -23,6 +23,15 @@ def open_mark(text: str) -> str:
     return next((start for start, end in MARKS if text.rfind(start) > text.rfind(end)), "")
 
 
+def require_closed_thought(prompt: str) -> None:
+    """Raises ValueError if a generation prompt begins a thought, and an answer of the template does not end it."""
+    if mark := open_mark(prompt):
+        raise ValueError(
+            f"the generation prompt of the chat template begins a thought with {mark!r}, and an answer of the "
+            "template does not end it; use a template whose prompt ends the thought"
+        )
+
+
 @lru_cache(maxsize=8)
 def prompt_mark(processor: Any) -> str:
     """Returns the mark of the thought that a generation prompt begins for the model; "" if it begins none."""

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
 from jinja2 import TemplateError
 
 from vlm_core.cache import cached_directory, read_manifest
+from vlm_core.data.arrow_cache import open_rows
 from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.chat_template import TokenizedConversation
 from vlm_core.data.conversation_cache import SPLITS
@@ -118,7 +118,7 @@ def _build_split(conversations: Path, directory: Path, split: str, chat: ChatMod
 
     Returns the rows that the model cannot be shown, whose ids are empty, and the number of rows with unasked answers.
     """
-    rows: Any = Dataset.from_file(str(conversations / f"{split}.arrow"))
+    rows: Any = open_rows(conversations / f"{split}.arrow")
     sizes = image_sizes(conversations)
     group_of: dict[Any, int] = {}
     rejects, unasked = Rejects(), 0
@@ -180,7 +180,7 @@ class TokenDataset:
         manifest = read_manifest(directory)
         self.rejects: dict[str, dict[str, Any]] = manifest[REJECTS][split]
         self.unasked: int = manifest[UNASKED][split]
-        self.rows = Dataset.from_file(str(directory / f"{split}.arrow"))
+        self.rows = open_rows(directory / f"{split}.arrow")
         self.last_answer_only = last_answer_only
         table = self.rows.data
         lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby, islice
+from itertools import chain, groupby, islice
 from math import prod
 from typing import Any
 
@@ -29,11 +29,21 @@ from vlm_core.data.chat_template import (
     special_tokens,
     texts_of,
 )
-from vlm_core.data.conversation import Conversation, answer_turn, images_of, question_turn, structure_of
-from vlm_core.data.markers import MARKER_PATTERN
+from vlm_core.data.conversation import Conversation, Structure, answer_turn, images_of, question_turn, structure_of
+from vlm_core.data.markers import MARKER, MARKER_PATTERN
+from vlm_core.data.thoughts import require_closed_thought
 from vlm_core.families import Family
 
 TRIED = ((), ((56, 56),), ((640, 400),), ((56, 56), (300, 700)))  # sizes of the images that a processor is tried with
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the chat template makes of a conversation, with markers in place of its texts."""
+
+    template: str
+    trimmed: list[bool]  # of each text
+    unasked: list[list[int]]  # the numbers of the texts of each answer that no generation prompt leads to
 
 
 @dataclass(frozen=True)
@@ -46,13 +56,14 @@ class _Piece:
 def tokenize_listed(
     conversation: Conversation, chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
 ) -> TokenizedConversation:
-    """Returns the ids of a conversation with a family of the table; every assistant turn and its end are supervised.
+    """Returns the ids of a conversation with a family of the table.
 
+    Every assistant's turn and its end are supervised, unless no generation prompt leads to it.
     Of the images, only their places and `grids` matter. Raises ValueError if the template does not close an answer with
     the family's end-of-turn token.
     """
-    pieces = list(_pieces(conversation, chat, grids, for_generation=for_generation))
-    return _encode(pieces, chat.processor.tokenizer)
+    shown = _shown(chat.processor, structure_of(conversation), for_generation)
+    return _encode(list(_pieces(conversation, chat, grids, shown)), chat.processor.tokenizer, len(shown.unasked))
 
 
 def grids_of_images(conversation: Conversation, chat: ChatModel) -> list[ImageGrid]:
@@ -93,18 +104,44 @@ def _own_ids(processor: Any, conversation: Conversation, **options: Any) -> list
     return list(made["input_ids"][0])
 
 
-def _pieces(
-    conversation: Conversation, chat: ChatModel, grids: Sequence[ImageGrid], *, for_generation: bool
-) -> Iterator[_Piece]:
+@lru_cache(maxsize=256)
+def _shown(processor: Any, structure: Structure, for_generation: bool) -> _Shown:
+    """Returns a rendered conversation, in which the last answer follows its generation prompt.
+
+    Some templates end that prompt with an empty thought, which they leave out once the answer is there.
+    """
+    template, trimmed = render_markers(processor, structure, for_generation)
+    answers = [] if for_generation else _answers(structure)
+    unasked = []
+    for turn, texts in reversed(answers):
+        prompt, _ = render_markers(processor, structure[:turn], True)
+        start = template.index(MARKER.format(texts[0]))
+        if template.startswith(prompt) and len(prompt) <= start:
+            continue
+        if (turn, texts) == answers[-1]:
+            require_closed_thought(prompt)
+            template = prompt + template[start:]
+        else:
+            unasked.append(texts)
+    return _Shown(template, trimmed, unasked)
+
+
+def _answers(structure: Structure) -> list[tuple[int, list[int]]]:
+    """Returns of each assistant's turn its number, and the numbers of its texts among all texts."""
+    turns = [turn for turn, (_, types) in enumerate(structure) for kind in types if kind == "text"]
+    texts = {turn: [number for number, of in enumerate(turns) if of == turn] for turn in dict.fromkeys(turns)}
+    return [(turn, numbers) for turn, numbers in texts.items() if structure[turn][0] == "assistant"]
+
+
+def _pieces(conversation: Conversation, chat: ChatModel, grids: Sequence[ImageGrid], shown: _Shown) -> Iterator[_Piece]:
     texts, family = texts_of(conversation), chat.family
-    template, trimmed = render_markers(chat.processor, structure_of(conversation), for_generation)
-    rest = iter(grids)
+    rest, unasked = iter(grids), {*chain.from_iterable(shown.unasked)}
     supervised = False
-    for number, fragment in enumerate(MARKER_PATTERN.split(template)):
+    for number, fragment in enumerate(MARKER_PATTERN.split(shown.template)):
         if number % 2:
             role, text = texts[int(fragment)]
-            supervised = role == "assistant"
-            yield _Piece(text.strip() if trimmed[int(fragment)] else text, supervised)
+            supervised = role == "assistant" and int(fragment) not in unasked
+            yield _Piece(text.strip() if shown.trimmed[int(fragment)] else text, supervised)
         else:
             expanded = _expand_images(fragment, chat.processor, family, rest)
             yield from _template_pieces(expanded, chat.processor.tokenizer, family.end_of_turn if supervised else None)
@@ -147,7 +184,7 @@ def _split(fragment: str, special: re.Pattern[str]) -> Iterator[tuple[str, bool]
         yield fragment[position:], False
 
 
-def _encode(pieces: list[_Piece], tokenizer: Any) -> TokenizedConversation:
+def _encode(pieces: list[_Piece], tokenizer: Any, unasked: int) -> TokenizedConversation:
     ids: list[int] = []
     supervised: list[bool] = []
     # Plain neighbours are one text to the tokenizer, as they are when it sees the rendered string.
@@ -158,7 +195,7 @@ def _encode(pieces: list[_Piece], tokenizer: Any) -> TokenizedConversation:
             new = _plain_ids(tokenizer, "".join(piece.text for piece in group))
         ids += new
         supervised += [is_target] * len(new)
-    return TokenizedConversation(ids, supervised)
+    return TokenizedConversation(ids, supervised, unasked=unasked)
 
 
 @lru_cache(maxsize=4096)

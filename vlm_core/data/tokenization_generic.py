@@ -29,7 +29,7 @@ from vlm_core.data.chat_template import (
 )
 from vlm_core.data.conversation import Conversation, answer_turn, question_turn, structure_of
 from vlm_core.data.markers import MARKER_PATTERN
-from vlm_core.data.thoughts import open_mark
+from vlm_core.data.thoughts import require_closed_thought
 
 OWN_ROW = "give the family a row in vlm_core/families.py, or name a dataloader.collate_fn._target_ of your own"
 
@@ -167,11 +167,7 @@ class _Shown:
         prompt = self.render(self.answer_turns[-1], for_generation=True)
         if _leads_to(prompt.text, rendered, start):
             return rendered
-        if mark := open_mark(prompt.text):
-            raise ValueError(
-                f"the generation prompt of the chat template begins a thought with {mark!r}, and an answer of the "
-                "template does not end it; use a template whose prompt ends the thought"
-            )
+        require_closed_thought(prompt.text)
         return prompt.continued(rendered, start)
 
     def supervised_spans(self, rendered: _Rendered) -> list[tuple[int, int]]:

@@ -202,7 +202,8 @@ class _Asker:
 
     def __init__(self, files: ModelFiles, questions: Questions, config: Config, ranks: Ranks, stores: _Stores) -> None:
         self.config, self.ranks, self.stores = config, ranks, stores
-        self.answerer = Answerer.load(files, ranks.local_rank, merge_lora=config.evaluation.merge_lora)
+        merge, structured = config.evaluation.merge_lora, config.packing.structured_attention
+        self.answerer = Answerer.load(files, ranks.local_rank, merge_lora=merge, structured=structured)
         self.images, self.blank = self._image_inputs(questions.conversations)
 
     def _image_inputs(self, conversations: Path) -> tuple[ImageInputs, ImageInputs]:

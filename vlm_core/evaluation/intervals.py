@@ -39,12 +39,21 @@ class CaseBootstrap:
         # How often each draw has each case: (draws, cases).
         self.weights = generator.multinomial(self.cases, [1 / self.cases] * self.cases, size=draws).astype(np.float64)
 
+    @property
+    def usable_weights(self) -> np.ndarray:
+        """The weights of all draws; of none if there are too few cases."""
+        return self.weights if self.cases >= MIN_CASES else self.weights[:0]
+
+    def mean(self, values: np.ndarray) -> Scored:
+        """Returns the mean of values with one entry per question."""
+        sums, counts = (np.bincount(self.case_of, column, self.cases) for column in (values, np.ones_like(values)))
+        return Scored(float(values.mean()), (self.usable_weights @ sums) / (self.usable_weights @ counts))
+
     def scores(self, columns: Columns, metrics: Sequence[str] | None = None) -> dict[str, Scored]:
         """Returns the score of each of `metrics` (by default of all) for columns with one entry per question."""
         by_case = {name: np.bincount(self.case_of, column, self.cases) for name, column in columns.items()}
         totals = {name: column.sum() for name, column in by_case.items()}
-        weights = self.weights if self.cases >= MIN_CASES else self.weights[:0]
-        drawn = {name: weights @ column for name, column in by_case.items()}
+        drawn = {name: self.usable_weights @ column for name, column in by_case.items()}
         chosen = [METRICS[name] for name in (METRICS if metrics is None else metrics)]
         return {metric.name: Scored(float(metric.score(totals)), metric.score(drawn)) for metric in chosen}
 

@@ -19,6 +19,7 @@ from vlm_core.generation.sampling import Decoding, GenerationSettings, chooser, 
 from vlm_core.models.load import device_of
 from vlm_core.models.merge import merged
 from vlm_core.models.model_reference import ModelFiles
+from vlm_core.models.structured_attention import use_structured_attention
 from vlm_core.models.weights import load_trained
 
 
@@ -30,10 +31,17 @@ class Answerer:
     chat: ChatModel
 
     @classmethod
-    def load(cls, files: ModelFiles, local_rank: int = 0, *, merge_lora: bool | None = None) -> "Answerer":
-        """Returns the model of `files` on the rank's device; see `vlm_core.models.merge` for `merge_lora`."""
-        model = merged(load_trained(files.weights, files.base, files.config), merge_lora)
-        return cls(model.to(device_of(local_rank)).eval(), files.chat)
+    def load(
+        cls, files: ModelFiles, local_rank: int = 0, *, merge_lora: bool | None = None, structured: bool = True
+    ) -> "Answerer":
+        """Returns the model of `files` on the rank's device.
+
+        See `vlm_core.models.merge` for `merge_lora`; `structured` allows structured attention.
+        """
+        model = merged(load_trained(files.weights, files.base, files.config), merge_lora).to(device_of(local_rank))
+        if structured and files.chat.packs:
+            use_structured_attention(model, model.device)
+        return cls(model.eval(), files.chat)
 
     def answer(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Answer]:
         """Returns the answers, generated as one batch; questions about equal images share the image's prefix."""

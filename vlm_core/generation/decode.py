@@ -159,7 +159,7 @@ class _Decoder:
             caches.append(DynamicCache())
             places = Places.of(part)
             with only_at(part["read"], self.model):
-                inputs = packed_inputs(part, self.chat.family)
+                inputs = packed_inputs(part, self.model, self.chat.family)
                 hidden.append(self._forward(inputs, places, places, caches[-1])[part["read"]])
         self.hidden, self.cache = torch.cat(hidden), joined(caches)
         self.keys = Places(*(ids.clone() for ids in Places.of(self.batch)))  # changed as branches grow and end

@@ -20,7 +20,12 @@ TINY_VERSION: Final = 1
 TINY_WRITERS = {  # module and function
     "tiny-gemma3": ("vlm_core.models.tiny", "write_tiny_gemma3"),
     "tiny-gemma3n": ("vlm_core.models.tiny_gemma3n", "write_tiny_gemma3n"),
+    "tiny-gemma4": ("vlm_core.models.tiny_gemma4", "write_tiny_gemma4"),
+    "tiny-gemma4_26b": ("vlm_core.models.tiny_gemma4", "write_tiny_gemma4_26b"),
+    "tiny-gemma4_unified": ("vlm_core.models.tiny_gemma4", "write_tiny_gemma4_unified"),
     "tiny-qwen2_5_vl": ("vlm_core.models.tiny_qwen", "write_tiny_qwen2_5_vl"),
+    "tiny-qwen3_vl": ("vlm_core.models.tiny_qwen3", "write_tiny_qwen3_vl"),
+    "tiny-qwen3_vl_moe": ("vlm_core.models.tiny_qwen3", "write_tiny_qwen3_vl_moe"),
 }
 TINY_MODELS = tuple(f"builtin:{name}" for name in TINY_WRITERS)
 PATTERNS = ["README.md", "*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -19,17 +19,24 @@ from vlm_core.data.conversation import Conversation, Part, Turn
 from vlm_core.data.grids import GRID_RULES, mrope_positions
 from vlm_core.data.tokenization import grids_of_images, image_text, tokenize_listed
 from vlm_core.data.tokenization_generic import tokenize_rendered
-from vlm_core.families import FAMILIES, Family
+from vlm_core.families import Family
 from vlm_core.models.derived_family import family_of
 from vlm_core.models.forward import head_logits, hidden_states, target_logits
 from vlm_core.models.load import load_processor
 
 
-def load_chat(directory: Path) -> ChatModel:
-    """Returns the chat model of the checkpoint in `directory`; raises ValueError for one that cannot chat."""
-    processor, family = load_processor(directory), family_of(directory)
-    kind = FastChat if family.model_type in FAMILIES else GenericChat
-    return kind(processor, family)
+def load_chat(directory: Path, images: Mapping[str, Any] | None = None) -> ChatModel:
+    """Returns the chat model of the checkpoint in `directory`, with the settings `images` of its image processor.
+
+    Raises ValueError for a model that cannot chat, and for settings that do not fit it.
+    """
+    processor, family = load_processor(directory, images), family_of(directory, images)
+    if images and "size" in images and not family.derived and not family.image_grid:
+        raise ValueError(
+            f"model.image_processor.size: a {family.model_type} model takes images of the size that its tower was "
+            "trained with; remove it"
+        )
+    return (GenericChat if family.derived else FastChat)(processor, family)
 
 
 class _Chat(ABC):

@@ -5,6 +5,8 @@ processor and the model's `forward` say which tensors a batch needs.
 """
 
 import inspect
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,14 +20,22 @@ from vlm_core.data.tokenization_generic import OWN_ROW, end_of_turn
 from vlm_core.families import FAMILIES, Family, model_type_of
 from vlm_core.models.load import load_processor
 
+PROJECTORS = ("merger", "projector", "connector")  # parts of the names of such modules inside a tower
 
-def family_of(model_directory: Path) -> Family:
-    """Returns the family of the checkpoint in `model_directory`.
 
+def family_of(model_directory: Path, images: Mapping[str, Any] | None = None) -> Family:
+    """Returns the family of the checkpoint in `model_directory`, with the settings `images` of its image processor.
+
+    No row fits a model whose image processor cuts an image into several: then the facts are the model's own.
     Raises ValueError for a model that is not an image-text-to-text model of transformers, or has no chat template.
     """
     model_type = model_type_of(model_directory)
-    return FAMILIES[model_type] if model_type in FAMILIES else _own_row(model_directory, model_type)
+    row = FAMILIES.get(model_type)
+    if row is None:
+        return _own_row(model_directory, model_type)
+    if row.image_crops and images and images.get(row.image_crops):
+        return replace(_own_row(model_directory, model_type), image_crops=row.image_crops)
+    return row
 
 
 @lru_cache(maxsize=8)
@@ -46,6 +56,7 @@ def _own_row(directory: Path, model_type: str) -> Family:
     parts = _parts(model)
     return Family(
         model_type=model_type,
+        derived=True,
         end_of_turn=end,
         image_token=processor.image_token,
         required_keys=frozenset({"input_ids", "attention_mask"}),
@@ -68,7 +79,10 @@ def _empty_model(directory: Path) -> Any:
 
 
 def _parts(model: Any) -> dict[str, tuple[str, ...]]:
-    """Returns the parts of a model with the names of their modules; the projector is what no other part claims."""
+    """Returns the parts of a model with the names of their modules.
+
+    The projector is what no other part claims, and what some towers hold as their last module (the merger of Qwen2-VL).
+    """
     found = {
         "embeddings": (model.get_input_embeddings(), *_token_tables(model), model.get_output_embeddings()),
         "vision_tower": (model.get_encoder("image"),),
@@ -85,7 +99,15 @@ def _parts(model: Any) -> dict[str, tuple[str, ...]]:
     claimed = tuple(name + "." for names in parts.values() for name in names)
     rest = (name for name, _ in model.named_parameters() if not name.startswith(claimed))
     others = tuple(dict.fromkeys(".".join(name.split(".")[:2]) for name in rest))
+    inside = tuple(name for tower in parts.get("vision_tower", ()) for name in _projectors_in(model, tower))
+    others = others + inside if "language_model" in parts else others
     return parts | ({"projector" if "language_model" in parts else "language_model": others} if others else {})
+
+
+def _projectors_in(model: Any, tower: str) -> list[str]:
+    """Returns the names of the modules directly in a vision tower that lead to the language model."""
+    children = model.get_submodule(tower).named_children()
+    return [f"{tower}.{name}" for name, _ in children if any(word in name for word in PROJECTORS)]
 
 
 def _token_tables(model: Any) -> list[torch.nn.Embedding]:

@@ -21,10 +21,10 @@ def hidden_states(model: Any, batch: dict[str, torch.Tensor], family: Family) ->
 
     `model` is the transformers model itself.
     """
-    inputs = with_features({key: value for key, value in batch.items() if key not in LABELS})
+    inputs = with_features({key: value for key, value in batch.items() if key not in LABELS}, model, family)
     if "group_ids" in batch:
         places = Places.of(batch)
-        inputs = packed_inputs(batch, family) | {"attention_mask": packed_masks(places, places, model, family)}
+        inputs = packed_inputs(batch, model, family) | {"attention_mask": packed_masks(places, places, model, family)}
     return model.model(**inputs, use_cache=False).last_hidden_state
 
 
@@ -47,21 +47,29 @@ def targets_of(batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return functional.pad(batch["labels"][:, 1:], (0, 1), value=IGNORE_INDEX)
 
 
-def packed_inputs(batch: dict[str, torch.Tensor], family: Family) -> dict[str, Any]:
+def packed_inputs(batch: dict[str, torch.Tensor], model: Any, family: Family) -> dict[str, Any]:
     """Returns the model's arguments for a packed batch, without the masks: tokens, images and positions."""
     inputs = {key: batch[key] for key in ("input_ids", FEATURES, *family.image_inputs) if key in batch}
     own_positions = family.mrope and "grid_position_ids" in batch  # Rows without images count tokens.
-    return with_features(inputs | {"position_ids": batch["grid_position_ids" if own_positions else "position_ids"]})
+    positions = batch["grid_position_ids" if own_positions else "position_ids"]
+    return with_features(inputs | {"position_ids": positions}, model, family)
 
 
-def with_features(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Returns a model's arguments, with finished features of images as the model takes them."""
+def with_features(inputs: dict[str, Any], model: Any, family: Family) -> dict[str, Any]:
+    """Returns a model's arguments, with cached features of images as the model takes them: the tower's outputs.
+
+    A projector that the cache leaves out runs here, so inside the forward pass that DDP and FSDP2 wrap.
+    """
     if FEATURES not in inputs:
         return inputs
-    of_all_images: Any = [inputs[FEATURES]]
+    projector = model.get_submodule(family.feature_projector) if family.feature_projector else torch.nn.Identity()
+    outputs = inputs[FEATURES].unbind(1) if family.layer_features else [inputs[FEATURES]]
+    of_all_images: Any = [projector(outputs[0])]
     encoded = BaseModelOutputWithPooling(pooler_output=of_all_images)
-    others = {key: value for key, value in inputs.items() if key != FEATURES}
-    return others | {"mm_encoder_outputs": {"image": encoded}}
+    if family.layer_features:
+        setattr(encoded, family.layer_features, [[output] for output in outputs[1:]])
+    rest = {key: value for key, value in inputs.items() if key != FEATURES}
+    return rest | {"mm_encoder_outputs": {"image": encoded}}
 
 
 def on_device(batch: dict[str, torch.Tensor], model: Any) -> dict[str, torch.Tensor]:

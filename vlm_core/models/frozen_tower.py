@@ -1,8 +1,11 @@
 """The frozen vision tower: its features, their fingerprint, and the stub that replaces the tower.
 
 The cache holds the last output before the first weight that may train. For Gemma 3, these are the pooled patches (256
-of 4096); for Gemma 3n, the tower's output. In Qwen2.5-VL the projector is part of the tower: the cache holds the
-projector's output, if the projector is frozen too. Everything after the cached output runs as usual.
+of 4096); for Gemma 3n and Gemma 4, the tower's output. In Qwen's models the projector is part of the tower: the cache
+holds the projector's output, if the projector is frozen too. Everything after the cached output runs as usual.
+
+Qwen3-VL's tower has further outputs, which are added to the hidden states after the first layers (DeepStack, arXiv
+2406.04334). They have the shape of the projector's output, so the cache holds all outputs as one tensor.
 """
 
 import hashlib
@@ -24,7 +27,9 @@ VISION_VERSION = 2  # raise it whenever the same tower and images must give othe
 
 
 def is_tower_frozen(model: Any, family: Family) -> bool:
-    """Returns whether no parameter of the tower trains, so that an image's features never change."""
+    """Returns whether the model has a tower of which no parameter trains, so that an image's features never change."""
+    if not family.vision_tower:
+        return False
     tower = unwrapped(model).get_submodule(family.vision_tower)
     return not any(parameter.requires_grad for parameter in tower.parameters())
 
@@ -52,10 +57,15 @@ class _Captured(Exception):
 def vision_features(model: Any, images: Batch, family: Family) -> Sequence[torch.Tensor]:
     """Returns the features of each image: the output of the family's `vision_features` module.
 
+    A tower with several outputs (the family's `layer_features`) gives (tokens, outputs, hidden size) for each image.
     `images` is what `ChatModel.image_inputs` returns, on the tower's device and in its dtype.
     """
     if holds_projector(family):
-        return unwrapped(model).get_image_features(**images).pooler_output
+        encoded = unwrapped(model).get_image_features(**images)
+        if not family.layer_features:
+            return encoded.pooler_output
+        outputs = encoded.pooler_output, *getattr(encoded, family.layer_features)
+        return [torch.stack(of_image, dim=1) for of_image in zip(*outputs, strict=True)]
 
     def capture(module: nn.Module, arguments: Any, output: Any) -> None:
         raise _Captured(getattr(output, "last_hidden_state", output))
@@ -65,10 +75,18 @@ def vision_features(model: Any, images: Batch, family: Family) -> Sequence[torch
     try:
         core.get_image_features(**images)
     except _Captured as captured:
-        return captured.args[0]
+        return _of_each_image(captured.args[0], images)
     finally:
         handle.remove()
     raise AssertionError(f"get_image_features does not call {family.vision_features}")
+
+
+def _of_each_image(features: Any, images: Batch) -> Sequence[torch.Tensor]:
+    """Returns the features of each image; Gemma 4's tower gives the tokens of all images in a row."""
+    if "image_position_ids" not in images:
+        return features
+    patches = (images["image_position_ids"] >= 0).all(dim=-1).sum(dim=-1)  # without padding
+    return features.split((patches * len(features) // patches.sum()).tolist())
 
 
 def feature_inputs(features: Sequence[torch.Tensor], grids: Sequence[ImageGrid], chat: ChatModel) -> Batch:
@@ -78,7 +96,7 @@ def feature_inputs(features: Sequence[torch.Tensor], grids: Sequence[ImageGrid],
     """
     if not features:
         return {}
-    key = FEATURES if holds_projector(chat.family) else PIXELS  # The stub passes PIXELS on to a separate projector.
+    key = PIXELS if needs_stub(chat.family) else FEATURES
     batch = {key: torch.cat([*features]) if chat.family.image_grid else torch.stack([*features])}
     if "image_grid_thw" in chat.family.image_inputs:  # needed to compute positions
         batch["image_grid_thw"] = patch_grids(grids, chat.processor.image_processor.merge_size)
@@ -88,6 +106,11 @@ def feature_inputs(features: Sequence[torch.Tensor], grids: Sequence[ImageGrid],
 def holds_projector(family: Family) -> bool:
     """Returns whether the projector is part of the tower; then the model takes the cached features directly."""
     return all(name.startswith(f"{family.vision_tower}.") for name in family.parts["projector"])
+
+
+def needs_stub(family: Family) -> bool:
+    """Returns whether cached features enter as pixels, through a stub that passes them on to the projector."""
+    return not holds_projector(family) and not family.feature_projector
 
 
 class _Stub(nn.Module):
@@ -113,7 +136,7 @@ class DetachedTower:
         self.model, self.name = unwrapped(model), family.vision_tower
         self.tower = self.model.get_submodule(family.vision_tower)
         pooled = family.vision_features != family.vision_tower
-        self.stub = nn.Identity() if holds_projector(family) else _Stub(self.tower, pooled=pooled)
+        self.stub = _Stub(self.tower, pooled=pooled) if needs_stub(family) else nn.Identity()
         self.model.set_submodule(self.name, self.stub)
         if pooled:
             # The features are pooled already: a square of tokens_per_side, which the projector must not pool again.

@@ -1,12 +1,14 @@
 """Loads a model and its processor, and puts them on a device; `weights` loads what was trained on top of it."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+from transformers.processing_utils import ImagesKwargs
 
 from vlm_core.config import ModelConfig
 from vlm_core.hub import is_repository_id
@@ -14,12 +16,48 @@ from vlm_core.hub import is_repository_id
 logger = logging.getLogger(__name__)
 
 
-def load_processor(directory: Path) -> ProcessorMixin:
-    """Returns the processor in `directory`."""
-    processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+# Settings of image processors that follow from a model's weights.
+FIXED = {"patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size", "image_seq_length"}
+
+
+def load_processor(directory: Path, images: Mapping[str, Any] | None = None) -> ProcessorMixin:
+    """Returns the processor in `directory`; its image processor gets the settings `images` (`model.image_processor`).
+
+    Raises ValueError for a setting that the image processor does not have, for a value that it refuses, and for a
+    processor that needs a package that is not installed.
+    """
+    try:
+        processor: Any = AutoProcessor.from_pretrained(directory, trust_remote_code=False)
+    except ImportError as error:
+        raise ValueError(f"the processor of {directory} needs another package: {error}") from error
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token  # masked and without a target
+    if images:
+        _change_images(processor, directory, images)
     return processor
+
+
+def _change_images(processor: Any, directory: Path, settings: Mapping[str, Any]) -> None:
+    kind = type(processor.image_processor)
+    known = _budget_settings(processor.image_processor)
+    for name in settings.keys() - known:
+        raise ValueError(
+            f"model.image_processor.{name}: {kind.__name__} cannot change that; it has {', '.join(sorted(known))}"
+        )
+    try:
+        processor.image_processor = kind.from_pretrained(directory, **settings)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"model.image_processor={dict(settings)}: {error}") from None
+    # Gemma 3's processor has values of its own, which come before those of its image processor.
+    own = getattr(processor, "images_kwargs", {})
+    processor.images_kwargs = {name: settings.get(name, value) for name, value in own.items()}
+
+
+def _budget_settings(image_processor: Any) -> set[str]:
+    """Returns the names of the settings that say how many tokens an image gets: those of this processor alone."""
+    accepted = getattr(image_processor, "valid_kwargs", ImagesKwargs).__annotations__
+    size = {"size"} if image_processor.size is not None else set()
+    return (accepted.keys() - ImagesKwargs.__annotations__.keys() - FIXED) | size
 
 
 def load_model(directory: Path, config: ModelConfig) -> Any:

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
-from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -19,11 +18,12 @@ def merged(model: Any, wanted: bool | None) -> Any:
     """
     if not isinstance(model, PeftModel) or wanted is False:
         return model
-    bases = [module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer)]
-    if any(type(base).__module__.partition(".")[0] != nn.Linear.__module__.partition(".")[0] for base in bases):
+    layers = (module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer))
+    weights = [parameter for layer in layers for parameter in layer.parameters()]
+    if any(type(weight.data) is not torch.Tensor or not weight.is_floating_point() for weight in weights):
         if wanted:
             logger.warning("evaluation.merge_lora=true has no effect: the base model is quantised")
         return model
-    if not wanted and any(parameter.dtype != torch.float32 for base in bases for parameter in base.parameters()):
+    if not wanted and any(weight.dtype != torch.float32 for weight in weights):
         return model
     return model.merge_and_unload()

@@ -49,7 +49,7 @@ class ModelFiles:
         """The chat model, which loads the processor on first use."""
         from vlm_core.models.chat import load_chat  # lazy: importing torch takes seconds
 
-        return load_chat(self.base)
+        return load_chat(self.base, self.config.image_processor.settings)
 
     @cached_property
     def fingerprint(self) -> str:

@@ -1,5 +1,6 @@
 """The model to train: loaded in the right precision, then frozen in part or given LoRA matrices."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,12 @@ from transformers import AutoConfig
 
 from vlm_core.config import Config, ModelConfig
 from vlm_core.families import Family
-from vlm_core.models.freeze import freeze, frozen_parts, require_trainable
+from vlm_core.models.freeze import count_parameters, freeze, frozen_parts, require_trainable
 from vlm_core.models.load import load_model
 from vlm_core.models.lora import apply_lora
 from vlm_core.models.weights import load_adapter_weights, load_trained, weights_directory
+
+logger = logging.getLogger(__name__)
 
 
 def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path | None) -> Any:
@@ -26,6 +29,7 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
     if config.peft is not None:
         # peft keeps its matrices in float32 over a base of lower precision.
         model: Any = apply_lora(load_model(base, _with_dtype(config.model, dtype)), config.peft, family, frozen)
+        _warn_of_frozen_projector(model, family, frozen)
         if checkpoint:
             load_adapter_weights(model, weights_directory(checkpoint))
     else:
@@ -40,6 +44,16 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
         # Reentrant checkpointing silently gives Gemma 3n wrong gradients, because its layers share keys and values.
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model
+
+
+def _warn_of_frozen_projector(model: Any, family: Family, frozen: set[str]) -> None:
+    """Logs a warning if the projector should train, but no adapter is in it: LoRA freezes everything else."""
+    counts = count_parameters(model, family).get("projector")
+    if counts and not counts.trainable and "projector" not in frozen:
+        logger.warning(
+            "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). It adapts "
+            "linear modules that peft.target_modules and peft.exclude_modules select. Set it to true, or train "
+            "without peft", ", ".join(family.parts["projector"]))  # fmt: skip
 
 
 def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:

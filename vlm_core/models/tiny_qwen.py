@@ -39,7 +39,7 @@ _SPECIAL: Final = (  # in the published order
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_ADDED: Final = (  # single tokens, but not special, as published
+ADDED: Final = (  # single tokens, but not special, as published
     "<tool_call>",
     "</tool_call>",
     "<|fim_prefix|>",
@@ -50,7 +50,7 @@ _ADDED: Final = (  # single tokens, but not special, as published
     "<|file_sep|>",
 )
 _SYSTEM_PROMPT: Final = "You are a helpful assistant."
-_CHAT_TEMPLATE: Final = """\
+CHAT_TEMPLATE: Final = """\
 {%- set image_count = namespace(value=0) -%}
 {%- set video_count = namespace(value=0) -%}
 {%- for message in messages -%}
@@ -90,18 +90,24 @@ def write_tiny_qwen2_5_vl(directory: Path, texts: Iterable[str], seed: int = 0) 
     tokens. The tokenizer is trained on `texts`, so that their frequent words are one token each. Equal arguments write
     byte-identical files. torch's random state is not changed.
     """
-    tokenizer = _tokenizer(texts)
+    tokenizer = qwen_tokenizer(texts, ADDED)
     # Pixels of a full image. A limit of exactly 16 tokens would round some square images down to 3 x 3 tokens.
     size = {"shortest_edge": 56 * 56, "longest_edge": 112 * 112 + 1}
     processor = Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=size),
         tokenizer=tokenizer,
         video_processor=Qwen2VLVideoProcessor(size=size),
-        chat_template=_CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATE,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2_5_VLForConditionalGeneration(_config(tokenizer))
+    save_qwen(directory, model, processor)
+
+
+def save_qwen(directory: Path, model: Any, processor: Any) -> None:
+    """Write weights, settings and processor; generation stops at the end of a turn and at the end of the text."""
+    tokenizer = processor.tokenizer
     end_of_text = tokenizer.pad_token_id
     model.generation_config = GenerationConfig(
         bos_token_id=end_of_text, eos_token_id=[tokenizer.eos_token_id, end_of_text], pad_token_id=end_of_text
@@ -110,8 +116,11 @@ def write_tiny_qwen2_5_vl(directory: Path, texts: Iterable[str], seed: int = 0) 
     processor.save_pretrained(directory)
 
 
-def _tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
-    """Return a Qwen2Tokenizer with merges trained on `texts`; the published special tokens follow its vocabulary."""
+def qwen_tokenizer(texts: Iterable[str], others: Iterable[str]) -> Qwen2Tokenizer:
+    """Return a Qwen2Tokenizer with merges trained on `texts`.
+
+    The published special tokens follow its vocabulary, and then the single tokens `others`, which are not special.
+    """
     trained = Tokenizer(models.BPE())
     trained.normalizer = normalizers.NFC()
     words = pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), "isolated")
@@ -123,7 +132,7 @@ def _tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     model = json.loads(trained.to_str())["model"]
     merges: Any = [tuple(merge) for merge in model["merges"]]
     unknown: Any = None  # bytes encode every text
-    added = [*(AddedToken(token, special=True) for token in _SPECIAL), *(AddedToken(token) for token in _ADDED)]
+    added = [*(AddedToken(token, special=True) for token in _SPECIAL), *(AddedToken(token) for token in others)]
     return Qwen2Tokenizer(
         vocab=model["vocab"],
         merges=merges,
@@ -137,16 +146,23 @@ def _tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
 
 def _config(tokenizer: Qwen2Tokenizer) -> Qwen2_5_VLConfig:
     """Return the full configuration; head and embeddings are tied, as in the published 3B model."""
-    ids = tokenizer.get_vocab()
     return Qwen2_5_VLConfig(
-        text_config=_text_config(ids),
+        text_config=qwen_text_config(tokenizer),
         vision_config=_vision_config(),
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
         tie_word_embeddings=True,
+        **vision_token_ids(tokenizer),
     )
+
+
+def vision_token_ids(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    """Return the ids that a configuration names."""
+    ids = tokenizer.get_vocab()
+    return {
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+    }
 
 
 def _vision_config() -> dict[str, Any]:
@@ -164,10 +180,10 @@ def _vision_config() -> dict[str, Any]:
     }
 
 
-def _text_config(ids: dict[str, int]) -> dict[str, Any]:
-    """Return the text settings: 3 layers, all of them with full attention, as published."""
+def qwen_text_config(tokenizer: Qwen2Tokenizer) -> dict[str, Any]:
+    """Return the text settings that all versions share: 3 layers, all of them with full attention, as published."""
     return {
-        "vocab_size": len(ids),
+        "vocab_size": len(tokenizer),
         "hidden_size": 96,
         "intermediate_size": 192,
         "num_hidden_layers": 3,
@@ -177,6 +193,6 @@ def _text_config(ids: dict[str, int]) -> dict[str, Any]:
         # With the published base of 1e6, the five frequencies of image columns would vary too little to be learnt.
         "rope_parameters": {"rope_type": "default", "rope_theta": 100.0, "mrope_section": [2, 5, 5]},
         "initializer_range": 0.1,  # 1 / sqrt(hidden_size); the default of 0.02 suits far wider models
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
+        "bos_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
     }

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,8 @@ from vlm_core.progress import PROGRESS_FILE, progress_sent_to, progress_writer
 
 T = TypeVar("T")
 
-LONGEST_WAIT = timedelta(hours=3)
+LONGEST_WAIT = timedelta(hours=3)  # while one rank works for all: it downloads, builds a cache, writes a checkpoint
+STEP_WAIT = timedelta(minutes=15)  # in the training loop, where all ranks do equal work
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -57,13 +58,15 @@ def process_group() -> Iterator[Ranks]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(ranks.local_rank)
-    # The other ranks wait while the main rank downloads, or while another job fills a cache.
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST_WAIT)
+    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=STEP_WAIT)
+    for wait in (LONGEST_WAIT, STEP_WAIT):
+        _meetings[wait] = dist.new_group(backend="gloo", timeout=wait)
     try:
         yield ranks
-        dist.barrier()
+        barrier()
         time.sleep(0.3)  # lets gloo's threads finish: otherwise they race with the interpreter's exit (SIGABRT)
     finally:
+        _meetings.clear()
         dist.destroy_process_group()
 
 
@@ -77,7 +80,7 @@ def command() -> Iterator[Ranks]:
         try:
             with progress_sent_to(progress_writer(Path(file))) if file else nullcontext():
                 yield ranks
-        except (ValueError, HubBusyError) as error:
+        except (ValueError, HubBusyError, LateRankError) as error:
             raise SystemExit(f"error: {printable(error)}") from error
         except OSError as error:
             if not is_disk_full(error):
@@ -99,12 +102,15 @@ def _die_with_parent() -> None:
 
 
 def sum_over_ranks(*values: float) -> list[float]:
-    """Returns each value summed over all ranks, in double precision."""
+    """Returns each value summed over all ranks, in double precision.
+
+    All ranks must call this at about the same time; see `STEP_WAIT`.
+    """
     if not dist.is_initialized():
         return list(values)
-    device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
-    total = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(total)
+    _meet(STEP_WAIT)
+    total = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(total, group=_meetings[STEP_WAIT])
     return total.tolist()
 
 
@@ -112,8 +118,9 @@ def same_as_main(value: T) -> T:
     """Returns the main rank's `value` on every rank. All ranks must call this."""
     if not dist.is_initialized():
         return value
+    barrier()
     values = [value]
-    dist.broadcast_object_list(values, src=0)
+    dist.broadcast_object_list(values, src=0, group=_meetings[LONGEST_WAIT])
     return values[0]
 
 
@@ -152,6 +159,28 @@ def main_rank_first(ranks: Ranks) -> Iterator[None]:
 
 
 def barrier() -> None:
-    """Waits for all ranks."""
+    """Waits for all ranks, as long as one of them may work for the others."""
     if dist.is_initialized():
-        dist.barrier()
+        _meet(LONGEST_WAIT)
+
+
+class LateRankError(RuntimeError):
+    """A rank did not come to where all others wait."""
+
+
+_meetings: dict[timedelta, Any] = {}  # longest wait -> the group of all ranks that waits so long, on CPUs
+
+
+def _meet(wait: timedelta) -> None:
+    """Waits until all ranks have called this.
+
+    Raises LateRankError after `wait`; the error of rank 0 names the ranks that have not come.
+    """
+    try:
+        dist.monitored_barrier(group=_meetings[wait], timeout=wait, wait_all_ranks=True)
+    except RuntimeError as error:
+        raise LateRankError(
+            f"not every rank came to where rank {dist.get_rank()} waited for {wait} (hours:minutes:seconds): {error}. "
+            "The error of rank 0 names the late ranks. See their last lines in the log; py-spy dump --pid shows where "
+            "a process hangs. The same command resumes from the last checkpoint"
+        ) from error

@@ -1,8 +1,14 @@
 """Counts the floating-point operations per token, and the model FLOPs utilisation (MFU) of a step."""
 
-import torch
+from typing import Any
 
-from vlm_core.models.freeze import PartCounts
+import torch
+from torch import nn
+
+from vlm_core.families import Family
+from vlm_core.models.freeze import Counts, PartCounts
+from vlm_core.models.load import unwrapped
+from vlm_core.models.lora import expert_parameters
 
 # Dense bfloat16 FLOP/s from the vendors' data sheets. The keys are words of torch.cuda.get_device_name.
 PEAK_FLOPS = {
@@ -19,18 +25,46 @@ PEAK_FLOPS = {
 }
 
 
+# The names that models' configs have for the number of a layer's experts, and of those that a token uses.
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+USED_EXPERTS = ("num_experts_per_tok", "top_k_experts")
+NONE = Counts(0, 0)
+
 # A device with one of these words in its name is slower than the GPU that the name mentions.
 PARTIAL = {"MIG", "Laptop"}
 
 
-def flops_per_token(parts: PartCounts) -> float:
+def idle_share(model: Any) -> float:
+    """Returns the share of a layer's experts that a token does not use; 0 for a model without experts."""
+    text = model.config.get_text_config()
+    experts = next((value for name in EXPERTS if (value := getattr(text, name, None))), 0)
+    used = next((value for name in USED_EXPERTS if (value := getattr(text, name, None))), experts)
+    return 1 - used / experts if experts else 0.0
+
+
+def idle_parameters(model: nn.Module, family: Family) -> Counts:
+    """Returns how many trained and frozen parameters of the experts compute nothing for a token."""
+    core = unwrapped(model)
+    # peft wraps the module that holds the experts, once for each adapted parameter.
+    owners = {name.rpartition(".")[0].partition(".base_layer")[0] + "." for name in expert_parameters(core, family)}
+    sizes = {True: 0, False: 0}
+    for name, parameter in core.named_parameters():
+        if name.startswith(tuple(owners)):
+            sizes[parameter.requires_grad] += parameter.numel()
+    share = idle_share(core)
+    return Counts(round(share * sizes[True]), round(share * sizes[False]))
+
+
+def flops_per_token(parts: PartCounts, idle: Counts = NONE) -> float:
     """Returns the FLOPs per token of the forward and backward pass through the language model's layers.
+
+    The `idle` parameters of the language model belong to experts that a token does not use.
 
     Each weight costs two operations in the forward pass and two for the gradient of its input, which earlier layers
     need even if the weight is frozen. A trained weight costs two more. The count leaves out attention scores, the head
     (most positions skip it), the vision tower, and the recomputation of gradient checkpointing.
     """
-    trained, frozen = parts["language_model"]
+    trained, frozen = (count - unused for count, unused in zip(parts["language_model"], idle, strict=True))
     return 4.0 * (trained + frozen) + 2.0 * trained
 
 

@@ -32,7 +32,7 @@ from vlm_core.training.checkpoint import (
 )
 from vlm_core.training.distributed import Ranks, barrier, peak_memory_mb, same_as_main, sum_over_ranks
 from vlm_core.training.divergence import DivergenceWatch, broken_weight
-from vlm_core.training.flops import flops_per_token, model_flops_utilisation, peak_of
+from vlm_core.training.flops import flops_per_token, idle_parameters, model_flops_utilisation, peak_of
 from vlm_core.training.loss import TokenLoss, supervised_examples, supervised_tokens
 from vlm_core.training.optim import build_optimizer, build_scheduler
 from vlm_core.training.parallel import (
@@ -82,12 +82,14 @@ class Trainer:
         self.token_loss = TokenLoss(self.model, self.chat, fused=fused, skip_unused=compute.skip_unused_positions)
         if compute.compile:
             compile_layers(self.model)
+        barrier()  # One rank may load its weights much later than the others.
         self.forward = parallelize(self.token_loss, compute.strategy, self.ranks, self.device, self.compute_dtype)
         # Build the optimizer after sharding, because FSDP2 replaces the parameters.
         self.optimizer = build_optimizer(self.model, self.config.optimizer)
         self.scheduler = build_scheduler(self.optimizer, self.config.lr_scheduler, self.total_steps)
         self.watch = DivergenceWatch(self.config, self.directory)
         self.peak_flops = peak_of(self.device)
+        self.flops_per_token = flops_per_token(self.parameters, idle_parameters(self.model, self.chat.family))
         self.writer = Writer()
 
     def resume(self, checkpoint: Path) -> None:
@@ -186,7 +188,7 @@ class Trainer:
         lr = self.scheduler.get_last_lr()[0]
         loss, grad_norm = self._update_weights(loss_sum, tokens)
         seconds = time.monotonic() - started
-        flops = counts[0] * flops_per_token(self.parameters)
+        flops = counts[0] * self.flops_per_token
         return {
             "step": self.progress.step,
             "epoch": (self.progress.step - 1) // self.steps_per_epoch,

@@ -30,7 +30,8 @@ def compile_layers(model: Any) -> None:
 
     The rest of the model is not compiled, because inserting image features at the image tokens breaks the graph.
     """
-    logger.info("compute.compile: the compiled last layer computes all positions, those without a target too")
+    logger.info("compute.compile: the compiled layers compute all positions, those without a target too, and all pairs "
+                "of tokens on a CPU")  # fmt: skip
     for layer in decoder_layers(model):
         layer.compile()
 

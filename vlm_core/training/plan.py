@@ -21,19 +21,20 @@ from vlm_core.data.batches import PackedMicroBatch, build_batches
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.packing import row_tokens
-from vlm_core.data.token_cache import TokenDataset
+from vlm_core.data.token_cache import TokenDataset, TokenizedExample
 from vlm_core.families import Family, part_of
 from vlm_core.files import free_bytes
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, count_parameters, freeze, frozen_parts, total
-from vlm_core.models.lora import adapter_sizes
+from vlm_core.models.lora import adapter_sizes, expert_parameters
 from vlm_core.models.prepare import compute_dtype
-from vlm_core.training.flops import PEAK_FLOPS, flops_per_token
+from vlm_core.training.flops import PEAK_FLOPS, flops_per_token, idle_parameters, idle_share
 from vlm_core.training.run_length import total_steps
 
 logger = logging.getLogger(__name__)
 
 SAMPLED_STEPS = 50  # steps of the first epoch that stand for all steps
+SAMPLED_EXAMPLES = 200  # whose images are counted
 SAFETY_FACTOR = 1.5  # memory estimates were up to 1.5 times too high
 UTILISATION = 0.35  # assumed share of the GPU's peak FLOP/s
 SHOWN_GPUS = ("H100", "A100", "RTX 4090", "L4")
@@ -54,6 +55,7 @@ class Plan:
     epochs: int
     batch_size: int
     warmup_steps: int
+    tokens_of_images: tuple[int, int]  # of an image: the fewest and the most; (0, 0) without images
     tokens_per_epoch: float  # computed tokens, including padding
     unpacked_tokens_per_epoch: int  # tokens of the unpacked, unpadded examples
     largest_batch: int  # tokens of the largest forward pass
@@ -71,6 +73,8 @@ class Plan:
     def __str__(self) -> str:
         kinds = ", ".join(f"{kind} {in_words(size)}" for kind, size in self.memory.items())
         hours = ", ".join(f"{self.flops / (UTILISATION * PEAK_FLOPS[n]) / 3600:.2g} on {n}" for n in SHOWN_GPUS)
+        fewest, most = self.tokens_of_images
+        of_image = f"{fewest:,} tokens each" if fewest == most else f"{fewest:,} to {most:,} tokens each"
         return "\n".join(
             [
                 f"examples    {self.examples:,}: {self.steps_per_epoch:,} steps per epoch, {self.steps:,} in total",
@@ -78,6 +82,7 @@ class Plan:
                 "warm-up",
                 f"tokens      {self.tokens_per_epoch:,.0f} per epoch ({self.unpacked_tokens_per_epoch:,} if unpacked); "
                 f"at most {self.largest_batch:,} per forward pass",
+                f"images      {of_image}",
                 f"parameters  {self.trained:,} train, {self.frozen:,} are frozen",
                 f"memory      about {in_words(self.bytes_needed)} per process: {kinds}",
                 f"disk        about {in_words(self.checkpoint_bytes)} per checkpoint",
@@ -101,7 +106,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
     computed = sum(rows * longest for rows, longest in sizes)
     per_epoch = computed * len(tokens) / sum(map(len, sampled))
     steps = total_steps(config, len(tokens))
-    parts = planned_parameters(config, base, chat.family)
+    parts, idle = planned_parameters(config, base, chat.family)
     trained, frozen = total(parts)
     text = AutoConfig.from_pretrained(base, trust_remote_code=False).get_text_config()
     width = torch.finfo(compute_dtype(config.model, base)).bits // 8
@@ -114,7 +119,8 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         "activations": largest * _bytes_a_token(text, width, checkpointing=config.compute.gradient_checkpointing),
         "logits": 3 * 4 * min(LOGITS_AT_ONCE, largest * text.vocab_size),
     }
-    again = 2 * sum(parts["language_model"]) if config.compute.gradient_checkpointing else 0  # a second forward pass
+    # a second forward pass
+    again = 2 * (sum(parts["language_model"]) - sum(idle)) if config.compute.gradient_checkpointing else 0
     return Plan(
         examples=len(tokens),
         steps_per_epoch=len(epoch),
@@ -122,6 +128,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         epochs=schedule.epochs,
         batch_size=schedule.batch_size,
         warmup_steps=config.lr_scheduler.warmup_steps,
+        tokens_of_images=tokens_of_images(tokens, chat),
         tokens_per_epoch=per_epoch,
         unpacked_tokens_per_epoch=int(tokens.lengths.sum()),
         largest_batch=largest,
@@ -129,8 +136,21 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         frozen=frozen,
         memory=memory,
         checkpoint_bytes=checkpoint_bytes(Counts(trained, frozen), width, adapter=config.peft is not None),
-        flops=(flops_per_token(parts) + again) * per_epoch * steps / len(epoch),
+        flops=(flops_per_token(parts, idle) + again) * per_epoch * steps / len(epoch),
     )
+
+
+def tokens_of_images(tokens: TokenDataset, chat: ChatModel) -> tuple[int, int]:
+    """Returns the fewest and the most tokens of an image, over examples spread over all; (0, 0) without images."""
+    sampled = (tokens[i] for i in range(0, len(tokens), max(1, len(tokens) // SAMPLED_EXAMPLES)))
+    counts = [_image_tokens(example, chat) // len(example.images) for example in sampled if example.images]
+    return (min(counts), max(counts)) if counts else (0, 0)
+
+
+def _image_tokens(example: TokenizedExample, chat: ChatModel) -> int:
+    ids = torch.tensor([example.input_ids])
+    marked = [*chat.token_types(ids).values()] or [ids == chat.image_token]
+    return int(marked[0].sum())
 
 
 def require_fit(plan: Plan, config: Config, device: torch.device) -> None:
@@ -200,8 +220,11 @@ def checkpoint_bytes(counts: Counts, width: int, *, adapter: bool) -> float:
     return counts.trainable * 12.0 + (0 if adapter else counts.frozen * width)
 
 
-def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts:
-    """Returns the numbers of trained and of frozen parameters on the device, by part of the model."""
+def planned_parameters(config: Config, base: Path, family: Family) -> tuple[PartCounts, Counts]:
+    """Returns the numbers of trained and of frozen parameters on the device, by part of the model.
+
+    The second value has those of the experts that a token does not use.
+    """
     architecture = AutoConfig.from_pretrained(base, trust_remote_code=False)
     with torch.device("meta"):
         model: nn.Module = AutoModelForImageTextToText.from_config(architecture, trust_remote_code=False)
@@ -219,8 +242,12 @@ def planned_parameters(config: Config, base: Path, family: Family) -> PartCounts
     trains = trains or any(name.startswith(f"{family.vision_tower}.") for name in adapted)
     if config.vision_cache.enabled and family.vision_tower and not trains:
         model.set_submodule(family.vision_tower, nn.Identity())  # its features are on disk
-    parts = count_parameters(model, family)
-    return {part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()}
+    parts, idle = count_parameters(model, family), idle_parameters(model, family)
+    of_experts = sum(adapted.get(name, 0) for name in expert_parameters(model, family))
+    return (
+        {part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()},
+        Counts(idle.trainable + round(idle_share(model) * of_experts), idle.frozen),
+    )
 
 
 def _bytes_a_token(text: Any, width: int, *, checkpointing: bool) -> float:

@@ -1,6 +1,7 @@
 """Reports a run while it trains: writes `metrics.jsonl` and `validation.jsonl`, and shows progress."""
 
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,6 @@ class Reporter:
         kept = {}
         for name in (METRICS, VALIDATION, SAMPLES):
             path = self.directory / name
-            kept[name] = [record for record in read_json_lines(path)[0] if record["step"] <= step]
+            kept[name] = [record for record in read_json_lines(path)[0] if record.get("step", math.inf) <= step]
             write_text(path, "".join(to_json(record) + "\n" for record in kept[name]))
         return kept[METRICS][-1]["elapsed_seconds"] if kept[METRICS] else 0.0

@@ -25,6 +25,7 @@ from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
 from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.data.tokenization import require_template
+from vlm_core.families import Family
 from vlm_core.home import require_writable
 from vlm_core.models.base_model import fetch_model
 from vlm_core.models.chat import load_chat
@@ -32,6 +33,7 @@ from vlm_core.models.freeze import count_parameters, parameter_table
 from vlm_core.models.frozen_tower import DetachedTower, is_tower_frozen
 from vlm_core.models.load import device_of
 from vlm_core.models.prepare import compute_dtype, prepare_model
+from vlm_core.models.structured_attention import use_structured_attention
 from vlm_core.resume import checkpoint_to_resume
 from vlm_core.targets import load_target
 from vlm_core.training.distributed import Ranks, decided_by_main, main_rank_first
@@ -92,7 +94,7 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
     with main_rank_first(ranks):
         conversations = conversations or prepare_conversations(config)[0]
         base = fetch_model(config.model)
-        chat = load_chat(base)
+        chat = load_chat(base, config.model.image_processor.settings)
         if collate is None:
             config = _with_effective_savings(config, chat)
         tokens = _read_tokens(config, conversations, chat, collate)
@@ -111,6 +113,8 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     """
     config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
+    if config.packing.enabled and config.packing.structured_attention and not config.compute.compile:
+        use_structured_attention(model, device)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images, full_model, workers = _images(inputs, model)
@@ -174,15 +178,25 @@ def _require_kernels(config: Config, device: torch.device) -> None:
         )
 
 
+def unpacked_reason(family: Family) -> str:
+    """Returns in words why a model trains on unpacked examples, without cached features."""
+    if family.image_crops:
+        return f"cuts images into several (model.image_processor.{family.image_crops}), which are not packed"
+    return "is not in vlm_core/families.py, so it trains on unpacked examples"
+
+
 def _with_effective_savings(config: Config, chat: ChatModel) -> Config:
     """Turns off packing and the vision cache for a model type without support; warns of settings without effect."""
     possible = {"packing": chat.packs, "vision_cache": chat.caches_features}
     savings = [name for name in possible if getattr(config, name).enabled and not possible[name]]
     if savings:
-        logger.warning("%s have no effect: the model type %s is not in vlm_core/families.py, so it trains on "
-                       "unpacked examples", " and ".join(savings), chat.family.model_type)  # fmt: skip
+        reason = "has no vision tower" if chat.packs else unpacked_reason(chat.family)
+        logger.warning("%s %s no effect: the model type %s %s", " and ".join(savings),
+                       "have" if len(savings) > 1 else "has", chat.family.model_type, reason)  # fmt: skip
         off = {name: getattr(config, name).model_copy(update={"enabled": False}) for name in savings}
-        return config.model_copy(update=off)
+        config = config.model_copy(update=off)
+        if not chat.packs:
+            return config
     if not config.packing.enabled and "max_tokens" in config.packing.model_fields_set:
         logger.warning("packing.max_tokens has no effect: packing.enabled=false")
     if config.packing.enabled and config.step_scheduler.local_batch_size > 1:

@@ -11,7 +11,7 @@ from vlm_core.data.phantom import _open_pairs, _plan
 from vlm_core.evaluation.clinical.agreement import ADDED, CONTRADICTED, OMITTED, compare, contradicted, totals
 from vlm_core.evaluation.clinical.assertions import assertions_of
 
-PAIRS = Path(__file__).with_name("pairs.txt")
+PAIRS, HELD_OUT = (Path(__file__).with_name(name) for name in ("pairs.txt", "heldout.txt"))
 LETTERS = {
     "P": "finding", "K": "character", "D": "device", "L": "side", "H": "position", "C": "count", "S": "size",
     "M": "modality", "A": "plane", "R": "region",
@@ -48,6 +48,15 @@ def test_it_agrees_with_labels_by_hand() -> None:
     assert [key for key in found["missed"] if key[1] == CONTRADICTED] == [("position", CONTRADICTED)]
     assert found["right"].total() >= 0.98 * (found["right"].total() + found["missed"].total())
     assert found["right"].total() >= 0.97 * (found["right"].total() + found["wrong"].total())
+
+
+def test_it_finds_most_contradictions_in_texts_that_it_was_not_made_for() -> None:
+    assert len(pairs(HELD_OUT)) == 130
+    right, wrong, missed = (
+        sum(n for key, n in found.items() if key[1] == CONTRADICTED) for found in counts(HELD_OUT).values()
+    )
+    assert right / (right + wrong) >= 0.9
+    assert right / (right + missed) >= 0.75
 
 
 def phantom_answers() -> list[tuple[dict[str, str], str, str]]:
