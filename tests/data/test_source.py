@@ -116,8 +116,10 @@ def test_a_directory_without_data_is_refused(tmp_path: Path) -> None:
 def test_names_that_are_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="neither a directory or file, nor a hub id"):
         fetch("no-such-directory")
-    with pytest.raises(ValueError, match="takes whole numbers for .*'slices'"):
-        fetch("builtin:phantom?pictures=3")
+    known = r"takes whole numbers for \['images', 'seed', 'image_size', 'slices'\], and form=png\|dicom\|nifti"
+    for wrong in ("pictures=3", "form=jpeg", "slices=two"):
+        with pytest.raises(ValueError, match=known):
+            fetch(f"builtin:phantom?{wrong}")
 
 
 def test_the_hub_offline_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,6 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tasks.services.deploy import local_timezone
-from tests.conftest import noise
 from tests.e2e.attacks import (
     REBINDING,
     check_foreign_page,
@@ -29,6 +29,7 @@ from tests.e2e.attacks import (
 )
 from tests.e2e.made_up import COMMIT, hub, services_up
 from tests.e2e.pages import check_result_pages, check_that_text_stays_text, chromium, submit_form
+from tests.e2e.planted import IN_A_QUESTION, IN_HEADERS, PIECES, places_of, write_planted_dataset
 from tests.e2e.served_model import check_served_model
 from tests.e2e.services import Prefect, command, trainings_of, wait_for, wait_until
 from tests.readme import loading
@@ -53,23 +54,34 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
         yield environment
 
 
+@pytest.fixture(scope="module")
+def scans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real DICOM files with planted personal data, outside the home."""
+    directory = tmp_path_factory.mktemp("hospital") / "scans"
+    write_planted_dataset(directory)
+    return directory
+
+
 def run(served: dict[str, str], name: str, **parameters: Any) -> subprocess.CompletedProcess[str]:
     words = [word for key, value in parameters.items() for word in ("-p", f"{key}={json.dumps(value)}")]
     return command("prefect", "deployment", "run", name, *words, "--watch", environment=served)
 
 
-def test_a_deployment_runs_by_its_own_name(served: dict[str, str]) -> None:
+def test_a_deployment_runs_by_its_own_name(served: dict[str, str], scans: Path) -> None:
+    """On DICOM files."""
     registry = {"model_name": MODEL}
-    done = run(served, "medpix-finetune", recipe="demo", registry=registry, overrides=SMALL | {"evaluation.limit": 10})
+    overrides = SMALL | {"dataset.path_or_dataset": str(scans), "evaluation.limit": 8, "dataset.images.window": "brain",
+                         "step_scheduler.global_batch_size": 10}  # fmt: skip
+    done = run(served, "medpix-finetune", recipe="demo", registry=registry, overrides=overrides)
     assert done.returncode == 0, done.stdout + done.stderr
     home = Path(served["MEDPIX_HOME"])
     summary = json.loads((home / "runs" / "latest" / "summary.json").read_text())
-    assert (summary["training"]["steps"], summary["evaluation"]["examples"]) == (2, 10)
-    promotion = {"promoted": False, "reason": "the evaluation was limited to 10 questions of the split"}
+    assert (summary["training"]["steps"], summary["evaluation"]["examples"]) == (2, 8)
+    promotion = {"promoted": False, "reason": "the evaluation was limited to 8 questions of the split"}
     assert summary["registered_model"]["promotion"] == promotion
     # What the data and the answers are like is in Prefect's UI.
     data = json.loads(Prefect(served).artifact("medpix-data")["data"])
-    assert [(row["split"], row["Questions"]) for row in data] == [("train", 340), ("validation", 60)]
+    assert [(row["split"], row["Questions"]) for row in data] == [("train", 30), ("validation", 10)]
     shown = Prefect(served).artifact("medpix-summary")["data"]
     assert shown.startswith("**Version 1 of medpix-gemma3 is not promoted**: ")
     assert f"| Token F1 | {summary['evaluation']['scores']['model']['token_f1']['value']:.3f} |" in shown
@@ -83,11 +95,11 @@ def test_the_pages_of_prefect_and_mlflow_show_the_result(served: dict[str, str])
 
 
 def test_progress_and_log_of_a_run_are_in_prefect(served: dict[str, str]) -> None:
-    steps = {"preprocess": "60 rows", "finetune": "2 of 2 steps", "evaluate": "answers"}
+    steps = {"preprocess": "10 rows", "finetune": "2 of 2 steps", "evaluate": "answers"}
     for step, count in steps.items():
         shown = Prefect(served).artifact(f"medpix-{step}-progress")
         assert (step, float(shown["data"])) == (step, 100.0)
-        assert count in shown["description"].replace("60 of 60", "60")
+        assert count in shown["description"].replace("10 of 10", "10")
     assert re.search(r"loss \d.*samples/s", Prefect(served).artifact("medpix-finetune-progress")["description"])
     flow_run = Prefect(served).artifact("medpix-finetune-progress")["flow_run_id"]
     lines = [record["message"] for record in Prefect(served).log(flow_run)]
@@ -102,8 +114,8 @@ def test_results_are_json(served: dict[str, str]) -> None:
     assert stored == [summary]  # no task leaves anything
 
 
-def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_path: Path) -> None:
-    """By name, on the command line, in an evaluation, in Python, and over HTTP; its weights come from the server."""
+def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], scans: Path, tmp_path: Path) -> None:
+    """About a DICOM file: by name, on the command line, in Python, and over HTTP; its weights come from the server."""
     promoted = command("tasks.registry", "promote", MODEL, "1", environment=served)
     assert promoted.returncode == 0, promoted.stdout + promoted.stderr
     evaluated = run(served, "medpix-evaluate", checkpoint=CHAMPION, dataset={"path_or_dataset": PHANTOM})
@@ -111,9 +123,8 @@ def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_p
     results = Path(served["MEDPIX_HOME"]).glob("runs/*/evaluation/result.json")
     (result,) = (json.loads(path.read_text()) for path in results if CHAMPION in path.read_text())
     assert (result["examples"], result["complete"]) == (60, True)
-    image = tmp_path / "image.png"
-    noise((56, 56)).save(image)
-    words = ("--prompt", QUESTION, "--image", str(image), "--max-new-tokens", "8")
+    image = Path(shutil.copy(scans / "0.dcm", tmp_path / "image.png"))  # the content says the format
+    words = ("--prompt", QUESTION, "--image", str(scans / "0.dcm"), "--max-new-tokens", "8")
     said = command("vlm_core.generate", "--checkpoint-path", CHAMPION, *words, environment=served)
     assert said.returncode == 0, said.stdout + said.stderr
     answer = said.stdout.removesuffix("\n")
@@ -129,6 +140,26 @@ def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], tmp_p
     assert by_readme.returncode == 0, by_readme.stderr
     assert ast.literal_eval(by_readme.stdout.splitlines()[-1])[0].startswith(answer.rstrip("\ufffd"))
     check_served_model(served, CHAMPION, asked, answer, tmp_path / "serve.log")
+    assert set().union(*places_of(tmp_path, PIECES).values()) <= {"image.png"}  # nor in the server's log
+    assert not any(piece in text for piece in PIECES for text in (said.stderr, loaded.stderr, by_readme.stderr))
+
+
+def test_planted_personal_data_is_reported_and_nowhere_else(served: dict[str, str]) -> None:
+    """Not in any byte of caches, logs, reports, MLflow's files and Prefect's database; tags are named, values are not.
+
+    A question is trained on, so its words are in the cache of conversations, and only there.
+    """
+    home = Path(served["MEDPIX_HOME"])
+    reports = [json.loads(path.read_text()) for path in (home / "cache" / "conversations").glob("*/statistics.json")]
+    (found,) = (report for report in reports if report["medical"]["images"])
+    assert {tag: found["medical"]["personal_tags"][tag] for tag in IN_HEADERS} == dict.fromkeys(IN_HEADERS, 8)
+    assert found["personal_texts"] == {"a name with a title": 1, "a record number": 1}
+    assert (found["burnt_in_text"]["images"], found["medical"]["counts"]["modality"]["CT"]) == (3, 3)
+    places = places_of(home, [*PIECES, *IN_A_QUESTION, "PatientComments"])
+    assert {value: files for value, files in places.items() if value in PIECES and files} == {}
+    for value in IN_A_QUESTION:
+        assert {file.split("/")[1] for file in places[value]} == {"conversations"}
+    assert {file.split("/")[0] for file in places["PatientComments"]} >= {"cache", "mlflow", "prefect", "runs"}
 
 
 def test_foreign_pages_and_programs_get_nothing(served: dict[str, str]) -> None:

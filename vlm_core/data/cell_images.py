@@ -65,7 +65,7 @@ class CellImages:
         except (MedicalImageError, UnreadableImageError) as error:
             detail = getattr(error, "detail", "")
             raise ImageError(str(error), lambda: detail) from None
-        return [Picture(picture, opened.facts) for picture in opened.pictures]
+        return [Picture(picture, opened.facts_of(index)) for index, picture in enumerate(opened.pictures)]
 
     def series(self, cells: Sequence[Any]) -> Series | None:
         """Returns the files of several cells if all are slices of the same DICOM series; else None."""

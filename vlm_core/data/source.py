@@ -7,9 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from urllib.parse import parse_qsl
 
-from vlm_core.cache import cached_directory
 from vlm_core.config import DatasetConfig
 from vlm_core.data.archives import unpacked
 from vlm_core.data.cell_images import CellImages
@@ -23,20 +21,17 @@ from vlm_core.data.hub_files import hub_files
 from vlm_core.data.image_folder import ImageFolder
 from vlm_core.data.image_places import image_digests, image_places
 from vlm_core.data.medical.settings import identity
-from vlm_core.data.phantom import FORMS, PHANTOM_VERSION, write_phantom
+from vlm_core.data.phantom_cache import PHANTOM, is_phantom, phantom_directory
 from vlm_core.data.pseudonyms import Pseudonyms, pseudonyms_of
 from vlm_core.data.row_readers import Rows
 from vlm_core.data.split_expression import resolve_split
 from vlm_core.files import file_sha256
-from vlm_core.home import medpix_home
 from vlm_core.hub import current_commit, download, is_repository_id
 from vlm_core.targets import load_target
 
 logger = logging.getLogger(__name__)
 
 TRAIN = "train"
-PHANTOM = "builtin:phantom"
-PHANTOM_DEFAULTS = {"images": "1000", "seed": "0", "image_size": "56", "form": "png", "slices": "1"}
 
 
 @dataclass(frozen=True)
@@ -214,8 +209,8 @@ def _of_function(config: DatasetConfig) -> SplitSource:
 
 def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
     name = config.path_or_dataset
-    if name.partition("?")[0] == PHANTOM:
-        directory = _phantom(name)
+    if is_phantom(name):
+        directory = phantom_directory(name)
         return directory, directory.name
     if Path(name).exists():
         return Path(name).absolute(), None
@@ -227,27 +222,6 @@ def _fetch(config: DatasetConfig) -> tuple[Path, str | None]:
                 break
         return snapshot, snapshot.name
     raise ValueError(f"no dataset {name!r}: neither a directory or file, nor a hub id owner/name, nor {PHANTOM}")
-
-
-def _phantom(name: str) -> Path:
-    settings = dict(PHANTOM_DEFAULTS)
-    for key, value in parse_qsl(name.partition("?")[2]):
-        if key not in settings or not (value in FORMS if key == "form" else value.isdecimal()):
-            raise ValueError(
-                f"{name!r}: {key}={value!r} is wrong; {PHANTOM} takes whole numbers for "
-                f"{[known for known in settings if known != 'form']}, and form={'|'.join(FORMS)}"
-            )
-        settings[key] = value
-    key = "-".join([f"v{PHANTOM_VERSION}", *(f"{key}{value}" for key, value in settings.items())])
-
-    def build(directory: Path) -> dict[str, str]:
-        images, seed, size, slices = (int(settings[key]) for key in ("images", "seed", "image_size", "slices"))
-        write_phantom(directory, images, seed, size, settings["form"], slices)
-        return settings
-
-    directory, reused = cached_directory(medpix_home() / "cache" / "phantom", key, build)
-    logger.info("phantom dataset %s %s", key, "reused" if reused else "generated")
-    return directory
 
 
 def _notes_of(rows: Rows) -> tuple[str, ...]:

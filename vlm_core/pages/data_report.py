@@ -17,6 +17,7 @@ from vlm_core.data.row_rules import template_columns
 from vlm_core.data.splits import SPLITS
 from vlm_core.data.statistics import STATISTICS
 from vlm_core.files import read_json, write_text
+from vlm_core.pages.medical_pictures import medical_pictures
 from vlm_core.pages.plots import histogram
 from vlm_core.pages.render import render
 from vlm_core.pages.thumbnails import data_uri, thumbnails
@@ -61,6 +62,7 @@ def write_data_report(config: Config, conversations: Path, path: Path, explained
         closed=closed_table(conversations, with_texts=config.report.images),
         plots={title: plot for title, plot in plots.items() if plot},
         samples=samples(conversations) if config.report.images else [],
+        **(medical_pictures(conversations) if config.report.images else {"windowed": [], "with_text": []}),
         columns=named_columns(config),
         explained=[_explained(row) for row in explained] if config.report.images else [],
         rejects=_rejects(config, conversations),

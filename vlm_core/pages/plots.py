@@ -25,6 +25,8 @@ STYLE = {
     "axes.spines.right": False,
 }
 
+CHANNELS = ("#c0392b", "#2e7d32", "#1f5fbf")  # red, green and blue
+
 Interval = Mapping[str, float | None]
 
 
@@ -65,6 +67,23 @@ def histogram(series: Mapping[str, Mapping[str, Sequence[int]]], label: str) -> 
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(frameon=False)
+        return _svg(figure)
+
+
+def windows(edges: Sequence[float], counts: Sequence[int], ranges: Sequence[Sequence[float]]) -> str:
+    """Returns the histogram of an image's stored values with the part that each window shows."""
+    colours = CHANNELS if len(ranges) > 1 else (COLOURS[0],)
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        axes.stairs(np.sqrt(counts), edges, fill=True, color="#8a8f98", alpha=0.6)
+        for number, ((low, high), colour) in enumerate(zip(ranges, colours, strict=False)):
+            axes.axvspan(low, high, color=colour, alpha=0.12)
+            axes.plot([low, high], [-0.04 * (number + 1)] * 2, color=colour, linewidth=4, solid_capstyle="butt",
+                      transform=axes.get_xaxis_transform(), clip_on=False)  # fmt: skip
+        axes.tick_params(axis="x", pad=4 + 10 * len(ranges))
+        axes.set_xlim(edges[0], edges[-1])
+        axes.set_yticks([])
+        axes.set_ylabel("pixels (root)")
         return _svg(figure)
 
 

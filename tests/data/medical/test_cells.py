@@ -20,7 +20,8 @@ from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.medical.errors import MedicalImageError, MissingPackageError
 from vlm_core.data.medical.reader import MedicalReader
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.generation.sampling import prompt_key
+from vlm_core.data.statistics import STATISTICS
+from vlm_core.files import read_json
 from vlm_core.recipe import load_config
 
 BRAIN = {"dataset.images.window": "brain"}
@@ -159,21 +160,6 @@ def test_a_column_names_the_slices_and_another_the_modality(home: Path, tmp_path
         prepared(tmp_path / "data", **{"dataset.images.slice_column": "nowhere"})
 
 
-def test_another_window_changes_every_key_downstream(home: Path, tmp_path: Path) -> None:
-    """The conversation cache; the image, by which features are found; the prompt, by which answers are found."""
-    write(tmp_path / "data", "path")
-    caches = {window: prepared(tmp_path / "data", **{"dataset.images.window": window}) for window in ("brain", "lung")}
-    again = prepared(tmp_path / "data", **BRAIN)
-    assert again == caches["brain"]
-    assert len(set(caches.values())) == 2
-    hashes = {window: set(ConversationDataset(cache, "train").images["sha256"]) for window, cache in caches.items()}
-    assert not hashes["brain"] & hashes["lung"]
-    keys = {window: {prompt_key([1, 2], [one]) for one in found} for window, found in hashes.items()}
-    assert not keys["brain"] & keys["lung"]
-    fingerprints = {read_manifest(cache)["fingerprint"] for cache in caches.values()}
-    assert len(fingerprints) == 2  # the token cache and each run carry it
-
-
 def test_a_changed_slice_in_a_folder_makes_another_cache(home: Path, tmp_path: Path) -> None:
     folder = tmp_path / "data"
     for study in range(4):
@@ -186,19 +172,29 @@ def test_a_changed_slice_in_a_folder_makes_another_cache(home: Path, tmp_path: P
 
 
 def test_equal_pixels_in_another_file_format_are_the_same_image(home: Path, tmp_path: Path) -> None:
+    """So a leak from training to validation is found: a DICOM file in one, its PNG or its NIfTI slice in the other."""
     folder = tmp_path / "data"
     folder.mkdir()
     for number, value in enumerate(VALUES):
-        (folder / f"{number}.dcm").write_bytes(slab(value))
-    seen = shown(prepared_rows(folder, [f"{n}.dcm" for n in range(6)]))
-    Image.fromarray(seen["q0"][0]).save(folder / "same.png")
-    cache = prepared_rows(folder, [*(f"{n}.dcm" for n in range(6)), "same.png"])
+        values = np.arange(64.0).reshape(8, 8) / 4 + value
+        (folder / f"{number}.dcm").write_bytes(dicom_file(values))
+        to_left_and_back = np.diag([-1.0, -1.0, 1.0, 1.0])
+        (folder / f"{number}.nii").write_bytes(nifti_file(np.round(values).T[..., np.newaxis], to_left_and_back))
+    (picture,) = MedicalReader(ImagesConfig(window="brain")).open([(folder / "0.dcm").read_bytes()]).pictures
+    Image.open(io.BytesIO(picture)).convert("RGB").save(folder / "0.png")
+    rows = {
+        "train": [f"{number}.dcm" for number in range(4)],
+        "validation": ["0.png", "1.nii", "4.dcm", "5.nii"],
+    }
+    for split, images in rows.items():
+        written = [{"image": name, "question": f"q {name}", "answer": "a"} for name in images]
+        pq.write_table(pa.Table.from_pylist(written), folder / f"{split}.parquet")
+    config = load_config("demo", {"dataset.path_or_dataset": str(folder)} | BRAIN)
+    cache, _ = prepare_conversations(config)
+    found = read_json(cache / STATISTICS)
     assert read_manifest(cache)["images"] == 6
-
-
-def prepared_rows(folder: Path, images: list[str]) -> Path:
-    write_csv(folder, [{"image": name, "question": f"q{n}", "answer": "a"} for n, name in enumerate(images)])
-    return prepared(folder, **BRAIN)
+    assert (found["overlap"]["images"]["shared"], found["splits"]["validation"]["images"]) == (2, 4)
+    assert found["findings"][0].startswith("50% of the validation images are also in training")
 
 
 def test_rejects_are_named_and_nothing_of_a_header_is_stored(home: Path, tmp_path: Path) -> None:

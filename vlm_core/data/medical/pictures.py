@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm_core.config import ImagesConfig
 from vlm_core.data.medical.errors import MedicalImageError
 from vlm_core.data.medical.settings import window_of
 from vlm_core.data.medical.volumes import Slice, Volume, require_size
@@ -40,17 +39,20 @@ class Shading:
 
     words: str
     apply: Shade
+    ranges: tuple[tuple[float, float], ...] = ()  # the black and the white value of each window, if it has any
 
 
-def pictures(
-    volume: Volume, chosen: Sequence[int], settings: ImagesConfig, modality: str | None
-) -> tuple[list[bytes], str]:
-    """Returns (the chosen slices as PNG files, how they were windowed); `modality` is used if no header has one."""
-    if len(volume.slices) == 1:  # decode it once: percentiles and the picture both read it
-        (only,) = volume.slices
-        volume = replace(volume, slices=(replace(only, read=cache(only.read)),))
-    shading = shading_of(volume, settings.window, volume.modality or modality)
-    return [_png(_upright(one, shading)) for one in (volume.slices[index] for index in chosen)], shading.words
+def pictures(volume: Volume, chosen: Sequence[int], shading: Shading) -> list[bytes]:
+    """Returns the chosen slices as PNG files."""
+    return [_png(upright(one, shading)) for one in (volume.slices[index] for index in chosen)]
+
+
+def decoded_once(volume: Volume) -> Volume:
+    """Returns a volume that decodes its only slice once, although percentiles and the picture both read it."""
+    if len(volume.slices) != 1:
+        return volume
+    (only,) = volume.slices
+    return replace(volume, slices=(replace(only, read=cache(only.read)),))
 
 
 def shading_of(volume: Volume, setting: str, modality: str | None) -> Shading:
@@ -66,11 +68,12 @@ def shading_of(volume: Volume, setting: str, modality: str | None) -> Shading:
     if setting == "percentiles":
         return _by_percentiles(volume)
     if window is not None and "/" in setting:
-        return Shading(f"window {window}", lambda values, _: apply_window(values, window))
+        return Shading(f"window {window}", lambda values, _: apply_window(values, window), (window.ends,))
     if modality == "CT" or (modality is None and setting != "auto"):
         if window is not None:
-            return Shading(f"window {setting} {window}", lambda values, _: apply_window(values, window))
-        return Shading("CT as red, green, blue: " + ", ".join(map(str, CT_RGB)), _ct_rgb)
+            return Shading(f"window {setting} {window}", lambda values, _: apply_window(values, window), (window.ends,))
+        words = "CT as red, green, blue: " + ", ".join(map(str, CT_RGB))
+        return Shading(words, _ct_rgb, tuple(window.ends for window in CT_RGB))
     return _by_percentiles(volume) if modality in ("MR", "PT", "NM", None) else _by_header(volume)
 
 
@@ -90,7 +93,8 @@ def _by_header(volume: Volume) -> Shading:
         assert shown is not None  # the first slice has a window
         return shown
 
-    return Shading(words, shade)
+    window = None if header.get("VOILUTSequence") else header_window(header)
+    return Shading(words, shade, (window.ends,) if window else ())
 
 
 def _by_percentiles(volume: Volume) -> Shading:
@@ -103,7 +107,7 @@ def _by_percentiles(volume: Volume) -> Shading:
     words = PERCENTILE_WORDS
     if volume.modality is None and np.nanmin(sample) <= AIR:
         words += ", of values like HU"
-    return Shading(words, lambda values, _: apply_range(values, low, high))
+    return Shading(words, lambda values, _: apply_range(values, low, high), ((low, high),))
 
 
 def _full_range(volume: Volume) -> Shading:
@@ -111,7 +115,7 @@ def _full_range(volume: Volume) -> Shading:
         raise MedicalImageError("window=none for values that are not whole numbers", "set dataset.images.window")
     low, high = volume.full_range
     words = "stored range" if volume.bits <= DEEP else f"full range of {volume.bits} bits, without a window"
-    return Shading(words, lambda values, _: apply_range(values, low, high))
+    return Shading(words, lambda values, _: apply_range(values, low, high), ((low, high),))
 
 
 def _sample(volume: Volume) -> np.ndarray:
@@ -124,7 +128,8 @@ def _sample(volume: Volume) -> np.ndarray:
     return np.concatenate(taken)
 
 
-def _upright(one: Slice, shading: Shading) -> np.ndarray:
+def upright(one: Slice, shading: Shading) -> np.ndarray:
+    """Returns a slice as a picture, uint8 (rows, columns[, 3]): windowed, upright and with square pixels."""
     values = one.read()
     image = shading.apply(values, one.header)
     if one.header is not None and one.header.get("PhotometricInterpretation") == "MONOCHROME1":

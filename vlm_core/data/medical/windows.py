@@ -28,9 +28,15 @@ class Window:
     def __str__(self) -> str:
         return f"{self.level:g}/{self.width:g}"
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The value that becomes black and the one that becomes white."""
+        return self.level - self.width / 2, self.level + self.width / 2
 
-# Radiopaedia, "Windowing (CT)", https://radiopaedia.org/articles/windowing-ct; of a range given there, its middle.
-# Angio is the usual preset of viewers for CT angiography.
+
+# Radiopaedia, "Windowing (CT)", https://radiopaedia.org/articles/windowing-ct: brain, stroke, lungs, mediastinum,
+# liver, bone (of the spine) and soft tissues (of the abdomen) as given there; subdural is the middle of its ranges.
+# Angio is the preset "CT Angio" of DICOM viewers (for example pages/viewer/contrast.md of yerimmir/iAID-Documentation).
 PRESETS = {
     "brain": Window(40, 80),
     "subdural": Window(75, 215),
@@ -42,8 +48,9 @@ PRESETS = {
     "liver": Window(30, 150),
     "angio": Window(300, 600),
 }
-# Red, green and blue of a CT slice: wide, soft tissue and brain, as the authors of MedGemma 1.5 prepare it
-# (high_dimensional_ct_hugging_face.ipynb; issues 27 and 65 of google-health/medgemma).
+# Red, green and blue of a CT slice: wide, soft tissue and brain, as the authors of MedGemma 1.5 prepare it:
+# window_clips = [(-1024, 1024), (-135, 215), (0, 80)] in notebooks/high_dimensional_ct_hugging_face.ipynb of
+# google-health/medgemma, confirmed in its issue 65. The report on MedGemma 1 has -100/2250 as red (issue 27).
 CT_RGB = (Window(0, 2048), Window(40, 350), Window(40, 80))
 
 
