@@ -161,7 +161,7 @@ def test_structured_attention_gives_the_gradients_of_dense_masks(
     for tuning in ("full", "lora"):
         model = model_of(family, tuning)
         expected_loss, expected = loss_and_gradients(model, chat, [batch])
-        use_structured_attention(model, model.device)
+        use_structured_attention(model, family, model.device)
         assert any(isinstance(mask, Structure) for mask in masks_of(batch, model, family))
         if checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -20,7 +20,7 @@ from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
 from vlm_core.evaluation.conditions import Asked, Substitutes, ask_under, black_image
 from vlm_core.evaluation.metrics import ScoredAnswer
-from vlm_core.evaluation.result_names import BLANK
+from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY
 from vlm_core.evaluation.store import Store
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.prompts import Prompts
@@ -129,9 +129,9 @@ class _Work:
         return unscored or bool(self.unanswered([number]))
 
     @property
-    def missing(self) -> int:
-        """The number of examples that are not answered and scored yet."""
-        return sum(map(self.is_missing, range(len(self.examples))))
+    def missing(self) -> set[str]:
+        """The examples that are not answered and scored yet, by their keys."""
+        return {key for number, key in enumerate(self.answered_keys) if self.is_missing(number)}
 
     def batches(self, batch_size: int) -> Iterator[list[Group]]:
         """Yields the examples of each batch that are not answered and scored yet.
@@ -178,8 +178,13 @@ class _Stores:
         self.likelihoods.refresh()
 
     def work(self, asked: Sequence[Asked], chat: ChatModel) -> list[_Work]:
-        """Returns what to ask. Conditions that show the data's own images share the prefixes of equal images."""
-        kinds = [[item for item in asked if (item.condition == BLANK) == is_blank] for is_blank in (False, True)]
+        """Returns what to ask. Conditions that show the data's own images share the prefixes of equal images.
+
+        Questions without images stay apart: in a batch with long rows they would be padded to these.
+        """
+        apart = (BLANK, QUESTION_ONLY)
+        kinds = [[item for item in asked if item.condition not in apart]]
+        kinds += [[item] for item in asked if item.condition in apart]
         return [_Work.of(self, kind, chat) for kind in kinds if kind]
 
     def scored_answers(self, asked: Asked) -> list[ScoredAnswer]:
@@ -224,7 +229,7 @@ class _Asker:
 
     def ask(self, work: Sequence[_Work], name: str) -> None:
         """Answers the questions in `work`, and stores each batch before the next one starts."""
-        total, size = sum(item.missing for item in work), self.config.evaluation.batch_size
+        total, size = len(set().union(*(item.missing for item in work))), self.config.evaluation.batch_size
         with ProgressBar(total, f"evaluate {name}", "answer", enabled=self.ranks.is_main) as progress:
             for item in work:
                 for groups in item.batches(size):

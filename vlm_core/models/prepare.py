@@ -53,9 +53,7 @@ def _warn_of_frozen_projector(model: Any, family: Family, frozen: set[str]) -> N
         logger.warning(
             "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). It "
             "adapts linear modules that peft.target_modules and peft.exclude_modules select. Set it to true, or "
-            "train without peft",
-            ", ".join(family.parts["projector"]),
-        )
+            "train without peft", ", ".join(family.parts["projector"]))  # fmt: skip
 
 
 def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:

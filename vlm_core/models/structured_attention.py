@@ -16,6 +16,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from vlm_core.families import Family
 from vlm_core.models.attention import OTHER_MASKS, LayerRule, Places, dense_mask
 from vlm_core.models.load import unwrapped
 from vlm_core.models.packed_groups import Group, group_mask, groups_of
@@ -27,10 +28,11 @@ _forward: Kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def use_structured_attention(model: Any, device: torch.device) -> None:
-    """Makes the language model of a listed family use structured attention if `device` is a CPU; replaces only SDPA."""
+def use_structured_attention(model: Any, family: Family, device: torch.device) -> None:
+    """Makes the language model use structured attention in place of SDPA, on a CPU, if the layers take it."""
     core = unwrapped(model)
-    if device.type == "cpu" and core.config.get_text_config()._attn_implementation == "sdpa":
+    is_possible = family.passes_masks_on and device.type == "cpu"
+    if is_possible and core.config.get_text_config()._attn_implementation == "sdpa":
         core.set_attn_implementation({"text_config": STRUCTURED})
 
 
