@@ -146,14 +146,15 @@ def test_published_sizes_of_gemma4_have_their_parameters(size: str, tmp_path: Pa
     whole = {"model_type": model_type, "text_config": text, "vision_config": vision, "audio_config": audio}
     (tmp_path / "config.json").write_text(json.dumps(whole))
     family = FAMILIES[model_type]
-    parts, idle = planned_parameters(small_config(**{"vision_cache.enabled": False}), tmp_path, family)
+    sizes = planned_sizes(small_config(**{"vision_cache.enabled": False}), tmp_path, family)
+    parts, idle = sizes.parts, sizes.idle
     assert sum(map(sum, parts.values())) == parameters
     assert "other" not in parts
     assert sum(parts["language_model"]) - sum(idle) == pytest.approx(active, rel=0.02)
-    cached, _ = planned_parameters(small_config(), tmp_path, family)
+    cached = planned_sizes(small_config(), tmp_path, family).parts
     assert ("vision_tower" in parts, "vision_tower" in cached) == (size != "12B", False)
-    adapted, idle = planned_parameters(small_config(**{"peft.dim": 8, "peft.dropout": 0.0}), tmp_path, family)
-    assert flops_per_token(adapted, idle) == pytest.approx(4 * active, rel=0.03)
+    adapted = planned_sizes(small_config(**{"peft.dim": 8, "peft.dropout": 0.0}), tmp_path, family)
+    assert flops_per_token(adapted.parts, adapted.idle) == pytest.approx(4 * active, rel=0.03)
 
 
 def test_a_run_that_cannot_fit_is_refused_with_settings_that_would(
