@@ -52,24 +52,10 @@ def _warn_of_frozen_projector(model: Any, family: Family, frozen: set[str]) -> N
     counts = count_parameters(model, family).get("projector")
     if counts and not counts.trainable and "projector" not in frozen:
         logger.warning(
-<<<<<<< HEAD
             "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). Set it "
             "to true, name it in peft.modules_to_save, or widen peft.target_modules or peft.exclude_modules",
             ", ".join(family.parts["projector"]),
         )
-=======
-            "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). It "
-            "adapts linear modules that peft.target_modules and peft.exclude_modules select. Set it to true, or "
-            "train without peft", ", ".join(family.parts["projector"]))  # fmt: skip
-
-
-def compute_dtype(config: ModelConfig, base: Path) -> torch.dtype:
-    """Returns the configured dtype, or for `auto` that of the stored base model."""
-    if config.torch_dtype == "auto":
-        stored: Any = AutoConfig.from_pretrained(base, trust_remote_code=False).dtype
-        return stored or torch.float32
-    return getattr(torch, config.torch_dtype)
->>>>>>> part-d
 
 
 def _with_dtype(config: ModelConfig, dtype: torch.dtype) -> ModelConfig:
