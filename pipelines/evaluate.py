@@ -1,11 +1,10 @@
 """The flow that evaluates any checkpoint or registered model, and compares it with the base model and the champion."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from prefect import flow
 
-from pipelines.forms import ComputeForm, DatasetForm, EvaluationForm
+from pipelines.forms import ComputeForm, DatasetForm, EvaluationForm, Overrides
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import evaluate
 from tasks.ownership import reap_after_crash
@@ -31,7 +30,7 @@ def medpix_evaluate(
     dataset: DatasetForm = DatasetForm(),
     compute: ComputeForm = ComputeForm(),
     evaluation: EvaluationForm = EvaluationForm(),
-    overrides: Mapping[str, Any] = {},
+    overrides: Overrides = {},  # noqa: B006 - a Mapping, which nobody changes
 ) -> dict[str, Any]:
     """Evaluates a model on a validation split; returns the contents of `result.json`.
 

@@ -11,7 +11,6 @@ else:
     ARGUMENTS = None
 
 import argparse
-from collections.abc import Mapping
 from typing import Any
 
 from prefect import Task, flow
@@ -23,6 +22,7 @@ from pipelines.forms import (
     EvaluationForm,
     ModelForm,
     OptimizerForm,
+    Overrides,
     PeftForm,
     RegistryForm,
     StepSchedulerForm,
@@ -69,7 +69,7 @@ def medpix_finetune(
     compute: ComputeForm = ComputeForm(),
     evaluation: EvaluationForm = EvaluationForm(),
     registry: RegistryForm = RegistryForm(),
-    overrides: Mapping[str, Any] = {},
+    overrides: Overrides = {},  # noqa: B006 - a Mapping, which nobody changes
 ) -> dict[str, Any]:
     """Fine-tunes, evaluates and registers a model; returns the run's summary.
 

@@ -1,17 +1,18 @@
 """The flow that starts a training when the dataset or the base model has a new revision on the hub."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from prefect import flow
 
+from pipelines.forms import Overrides
 from tasks.run import checked_config
 from tasks.watch import announce, find_changes
 from vlm_core.form import Recipe
 
 
 @flow(name="medpix-retrain-watch", flow_run_name="watch {recipe}", persist_result=True, result_serializer="json")
-def medpix_retrain_watch(recipe: Recipe = "gemma3_4b_lora", overrides: Mapping[str, Any] = {}) -> dict[str, str]:
+def medpix_retrain_watch(
+    recipe: Recipe = "gemma3_4b_lora",
+    overrides: Overrides = {},  # noqa: B006 - a Mapping, which nobody changes
+) -> dict[str, str]:
     """Starts medpix-finetune if the recipe's dataset or base model has a revision that no version was trained on.
 
     Returns the new revisions, or {} if nothing has changed.

@@ -57,7 +57,7 @@ def job(directory: Path, *arguments: str) -> Job:
 
 def test_manifests_are_as_reviewed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDPIX_HOME", "/medpix")
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     cluster = {"gpus_per_node": 4, "cpus_per_node": 16, "memory_per_node": "64G", "max_restarts": 2}
     wanted = compute(nproc_per_node=4, cluster=cluster, kubernetes=POD | {"secret": "hub"})
     arguments = ("--config", "/medpix/runs/a/config.yaml")

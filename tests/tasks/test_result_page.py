@@ -22,7 +22,8 @@ HOSTILE = (
     "| ``` ~~~ <!-- \\",
 )
 SCORE = {"value": 0.5, "low": 0.4, "high": 0.6}
-METRICS = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "perplexity")
+METRICS = ("token_f1", "rouge_l", "bleu_4", "exact_match", "closed_accuracy", "clinical_agreement", "contradictions",
+           "perplexity")  # fmt: skip
 
 
 def tokens(page: str) -> list[Any]:
