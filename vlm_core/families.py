@@ -145,6 +145,7 @@ GEMMA4 = Family(
         "language_model": ("model.language_model",),
     },
     token_types_key="mm_token_type_ids",
+    passes_masks_on=True,  # it slices them, which Structure allows
     bidirectional_images=(SLIDING,),
     bidirectional_if=("use_bidirectional_attention", "vision"),  # 26B and 31B; E2B and E4B are causal
     vision_tower="model.vision_tower",
@@ -156,6 +157,7 @@ GEMMA4 = Family(
 GEMMA4_UNIFIED = replace(
     GEMMA4,
     model_type="gemma4_unified",
+    passes_masks_on=False,
     parts={
         "embeddings": ("model.language_model.embed_tokens", "lm_head"),
         "projector": ("model.embed_vision",),  # embeds the patches of an image without a tower
