@@ -1,7 +1,7 @@
 """Prints what the plan says of the recipes for one card: the tables of docs/one-card.md.
 
 Run `python -m deployments.one_card`. It needs no weights and no network: the sizes below are those of the models'
-published configs, as far as they determine memory.
+published sizes, as far as they determine memory. Those of Gemma 4 and Qwen3-VL are typed from pages about them.
 """
 
 import json
