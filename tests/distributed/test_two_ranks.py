@@ -247,6 +247,12 @@ def test_two_ranks_share_the_images_to_encode(
     assert max(float((one - two).abs().max()) for one, two in pairs) < 1e-5
 
 
+def leaves(tree: Any) -> tuple[list[Any], list[float]]:
+    """Returns (the keys and values of JSON, with a mark for each number; the numbers)."""
+    numbers: list[float] = []
+    return json.loads(json.dumps(tree), parse_float=lambda text: numbers.append(float(text)) or "a number"), numbers
+
+
 def test_sigterm_saves_and_the_same_command_resumes(on_two: OnTwo, stopped: Path) -> None:
     whole, resumed = (read_json_lines(run / METRICS)[0] for run in (on_two.root / "long", stopped))
     assert len(whole) == LONG[STEPS]
@@ -271,7 +277,10 @@ def test_two_ranks_evaluate_as_one(
         assert sorted(path.name for path in output.iterdir()) == [EXAMPLES, PREDICTIONS, REPORT, RESULT]
         scores.append({k: v for k, v in read_json(output / RESULT).items() if k != "seconds"})
         rows.append(pq.read_table(output / PREDICTIONS).to_pylist())
-    assert scores[0] == scores[1]
-    assert json.dumps(rows[0]) == json.dumps(rows[1])
+    # Each rank has other batches, which round the likelihoods differently.
+    for one, two in (scores, rows):
+        texts, numbers = zip(leaves(one), leaves(two), strict=True)
+        assert texts[0] == texts[1]
+        assert numbers[0] == pytest.approx(numbers[1], rel=1e-5)
     assert set(scores[0]["scores"]) == {"model", "shuffled", "blank", "question_only", "commonest", "base"}
     assert (scores[0]["examples"], scores[0]["limit"]) == (13, 13)

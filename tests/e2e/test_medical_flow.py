@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tasks.registry import __main__ as registry
+from tasks.registry.arguments import registry_parser
 from tests.conftest import tiny_directory
 from tests.medical import FILES, write_medical_dataset
 from tests.readme import ROOT, blocks, loading
@@ -67,6 +68,11 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
 def answer() -> None:
     """The command `python -m vlm_core.generate`."""
     generate.main(generate_parser(None).parse_args())
+
+
+def change_registry() -> None:
+    """The command `python -m tasks.registry`."""
+    registry.main(registry_parser(None).parse_args())
 
 
 def commit_of_the_checkout() -> str | None:
@@ -158,7 +164,8 @@ def test_mlflow_has_the_run(finished: tuple[Path, dict[str, Any]]) -> None:
     assert [metric.step for metric in losses] == list(range(1, 13))
     assert losses[-1].value == summary["training"]["last_loss"]
     assert run.data.metrics["evaluation/token_f1"] == summary["evaluation"]["scores"]["model"]["token_f1"]["value"]
-    headlines = {"token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "visual_reliance"}
+    headlines = {"token_f1", "rouge_l", "exact_match", "closed_accuracy", "perplexity", "visual_reliance",
+                 "clinical_agreement", "contradictions"}  # fmt: skip
     shown = {name.partition("/")[2] for name in run.data.metrics if name.startswith("evaluation/")}
     assert shown <= headlines  # a metric is a chart; intervals and controls are in the description and the report
     assert run.data.params["parameters.trainable"].isdecimal()
@@ -308,13 +315,13 @@ def test_the_documented_commands_change_the_champion(
     home, summary = finished
     client = mlflow.MlflowClient(tracking_uri=f"sqlite:///{home}/mlflow/mlflow.db")
     name = summary["registered_model"]["name"]
-    here(registry.main, "promote", name, "1", home=home)
+    here(change_registry, "promote", name, "1", home=home)
     while client.create_model_version(name, source=home.as_uri()).version < 4:
         pass
     for line in blocks(ROOT / "docs" / "registry.md", "bash")[-1].splitlines():
         words = shlex.split(line)
         assert words[:3] == ["python", "-m", "tasks.registry"]
-        shown = here(registry.main, *words[3:], home=home)
+        shown = here(change_registry, *words[3:], home=home)
     *_, promoted, rolled_back = shown.splitlines()
     assert re.search(r"\+00:00 +\S+@\S+ +promoted by hand +1 +4 .*reviewed by hand$", promoted)
     assert re.search(r"rolled back +4 +1 +0\.\d+ .*misses small lesions$", rolled_back)  # with the scores of version 1

@@ -20,6 +20,7 @@ from vlm_core.models.chat import load_chat
 from vlm_core.models.freeze import count_parameters
 from vlm_core.models.frozen_tower import DetachedTower, feature_inputs, vision_features
 from vlm_core.models.load import load_model
+from vlm_core.models.merge import merged
 from vlm_core.models.model_reference import find_model
 from vlm_core.models.prepare import prepare_model
 from vlm_core.models.quantize import BYTES_PER_WEIGHT, is_quantized, number_of, quantized_weights
@@ -154,3 +155,8 @@ def test_what_cannot_be_quantised_is_refused(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("vlm_core.models.quantize.find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs pip install 'medpix-finetune\[quantization\]'"):
         load_model(tiny_directory("gemma3"), config)
+
+
+@pytest.mark.parametrize("wanted", [None, True])
+def test_quantised_weights_are_never_merged_for_answers(nf4: Any, wanted: bool | None) -> None:
+    assert merged(nf4, wanted) is nf4

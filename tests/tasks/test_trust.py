@@ -13,6 +13,7 @@ from tasks.audit import audit_file
 from tasks.ownership import remember_mlflow_run
 from tasks.registry import __main__ as command
 from tasks.registry import trust
+from tasks.registry.arguments import registry_parser
 from tasks.registry.register import _signature
 from tasks.registry.resolve import resolve_model
 from tasks.registry.trust import TAG, _differences, lock_version, verify
@@ -150,8 +151,8 @@ def test_the_server_gets_the_verified_copy_without_compiled_code(
     compiled.write_bytes(b"what Python would run in place of x.py")
     started: list[list[str]] = []
     monkeypatch.setattr("os.execve", lambda program, words, environment: started.append(words))
-    monkeypatch.setattr("sys.argv", ["registry", "serve", NAME, registered.version, "--port", "1"])
-    command.main()
+    options = registry_parser(None).parse_args(["serve", NAME, registered.version, "--port", "1"])
+    command.main(options)
     (words,) = started
     served = Path(words[words.index("--model-uri") + 1])
     assert served.is_relative_to(tmp_path / "home" / "cache" / "registered")
@@ -160,7 +161,7 @@ def test_the_server_gets_the_verified_copy_without_compiled_code(
     assert "is as it was registered" in capsys.readouterr().out
     (served / "MLmodel").write_text("!!python/object/apply:os.system [x]")
     with pytest.raises(SystemExit, match=f"MLmodel changed .in {served}, a copy that you can delete"):
-        command.main()
+        command.main(options)
     assert len(started) == 1
     with pytest.raises(ValueError, match=f"no model '{registered.uri}' at .*MLmodel changed"):
         resolve_model(registered.uri)

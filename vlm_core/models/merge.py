@@ -20,10 +20,16 @@ def merged(model: Any, wanted: bool | None) -> Any:
         return model
     layers = (module.get_base_layer() for module in model.modules() if isinstance(module, LoraLayer))
     weights = [parameter for layer in layers for parameter in layer.parameters()]
-    if any(type(weight.data) is not torch.Tensor or not weight.is_floating_point() for weight in weights):
+    if any(map(_is_quantised, weights)):
         if wanted:
             logger.warning("evaluation.merge_lora=true has no effect: the base model is quantised")
         return model
     if not wanted and any(weight.dtype != torch.float32 for weight in weights):
         return model
     return model.merge_and_unload()
+
+
+def _is_quantised(weight: torch.nn.Parameter) -> bool:
+    """Returns whether a weight is of a library's own class, or holds codes. 4-bit codes may be stored as floats."""
+    is_plain = type(weight) is torch.nn.Parameter and type(weight.data) is torch.Tensor
+    return not (is_plain and weight.is_floating_point())
