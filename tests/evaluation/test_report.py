@@ -80,8 +80,13 @@ def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator
 def test_it_fits_and_shows_its_numbers(page: Page, report: Path) -> None:
     width = page.viewport_size["width"] if page.viewport_size else 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    value = read_json(report.parent / RESULT)["scores"]["model"]["token_f1"]["value"]
-    assert page.locator(".card .value").first.inner_text().startswith(f"{value:.3f}")
+    scores = read_json(report.parent / RESULT)["scores"]["model"]
+    shown = dict(
+        zip(page.locator(".card h3").all_inner_texts(), page.locator(".card .value").all_inner_texts(), strict=True)
+    )
+    assert list(shown)[:3] == ["Clinical agreement", "Contradictions", "Token F1"]
+    for title, name in (("Token F1", "token_f1"), ("Clinical agreement", "clinical_agreement")):
+        assert shown[title].startswith(f"{scores[name]['value']:.3f}")
     assert page.locator("figure svg").count() == 2
     assert page.locator("article img").first.evaluate("image => image.naturalWidth") > 0
 

@@ -10,7 +10,8 @@ from vlm_core.config.base import Names, PositiveInt, Section, listed
 BASE = "base"  # in compare_with: the base model
 CHAMPION = "champion"  # alias of the version that the gate or a person promoted
 RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # case-insensitive
-RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest")  # names that an evaluation uses itself
+# Names that an evaluation or a reader study uses itself.
+RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest", "reference")
 Control = Literal["shuffled", "blank", "question_only"]
 
 

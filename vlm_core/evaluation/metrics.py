@@ -200,6 +200,11 @@ def names(uses: Use) -> list[str]:
     return [metric.name for metric in metrics_for(uses)]
 
 
+def metrics_in(scores: Mapping[str, object], uses: Use) -> list[Metric]:
+    """Returns the metrics with `uses` that `scores` has: the results of older versions lack newer metrics."""
+    return [metric for metric in metrics_for(uses) if metric.name in scores]
+
+
 def columns_of(answers: Sequence[ScoredAnswer], expected: Sequence[Expected]) -> dict[str, np.ndarray]:
     """Returns the columns of all metrics, one entry per answer; "examples" counts the answers."""
     rows = [_row(*item) for item in zip(answers, expected, strict=True)]
@@ -208,8 +213,8 @@ def columns_of(answers: Sequence[ScoredAnswer], expected: Sequence[Expected]) ->
 
 def _row(answer: ScoredAnswer, expected: Expected) -> dict[str, float]:
     row = {"examples": 1.0}
-    for metric in METRICS.values():
-        row |= metric.columns(answer, expected)
+    for columns in {metric.columns: None for metric in METRICS.values()}:  # several metrics share a function
+        row |= columns(answer, expected)
     return row
 
 
