@@ -13,6 +13,9 @@ RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # case-insensitive
 # Names that an evaluation or a reader study uses itself.
 RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest", "reference")
 Control = Literal["shuffled", "blank", "question_only"]
+ProtocolName = Literal[
+    "medpix", "vqa_rad_llava_med", "vqa_rad_medgemma", "slake_medevalkit", "vqa_rad_medevalkit", "pathvqa"
+]
 
 
 class EvaluationConfig(Section):
@@ -43,6 +46,11 @@ class EvaluationConfig(Section):
     compare_with: Names = Field(
         ["base"],
         description="Models to compare with: `base`, a directory, a hub id, models:/name@alias, or NAME=one of these.",
+    )
+
+    protocols: Annotated[list[ProtocolName], BeforeValidator(listed)] = Field(
+        [],
+        description="Also score as these publications do, to compare with their numbers: docs/evaluation.md.",
     )
 
     @property

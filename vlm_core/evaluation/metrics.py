@@ -6,7 +6,7 @@ of other sums. `uses` lists where the metric appears: scores, report, model card
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import NamedTuple
@@ -48,6 +48,9 @@ class Expected(NamedTuple):
     question: str = ""
 
 
+ColumnsOf = Callable[[ScoredAnswer, Expected], Mapping[str, float]]  # numbers of an answer that can be added up
+
+
 class Use(Flag):
     """Where a metric appears."""
 
@@ -69,7 +72,7 @@ class Metric:
 
     name: str
     title: str
-    columns: Callable[[ScoredAnswer, Expected], Mapping[str, float]]
+    columns: ColumnsOf
     score: Callable[[Columns], np.ndarray]  # of summed columns; NaN if there is nothing to score
     uses: Use = Use.NOWHERE
     about: str = ""  # one clause for readers of the report
@@ -101,7 +104,7 @@ def mean_metric(name: str, title: str, score: Callable[[str, str], float], uses:
 def ratio_metric(
     name: str,
     title: str,
-    columns: Callable[[ScoredAnswer, Expected], Mapping[str, float]],
+    columns: ColumnsOf,
     ratio: tuple[str, str],
     uses: Use,
     about: str,
@@ -205,15 +208,18 @@ def metrics_in(scores: Mapping[str, object], uses: Use) -> list[Metric]:
     return [metric for metric in metrics_for(uses) if metric.name in scores]
 
 
-def columns_of(answers: Sequence[ScoredAnswer], expected: Sequence[Expected]) -> dict[str, np.ndarray]:
-    """Returns the columns of all metrics, one entry per answer; "examples" counts the answers."""
-    rows = [_row(*item) for item in zip(answers, expected, strict=True)]
+def columns_of(
+    answers: Sequence[ScoredAnswer], expected: Sequence[Expected], metrics: Iterable[Metric] | None = None
+) -> dict[str, np.ndarray]:
+    """Returns the columns of `metrics` (by default of all), one entry per answer; "examples" counts the answers."""
+    functions = {metric.columns: None for metric in metrics or METRICS.values()}  # several metrics share one
+    rows = [_row(*item, functions) for item in zip(answers, expected, strict=True)]
     return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
 
 
-def _row(answer: ScoredAnswer, expected: Expected) -> dict[str, float]:
+def _row(answer: ScoredAnswer, expected: Expected, functions: Iterable[ColumnsOf]) -> dict[str, float]:
     row = {"examples": 1.0}
-    for columns in {metric.columns: None for metric in METRICS.values()}:  # several metrics share a function
+    for columns in functions:
         row |= columns(answer, expected)
     return row
 
