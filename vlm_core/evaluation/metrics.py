@@ -76,6 +76,7 @@ class Metric:
     score: Callable[[Columns], np.ndarray]  # of summed columns; NaN if there is nothing to score
     uses: Use = Use.NOWHERE
     about: str = ""  # one clause for readers of the report
+    is_error: bool = False  # lower is better
     is_mean: bool = False  # the mean of a column named as the metric, which predictions.parquet then has
 
     def __post_init__(self) -> None:
@@ -108,10 +109,12 @@ def ratio_metric(
     ratio: tuple[str, str],
     uses: Use,
     about: str,
+    *,
+    is_error: bool = False,
 ) -> Metric:
     """Returns a metric that divides the sum of one column by the sum of another."""
     above, below = ratio
-    return Metric(name, title, columns, lambda sums: _ratio(sums[above], sums[below]), uses, about)
+    return Metric(name, title, columns, lambda sums: _ratio(sums[above], sums[below]), uses, about, is_error)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -172,7 +175,7 @@ _ROWS = (
            "F1 of what answer and reference assert: findings, side, size, modality, region and more"),
     ratio_metric("contradictions", "Contradictions", _clinical_columns, (CONTRADICTED, "reference_asserts"),
                  Use.HEADLINE | Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.TAG,
-                 "share of the reference's assertions that the answer contradicts; lower is better"),
+                 "share of the reference's assertions that the answer contradicts; lower is better", is_error=True),
     ratio_metric("omissions", "Omissions", _clinical_columns, (OMITTED, "reference_asserts"), Use.NOWHERE,
                  "share of the reference's assertions that the answer leaves out"),
     ratio_metric("additions", "Additions", _clinical_columns, (ADDED, "answer_asserts"), Use.NOWHERE,
