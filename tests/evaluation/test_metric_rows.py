@@ -13,7 +13,7 @@ from tasks.registry.versions import history_scores, listed_tags
 from tasks.run import Run
 from tasks.trackers import mlflow_run
 from tests.conftest import small_config
-from vlm_core.config import RegistryConfig
+from vlm_core.config import CheckpointConfig, RegistryConfig
 from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, Use, mean_metric, names, ratio_metric
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.scores import Question, assertion_counts, columns_by_variant, predictions, score
@@ -168,6 +168,8 @@ def test_the_uses_are_those_that_people_know() -> None:
 def test_the_config_names_the_metrics_that_may_decide() -> None:
     """The config cannot import the evaluation, so it repeats these names."""
     assert list(get_args(RegistryConfig.model_fields["metric"].annotation)) == names(Use.DECIDES)
+    best = get_args(CheckpointConfig.model_fields["best_metric"].annotation)
+    assert set(best) <= {"loss", *METRICS}
 
 
 def test_no_other_file_lists_metrics() -> None:
@@ -176,8 +178,8 @@ def test_no_other_file_lists_metrics() -> None:
     files = [path for top in ("vlm_core", "tasks", "pipelines") for path in (SOURCE / top).rglob("*.*")]
     texts = {path: path.read_text() for path in files if path.suffix in (".py", ".js", ".html")}
     listing = {path.name for path, text in texts.items() if len(set(named.findall(text))) > 1}
-    # The rows, the config that repeats those that may decide, and the published protocols.
-    assert listing == {"metrics.py", "evaluation.py", "protocols.py"}
+    # The rows, the two parts of the config that repeat those that may decide, and the published protocols.
+    assert listing == {"metrics.py", "evaluation.py", "training.py", "protocols.py"}
 
 
 def test_names_of_models_are_text_on_the_model_card(tmp_path: Path) -> None:

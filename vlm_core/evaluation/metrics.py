@@ -35,6 +35,7 @@ class ScoredAnswer(NamedTuple):
     reference_tokens: int = 0
     generated: bool = True
     thought: str = ""  # what the model wrote for itself before the text; no metric reads it
+    confidence: float | None = None  # the probability that the model gives to its text
 
 
 Columns = dict[str, np.ndarray]  # float64; one entry per answer, or sums of them in any shape
@@ -63,6 +64,7 @@ class Use(Flag):
     GROUPS = auto()  # the report's table of groups of questions
     RELIANCE = auto()  # what the right image adds
     ANSWERS = auto()  # beside each answer in the report; only for means, which have a value for each answer
+    TRAINING = auto()  # scored at each validation of a training; fast, and needs no slow import
     DECIDES = auto()  # `registry.metric` may name it, so it is compared in groups as well (see also RegistryConfig)
 
 
@@ -151,11 +153,31 @@ def _length_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, fl
     return {"generated": float(answer.generated), "tokens": answer.tokens, "truncated": float(answer.truncated)}
 
 
+BINS = 10  # of confidence, of equal width
+
+
+def _calibration_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
+    """Returns, in the bin of the answer's confidence, by how much this exceeds 1 if the answer is right, else 0."""
+    closed = _closed_columns(answer, expected)
+    counts = closed["closed"] and answer.confidence is not None
+    found = {f"overconfidence_{number}": 0.0 for number in range(BINS)} | {"with_confidence": float(bool(counts))}
+    if counts:
+        number = min(int((answer.confidence or 0.0) * BINS), BINS - 1)
+        found[f"overconfidence_{number}"] = (answer.confidence or 0.0) - closed["right"]
+    return found
+
+
+def _calibration_error(sums: Columns) -> np.ndarray:
+    """Returns the expected calibration error (Guo et al. 2017): the mean gap of a bin, weighted by its answers."""
+    gaps = np.sum([np.abs(sums[f"overconfidence_{number}"]) for number in range(BINS)], axis=0)
+    return _ratio(gaps, sums["with_confidence"])
+
+
 _WORDS = "words are compared in lower case without punctuation and articles, as for SQuAD"
 _FULL = Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.DECIDES
 _ROWS = (
     mean_metric("token_f1", "Token F1", lambda said, expected: word_scores(said, expected).f1,
-                _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.ANSWERS,
+                _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.ANSWERS | Use.TRAINING,
                 "overlap of words with the reference, 0 to 1"),
     mean_metric("token_precision", "Token precision", lambda said, expected: word_scores(said, expected).precision,
                 Use.NOWHERE, "share of the answer's words that are in the reference"),
@@ -168,7 +190,7 @@ _ROWS = (
            "common runs of up to four words, over the whole split"),
     mean_metric("exact_match", "Exact match", exact_match, _FULL, _WORDS),
     ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
-                 _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
+                 _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.TRAINING,
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
     Metric("clinical_agreement", "Clinical agreement", _clinical_columns, _clinical_f1,
            _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
@@ -187,6 +209,9 @@ _ROWS = (
     Metric("perplexity", "Perplexity", _likelihood_columns,
            lambda sums: np.exp(-_ratio(sums["logprob"], sums["reference_tokens"])),
            Use.CARD | Use.CHART | Use.TAG | Use.GROUPS, "of the reference"),
+    Metric("calibration_error", "Calibration error", _calibration_columns, _calibration_error,
+           about="gap between confidence and share of right answers, on closed questions; lower is better",
+           is_error=True),
     ratio_metric("mean_tokens", "Tokens per answer", _length_columns, ("tokens", "generated"), Use.NOWHERE, ""),
     ratio_metric("truncated_share", "Cut off", _length_columns, ("truncated", "generated"), Use.GROUPS,
                  "share of the answers that reached evaluation.max_new_tokens"),

@@ -11,7 +11,7 @@ from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for, names
 from vlm_core.evaluation.result_names import COMMONEST, MODEL, p_value, with_interval
 from vlm_core.files import write_text
-from vlm_core.pages.plots import bars, losses
+from vlm_core.pages.plots import bars, losses, reliability, risk_coverage
 from vlm_core.pages.render import render
 from vlm_core.pages.thumbnails import thumbnails
 
@@ -51,6 +51,7 @@ def write_report(
         compared=names(Use.COMPARED | Use.DECIDES),
         in_groups=names(Use.GROUPS),
         plots=_plots(result, history),
+        confidence=_confidence(result.get("calibration")),
         browse=_browse(records, list(result["scores"]), dataset) if config.report.images else None,
     )
     write_text(path, page)
@@ -79,6 +80,16 @@ def _plots(result: dict[str, Any], history: Mapping[str, Sequence[dict[str, Any]
     if history["training"]:
         plots["Loss"] = losses(history["training"], history["validation"])
     return plots
+
+
+def _confidence(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Returns `{title: SVG}` of the plots about confidence, none if it is unknown."""
+    if not found:
+        return {}
+    return {
+        "Share of right answers by confidence": reliability(found["bins"]),
+        "Errors if doubtful questions are left out": risk_coverage(found["curve"]),
+    }
 
 
 def _by_group(groups: Mapping[str, Any]) -> str:

@@ -12,13 +12,12 @@ from vlm_core.data.closed_questions import closed_kind, possible_answers
 from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset
-from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, columns_of, rounded
+from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, Use, columns_of, rounded
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import answers_of
 from vlm_core.training.distributed import same_as_main
 
 LOSS = "loss"
-ALWAYS = ("token_f1", "closed_accuracy")  # the others need packages that take seconds to import
 
 
 class TrainingScores:
@@ -34,8 +33,9 @@ class TrainingScores:
         closed = dataset.manifest["closed_questions"]
         turns = [dataset.conversations[tokens.row_of(i)]["conversation"] for i in self.chosen]
         self.expected = [_expected(*last_question(conversation), closed) for conversation in turns]
-        names = dict.fromkeys(name for name in (*ALWAYS, self.best) if name != LOSS)
-        self.metrics = [METRICS[name] for name in names]
+        self.metrics = [
+            metric for metric in METRICS.values() if Use.TRAINING in metric.uses or metric.name == self.best
+        ]
         self._require_value()
 
     def _require_value(self) -> None:
