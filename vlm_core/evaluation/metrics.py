@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_core.data.closed_questions import choice, normalize
+from vlm_core.data.closed_questions import YES_NO_ANSWERS, choice, normalize
 from vlm_core.evaluation.clinical.agreement import ADDED, AGREED, CONTRADICTED, OMITTED, totals
 from vlm_core.evaluation.clinical.assertions import assertions_of
 from vlm_core.evaluation.text_scores import bleu_counts, bleu_of, exact_match, rouge_l, word_scores
@@ -153,6 +153,13 @@ def _length_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, fl
     return {"generated": float(answer.generated), "tokens": answer.tokens, "truncated": float(answer.truncated)}
 
 
+def _yes_no_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
+    """Returns which of yes and no the reference is, and whether the answer is right."""
+    reference, right = normalize(expected.reference), _closed_columns(answer, expected)["right"]
+    return {key: value for word in YES_NO_ANSWERS for key, value in (
+        (f"is_{word}", float(reference == word)), (f"{word}_right", right * (reference == word)))}  # fmt: skip
+
+
 BINS = 10  # of confidence, of equal width
 
 
@@ -192,6 +199,10 @@ _ROWS = (
     ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
                  _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.TRAINING,
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
+    ratio_metric("sensitivity", "Sensitivity", _yes_no_columns, ("yes_right", "is_yes"), Use.NOWHERE,
+                 "share of the yes/no questions that are answered yes among those whose reference is yes"),
+    ratio_metric("specificity", "Specificity", _yes_no_columns, ("no_right", "is_no"), Use.NOWHERE,
+                 "share of the yes/no questions that are answered no among those whose reference is no"),
     Metric("clinical_agreement", "Clinical agreement", _clinical_columns, _clinical_f1,
            _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
            "F1 of what answer and reference assert: findings, side, size, modality, region and more"),

@@ -89,6 +89,23 @@ def windows(edges: Sequence[float], counts: Sequence[int], ranges: Sequence[Sequ
         return _svg(figure)
 
 
+def dots(series: Mapping[str, Interval], label: str) -> str:
+    """Returns a dot with its interval for each of `series`, from top to bottom."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        for number, found in enumerate(series.values()):
+            value, low, high = (_number(found[key]) for key in ("value", "low", "high"))
+            colour = COLOURS[0] if number == 0 else COLOURS[2]
+            axes.plot([low, high], [number, number], color=colour, linewidth=2, alpha=0.6)
+            axes.plot([value], [number], "o", color=colour, markersize=7)
+        axes.set_yticks(range(len(series)), list(series))
+        axes.invert_yaxis()
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
+        return _svg(figure)
+
+
 def reliability(bins: Sequence[Mapping[str, float]]) -> str:
     """Returns a reliability diagram: the share of right answers by confidence, beside what it should be."""
     with rc_context(STYLE):
