@@ -114,8 +114,9 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     """
     config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
-    if config.packing.enabled and config.packing.structured_attention and not config.compute.compile:
-        use_structured_attention(model, family, device)
+    packs = config.packing.enabled and inputs.collate is None
+    if packs and config.packing.structured_attention and not config.compute.compile:
+        use_structured_attention(model, device)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images, full_model, workers = _images(inputs, model)
