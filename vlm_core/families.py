@@ -128,17 +128,7 @@ GEMMA4 = Family(
     image_inputs=("pixel_values", "image_position_ids"),
     # Without mm_token_type_ids, the larger models silently use causal attention over the image.
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "mm_token_type_ids"}),
-    parts={
-        "embeddings": (
-            "model.language_model.embed_tokens",
-            "model.language_model.embed_tokens_per_layer",
-            "lm_head",
-        ),
-        "vision_tower": ("model.vision_tower",),
-        "projector": ("model.embed_vision",),
-        "audio_tower": ("model.audio_tower", "model.embed_audio"),
-        "language_model": ("model.language_model",),
-    },
+    parts=GEMMA3N.parts,
     token_types_key="mm_token_type_ids",
     bidirectional_images=(SLIDING,),
     bidirectional_if=("use_bidirectional_attention", "vision"),  # 26B and 31B; E2B and E4B are causal

@@ -151,7 +151,7 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
     config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
     cached = config.vision_cache.enabled and inputs.collate is None
     if cached and not is_tower_frozen(model, chat.family):
-        logger.info("the vision tower trains, so there is no vision cache: each step encodes its images")
+        logger.info("the vision tower trains, so its features cannot be cached: each step encodes its images")
         cached = False
     if not cached:
         workers = worker_processes(workers, decodes=True)
