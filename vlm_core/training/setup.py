@@ -155,7 +155,8 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
     if not cached:
         workers = worker_processes(workers, decodes=True)
         return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
-    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
+    decoders = worker_processes(workers, decodes=True)
+    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device, decoders)
     detached = DetachedTower(model, chat.family)
     # A full checkpoint includes the tower, an adapter does not.
     full_model = detached.attached if config.peft is None else nullcontext
