@@ -99,7 +99,7 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
     batches = PackedBatches(tokens, images, chat, config.packing.max_tokens)
     samples = config.step_scheduler.batch_size
     built = [batches.batch(micro_batch) for micro_batch in batches.micro_batches(range(samples), 0, 1)]
-    use_structured_attention(model, GEMMA3, device_of(0))
+    use_structured_attention(model, device_of(0))
     objective = TokenLoss(model.to(device_of(0)).train(), chat, skip_unused=True)
 
     def step() -> None:

@@ -114,8 +114,9 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     """
     config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
-    if config.packing.enabled and config.packing.structured_attention and not config.compute.compile:
-        use_structured_attention(model, family, device)
+    packs = config.packing.enabled and inputs.collate is None
+    if packs and config.packing.structured_attention and not config.compute.compile:
+        use_structured_attention(model, device)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images, full_model, workers = _images(inputs, model)
@@ -150,7 +151,7 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
     config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
     cached = config.vision_cache.enabled and inputs.collate is None
     if cached and not is_tower_frozen(model, chat.family):
-        logger.info("the vision tower trains, so there is no vision cache: each step encodes its images")
+        logger.info("the vision tower trains, so its features cannot be cached: each step encodes its images")
         cached = False
     if not cached:
         workers = worker_processes(workers, decodes=True)
