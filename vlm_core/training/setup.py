@@ -46,8 +46,8 @@ from vlm_core.training.vision_cache import encode_images
 logger = logging.getLogger(__name__)
 
 Collate = Callable[..., Any]
-# A function of the step that all ranks call after each validation.
-AfterValidation = Callable[[int], None]
+# A function of (step, validation loss) that all ranks call at each validation; see Trainer.after_validation.
+AfterValidation = Callable[[int, float], tuple[dict[str, float | None], float]]
 
 
 @dataclass(frozen=True)
