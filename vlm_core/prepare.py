@@ -39,6 +39,7 @@ from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
 from vlm_core.plain_text import printable
+from vlm_core.program import as_called
 from vlm_core.run_directory import REPORT
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, wit
         write_recipe(recipe, config, found)
     print(printable("\n".join(summary(config, found, rejects_to_show(conversations, config)))))
     print(f"report      open {(output / REPORT).resolve()} in a browser")
-    print(f"next        {then}")
+    print(f"next        {as_called(then)}")
 
 
 def require_new(recipe: Path) -> None:
