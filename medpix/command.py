@@ -1,11 +1,11 @@
 """Runs the subcommands. Imports next to nothing, so that help and suggestions come at once."""
 
 import difflib
+import os
 import runpy
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 
 from medpix.commands import COMMANDS, Command, names_of_modules
 from vlm_core import program
@@ -38,12 +38,12 @@ def find(name: str) -> Command | None:
 def run(command: Command, words: list[str]) -> None:
     """Runs the command's module in this process, as `python -m MODULE` does.
 
-    The working directory comes last among the places of imports, after this project's packages: a `tasks.py` of the
-    user is not imported in their place, but a function that a recipe names is found.
+    The processes that it starts do not import from the working directory either: a user's `tasks.py` there would be
+    taken for this project's package.
     """
     program.NAMES.update(names_of_modules())
     sys.argv[1:] = [*command.words, *words]
-    sys.path.append(str(Path.cwd()))
+    os.environ["PYTHONSAFEPATH"] = "1"
     runpy.run_module(command.module, run_name="__main__", alter_sys=True)
 
 
