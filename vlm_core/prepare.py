@@ -123,14 +123,10 @@ def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
     """Writes a recipe for the data of `config`, with a model that fits this machine."""
     import torch
 
-    from vlm_core.data.new_recipe import recipe_text
+    from vlm_core.data.new_recipe import data_found, recipe_text
 
-    train, validation = (found["splits"][split] for split in ("train", "validation"))
-    held = (
-        f"{train['rows']:,} questions train and {validation['rows']:,} validate, on "
-        f"{found['images']['count']:,} images of {train['cases']:,} + {validation['cases']:,} cases."
-    )
-    write_text(path, recipe_text(config, name_of(str(path)), held, gpu=torch.cuda.is_available()))
+    cards = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
+    write_text(path, recipe_text(config, name_of(str(path)), data_found(found), card=min(cards, default=None)))
     logger.info("wrote %s", path)
 
 
