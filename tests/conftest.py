@@ -48,7 +48,13 @@ SMALL = {
     "dataset.path_or_dataset": "builtin:phantom?images=40",
     "dataloader": {"num_workers": 0},  # a process that has run a flow cannot fork
     "lr_scheduler": {"lr_warmup_steps": 50},
-    "step_scheduler": {"global_batch_size": 8, "local_batch_size": 8, "max_steps": 3, "val_every_steps": None},
+    "step_scheduler": {
+        "global_batch_size": 8,
+        "local_batch_size": 8,
+        "max_steps": 3,
+        "val_every_steps": None,
+        "val_questions": 0,
+    },
 }
 
 

@@ -20,6 +20,7 @@ from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.guide import GENERATE_FLAGS
 from vlm_core.log import configure_logging
+from vlm_core.program import as_called
 
 logger = logging.getLogger(__name__)
 
@@ -242,7 +243,8 @@ def _parser_with_commands(prog: str, description: str | None) -> tuple[argparse.
 
 def _plain_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     formatter: Any = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
+    words = as_called(description or "")
+    return argparse.ArgumentParser(prog=as_called(prog), description=words, formatter_class=formatter)
 
 
 def _add_conversations(parser: argparse.ArgumentParser) -> None:

@@ -109,14 +109,19 @@ def _latest_first(run_directory: Path) -> Iterator[Path]:
 
 
 def _lowest(run_directory: Path) -> list[Path]:
-    """Returns the checkpoint with the lowest validation loss, found from the progress files; [] if there is none."""
+    """Returns the checkpoint with the lowest validation loss, found from the progress files; [] if there is none.
+
+    Only those count that were compared by the same `checkpoint.best_metric` as the newest one.
+    """
     found = []
     for checkpoint in _checkpoints(run_directory):
         if fault_of(checkpoint, thorough=False) is None:
             progress = read_json(checkpoint / PROGRESS)
             if progress["lowest_validation_loss"] is not None and not progress["validations_since_lowest"]:
-                found.append((progress["lowest_validation_loss"], progress["step"], checkpoint))
-    return [min(found)[2]] if found else []
+                metric = progress.get("best_metric", "loss")
+                found.append((progress["lowest_validation_loss"], progress["step"], metric, checkpoint))
+    newest = max((step, metric) for _, step, metric, _ in found)[1] if found else None
+    return [min(entry for entry in found if entry[2] == newest)[3]] if found else []
 
 
 def _checkpoints(run_directory: Path) -> list[Path]:

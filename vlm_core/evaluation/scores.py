@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from vlm_core.data.closed_questions import YES_NO, YES_NO_ANSWERS, closed_kind
+from vlm_core.data.closed_questions import closed_kind, possible_answers
 from vlm_core.data.conversation import last_question
 from vlm_core.evaluation.clinical.agreement import by_category, contradicted
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
-from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, names
+from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, metrics_for, names
 from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN, VISUAL_RELIANCE
 
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
@@ -33,6 +33,11 @@ class Question:
     seen_image: bool  # whether training has the same image
 
     @property
+    def expected(self) -> Expected:
+        """What an answer is compared with."""
+        return Expected(self.reference, self.answers, self.question)
+
+    @property
     def groups(self) -> dict[str, str]:
         """Returns `{division: group}`: the group of this question in each division of the questions."""
         return {
@@ -53,7 +58,6 @@ def question_of(
     """Returns the question of a row of the conversation cache."""
     text, reference = last_question(row["conversation"])
     kind = closed_kind(text, reference, closed_questions)
-    answers = None if kind is None else YES_NO_ANSWERS if kind == YES_NO else tuple(closed_questions[kind])
     return Question(
         example_id=row["example_id"],
         case_id=row["case_id"],
@@ -62,7 +66,7 @@ def question_of(
         question=text,
         reference=reference,
         closed_kind=kind,
-        answers=answers,
+        answers=possible_answers(kind, closed_questions),
         seen_case=row["case_id"] in trained_cases,
         seen_image=any(digest in trained_images for digest in image_hashes),
     )
@@ -82,7 +86,7 @@ def columns_by_variant(
     questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]]
 ) -> dict[str, Columns]:
     """Returns the columns of every variant's answers, one entry per question."""
-    expected = [Expected(q.reference, q.answers, q.question) for q in questions]
+    expected = [question.expected for question in questions]
     return {name: columns_of(given, expected) for name, given in variants.items()}
 
 
@@ -132,7 +136,7 @@ def _groups(
 ) -> dict[str, Any]:
     """Returns `{division: {group: {examples, cases, scores, differences}}}`; the only control is shuffled images."""
     shown = [name for name in columns if name in (MODEL, SHUFFLED, *compared)]
-    in_groups = names(Use.GROUPS | Use.DECIDES)
+    in_groups = metrics_for(Use.GROUPS | Use.DECIDES)
     result: dict[str, Any] = {}
     for division in questions[0].groups:
         of_question = np.array([q.groups[division] for q in questions])

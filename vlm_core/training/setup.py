@@ -46,8 +46,8 @@ from vlm_core.training.vision_cache import encode_images
 logger = logging.getLogger(__name__)
 
 Collate = Callable[..., Any]
-# A function of the step that all ranks call after each validation.
-AfterValidation = Callable[[int], None]
+# A function of (step, validation loss) that all ranks call at each validation; see Trainer.after_validation.
+AfterValidation = Callable[[int, float], tuple[dict[str, float | None], float]]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,8 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
     if not cached:
         workers = worker_processes(workers, decodes=True)
         return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
-    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
+    decoders = worker_processes(workers, decodes=True)
+    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device, decoders)
     detached = DetachedTower(model, chat.family)
     # A full checkpoint includes the tower, an adapter does not.
     full_model = detached.attached if config.peft is None else nullcontext
