@@ -18,6 +18,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, build_batches
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset
+from vlm_core.data.held_back import is_held_back
 from vlm_core.data.kept_images import keep_images
 from vlm_core.data.loader import worker_processes
 from vlm_core.data.prepare import prepare_conversations
@@ -230,7 +231,13 @@ def _read_tokens(
     directory, dataset = build_tokens(conversations, chat), config.dataset
     last_only = dataset.train_on == "last_answer"
     longest = None if collate else dataset.max_length
-    found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
+    held_back = _held_back_rows(config, conversations, collate)
+    found = {
+        split: TokenDataset(
+            directory, split, longest, last_answer_only=last_only, without=held_back if split == VALIDATION else ()
+        )
+        for split in SPLITS
+    }
     for split, tokens in found.items():
         if tokens.unasked and not last_only and not collate:
             raise ValueError(
@@ -239,6 +246,30 @@ def _read_tokens(
             )
         _require_few_left_out(config, split, tokens, ConversationDataset(conversations, split).conversations)
     return found
+
+
+def _held_back_rows(config: Config, conversations: Path, collate: Collate | None) -> list[int]:
+    """Returns the validation rows that `validation_dataset.held_back` keeps from the validation losses.
+
+    Raises ValueError if no case is left in one of the two parts, or if a custom collate function makes the batches.
+    """
+    share = config.validation_dataset.held_back
+    if not share:
+        return []
+    if collate is not None:
+        raise ValueError(
+            f"validation_dataset.held_back={share}: the batches of a custom collate function have all cases; set "
+            "validation_dataset.held_back=0"
+        )
+    cases = ConversationDataset(conversations, VALIDATION).conversations["case_id"]
+    rows = [row for row, case in enumerate(cases) if is_held_back(case, share)]
+    if not 0 < len(rows) < len(cases):
+        raise ValueError(
+            f"validation_dataset.held_back={share} holds back {len({cases[row] for row in rows})} of the "
+            f"{len(set(cases))} cases of the validation split, and both parts need some: use a share nearer to 0.5, or "
+            "validate on more cases"
+        )
+    return rows
 
 
 def _require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows: Any) -> None:
