@@ -63,6 +63,7 @@ class Use(Flag):
     GROUPS = auto()  # the report's table of groups of questions
     RELIANCE = auto()  # what the right image adds
     ANSWERS = auto()  # beside each answer in the report; only for means, which have a value for each answer
+    TRAINING = auto()  # the scores at each validation of a training; only what needs no slow imports
     DECIDES = auto()  # `registry.metric` may name it, so it is compared in groups as well (see also RegistryConfig)
 
 
@@ -155,7 +156,7 @@ _WORDS = "words are compared in lower case without punctuation and articles, as 
 _FULL = Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.DECIDES
 _ROWS = (
     mean_metric("token_f1", "Token F1", lambda said, expected: word_scores(said, expected).f1,
-                _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.ANSWERS,
+                _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.ANSWERS | Use.TRAINING,
                 "overlap of words with the reference, 0 to 1"),
     mean_metric("token_precision", "Token precision", lambda said, expected: word_scores(said, expected).precision,
                 Use.NOWHERE, "share of the answer's words that are in the reference"),
@@ -168,7 +169,7 @@ _ROWS = (
            "common runs of up to four words, over the whole split"),
     mean_metric("exact_match", "Exact match", exact_match, _FULL, _WORDS),
     ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
-                 _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
+                 _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.TRAINING,
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
     Metric("clinical_agreement", "Clinical agreement", _clinical_columns, _clinical_f1,
            _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
