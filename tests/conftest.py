@@ -112,6 +112,13 @@ def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m 'not slow'` selects
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    for item in items:
+        if item.get_closest_marker("one_family") and item.callspec.params["family"] != USUAL[0]:
+            item.add_marker("slow")
+
+
 # For the tests of what a row promises: masks, positions, features and answers. tests/models/test_gemma4.py has others.
 every_family = pytest.mark.parametrize("family", [*USUAL, "qwen3_vl", "qwen3_vl_moe"], indirect=True, scope="session")
 

@@ -39,6 +39,7 @@ from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
 from vlm_core.evaluation.answering import Questions, answer_questions, shown_rows
 from vlm_core.evaluation.calibration import calibration
 from vlm_core.evaluation.conditions import shuffle_between_cases
+from vlm_core.evaluation.deciding import deciding
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
 from vlm_core.evaluation.protocols import PROTOCOLS, score_protocol
 from vlm_core.evaluation.report import write_report
@@ -160,12 +161,14 @@ def _publish(
     cases, images = set(trained.conversations["case_id"]), trained.shown_images()
     closed = dataset.manifest["closed_questions"]
     trained_hashes = {asked.hashes[index] for index in images}
+    held_back = config.validation_dataset.held_back
     questions = [
-        question_of(row, [asked.hashes[i] for i in image_indices(row)], closed, cases, trained_hashes)
+        question_of(row, [asked.hashes[i] for i in image_indices(row)], closed, cases, trained_hashes, held_back)
         for row in asked.rows
     ]
     columns = columns_by_variant(questions, variants)
     result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
+    result["deciding"] = deciding(questions, columns, list(about["compared"]), config.registry.metric, config.rng.seed)
     result["assertions"] = assertion_counts(questions, variants)
     result["calibration"] = calibration(variants[MODEL], columns[MODEL])
     result["protocols"] = {

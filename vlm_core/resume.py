@@ -11,7 +11,8 @@ import yaml
 from vlm_core.config import Config
 from vlm_core.files import file_sha256, read_json
 from vlm_core.guide import translate
-from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, PROGRESS
+from vlm_core.models.model_directory import read_header
+from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, PROGRESS, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ def fault_of(checkpoint: Path, *, thorough: bool) -> str | None:
         if not isinstance(step, int) or step < 1:
             return f"{checkpoint / PROGRESS} is damaged: its step is {step!r}"
         Config.model_validate(_stored(checkpoint))
+        for file in sorted((checkpoint / WEIGHTS).glob("*.safetensors")):
+            read_header(file)  # which finds a file that is cut off, without reading it
         # Older checkpoints have no checksums.
         written = dict(read_json(checkpoint / CHECKSUMS)) if (checkpoint / CHECKSUMS).is_file() else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:

@@ -29,7 +29,7 @@ def train(directory: Path, conversations: Path, **overrides: Any) -> None:
     finetune(small_config(**{"checkpoint.checkpoint_dir": str(directory)} | overrides), Ranks(), conversations)
 
 
-@pytest.mark.parametrize("peft", [None, {"dim": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("peft", [pytest.param(None, marks=pytest.mark.slow), {"dim": 4}], ids=["full", "lora"])
 def test_the_same_questions_are_asked_at_each_validation(
     peft: dict[str, int] | None, conversations: Path, tmp_path: Path
 ) -> None:

@@ -106,7 +106,11 @@ class RegistryConfig(Section):
         description="Score that must beat the champion's, on cases not seen in training if there are at least 20.",
     )
     margin: float = Field(0.0, ge=0, description="Smallest difference by which it must beat the champion.")
-    require_interval: bool = Field(False, description="Promote only if the 95 % interval of the difference excludes 0.")
+    require_interval: bool = Field(
+        True,
+        description="Promote only what chance cannot explain, at a level that shrinks with each candidate that the "
+        "champion meets: together they replace it by an equal model in at most 5 %; false = any improvement counts.",
+    )
     no_more_contradictions: bool = Field(
         False, description="Promote only if it does not contradict the references more often than the champion."
     )

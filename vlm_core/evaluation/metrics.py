@@ -64,7 +64,7 @@ class Use(Flag):
     GROUPS = auto()  # the report's table of groups of questions
     RELIANCE = auto()  # what the right image adds
     ANSWERS = auto()  # beside each answer in the report; only for means, which have a value for each answer
-    TRAINING = auto()  # scored at each validation of a training; fast, and needs no slow import
+    TRAINING = auto()  # the scores at each validation of a training; only what needs no slow imports
     DECIDES = auto()  # `registry.metric` may name it, so it is compared in groups as well (see also RegistryConfig)
 
 

@@ -8,10 +8,19 @@ import numpy as np
 
 from vlm_core.data.closed_questions import closed_kind, possible_answers
 from vlm_core.data.conversation import last_question
+from vlm_core.data.held_back import is_held_back
 from vlm_core.evaluation.clinical.agreement import by_category, contradicted
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, metrics_for, names
-from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN, VISUAL_RELIANCE
+from vlm_core.evaluation.result_names import (
+    HELD_BACK,
+    MODEL,
+    QUESTION_ONLY,
+    SELECTION,
+    SHUFFLED,
+    UNSEEN,
+    VISUAL_RELIANCE,
+)
 
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
 LENGTHS = ("1 to 5 words", "6 to 15 words", "16 to 30 words", "over 30 words")
@@ -31,6 +40,7 @@ class Question:
     answers: tuple[str, ...] | None  # a closed question's possible answers, normalised
     seen_case: bool  # whether training has images of the same case
     seen_image: bool  # whether training has the same image
+    held_back: bool | None = None  # whether the training's validation losses leave it out; None: no case is held back
 
     @property
     def expected(self) -> Expected:
@@ -45,7 +55,7 @@ class Question:
             "kind": "open" if self.closed_kind is None else "closed",
             "length": LENGTHS[sum(len(self.reference.split()) > end for end in LENGTH_ENDS)],
             "case": "seen in training" if self.seen_case else UNSEEN,
-        }
+        } | ({} if self.held_back is None else {"part": HELD_BACK if self.held_back else SELECTION})
 
 
 def question_of(
@@ -54,6 +64,7 @@ def question_of(
     closed_questions: Mapping[str, list[str]],
     trained_cases: set[str],
     trained_images: set[str],
+    held_back_share: float = 0.0,
 ) -> Question:
     """Returns the question of a row of the conversation cache."""
     text, reference = last_question(row["conversation"])
@@ -69,6 +80,7 @@ def question_of(
         answers=possible_answers(kind, closed_questions),
         seen_case=row["case_id"] in trained_cases,
         seen_image=any(digest in trained_images for digest in image_hashes),
+        held_back=is_held_back(row["case_id"], held_back_share) if held_back_share else None,
     )
 
 

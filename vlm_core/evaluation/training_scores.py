@@ -12,7 +12,16 @@ from vlm_core.data.closed_questions import closed_kind, possible_answers
 from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset
-from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, Use, columns_of, rounded
+from vlm_core.evaluation.metrics import (
+    METRICS,
+    PRIMARY,
+    Expected,
+    ScoredAnswer,
+    Use,
+    columns_of,
+    metrics_for,
+    rounded,
+)
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import answers_of
 from vlm_core.training.distributed import same_as_main
@@ -33,9 +42,8 @@ class TrainingScores:
         closed = dataset.manifest["closed_questions"]
         turns = [dataset.conversations[tokens.row_of(i)]["conversation"] for i in self.chosen]
         self.expected = [_expected(*last_question(conversation), closed) for conversation in turns]
-        self.metrics = [
-            metric for metric in METRICS.values() if Use.TRAINING in metric.uses or metric.name == self.best
-        ]
+        best = [] if self.best == LOSS else [METRICS[self.best]]
+        self.metrics = list(dict.fromkeys([*metrics_for(Use.TRAINING), *best]))
         self._require_value()
 
     def _require_value(self) -> None:
@@ -43,7 +51,7 @@ class TrainingScores:
         if self.best != LOSS and self.scores([expected.reference for expected in self.expected])[self.best] is None:
             raise ValueError(
                 f"checkpoint.best_metric={self.best} has no value on the {len(self.chosen)} validation questions that "
-                "are drawn; raise step_scheduler.val_questions, or use another metric, such as token_f1"
+                f"are drawn; raise step_scheduler.val_questions, or use another metric, such as {PRIMARY}"
             )
 
     def scores(self, texts: Sequence[str]) -> dict[str, float | None]:
