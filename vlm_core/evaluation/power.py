@@ -27,6 +27,6 @@ def power_in_words(case_ids: Sequence[str], limit: int | None) -> str:
         return f"{asked}: too few cases for intervals, so no difference between two models can be shown"
     low, high = detectable_accuracy(questions), detectable_accuracy(cases)
     return (
-        f"{asked} show a difference in accuracy of {low:.2f} in four evaluations of five; one of {high:.2f} if the answers "
-        "about a case are right or wrong together"
+        f"{asked} show a difference in accuracy of {low:.2f} in four evaluations of five; one of {high:.2f} if "
+        "the answers about a case are right or wrong together"
     )
