@@ -104,8 +104,8 @@ FULL = [
 
 def _on_gpu(title: str, contenders: tuple[str, ...], **settings: Any) -> Comparison:
     """Returns a comparison on Gemma 3 4B's shapes. Each one is short, since time on a GPU is dear."""
-    settings = {"size": "gemma3-4b", "rows": 4, "steps": 4, "repeats": 1, "seconds": 150} | settings
-    return Comparison(title, contenders, **settings)
+    usual = Comparison(title, contenders, size="gemma3-4b", rows=4, steps=4, repeats=1, seconds=150)
+    return replace(usual, **settings)
 
 
 FLEX, COMPILED = {"model.attn_implementation": "flex_attention"}, {"compute.compile": True}

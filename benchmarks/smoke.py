@@ -71,8 +71,8 @@ def run(settings: dict[str, Settings], results: Path) -> list[dict[str, Any]]:
     records: list[dict[str, Any]] = []
     results.mkdir(exist_ok=True)
     for name, chosen in settings.items():
-        first = next((r for r in records if r["name"].startswith("LoRA") == name.startswith("LoRA")), None)
-        record = {"name": name} | _tried(chosen, first and first.get("losses"), _tolerance(name))
+        alike = [record for record in records if record["name"].startswith("LoRA") == name.startswith("LoRA")]
+        record = {"name": name} | _tried(chosen, alike[0].get("losses") if alike else None, _tolerance(name))
         records.append(record)
         print(_line(record), flush=True)
         (results / "smoke.json").write_text(json.dumps(records, indent=1) + "\n")
