@@ -44,6 +44,7 @@ def run(command: Command, words: list[str]) -> None:
     program.NAMES.update(names_of_modules())
     sys.argv[1:] = [*command.words, *words]
     os.environ["PYTHONSAFEPATH"] = "1"
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin: two runs would slow each other
     runpy.run_module(command.module, run_name="__main__", alter_sys=True)
 
 
