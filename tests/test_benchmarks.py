@@ -21,6 +21,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[dic
     threads, known = torch.get_num_threads(), {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDPIX_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setattr("vlm_core.data.loader.MOST_WORKERS", 0)  # a process that has run a flow cannot fork
         root = tmp_path_factory.mktemp("benchmarks")
 
         def run(job: dict[str, Any]) -> dict[str, Any]:

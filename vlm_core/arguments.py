@@ -209,8 +209,7 @@ def generate_parser(description: str | None) -> argparse.ArgumentParser:
 
 def export_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m vlm_core.export`."""
-    parser = _plain_parser("python -m vlm_core.export", description)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser, commands = _parser_with_commands("python -m vlm_core.export", description)
     command = commands.add_parser("merge", help="merge base model and adapter into one transformers directory")
     add = command.add_argument
     add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
@@ -221,8 +220,7 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
 
 def review_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m vlm_core.review`."""
-    parser = _plain_parser("python -m vlm_core.review", description)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser, commands = _parser_with_commands("python -m vlm_core.review", description)
     command = commands.add_parser("make", help="draw questions of an evaluation and write the page for readers")
     add = command.add_argument
     add("evaluation", type=Path, help="directory of an evaluation: it has predictions.parquet")
@@ -235,6 +233,12 @@ def review_parser(description: str | None) -> argparse.ArgumentParser:
     command.add_argument("readings", type=Path, nargs="+", help="files that readers saved")
     command.add_argument("--output", type=Path, help="file to write the scores to, as JSON")
     return parser
+
+
+def _parser_with_commands(prog: str, description: str | None) -> tuple[argparse.ArgumentParser, Any]:
+    """Returns (the parser of a program that has commands, the object that adds them)."""
+    parser = _plain_parser(prog, description)
+    return parser, parser.add_subparsers(dest="command", required=True)
 
 
 def _plain_parser(prog: str, description: str | None) -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ Its key covers that cache and everything in the processor that token ids depend 
 import hashlib
 import json
 import logging
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -171,11 +171,17 @@ class TokenDataset:
     it may share with the examples of its group; and that group, which has the same images and the same prefix.
     `too_long` has the rows of the cache that were left out for their length, `rejects` those that the model cannot be
     shown, by reason. With `last_answer_only`, the earlier answers of a conversation are not supervised. `unasked` is
-    the number of rows with an answer that no generation prompt leads to.
+    the number of rows with an answer that no generation prompt leads to. `without` lists other rows to leave out.
     """
 
     def __init__(
-        self, directory: Path, split: str, max_length: int | None = None, *, last_answer_only: bool = False
+        self,
+        directory: Path,
+        split: str,
+        max_length: int | None = None,
+        *,
+        last_answer_only: bool = False,
+        without: Sequence[int] = (),
     ) -> None:
         manifest = read_manifest(directory)
         self.rejects: dict[str, dict[str, Any]] = manifest[REJECTS][split]
@@ -186,6 +192,7 @@ class TokenDataset:
         lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
         fits = lengths <= (np.iinfo(lengths.dtype).max if max_length is None else max_length)
         kept = fits & (lengths > 0)
+        kept[list(without)] = False
         self.too_long, self._rows = np.flatnonzero(~fits), np.flatnonzero(kept)
         self.lengths = lengths[kept]
         self.prefixes: np.ndarray = table["prefix"].to_numpy()[kept]

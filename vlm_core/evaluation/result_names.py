@@ -17,6 +17,9 @@ VISUAL_RELIANCE = "visual_reliance"
 UNSEEN = "not seen in training"
 """The group of questions about cases that are not in the training split."""
 
+HELD_BACK, SELECTION = "held back", "selection"
+"""The parts of a divided validation split: the one decides about champions, the other chooses during training."""
+
 SMALLEST_P = 0.001  # the smallest value that 2,000 draws can give, after rounding
 
 

@@ -18,6 +18,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, build_batches
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset
+from vlm_core.data.held_back import is_held_back
 from vlm_core.data.kept_images import keep_images
 from vlm_core.data.loader import worker_processes
 from vlm_core.data.prepare import prepare_conversations
@@ -46,8 +47,8 @@ from vlm_core.training.vision_cache import encode_images
 logger = logging.getLogger(__name__)
 
 Collate = Callable[..., Any]
-# A function of the step that all ranks call after each validation.
-AfterValidation = Callable[[int], None]
+# A function of (step, validation loss) that all ranks call at each validation; see Trainer.after_validation.
+AfterValidation = Callable[[int, float], tuple[dict[str, float | None], float]]
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,9 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     """
     config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
-    if config.packing.enabled and config.packing.structured_attention and not config.compute.compile:
-        use_structured_attention(model, family, device)
+    packs = config.packing.enabled and inputs.collate is None
+    if packs and config.packing.structured_attention and not config.compute.compile:
+        use_structured_attention(model, device)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images, full_model, workers = _images(inputs, model)
@@ -150,12 +152,13 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
     config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
     cached = config.vision_cache.enabled and inputs.collate is None
     if cached and not is_tower_frozen(model, chat.family):
-        logger.info("the vision tower trains, so there is no vision cache: each step encodes its images")
+        logger.info("the vision tower trains, so its features cannot be cached: each step encodes its images")
         cached = False
     if not cached:
         workers = worker_processes(workers, decodes=True)
         return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
-    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
+    decoders = worker_processes(workers, decodes=True)
+    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device, decoders)
     detached = DetachedTower(model, chat.family)
     # A full checkpoint includes the tower, an adapter does not.
     full_model = detached.attached if config.peft is None else nullcontext
@@ -228,7 +231,13 @@ def _read_tokens(
     directory, dataset = build_tokens(conversations, chat), config.dataset
     last_only = dataset.train_on == "last_answer"
     longest = None if collate else dataset.max_length
-    found = {split: TokenDataset(directory, split, longest, last_answer_only=last_only) for split in SPLITS}
+    held_back = _held_back_rows(config, conversations, collate)
+    found = {
+        split: TokenDataset(
+            directory, split, longest, last_answer_only=last_only, without=held_back if split == VALIDATION else ()
+        )
+        for split in SPLITS
+    }
     for split, tokens in found.items():
         if tokens.unasked and not last_only and not collate:
             raise ValueError(
@@ -237,6 +246,30 @@ def _read_tokens(
             )
         _require_few_left_out(config, split, tokens, ConversationDataset(conversations, split).conversations)
     return found
+
+
+def _held_back_rows(config: Config, conversations: Path, collate: Collate | None) -> list[int]:
+    """Returns the validation rows that `validation_dataset.held_back` keeps from the validation losses.
+
+    Raises ValueError if no case is left in one of the two parts, or if a custom collate function makes the batches.
+    """
+    share = config.validation_dataset.held_back
+    if not share:
+        return []
+    if collate is not None:
+        raise ValueError(
+            f"validation_dataset.held_back={share}: the batches of a custom collate function have all cases; set "
+            "validation_dataset.held_back=0"
+        )
+    cases = ConversationDataset(conversations, VALIDATION).conversations["case_id"]
+    rows = [row for row, case in enumerate(cases) if is_held_back(case, share)]
+    if not 0 < len(rows) < len(cases):
+        raise ValueError(
+            f"validation_dataset.held_back={share} holds back {len({cases[row] for row in rows})} of the "
+            f"{len(set(cases))} cases of the validation split, and both parts need some: use a share nearer to 0.5, or "
+            "validate on more cases"
+        )
+    return rows
 
 
 def _require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows: Any) -> None:
