@@ -12,8 +12,12 @@ from tests.readme import ROOT
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.py"))
 SHOWN = {
     "own_images": ["case=patient_id", "models:/medpix-our-scans@challenger", "medpix-our-scans  1"],
-    "dicom_folder": ["Images: ", "window: soft_tissue", "[[", "picture_0.png"],
-    "compare_models": ["token F1 against short", "token F1 against base", "worth of the right image"],
+    "dicom_folder": ["Images: ", "window: soft_tissue", "[[", "train-3-image-1.png"],
+    "compare_models": [
+        "token F1 against commonest",
+        "token F1 against run epoch_0_step_10",
+        "worth of the right image",
+    ],
 }
 
 

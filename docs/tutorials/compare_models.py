@@ -1,13 +1,14 @@
 """Compares two models on the same questions, and reads the report: which is better, how sure is that, and why.
 
-Run it in an empty folder: python compare_models.py. Both are the demo's tiny model; one trains six times as long.
+Run it in an empty folder: python compare_models.py. The two are an early and a late checkpoint of one run.
 """
 
 import json
 import subprocess
 from pathlib import Path
 
-DATA = ["--dataset.path_or_dataset", "builtin:phantom?images=120", "--step_scheduler.val_every_steps", "1000"]
+DATA = ["--dataset.path_or_dataset", "builtin:phantom?images=120"]
+LENGTH = ["--step_scheduler.max_steps", "60", "--step_scheduler.ckpt_every_steps", "10"]
 
 
 def medpix(*words: str) -> None:
@@ -16,13 +17,12 @@ def medpix(*words: str) -> None:
     subprocess.run(["medpix", *words], check=True)
 
 
-for name, steps in (("short", "10"), ("long", "60")):
-    run = ["--checkpoint.checkpoint_dir", name, "--step_scheduler.max_steps", steps]
-    medpix("finetune", "--config", "demo", *DATA, *run)
+medpix("finetune", "--config", "demo", *DATA, *LENGTH, "--checkpoint.checkpoint_dir", "run")
 
-# Answers all questions of the validation split with both models, and with another case's images for the long one.
-against = ["--evaluation.compare_with", "short/LATEST", "--evaluation.controls", "shuffled"]
-medpix("evaluate", "--checkpoint-path", "long/LATEST", *against, "--output-dir", "comparison")
+# Both models answer all questions of the validation split. The late one answers them with another case's images too.
+early, late = "run/epoch_0_step_10", "run/LATEST"
+against = ["--evaluation.compare_with", early, "--evaluation.controls", "shuffled"]
+medpix("evaluate", "--checkpoint-path", late, *against, "--output-dir", "comparison")
 
 result = json.loads(Path("comparison/result.json").read_text(encoding="utf-8"))
 print(f"\n{result['verdict']['text']}\n")
