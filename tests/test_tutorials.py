@@ -15,7 +15,7 @@ SHOWN = {
     "dicom_folder": ["Images: ", "window: soft_tissue", "[[", "train-3-image-1.png"],
     "compare_models": [
         "token F1 against commonest",
-        "token F1 against run epoch_0_step_10",
+        "token F1 against epoch_0_step_10",
         "worth of the right image",
     ],
 }
