@@ -1,7 +1,7 @@
 """Compares two models on the same questions, and reads the report: which is better, how sure is that, and why.
 
-Run it in an empty folder: python compare_models.py. The two are an early and a late checkpoint of one short
-run. The late one is far better, and the verdict still says that it has not learnt: it does not beat the commonest answer.
+Run it in an empty folder: python compare_models.py. The two are an early and a late checkpoint of one short run. The
+late one is far better, and the verdict still says that it has not learnt: it does not beat the commonest answer.
 """
 
 import json
