@@ -17,6 +17,9 @@ VISUAL_RELIANCE = "visual_reliance"
 UNSEEN = "not seen in training"
 """The group of questions about cases that are not in the training split."""
 
+DATASET = "dataset"
+"""The division of the questions by dataset, and the column with its name, if the run has several datasets."""
+
 SMALLEST_P = 0.001  # the smallest value that 2,000 draws can give, after rounding
 
 

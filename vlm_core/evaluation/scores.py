@@ -11,7 +11,7 @@ from vlm_core.data.conversation import last_question
 from vlm_core.evaluation.clinical.agreement import by_category, contradicted
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, names
-from vlm_core.evaluation.result_names import MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN, VISUAL_RELIANCE
+from vlm_core.evaluation.result_names import DATASET, MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN, VISUAL_RELIANCE
 
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
 LENGTHS = ("1 to 5 words", "6 to 15 words", "16 to 30 words", "over 30 words")
@@ -31,11 +31,13 @@ class Question:
     answers: tuple[str, ...] | None  # a closed question's possible answers, normalised
     seen_case: bool  # whether training has images of the same case
     seen_image: bool  # whether training has the same image
+    dataset: str | None = None  # its name, if the run has several
 
     @property
     def groups(self) -> dict[str, str]:
         """Returns `{division: group}`: the group of this question in each division of the questions."""
-        return {
+        of_dataset = {} if self.dataset is None else {DATASET: self.dataset}
+        return of_dataset | {
             "mode": self.mode,
             "kind": "open" if self.closed_kind is None else "closed",
             "length": LENGTHS[sum(len(self.reference.split()) > end for end in LENGTH_ENDS)],
@@ -65,6 +67,7 @@ def question_of(
         answers=answers,
         seen_case=row["case_id"] in trained_cases,
         seen_image=any(digest in trained_images for digest in image_hashes),
+        dataset=row.get(DATASET),
     )
 
 
@@ -182,6 +185,8 @@ def predictions(
     for i, question in enumerate(questions):
         record: dict[str, Any] = vars(question) | {"image_sha256": list(question.image_sha256)}
         record["answers"] = list(question.answers) if question.answers else None
+        if question.dataset is None:
+            del record[DATASET]
         for name, given in variants.items():
             suffix = "" if name == MODEL else f"_{name}"
             answer = _answer(given[i], columns[name], i)
