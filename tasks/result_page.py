@@ -114,11 +114,7 @@ def _found(result: dict[str, Any]) -> list[str]:
         [metric.title, *(with_interval(result["scores"][name][metric.name]) for name in variants)]
         for metric in metrics_for(Use.CARD)
     ]
-    rows += [
-        [f"{METRICS[PRIMARY].title} of {escaped(group)}",
-         *(with_interval(entry["scores"][name][PRIMARY]) if name in entry["scores"] else "" for name in variants)]
-        for group, entry in result["groups"].get(DATASET, {}).items()
-    ]  # fmt: skip
+    rows += _of_datasets(result)
     better = [
         f"- against {escaped(name)}: {METRICS[PRIMARY].words} {with_interval(changes[PRIMARY], sign='+')}"
         for name, changes in result["differences"].items()
@@ -127,6 +123,16 @@ def _found(result: dict[str, Any]) -> list[str]:
         by_looking = with_interval(result["visual_reliance"][PRIMARY], sign="+")
         better.append(f"- by looking at the right image: {METRICS[PRIMARY].words} {by_looking}")
     return ["### Scores\n\n" + table(["", *map(escaped, variants)], rows), "\n".join(better)]
+
+
+def _of_datasets(result: dict[str, Any]) -> list[list[str]]:
+    """Returns a row of scores for each of several datasets. Results of older versions have no such groups."""
+    groups, variants = result.get("groups", {}).get(DATASET, {}), list(result["scores"])
+    rows = []
+    for group, entry in groups.items():
+        found = [with_interval(entry["scores"][name][PRIMARY]) if name in entry["scores"] else "" for name in variants]
+        rows.append([f"{METRICS[PRIMARY].title} of {escaped(group)}", *found])
+    return rows
 
 
 def _share(value: float | None) -> str:

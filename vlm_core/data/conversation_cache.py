@@ -242,12 +242,16 @@ class _Builder:
             "example_id": example_id,
             "case_id": self.cases.setdefault(case_key(case), visible),
             "case_key": case_key(case),
-            "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
+            "mode": self._mode_of_none(source) if example.mode is None else example.mode,
             "conversation": map_images(example.conversation, indices.__getitem__),
             "published": split,
             "image": shown[0],
             DATASET.name: part.name,
         }
+
+    def _mode_of_none(self, source: SplitSource) -> str:
+        """Returns the mode of a row without one; only in a single dataset do all rows then have the same."""
+        return "all" if source.columns.mode is None and not self.splits.more else "none"
 
     def _places(self, example_ids: list[str]) -> dict[str, str]:
         """Returns `{example id: file and line}` of the rows that files are known for."""
