@@ -95,8 +95,8 @@ def test_each_dataset_is_read_by_its_own_rules(home: Path) -> None:
     assert (counts["far"]["rows"], counts["far"]["trains"]) == ({"train": 0, "validation": 2}, False)
     # Every `auto` is resolved for each dataset, and the result reads the same data.
     two, far = config.more_datasets["two"], config.more_datasets["far"]
-    assert (two.split_by, two.validation_split, two.split, two.mode_column) == ("case", None, "tabelle", None)
-    assert (far.split_by, far.validation_split, far.split) == ("published", "tabelle", None)
+    assert (two.split_by, two.validation_split, two.split, two.mode_column) == ("case", None, "train", None)
+    assert (far.split_by, far.validation_split, far.split) == ("published", "train", None)
     assert prepare_conversations(config) == (cache, True)
 
 
@@ -176,8 +176,8 @@ def test_the_key_has_the_datasets_and_not_their_weights(home: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"question_column": "Farge"}, "dataset two: .*lacks the column Farge.*'Frage'; set more_datasets.two.question_column"),
-        ({"question_column": "auto"}, "dataset two: .*lacks the column of the question.*more_datasets.two.question_column"),
+        ({"question_column": "Farge"}, "dataset two: .*lacks the column Farge.*set more_datasets.two.question_column"),
+        ({"question_column": "auto"}, "dataset two: .*the column of the question.*more_datasets.two.question_column"),
         ({"images": {"modality_column": "M"}}, "dataset two: .*column M of more_datasets.two.images.modality_column"),
         ({"where": {"M": "x"}}, "dataset two: .*column M of more_datasets.two.where"),
         ({"split_by": "published"}, "dataset two: .*has no validation split.*Leave more_datasets.two.split_by out"),
