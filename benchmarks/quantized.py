@@ -37,6 +37,8 @@ TEXT = {
     "head_dim": 128,
 }
 TOKENS = 128
+M_MMAP_THRESHOLD = -3  # glibc's number of this setting
+LARGE = 1 << 20  # bytes
 
 
 def write_model(directory: Path) -> None:
@@ -54,6 +56,8 @@ def write_model(directory: Path) -> None:
 
 def measure(directory: Path, kind: str, checkpointing: bool) -> dict[str, float]:
     """Returns the MB of the weights, of the peaks of loading and of training, and of the plan's estimate."""
+    # Otherwise glibc keeps freed copies of weights on its heap, and they count as used.
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
     tiny = fetch_model(ModelConfig(pretrained_model_name_or_path="builtin:tiny-gemma3"))
     _train(config_of(tiny, kind, checkpointing), tiny)  # imports everything, so that it is not measured
     config = config_of(directory, kind, checkpointing)
@@ -75,6 +79,9 @@ def _train(config: Config, directory: Path) -> dict[str, float]:
     """Loads the model, makes two steps, and returns the MB of its weights and of both peaks above the start."""
     with PeakMemory() as loading:
         model = prepare_model(config, directory, GEMMA3, None)
+    for parameter in model.parameters():
+        if type(parameter) is torch.nn.Parameter:  # a quantised one is in memory, with a second reference to its data
+            parameter.data = parameter.data.clone()  # otherwise the weights' file stays mapped, and its pages count
     ctypes.CDLL(None).malloc_trim(0)  # otherwise memory that loading freed stays with the process
     held = sum(_bytes(tensor) for tensor in model.state_dict().values())
     optimizer = build_optimizer(model, config.optimizer)
@@ -102,6 +109,7 @@ def report(rows: dict[tuple[str, bool], dict[str, float]]) -> str:
         "",
         f"Gemma 3's classes, 8 layers of width 1,024, {TOKENS} tokens, one process; MB above the process's start.",
         "Loading and training are peaks; that of loading includes the pages of the file that are mapped.",
+        "The allocator returns freed blocks of 1 MB and more to the system (`MALLOC_MMAP_THRESHOLD_=1048576`).",
         "",
         "| weights | checkpointing | held | of bfloat16 | loading | training | plan | training / plan |",
         "|---|---|---|---|---|---|---|---|",

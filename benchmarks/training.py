@@ -56,7 +56,7 @@ def _encode(config: Config, conversations: Path) -> float:
     base = Path(config.model.pretrained_model_name_or_path)
     model, chat = prepare_model(config, base, GEMMA3, None), load_chat(base)
     started = time.monotonic()
-    encode_images(model, chat, conversations, Ranks(), device_of(0))
+    encode_images(model, chat, conversations, Ranks(), device_of(0), 0)
     return time.monotonic() - started
 
 
@@ -94,12 +94,12 @@ def efficiency(config: Config, conversations: Path, steps: int) -> dict[str, Any
     base = Path(config.model.pretrained_model_name_or_path)
     chat, model = load_chat(base), prepare_model(config, base, GEMMA3, None)
     tokens = TokenDataset(build_tokens(conversations, chat), "train")
-    images = encode_images(model, chat, conversations, Ranks(), device_of(0))
+    images = encode_images(model, chat, conversations, Ranks(), device_of(0), 0)
     DetachedTower(model, GEMMA3)
     batches = PackedBatches(tokens, images, chat, config.packing.max_tokens)
     samples = config.step_scheduler.batch_size
     built = [batches.batch(micro_batch) for micro_batch in batches.micro_batches(range(samples), 0, 1)]
-    use_structured_attention(model, GEMMA3, device_of(0))
+    use_structured_attention(model, device_of(0))
     objective = TokenLoss(model.to(device_of(0)).train(), chat, skip_unused=True)
 
     def step() -> None:

@@ -2,7 +2,7 @@
 
 Prefect 3.8 requires FLOW/DEPLOYMENT in two places: when its client reads a deployment, and in subcommands that check
 the name first (inspect, schedule ls and others). This plugin finds the deployment with the bare name. pyproject.toml
-enables it, so it works if Prefect is called in the project's directory.
+enables it for Prefect's commands in the project's directory, and `make env` for those of a shell.
 """
 
 import sys

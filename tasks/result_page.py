@@ -8,8 +8,8 @@ from tasks.markdown import code, escaped, link, table
 from tasks.registry.card import tuning
 from tasks.registry.versions import version_uri
 from tasks.run import Run
-from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for
-from vlm_core.evaluation.result_names import DATASET, with_interval
+from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_in
+from vlm_core.evaluation.result_names import DATASET, MODEL, with_interval
 from vlm_core.run_directory import EVALUATION
 
 CLOSED_ROWS = 20  # the most closed questions that a page shows
@@ -112,7 +112,7 @@ def _found(result: dict[str, Any]) -> list[str]:
     variants = list(result["scores"])
     rows = [
         [metric.title, *(with_interval(result["scores"][name][metric.name]) for name in variants)]
-        for metric in metrics_for(Use.CARD)
+        for metric in metrics_in(result["scores"][MODEL], Use.CARD)
     ]
     rows += _of_datasets(result)
     better = [

@@ -48,7 +48,13 @@ SMALL = {
     "dataset.path_or_dataset": "builtin:phantom?images=40",
     "dataloader": {"num_workers": 0},  # a process that has run a flow cannot fork
     "lr_scheduler": {"lr_warmup_steps": 50},
-    "step_scheduler": {"global_batch_size": 8, "local_batch_size": 8, "max_steps": 3, "val_every_steps": None},
+    "step_scheduler": {
+        "global_batch_size": 8,
+        "local_batch_size": 8,
+        "max_steps": 3,
+        "val_every_steps": None,
+        "val_questions": 0,
+    },
 }
 
 
@@ -104,6 +110,13 @@ USUAL = ("gemma3", "gemma3n", "qwen2_5_vl")
 def family(request: pytest.FixtureRequest) -> Family:
     """Three model families in turn, which differ in all that most tests depend on."""
     return FAMILIES[request.param]
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m 'not slow'` selects
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    for item in items:
+        if item.get_closest_marker("one_family") and item.callspec.params["family"] != USUAL[0]:
+            item.add_marker("slow")
 
 
 # For the tests of what a row promises: masks, positions, features and answers. tests/models/test_gemma4.py has others.

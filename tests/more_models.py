@@ -3,9 +3,7 @@
 Chat templates have the form of the published ones. Published templates also write tools, system prompts and thoughts.
 """
 
-import os
 from collections.abc import Iterable
-from functools import lru_cache
 from pathlib import Path
 
 from transformers import (
@@ -43,8 +41,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
-from tests.other_models import IDEFICS3, TEXT, VISION, byte_level, phantom_texts, save_tiny, token_ids
-from vlm_core.home import medpix_home
+from tests.other_models import IDEFICS3, TEXT, VISION, byte_level, save_tiny, token_ids, written_once
 from vlm_core.models.tiny import tiny_tokenizer
 from vlm_core.models.tiny_qwen import ADDED, CHAT_TEMPLATE, qwen_text_config, qwen_tokenizer, vision_token_ids
 from vlm_core.models.tiny_qwen3 import THOUGHT
@@ -231,9 +228,6 @@ MORE = {
 }
 
 
-@lru_cache
 def more_directory(name: str) -> Path:
-    """Returns the directory of a tiny model, which is written once per test process."""
-    directory = medpix_home() / "other-models" / f"{name}-{os.getpid()}"
-    MORE[name](directory, phantom_texts())
-    return directory
+    """Returns the directory of a tiny model of `MORE`."""
+    return written_once(name, MORE[name])

@@ -9,7 +9,7 @@ no turn.
 import itertools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -151,11 +151,16 @@ WRITERS = {
 }
 
 
-@lru_cache
 def directory_of(name: str) -> Path:
-    """Returns the directory of a tiny model, which is written once per test process."""
+    """Returns the directory of a tiny model of `WRITERS`."""
+    return written_once(name, WRITERS[name])
+
+
+@lru_cache
+def written_once(name: str, write: Callable[[Path, Iterable[str]], None]) -> Path:
+    """Returns the directory of the tiny model `name`, which `write` writes once per test process."""
     directory = medpix_home() / "other-models" / f"{name}-{os.getpid()}"
-    WRITERS[name](directory, phantom_texts())
+    write(directory, phantom_texts())
     return directory
 
 

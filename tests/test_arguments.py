@@ -9,7 +9,7 @@ from vlm_core import arguments
 from vlm_core.cli import ConfigParser
 from vlm_core.recipe import config_keys
 
-SLOW = ("torch", "peft", "transformers", "datasets", "mlflow", "prefect", "matplotlib", "pyarrow")
+SLOW = ("torch", "peft", "transformers", "datasets", "mlflow", "prefect", "matplotlib", "pyarrow", "spacy")
 # Runs a command as `python -m` does; at its end, writes the slow packages that it imported to standard error.
 RUN = f"""
 import runpy, sys

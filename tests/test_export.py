@@ -41,6 +41,7 @@ def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model.eval()(**{key: value for key, value in batch.items() if key != "labels"}).logits
 
 
+@pytest.mark.one_family
 def test_merged_weights_give_the_adapters_logits(
     chat: ChatModel, conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,9 +20,11 @@ from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_dataset import ConversationDataset
-from vlm_core.data.new_recipe import recipe_text, share_for_intervals
+from vlm_core.data.new_recipe import data_found, recipe_text, share_for_intervals
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import fetch_splits
+from vlm_core.data.statistics import STATISTICS
+from vlm_core.files import read_json
 from vlm_core.pages.data_report import overview, write_data_report
 from vlm_core.pages.plots import histogram
 from vlm_core.prepare import next_command
@@ -98,15 +100,38 @@ def test_enough_cases_are_held_out_for_intervals(tmp_path: Path) -> None:
     assert share(**{"dataset.split_by": "image"}) is None
 
 
-def test_a_recipe_for_a_gpu() -> None:
+@pytest.mark.parametrize(
+    ("card", "quantization", "checkpointing"),
+    [(80, None, None), (25.3, None, True), (11.8, None, True), (8.4, "nf4", True), (6, "nf4", True)],
+)
+def test_a_recipe_for_a_gpu(card: float, quantization: str | None, checkpointing: bool | None) -> None:
     config = small_config(
         **{"dataset.split_by": "case", "validation_dataset.split": None, "dataset.image_column": "0123"}
     )
-    tree = yaml.safe_load(recipe_text(config, "mine", "Found.", gpu=True))
+    text = recipe_text(config, "mine", ["Found."], card=card)
+    tree = yaml.safe_load(text)
     assert tree["model"]["pretrained_model_name_or_path"] == "google/medgemma-4b-it"
     assert tree["registry"]["model_name"] == "medpix-mine"
     assert (tree["peft"]["dim"], tree["dataset"]["split_by"]) == (8, "case")
+    assert tree["model"].get("quantization") == quantization
+    assert tree.get("compute", {}).get("gradient_checkpointing") == checkpointing
+    comments = " ".join(line.removeprefix("# ") for line in text.splitlines())
+    assert ("below 8 GB" in comments, "in 4 bits" in comments) == (card < 7.5, quantization == "nf4")
     assert Config.model_validate(tree).dataset == config.dataset
+
+
+def test_a_recipe_says_what_the_data_is(conversations: Path) -> None:
+    found = read_json(conversations / STATISTICS)
+    assert [line.partition(":")[0] for line in data_found(found)[1:]] == ["Images"]
+    size, _ = next(iter(found["images"]["sizes"].items()))
+    assert f"PNG; {size} pixels." in data_found(found)[1]
+    found["medical"]["counts"] |= {"modality": {"CT": 3, "MR": 1}, "window": {"40/80": 4}}
+    found["personal_texts"] = {"date": 2}
+    lines = data_found(found)
+    assert "Images: 3 CT, 1 MR;" in lines[1]
+    assert lines[2].startswith("Windows: 40/80 (4). dataset.images.window")
+    assert "2 texts or images" in lines[3]
+    assert len(data_found(found | {"images": {"count": 0, "sizes": {}, "distinct_sizes": 0, "formats": {}}})) == 3
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from vlm_core.cli import ConfigParser
 from vlm_core.config import Config
 from vlm_core.guide import GENERATE_FLAGS
 from vlm_core.log import configure_logging
+from vlm_core.program import as_called
 
 logger = logging.getLogger(__name__)
 
@@ -208,8 +209,7 @@ def generate_parser(description: str | None) -> argparse.ArgumentParser:
 
 def export_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m vlm_core.export`."""
-    parser = _plain_parser("python -m vlm_core.export", description)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser, commands = _parser_with_commands("python -m vlm_core.export", description)
     command = commands.add_parser("merge", help="merge base model and adapter into one transformers directory")
     add = command.add_argument
     add("--checkpoint-path", required=True, help="epoch_E_step_S, a directory, a hub id, or models:/name@alias")
@@ -220,8 +220,7 @@ def export_parser(description: str | None) -> argparse.ArgumentParser:
 
 def review_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m vlm_core.review`."""
-    parser = _plain_parser("python -m vlm_core.review", description)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser, commands = _parser_with_commands("python -m vlm_core.review", description)
     command = commands.add_parser("make", help="draw questions of an evaluation and write the page for readers")
     add = command.add_argument
     add("evaluation", type=Path, help="directory of an evaluation: it has predictions.parquet")
@@ -236,9 +235,16 @@ def review_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def _parser_with_commands(prog: str, description: str | None) -> tuple[argparse.ArgumentParser, Any]:
+    """Returns (the parser of a program that has commands, the object that adds them)."""
+    parser = _plain_parser(prog, description)
+    return parser, parser.add_subparsers(dest="command", required=True)
+
+
 def _plain_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
     formatter: Any = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=formatter)
+    words = as_called(description or "")
+    return argparse.ArgumentParser(prog=as_called(prog), description=words, formatter_class=formatter)
 
 
 def _add_conversations(parser: argparse.ArgumentParser) -> None:

@@ -18,6 +18,7 @@ from filelock import Timeout
 
 from vlm_core.cache import MANIFEST, damaged_files, locked, read_manifest
 from vlm_core.home import medpix_home
+from vlm_core.program import as_called
 
 # Built by `cached_directory`.
 BUILT_DIRECTORIES = ("phantom", "archives", "models", "registered", "conversations", "tokens")
@@ -141,7 +142,9 @@ def _megabytes(size: int) -> str:
 def main() -> None:
     """Runs the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m vlm_core.caches", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=as_called("python -m vlm_core.caches"),
+        description=as_called(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="list caches with their size and last use")

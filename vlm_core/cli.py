@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from vlm_core.config import Config, MoreDatasetConfig
+from vlm_core.program import as_called
 from vlm_core.recipe import config_keys, load_config, recipe_names
 from vlm_core.run_directory import CONFIG
 
@@ -32,6 +33,7 @@ class ConfigParser(argparse.ArgumentParser):
         self.common, self.config_of = common, config_of
         recipe = "[--config RECIPE]" if config_of else "--config RECIPE"
         options.setdefault("usage", f"%(prog)s {recipe} [options] [--section.key VALUE ...]")
+        options |= {key: as_called(options[key]) for key in ("prog", "description") if options.get(key)}
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

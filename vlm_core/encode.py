@@ -16,6 +16,7 @@ import logging
 from pathlib import Path
 
 from vlm_core.config import Config
+from vlm_core.data.loader import worker_processes
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.models.base_model import fetch_model
 from vlm_core.models.chat import load_chat
@@ -46,7 +47,8 @@ def encode(config: Config, ranks: Ranks, conversations: Path | None = None) -> N
     if not is_tower_frozen(model, chat.family):
         logger.info("the vision tower trains, so its features change: no images are encoded in advance")
         return
-    encode_images(model, chat, conversations, ranks, device_of(ranks.local_rank))
+    decoders = worker_processes(config.dataloader.num_workers, decodes=True)
+    encode_images(model, chat, conversations, ranks, device_of(ranks.local_rank), decoders)
 
 
 def main(options: argparse.Namespace, config: Config) -> None:

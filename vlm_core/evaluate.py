@@ -38,9 +38,11 @@ from vlm_core.data.statistics import read_batches
 from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
 from vlm_core.evaluation.answering import Questions, answer_questions, shown_rows
 from vlm_core.evaluation.conditions import shuffle_between_cases
+from vlm_core.evaluation.deciding import deciding
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
+from vlm_core.evaluation.protocols import PROTOCOLS, score_protocol
 from vlm_core.evaluation.report import write_report
-from vlm_core.evaluation.result_names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
+from vlm_core.evaluation.result_names import COMMONEST, DATASET, MODEL, RIGHT, SHUFFLED, p_value, with_interval
 from vlm_core.evaluation.scores import assertion_counts, columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.text_scores import package_versions
 from vlm_core.evaluation.verdict import verdict
@@ -77,11 +79,16 @@ def evaluate(
     with main_rank_first(ranks):
         shown = shown_rows(files, conversations)
     questions, conditions = _questions(config, conversations, shown)
-    answers = answer_questions(files, questions, conditions, config, ranks, MODEL)
+    requested: list[str] = [name for name in config.evaluation.protocols if PROTOCOLS[name].request]
+    answers = answer_questions(files, questions, [*conditions, *requested], config, ranks, MODEL)
+    under: dict[str, dict[str, list[ScoredAnswer]]] = {name: {MODEL: answers.pop(name)} for name in requested}
     variants = {MODEL if condition == RIGHT else condition: found for condition, found in answers.items()}
     variants[COMMONEST] = _commonest_answers(questions) if ranks.is_main else []
     for label, other in others.items():
-        variants[label] = answer_questions(other, questions, [RIGHT], config, ranks, label)[RIGHT]
+        answers = answer_questions(other, questions, [RIGHT, *requested], config, ranks, label)
+        variants[label] = answers.pop(RIGHT)
+        for name, found in answers.items():
+            under[name][label] = found
     if ranks.is_main:
         about = {
             "checkpoint": _name(checkpoint) or config.model.pretrained_model_name_or_path,
@@ -94,7 +101,7 @@ def evaluate(
             "seed": config.rng.seed,
             "metrics": package_versions(),
         }
-        _publish(config, questions, variants, about, output, files, started)
+        _publish(config, questions, variants, under, about, output, files, started)
     barrier()
 
 
@@ -139,23 +146,40 @@ def _publish(
     config: Config,
     asked: Questions,
     variants: dict[str, list[ScoredAnswer]],
+    under: dict[str, dict[str, list[ScoredAnswer]]],
     about: dict[str, Any],
     output: Path,
     files: ModelFiles,
     started: float,
 ) -> None:
-    """Writes the reports and the predictions of an evaluation, and `result.json` last."""
+    """Writes the reports and the predictions of an evaluation, and `result.json` last.
+
+    `under` has the answers to the questions with the request of a protocol, by its name and by model.
+    """
     dataset, trained = (ConversationDataset(asked.conversations, split) for split in ("validation", "train"))
     cases, images = set(trained.conversations["case_id"]), trained.shown_images()
     closed = dataset.manifest["closed_questions"]
     trained_hashes = {asked.hashes[index] for index in images}
+    held_back = _held_back_shares(config)
     questions = [
-        question_of(row, [asked.hashes[i] for i in image_indices(row)], closed, cases, trained_hashes)
+        question_of(
+            row,
+            [asked.hashes[i] for i in image_indices(row)],
+            closed,
+            cases,
+            trained_hashes,
+            held_back[row.get(DATASET)],
+        )
         for row in asked.rows
     ]
     columns = columns_by_variant(questions, variants)
     result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
+    result["deciding"] = deciding(questions, columns, list(about["compared"]), config.registry.metric, config.rng.seed)
     result["assertions"] = assertion_counts(questions, variants)
+    result["protocols"] = {
+        name: score_protocol(name, questions, under.get(name) or variants, config.rng.seed)
+        for name in config.evaluation.protocols
+    }
     result["verdict"] = verdict(
         result,
         config.registry.metric,
@@ -176,6 +200,16 @@ def _publish(
     write_report(config, result, records, dataset, _history(files.weights), output / REPORT)
     write_json(output / RESULT, result)
     _log_summary(result, output)
+
+
+def _held_back_shares(config: Config) -> dict[str | None, float]:
+    """Returns the share of the cases of each dataset that is held back; None stands for a single dataset.
+
+    If some are held back, all cases of a dataset that only validates are: no checkpoint was chosen by them.
+    """
+    share = config.validation_dataset.held_back
+    external = {name: 1.0 if share else 0.0 for name in config.datasets if name not in config.trained}
+    return {None: share} | dict.fromkeys(config.trained, share) | external
 
 
 def _history(weights: Path) -> dict[str, list[dict[str, Any]]]:

@@ -43,13 +43,11 @@ class Family:
     vision_features: str = ""  # module whose output is cached: the tower, or a pool without weights after it
     layer_features: str = ""  # output of the tower with further features, which enter at later layers (DeepStack)
     feature_projector: str = ""  # module that makes embeddings of cached features; "": a stub of the tower leads there
-    passes_masks_on: bool = False  # whether each layer gets its mask as given: then it may be another object
     softcaps_logits: bool = False  # whether forward() applies the text config's final_logit_softcapping
 
 
 GEMMA3 = Family(
     model_type="gemma3",
-    passes_masks_on=True,
     end_of_turn="<end_of_turn>",
     image_placeholder="boi_token",
     image_text=("full_image_sequence",),
@@ -70,7 +68,6 @@ GEMMA3 = Family(
 
 GEMMA3N = Family(
     model_type="gemma3n",
-    passes_masks_on=True,
     end_of_turn="<end_of_turn>",
     image_text=("full_image_sequence",),
     image_token="<image_soft_token>",
@@ -94,7 +91,6 @@ GEMMA3N = Family(
 
 QWEN2_5_VL = Family(
     model_type="qwen2_5_vl",
-    passes_masks_on=True,
     end_of_turn="<|im_end|>",
     image_token="<|image_pad|>",
     image_grid="smart_resize",
@@ -117,7 +113,6 @@ QWEN2_5_VL = Family(
 QWEN3_VL = replace(
     QWEN2_5_VL,
     model_type="qwen3_vl",
-    passes_masks_on=False,
     parts={**QWEN2_5_VL.parts, "projector": ("model.visual.merger", "model.visual.deepstack_merger_list")},
     layer_features="deepstack_features",
 )
@@ -133,19 +128,8 @@ GEMMA4 = Family(
     image_inputs=("pixel_values", "image_position_ids"),
     # Without mm_token_type_ids, the larger models silently use causal attention over the image.
     required_keys=frozenset({"input_ids", "attention_mask", "pixel_values", "mm_token_type_ids"}),
-    parts={
-        "embeddings": (
-            "model.language_model.embed_tokens",
-            "model.language_model.embed_tokens_per_layer",
-            "lm_head",
-        ),
-        "vision_tower": ("model.vision_tower",),
-        "projector": ("model.embed_vision",),
-        "audio_tower": ("model.audio_tower", "model.embed_audio"),
-        "language_model": ("model.language_model",),
-    },
+    parts=GEMMA3N.parts,
     token_types_key="mm_token_type_ids",
-    passes_masks_on=True,  # it slices them, which Structure allows
     bidirectional_images=(SLIDING,),
     bidirectional_if=("use_bidirectional_attention", "vision"),  # 26B and 31B; E2B and E4B are causal
     vision_tower="model.vision_tower",
@@ -157,7 +141,6 @@ GEMMA4 = Family(
 GEMMA4_UNIFIED = replace(
     GEMMA4,
     model_type="gemma4_unified",
-    passes_masks_on=False,
     parts={
         "embeddings": ("model.language_model.embed_tokens", "lm_head"),
         "projector": ("model.embed_vision",),  # embeds the patches of an image without a tower

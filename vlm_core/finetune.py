@@ -24,6 +24,7 @@ from filelock import Timeout
 from vlm_core.cache import locked
 from vlm_core.config import Config
 from vlm_core.data.batches import ImageInputs
+from vlm_core.evaluation.training_scores import TrainingScores
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.generation.answerer import Answerer
 from vlm_core.generation.samples import sampler
@@ -46,7 +47,7 @@ from vlm_core.training.distributed import Ranks, command
 from vlm_core.training.loop import Preempted, Trainer
 from vlm_core.training.plan import Plan, out_of_memory, plan_run, require_disk, require_fit
 from vlm_core.training.run_length import length_warnings, total_steps
-from vlm_core.training.setup import RunInputs, build_trainer, gather
+from vlm_core.training.setup import AfterValidation, RunInputs, build_trainer, gather
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,8 @@ def finetune(
 
 
 def _train(inputs: RunInputs) -> dict[str, Any]:
-    trainer, main = build_trainer(inputs, _samples(inputs)), inputs.ranks.is_main
+    scores = TrainingScores(inputs.config, inputs.conversations, inputs.validation)
+    trainer, main = build_trainer(inputs, _after_validation(inputs, scores)), inputs.ranks.is_main
     with _sole_writer(inputs.directory) if main else nullcontext():
         if main:
             _write_settings(inputs, trainer)
@@ -93,7 +95,7 @@ def _finished_steps(inputs: RunInputs) -> int | None:
     checkpoint, config = inputs.checkpoint, inputs.config
     if checkpoint is None:
         return None
-    progress = load_progress(checkpoint)
+    progress = load_progress(checkpoint).by(config.checkpoint.best_metric)
     steps = total_steps(config, len(inputs.train))
     if progress.step < steps and not progress.is_exhausted(config.step_scheduler.early_stop_patience):
         return None
@@ -119,13 +121,21 @@ def _check_plan(inputs: RunInputs) -> Plan | None:
     return plan
 
 
-def _samples(inputs: RunInputs) -> Callable[[Any, ImageInputs], Callable[[int], None]]:
-    """Returns a function that builds the sampler for a loaded model."""
+def _after_validation(inputs: RunInputs, scores: TrainingScores) -> Callable[[Any, ImageInputs], AfterValidation]:
+    """Returns a function that builds, for a loaded model, what is done at each validation: samples and scores."""
 
-    def make(model: Any, images: ImageInputs) -> Callable[[int], None]:
+    def make(model: Any, images: ImageInputs) -> AfterValidation:
         answerer = Answerer(model, inputs.chat)
         shown, file = inputs.validation, inputs.directory / SAMPLES
-        return sampler(answerer, inputs.conversations, shown, images, file, writes=inputs.ranks.is_main)
+        sample = sampler(answerer, inputs.conversations, shown, images, file, writes=inputs.ranks.is_main)
+        score = scores.scorer(answerer, images) if scores.chosen else dict
+
+        def after_validation(step: int, loss: float) -> tuple[dict[str, float | None], float]:
+            sample(step)
+            found = score()
+            return found, scores.criterion(loss, found)
+
+        return after_validation
 
     return make
 
@@ -158,7 +168,8 @@ def _sole_writer(directory: Path) -> Iterator[None]:
 def _outcome(inputs: RunInputs) -> Path | None:
     """Returns the checkpoint to use of a finished run: the last one, or the best one if the run stopped early."""
     last = checkpoint_to_resume(inputs.directory, None)
-    if last and load_progress(last).is_exhausted(inputs.config.step_scheduler.early_stop_patience):
+    metric, patience = inputs.config.checkpoint.best_metric, inputs.config.step_scheduler.early_stop_patience
+    if last and load_progress(last).by(metric).is_exhausted(patience):
         return checkpoint_to_resume(inputs.directory, LOWEST_VAL)
     return last
 

@@ -39,6 +39,7 @@ from vlm_core.hub import HubBusyError
 from vlm_core.log import configure_logging
 from vlm_core.pages.data_report import write_data_report
 from vlm_core.plain_text import printable
+from vlm_core.program import as_called
 from vlm_core.run_directory import REPORT
 
 logger = logging.getLogger(__name__)
@@ -108,7 +109,7 @@ def prepare(config: Config, output: Path, recipe: Path | None, then: str, *, wit
         write_recipe(recipe, config, found)
     print(printable("\n".join(summary(config, found, rejects_to_show(conversations, config)))))
     print(f"report      open {(output / REPORT).resolve()} in a browser")
-    print(f"next        {then}")
+    print(f"next        {as_called(then)}")
 
 
 def require_new(recipe: Path) -> None:
@@ -122,14 +123,10 @@ def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
     """Writes a recipe for the data of `config`, with a model that fits this machine."""
     import torch
 
-    from vlm_core.data.new_recipe import recipe_text
+    from vlm_core.data.new_recipe import data_found, recipe_text
 
-    train, validation = (found["splits"][split] for split in ("train", "validation"))
-    held = (
-        f"{train['rows']:,} questions train and {validation['rows']:,} validate, on "
-        f"{found['images']['count']:,} images of {train['cases']:,} + {validation['cases']:,} cases."
-    )
-    write_text(path, recipe_text(config, name_of(str(path)), held, gpu=torch.cuda.is_available()))
+    cards = [torch.cuda.get_device_properties(i).total_memory / 1e9 for i in range(torch.cuda.device_count())]
+    write_text(path, recipe_text(config, name_of(str(path)), data_found(found), card=min(cards, default=None)))
     logger.info("wrote %s", path)
 
 

@@ -11,7 +11,8 @@ import yaml
 from vlm_core.config import Config
 from vlm_core.files import file_sha256, read_json
 from vlm_core.guide import translate
-from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, PROGRESS
+from vlm_core.models.model_directory import read_header
+from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, PROGRESS, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,8 @@ def fault_of(checkpoint: Path, *, thorough: bool) -> str | None:
         if not isinstance(step, int) or step < 1:
             return f"{checkpoint / PROGRESS} is damaged: its step is {step!r}"
         Config.model_validate(_stored(checkpoint))
+        for file in sorted((checkpoint / WEIGHTS).glob("*.safetensors")):
+            read_header(file)  # which finds a file that is cut off, without reading it
         # Older checkpoints have no checksums.
         written = dict(read_json(checkpoint / CHECKSUMS)) if (checkpoint / CHECKSUMS).is_file() else {}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, yaml.YAMLError) as error:
@@ -116,14 +119,19 @@ def _latest_first(run_directory: Path) -> Iterator[Path]:
 
 
 def _lowest(run_directory: Path) -> list[Path]:
-    """Returns the checkpoint with the lowest validation loss, found from the progress files; [] if there is none."""
+    """Returns the checkpoint with the lowest validation loss, found from the progress files; [] if there is none.
+
+    Only those count that were compared by the same `checkpoint.best_metric` as the newest one.
+    """
     found = []
     for checkpoint in _checkpoints(run_directory):
         if fault_of(checkpoint, thorough=False) is None:
             progress = read_json(checkpoint / PROGRESS)
             if progress["lowest_validation_loss"] is not None and not progress["validations_since_lowest"]:
-                found.append((progress["lowest_validation_loss"], progress["step"], checkpoint))
-    return [min(found)[2]] if found else []
+                metric = progress.get("best_metric", "loss")
+                found.append((progress["lowest_validation_loss"], progress["step"], metric, checkpoint))
+    newest = max((step, metric) for _, step, metric, _ in found)[1] if found else None
+    return [min(entry for entry in found if entry[2] == newest)[3]] if found else []
 
 
 def _checkpoints(run_directory: Path) -> list[Path]:

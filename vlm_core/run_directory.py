@@ -3,8 +3,8 @@
 config.yaml         the resolved config of the run
 parameters.json     trainable and frozen parameters by part of the model
 metrics.jsonl       one line per optimizer step, flushed
-validation.jsonl    one line per validation loss
-epoch_E_step_S/     checkpoints; the links LATEST and LOWEST_VAL next to them point to two of them
+validation.jsonl    one line per validation: its loss, and scores of a few answers
+epoch_E_step_S/     checkpoints; the links LATEST and LOWEST_VAL (the best) next to them point to two of them
 samples.jsonl       the model's answers to the same few questions at each validation
 loss.png            plot of training and validation loss, drawn when the run ends
 result.json         the result of the job; written last

@@ -6,6 +6,7 @@ Therefore the operator must list the allowed modules in an environment variable.
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ def load_target(slot: str, target: str) -> Callable[..., Any]:
             f"{slot}._target_={target!r}: the module {module!r} is not allowed; the operator of this machine can add "
             f"it to {ALLOWED} (now {', '.join(allowed) or 'unset'}), or remove _target_"
         )
+    if "" not in sys.path:
+        sys.path.append("")  # the working directory, searched last: no file in it hides an installed package
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:

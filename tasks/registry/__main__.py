@@ -93,7 +93,10 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def add_review(name: str, version: str, scores: Path) -> None:
     """Adds the scores of a reader study to a version as tags, and prints them."""
-    found = tags(read_json(scores))
+    result = read_json(scores)
+    if "agreement" not in result:
+        raise ValueError(f"{scores} has no scores of a reader study: give the file that `review score --output` wrote")
+    found = tags(result)
     for key, value in found.items():
         mlflow.MlflowClient().set_model_version_tag(name, version, key, value)
     print(_table(("tag", "value"), [[key, value] for key, value in found.items()]))

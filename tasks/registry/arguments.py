@@ -3,11 +3,15 @@
 import argparse
 from pathlib import Path
 
+from vlm_core.program import as_called
+
 
 def registry_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of the command."""
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.registry", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=as_called("python -m tasks.registry"),
+        description=as_called(description or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="show versions, their scores and aliases").add_argument("name", nargs="?")
@@ -23,7 +27,7 @@ def registry_parser(description: str | None) -> argparse.ArgumentParser:
     command = commands.add_parser("review", help="add the scores of a reader study to a version, as tags")
     command.add_argument("name")
     command.add_argument("version", help="a number or an alias")
-    command.add_argument("scores", type=Path, help="what python -m vlm_core.review score wrote")
+    command.add_argument("scores", type=Path, help=as_called("what python -m vlm_core.review score wrote"))
     command = commands.add_parser(
         "verify", help="check that a version's files and evaluation are as they were registered"
     )

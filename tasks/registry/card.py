@@ -10,7 +10,7 @@ from tasks.markdown import code, escaped, link
 from tasks.registry.versions import CHAMPION
 from tasks.run import Run
 from vlm_core.config import Config, DatasetConfig
-from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for
+from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_in
 from vlm_core.evaluation.result_names import DATASET, MODEL, with_interval
 from vlm_core.hub import is_repository_id
 from vlm_core.plain_text import without_secrets
@@ -79,7 +79,7 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
     names = list(result["scores"])
     rows = [
         f"| {metric.title} | " + " | ".join(with_interval(result["scores"][name][metric.name]) for name in names) + " |"
-        for metric in metrics_for(Use.CARD)
+        for metric in metrics_in(result["scores"][MODEL], Use.CARD)
     ]
     by_case = [
         f"- cases {group}: {entry['examples']} questions, {METRICS[PRIMARY].words} "

@@ -38,9 +38,17 @@ class Change(BaseModel):
     after: str | None = Field(alias="to")
     reason: str
     scores: dict[str, str] = {}  # of the new version
+    candidate: int | None = None  # the gate's count of candidates that it compared with the champion, with this one
 
 
-def new_change(kind: str, before: str | None, after: str | None, reason: str, scores: Mapping[str, str]) -> Change:
+def new_change(
+    kind: str,
+    before: str | None,
+    after: str | None,
+    reason: str,
+    scores: Mapping[str, str],
+    candidate: int | None = None,
+) -> Change:
     """Returns an entry with the current time and user."""
     return Change(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -50,6 +58,7 @@ def new_change(kind: str, before: str | None, after: str | None, reason: str, sc
         after=after,
         reason=plain(reason),
         scores=dict(scores),
+        candidate=candidate,
     )
 
 

@@ -1,4 +1,8 @@
-"""The promotion gate: a version becomes champion if it has learnt and beats the champion on the same questions."""
+"""The promotion gate: a version becomes champion if it has learnt and beats the champion on the same questions.
+
+A champion meets many candidates, such as one a week, and the luckiest of equal models looks better than it is. So the
+gate counts the candidates, and asks for more evidence each time (`vlm_core.evaluation.chance`).
+"""
 
 import math
 from collections.abc import Mapping
@@ -7,12 +11,19 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
-from tasks.registry.versions import CHAMPION, find_champion, keep_champion, make_champion, only_promoter, version_uri
+from tasks.registry.versions import (
+    CHAMPION,
+    candidates_met,
+    find_champion,
+    keep_champion,
+    make_champion,
+    only_promoter,
+    version_uri,
+)
 from tasks.run import Run
 from vlm_core.config import BASE, RegistryConfig
-from vlm_core.evaluation.result_names import UNSEEN
+from vlm_core.evaluation.chance import level_of
 
-ENOUGH_CASES = 20  # unseen in training; with fewer, all cases decide
 REMEDY = (
     "Train for more steps or with another learning rate, look at the report, or promote the version by hand: "
     "python -m tasks.registry promote NAME VERSION"
@@ -25,29 +36,29 @@ class Decision:
 
     promoted: bool
     reason: str
+    candidate: int | None = None  # its number among all that the champion was compared with; None: not compared
 
 
 @task(tags=["registry"], persist_result=False)
 def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Decides on a registered version and writes the decision into the registry; returns `{promoted, reason}`."""
+    """Decides on a registered version and writes the decision into the registry; returns a `Decision`'s fields."""
     name, version = registered["name"], registered["version"]
     with only_promoter(name):
         champion = find_champion(name)
-        decision = decide(result, run.config.registry, champion and version_uri(name, champion))
-        if decision.promoted:
-            make_champion(name, version, decision.reason)
-        else:
-            keep_champion(name, version, decision.reason)
+        number = candidates_met(name, champion) + 1
+        decision = decide(result, run.config.registry, champion and version_uri(name, champion), number)
+        record = make_champion if decision.promoted else keep_champion
+        record(name, version, decision.reason, candidate=decision.candidate)
     get_run_logger().info("version %s of %s %s: %s", version, name,
                           "is the champion" if decision.promoted else "is not promoted", decision.reason)  # fmt: skip
     return asdict(decision)
 
 
-def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | None) -> Decision:
+def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | None, number: int = 1) -> Decision:
     """Returns the decision on the model of an evaluation's `result`; `champion` is the URI of the current champion.
 
     Both models must have answered all questions of this evaluation. Without a champion, the model must not be worse
-    than the base model.
+    than the base model. `number` says how many candidates the champion has met, with this one.
     """
     if not settings.promote:
         return Decision(False, "registry.promote is false")
@@ -64,17 +75,26 @@ def decide(result: dict[str, Any], settings: RegistryConfig, champion: str | Non
     if result["compared"].get(CHAMPION) != champion:
         compared = result["compared"].get(CHAMPION, "no champion")
         return Decision(False, f"compared with {compared}, but the champion is now {champion}: evaluate it again")
-    basis, change = _basis(result, settings.metric, CHAMPION)
+    fault, found = _comparison(result, settings, champion, number)
+    return Decision(fault is None, f"{found}; {fault}" if fault else found, number)
+
+
+def _comparison(result: dict[str, Any], settings: RegistryConfig, champion: str, number: int) -> tuple[str | None, str]:
+    """Returns (why the model is not better than the champion, None if it is; the difference in words)."""
+    basis, change = _basis(result, CHAMPION)
     if not _is_finite(change["value"]):
-        return Decision(False, f"{settings.metric} has no finite value on {basis}")
+        return "without a value nothing is compared", f"{settings.metric} has no finite value on {basis}"
     found = _found(settings.metric, champion, change, basis)
     if change["value"] <= 0 or change["value"] < settings.margin:
-        return Decision(False, f"{found}; a margin of {settings.margin} is needed")
-    if settings.require_interval and not (_is_finite(change["low"]) and change["low"] > 0):
-        return Decision(False, f"{found}; the interval must exclude 0")
+        return f"a margin of {settings.margin} is needed", found
+    if settings.require_interval:
+        level = level_of(number)
+        found += f"; candidate {number} of this champion, p = {change['chance']:.2g}"
+        if change["chance"] > level:
+            return f"a model that is no better would do so by chance too often: p must be at most {level:.2g}", found
     if settings.no_more_contradictions and (more := _more_contradictions(result)):
-        return Decision(False, f"{found}; {more}")
-    return Decision(True, found)
+        return more, found
+    return None, found
 
 
 def _more_contradictions(result: dict[str, Any]) -> str | None:
@@ -98,24 +118,21 @@ def _first_of_its_name(result: dict[str, Any], metric: str) -> Decision:
     if name is None:
         return Decision(False, "the first model of its name, but it was not compared with the base model: add base to "
                                "evaluation.compare_with")  # fmt: skip
-    basis, change = _basis(result, metric, name)
+    basis, change = _basis(result, name)
     if not _is_finite(change["value"]):
         return Decision(False, f"{metric} has no finite value against the base model on {basis}")
     found = f"the first model of its name; {_found(metric, 'the base model', change, basis)}"
     return Decision(True, found) if change["value"] >= 0 else Decision(False, f"{found}: worse than the base model")
 
 
-def _basis(result: dict[str, Any], metric: str, other: str) -> tuple[str, dict[str, Any]]:
+def _basis(result: dict[str, Any], other: str) -> tuple[str, dict[str, Any]]:
     """Returns (which questions decide, in words; the difference to `other` on them).
 
-    Questions about unseen cases decide if there are at least ENOUGH_CASES such cases, else all questions.
+    They are the first set of `vlm_core.evaluation.deciding` in which the metric has a value.
     """
-    unseen = result["groups"]["case"].get(UNSEEN)
-    if unseen and unseen["cases"] >= ENOUGH_CASES:
-        change = unseen["differences"][other][metric]
-        if change["value"] is not None:
-            return f"{unseen['examples']} questions about {unseen['cases']} unseen cases", change
-    return f"all {result['examples']} questions", result["differences"][other][metric]
+    sets = result["deciding"]
+    chosen = next((found for found in sets if found["differences"][other]["value"] is not None), sets[-1])
+    return chosen["questions"], chosen["differences"][other]
 
 
 def _found(metric: str, other: str, change: Mapping[str, Any], basis: str) -> str:

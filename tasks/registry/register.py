@@ -23,7 +23,7 @@ from tasks.run import Run
 from vlm_core.cache import FILES, cached_directory, checksums
 from vlm_core.config import Config
 from vlm_core.data.medical.settings import PACKAGES as MEDICAL_PACKAGES
-from vlm_core.evaluation.metrics import PRIMARY, Use, names
+from vlm_core.evaluation.metrics import PRIMARY, Use, metrics_in
 from vlm_core.evaluation.result_names import VISUAL_RELIANCE
 from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
@@ -132,7 +132,7 @@ def _tags(result: dict[str, Any]) -> dict[str, Any]:
     model = result["scores"]["model"]
     return {
         **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
-        **{metric: model[metric]["value"] for metric in names(Use.TAG)},
+        **{metric.name: model[metric.name]["value"] for metric in metrics_in(model, Use.TAG)},
         VISUAL_RELIANCE: result["visual_reliance"] and result["visual_reliance"][PRIMARY]["value"],
     }
 

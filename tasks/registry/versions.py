@@ -73,24 +73,34 @@ def only_promoter(name: str) -> Iterator[None]:
         yield
 
 
-def make_champion(name: str, version: str, reason: str, kind: str = GATE) -> None:
+def candidates_met(name: str, champion: str | None) -> int:
+    """Returns how many candidates the gate has compared with a champion; call it under `only_promoter`.
+
+    A champion that a rollback brings back keeps its number: its questions have already been used that often.
+    """
+    gate = [change for change in read_history(name) if change.kind in (GATE, KEPT) and change.before == champion]
+    return sum(change.candidate is not None for change in gate) if champion else 0
+
+
+def make_champion(name: str, version: str, reason: str, kind: str = GATE, candidate: int | None = None) -> None:
     """Makes a version the champion and adds that to the history; call it under `only_promoter`.
 
-    The reason is written before the alias moves, so that the champion always has one.
+    `candidate` is its number among the candidates of the present champion, None if it was not compared. The reason is
+    written before the alias moves, so that the champion always has one.
     """
     client, before = mlflow.MlflowClient(), find_champion(name)
     _record_unseen(name, before)
     client.set_model_version_tag(name, version, PROMOTION, reason)
     client.set_registered_model_alias(name, CHAMPION, version)
-    append(name, new_change(kind, before, version, reason, _scores(name, version)))
+    append(name, new_change(kind, before, version, reason, _scores(name, version), candidate))
 
 
-def keep_champion(name: str, version: str, reason: str) -> None:
+def keep_champion(name: str, version: str, reason: str, candidate: int | None = None) -> None:
     """Records in the history and on `version` that the gate did not promote it; call it under `only_promoter`."""
     champion = find_champion(name)
     _record_unseen(name, champion)
     mlflow.MlflowClient().set_model_version_tag(name, version, PROMOTION, f"not promoted: {reason}")
-    append(name, new_change(KEPT, champion, champion, f"version {version} is not promoted: {reason}", {}))
+    append(name, new_change(KEPT, champion, champion, f"version {version} is not promoted: {reason}", {}, candidate))
 
 
 def promote(name: str, version: str, reason: str) -> None:

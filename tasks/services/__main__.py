@@ -1,16 +1,20 @@
 """Starts and stops the servers and the worker on this machine, and says where they are.
 
-python -m tasks.services up        (make up)
-python -m tasks.services env       (make env)
+python -m tasks.services up
+python -m tasks.services env       prints their addresses for a shell
 python -m tasks.services status
-python -m tasks.services down      (make down)
+python -m tasks.services down
 """
 
 import argparse
 
+from vlm_core.program import as_called
+
 if __name__ == "__main__":  # before the imports below, which take seconds
     parser = argparse.ArgumentParser(
-        prog="python -m tasks.services", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=as_called("python -m tasks.services"),
+        description=as_called(__doc__),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("command", choices=("up", "down", "status", "env"))
     COMMAND = parser.parse_args().command
@@ -31,7 +35,7 @@ def main(command: str) -> None:
     services = Services(dict(os.environ) | ({"PREFECT_API_URL": api} if api else {}))
     commands = {"up": services.up, "down": services.down, "status": services.status, "env": services.exports}
     try:
-        print(commands[command]() or "stopped")
+        print(as_called(commands[command]() or "stopped"))
     except RuntimeError as error:
         raise SystemExit(f"error: {printable(error)}") from error
 

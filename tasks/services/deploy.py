@@ -18,7 +18,8 @@ from prefect.events.schemas.automations import EventTrigger, Posture
 from prefect.exceptions import ObjectNotFound
 from tzlocal import get_localzone_name
 
-ROOT = Path(__file__).parents[2]
+PACKAGES = Path(__file__).parents[2]  # a checkout, or the directory that the wheel was installed in
+PREFECT_FILE = PACKAGES / "deployments" / "prefect.yaml"
 WORK_POOL = "medpix"
 AUTOMATION = "medpix: runs that went silent are Crashed"
 SILENCE = timedelta(seconds=540)  # three heartbeats
@@ -57,12 +58,17 @@ def deploy(own_server: bool) -> None:
         if own_server and not client.read_automations_by_name(AUTOMATION):
             zombie_automation().create()
         active = _active_schedules(client)
-        _prefect("--no-prompt", "deploy", "--prefect-file", "deployments/prefect.yaml", "--all")
+        _prefect("--no-prompt", "deploy", "--prefect-file", str(PREFECT_FILE), "--all")
         # Deploying switches all schedules off, as the file says: restore those that were on.
         for deployment in client.read_deployments():
             for schedule in deployment.schedules:
                 if (deployment.name, schedule.slug) in active:
                     client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+
+
+def working_directory() -> Path:
+    """Returns where deployed runs start and look for relative paths: the checkout, or else this directory."""
+    return PACKAGES if (PACKAGES / "pyproject.toml").is_file() else Path.cwd()
 
 
 def _active_schedules(client: SyncPrefectClient) -> set[tuple[str, str | None]]:
@@ -78,8 +84,9 @@ def local_timezone() -> str:
 
 
 def _prefect(*arguments: str) -> None:
-    environment = {TIMEZONE: local_timezone()} | os.environ
-    subprocess.run([sys.executable, "-m", "prefect", *arguments], cwd=ROOT, env=environment, check=True)
+    directory = str(working_directory())
+    environment = {TIMEZONE: local_timezone()} | os.environ | {"PWD": directory}  # prefect.yaml reads both
+    subprocess.run([sys.executable, "-m", "prefect", *arguments], cwd=directory, env=environment, check=True)
 
 
 def main() -> None:

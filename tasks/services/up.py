@@ -20,7 +20,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
-from tasks.services.deploy import ROOT, WORK_POOL
+from tasks.services.deploy import WORK_POOL, working_directory
 from tasks.services.environment import AUTH_STRINGS, default_tracking_uri
 from tasks.services.password import home_password, password_file
 from tasks.services.prefect_server import ORIGINS, SERVER_ENVIRONMENT, own_origins
@@ -31,6 +31,7 @@ from vlm_core.plain_text import without_secrets
 SECONDS_TO_START = 300  # a machine may be doing other things
 ADDRESSES = ("PREFECT_API_URL", "MLFLOW_TRACKING_URI")
 ADDRESSES_FILE = "addresses.json"  # the running services' addresses: another shell may have set other ports
+PLUGIN = "PREFECT_PLUGINS_ENABLED=true PREFECT_PLUGINS_ALLOW=medpix-deployment-names"  # of pipelines/deployment_names
 PASSWORD_FILE = "password_file"  # a key in ADDRESSES_FILE
 
 
@@ -41,8 +42,8 @@ class Services:
         """`environment` has the user's settings; values that are missing get defaults."""
         self.directory = medpix_home() / "services"
         self.own: dict[str, list[str]] = {}  # name -> command
-        # Set explicitly, because the services and Prefect's deployments start in the project's root.
-        here = {"PWD": str(ROOT), "MEDPIX_HOME": str(medpix_home())}
+        # Set explicitly, because in a checkout the services and Prefect's deployments start in its root.
+        here = {"PWD": str(working_directory()), "MEDPIX_HOME": str(medpix_home())}
         api, tracking = (environment.get(name, "") for name in ADDRESSES)
         prefect_port = environment.get("PREFECT_SERVER_API_PORT", "4200")
         mlflow_port = environment.get("MLFLOW_PORT", "5000")
@@ -176,7 +177,7 @@ class Services:
         for name, command in self.own.items():
             config[f"program:{name}"] = {
                 "command": " ".join(_quoted(word) for word in command),
-                "directory": str(ROOT),
+                "directory": self.environment["PWD"].replace("%", "%%"),
                 "stdout_logfile": str(self.directory / f"{name}.log"),
                 "redirect_stderr": "true",
                 "autostart": str(name != "worker").lower(),  # its work pool must exist first
@@ -199,7 +200,8 @@ class Services:
         return subprocess.run(command, capture_output=True, text=True, check=False)
 
     def _run(self, command: list[str]) -> None:
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        here = self.environment["PWD"]
+        done = subprocess.run(command, cwd=here, env=self.environment, capture_output=True, text=True, check=False)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
 
@@ -238,6 +240,7 @@ def _exports(addresses: Mapping[str, str]) -> list[str]:
     """Returns lines for a shell's `eval`. The shell reads the password from its file, so that no log shows it."""
     client = AUTH_STRINGS[1]
     lines = [f"export {name}={shlex.quote(addresses[name])}" for name in ADDRESSES]
+    lines.append(f"export {PLUGIN}")
     if file := addresses.get(PASSWORD_FILE):
         lines.append(f'export {client}="$(cat {shlex.quote(file)})"')
     elif AUTH_STRINGS[0] in addresses:

@@ -22,7 +22,7 @@ from tasks.trackers.metrics_files import PREFIXES, RecordReader, metrics_of
 from tasks.trackers.provenance import provenance
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config, DatasetConfig
-from vlm_core.evaluation.metrics import PRIMARY, Use, names
+from vlm_core.evaluation.metrics import PRIMARY, Use, metrics_in
 from vlm_core.evaluation.result_names import MODEL, VISUAL_RELIANCE
 from vlm_core.files import read_json
 from vlm_core.home import medpix_home
@@ -131,7 +131,7 @@ def log_files(run_id: str, files: Sequence[Path], artifact_directory: str | None
 def _headlines(result: dict[str, Any]) -> dict[str, float]:
     """Returns the few scores for comparing runs; the report and the description have all scores, with intervals."""
     model, reliance = result["scores"][MODEL], result["visual_reliance"]
-    found = {metric: model[metric]["value"] for metric in names(Use.CHART)}
+    found = {metric.name: model[metric.name]["value"] for metric in metrics_in(model, Use.CHART)}
     found[VISUAL_RELIANCE] = reliance and reliance[PRIMARY]["value"]
     return {key: value for key, value in found.items() if value is not None}
 

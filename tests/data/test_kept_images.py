@@ -57,7 +57,7 @@ def test_the_oldest_images_make_room() -> None:
 
 
 def test_a_processor_that_looks_at_the_whole_batch_is_left_alone() -> None:
-    """Such as one that resizes all images of a batch to the largest one."""
+    """Some processors resize all images of a batch to the largest one."""
     chat: Any = load_chat(directory_of("llava"))
     chat.image_inputs = lambda images: {"pixel_values": torch.full((len(images), 1), float(len(images)))}
     assert not _prepares_alone(chat)

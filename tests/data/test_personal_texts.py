@@ -1,4 +1,4 @@
-"""Signs of personal data in questions and answers are found by form; plain medical language is no sign."""
+"""Signs of personal data in questions and answers are found by their form; plain medical language is not counted."""
 
 import time
 
@@ -78,8 +78,10 @@ def test_a_text_with_the_id_of_its_case() -> None:
     assert not names_case("a.b", "a1b2")
 
 
-@pytest.mark.parametrize("piece", ["a.", "1-", "Dr. ", "van ", "12/", "a@", "tel ", "+1 ", "0 ", "Mr. A.", "no ", "-"])
+@pytest.mark.parametrize(
+    "piece", ["a.", "1-", "Dr. ", "van ", "12/", "a@", "tel ", "+1 ", "0 ", "Mr. A.", "no ", "-", ". Dr.", "A-"]
+)
 def test_long_texts_take_linear_time(piece: str) -> None:
     start = time.process_time()
-    personal_patterns(piece * 5000)
+    personal_patterns(f"1234 {piece * 5000}")
     assert time.process_time() - start < 1

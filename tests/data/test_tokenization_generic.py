@@ -34,7 +34,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def other(name: str) -> ChatModel:
-    """The chat model of a type without a row, and that of Gemma 4 as it would be without one."""
+    """The chat model of a model type that is not in the table of families; for Gemma 4, as if it were not in it."""
     if name in WRITERS:
         return load_chat(directory_of(name))
     directory = tiny_directory(name)

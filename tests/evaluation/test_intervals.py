@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
-from vlm_core.evaluation.metrics import Columns
+from vlm_core.evaluation.metrics import METRICS, Columns
 
 CASES, SIMULATIONS, DRAWS = 60, 300, 400
-METRIC = ["token_f1"]
+METRIC = [METRICS["token_f1"]]
 
 
 def simulate(generator: np.random.Generator, gain: float = 0.0) -> tuple[list[str], Columns, Columns]:
@@ -88,6 +88,6 @@ def test_few_cases_have_no_interval_and_no_p() -> None:
 
 def test_what_no_question_measures_has_no_interval() -> None:
     columns = {"right": np.zeros(4), "closed": np.zeros(4)}
-    scored = CaseBootstrap(["a", "a", "b", "c"], 0).scores(columns, ["closed_accuracy"])["closed_accuracy"]
+    scored = CaseBootstrap(["a", "a", "b", "c"], 0).scores(columns, [METRICS["closed_accuracy"]])["closed_accuracy"]
     assert interval(scored) == {"value": None, "low": None, "high": None}
     assert difference(scored, scored)["p"] is None

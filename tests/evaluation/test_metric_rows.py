@@ -16,7 +16,7 @@ from tests.conftest import small_config
 from vlm_core.config import RegistryConfig
 from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, Use, mean_metric, names, ratio_metric
 from vlm_core.evaluation.report import write_report
-from vlm_core.evaluation.scores import Question, columns_by_variant, predictions, score
+from vlm_core.evaluation.scores import Question, assertion_counts, columns_by_variant, predictions, score
 from vlm_core.evaluation.text_scores import package_versions
 from vlm_core.evaluation.verdict import verdict
 
@@ -53,6 +53,7 @@ def evaluated() -> tuple[dict[str, Any], list[dict[str, Any]]]:
     }
     columns = columns_by_variant(questions, answers)
     result = score(questions, columns, ["commonest"], 0) | {
+        "assertions": assertion_counts(questions, answers),
         "checkpoint": "runs/x",
         "limit": None,
         "complete": True,
@@ -101,6 +102,24 @@ def test_a_metric_is_added_in_one_place(new_metric: str, tmp_path: Path) -> None
     assert text.count("<th>Brevity</th>") == 3  # scores, differences, groups
     assert "Brevity: length of an answer." in text
     assert '"metrics": ["token F1", "brevity"]' in text
+
+
+def test_results_of_older_versions_are_shown(tmp_path: Path) -> None:
+    """They have no `assertions`, no `detectable`, and none of the metrics that are newer."""
+    result, _ = evaluated()
+    tags, newest = register._tags(result), "clinical_agreement"
+    older = {key: value for key, value in result.items() if key != "assertions"}
+    for scores in (*result["scores"].values(), *(g["scores"]["model"] for g in result["groups"]["case"].values())):
+        del scores[newest]
+    for changes in (*result["differences"].values(), *result["control_differences"].values()):
+        for change in changes.values():
+            del change["detectable"]
+    assert register._tags(older) == {key: value for key, value in tags.items() if key != newest}
+    assert newest not in mlflow_run._headlines(older)
+    run = Run(small_config(), tmp_path, "run")
+    for page in (model_card(run, tmp_path, older), "".join(result_page._found(older))):
+        assert "Contradictions" in page
+        assert "Clinical agreement" not in page
 
 
 def test_a_metric_without_uses_is_in_the_scores_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -157,7 +176,8 @@ def test_no_other_file_lists_metrics() -> None:
     files = [path for top in ("vlm_core", "tasks", "pipelines") for path in (SOURCE / top).rglob("*.*")]
     texts = {path: path.read_text() for path in files if path.suffix in (".py", ".js", ".html")}
     listing = {path.name for path, text in texts.items() if len(set(named.findall(text))) > 1}
-    assert listing == {"metrics.py", "evaluation.py"}  # the rows, and the config that repeats those that may decide
+    # The rows, the configs that repeat those that may decide on a champion or on LOWEST_VAL, and published protocols.
+    assert listing == {"metrics.py", "evaluation.py", "training.py", "protocols.py"}
 
 
 def test_names_of_models_are_text_on_the_model_card(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def test_files_that_do_not_fit_are_named(evaluation: Path, tmp_path: Path, saved
 
 
 @pytest.mark.usefixtures("home")
-def test_two_files_of_one_reader_and_an_unknown_model_are_refused(evaluation: Path, tmp_path: Path) -> None:
+def test_mistakes_are_named(evaluation: Path, tmp_path: Path) -> None:
     key = write_study(evaluation, "base", 6, 0, tmp_path)
     for name in ("one", "two"):
         write_json(tmp_path / f"{name}.json", reading(key, "ada"))
@@ -202,6 +202,18 @@ def test_two_files_of_one_reader_and_an_unknown_model_are_refused(evaluation: Pa
         score_readings(tmp_path / KEY, [tmp_path / "one.json", tmp_path / "two.json"])
     with pytest.raises(ValueError, match="has only reference, base; evaluate with"):
         write_study(evaluation, "champion", 6, 0, tmp_path)
+    with pytest.raises(ValueError, match="--questions 0: a study needs at least one question"):
+        write_study(evaluation, "base", 0, 0, tmp_path)
+    with pytest.raises(ValueError, match=r"one\.json is not the key of a study"):
+        score_readings(tmp_path / "one.json", [tmp_path / KEY])
+
+
+@pytest.mark.usefixtures("home")
+def test_studies_of_other_answers_have_other_names(evaluation: Path, tmp_path: Path) -> None:
+    """A browser that kept the choices of one study must not show them in another."""
+    keys = [write_study(evaluation, against, 6, 0, tmp_path) for against in ("base", "reference", "base")]
+    assert keys[0] == keys[2]
+    assert keys[0]["study"] != keys[1]["study"]
 
 
 @pytest.mark.usefixtures("home")

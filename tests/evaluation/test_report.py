@@ -48,7 +48,7 @@ def write(data: Path, output: Path, conversations: Path, **overrides: Any) -> di
 @pytest.fixture(scope="module")
 def report(data: Path, tmp_path_factory: pytest.TempPathFactory, conversations: Path) -> Path:
     directory = tmp_path_factory.mktemp("report")
-    write(data, directory, conversations)
+    write(data, directory, conversations, **{"evaluation.protocols": ["medpix", "slake_medevalkit"]})
     return directory / "evaluation" / REPORT
 
 
@@ -80,8 +80,13 @@ def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator
 def test_it_fits_and_shows_its_numbers(page: Page, report: Path) -> None:
     width = page.viewport_size["width"] if page.viewport_size else 0
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    value = read_json(report.parent / RESULT)["scores"]["model"]["token_f1"]["value"]
-    assert page.locator(".card .value").first.inner_text().startswith(f"{value:.3f}")
+    scores = read_json(report.parent / RESULT)["scores"]["model"]
+    shown = dict(
+        zip(page.locator(".card h3").all_inner_texts(), page.locator(".card .value").all_inner_texts(), strict=True)
+    )
+    assert list(shown)[:3] == ["Clinical agreement", "Contradictions", "Token F1"]
+    for title, name in (("Token F1", "token_f1"), ("Clinical agreement", "clinical_agreement")):
+        assert shown[title].startswith(f"{scores[name]['value']:.3f}")
     assert page.locator("figure svg").count() == 2
     assert page.locator("article img").first.evaluate("image => image.naturalWidth") > 0
 
@@ -102,6 +107,21 @@ def test_the_baseline_and_the_verdict_are_on_the_page(page: Page, report: Path) 
     # A text that no model wrote has no likelihood.
     answers = page.locator("article").first.locator("dd.score").all_inner_texts()
     assert [("log p" in answer) for answer in answers[1:]] == [True, True, True, True, False]
+
+
+def test_protocols_are_named_with_their_scores(page: Page, report: Path) -> None:
+    result = read_json(report.parent / RESULT)
+    for name, variants in (("medpix", 5), ("slake_medevalkit", 1)):  # the other has its own prompts: only the model
+        found = result["protocols"][name]
+        shown = page.locator("section", has=page.locator(f"h2:text-is('Protocol: {found['title']}')"))
+        assert f"Version {found['version']}. Source: {found['source']}" in shown.inner_text()
+        assert len(shown.locator("thead th").all()) == 1 + variants
+        rows = dict(row.split("\t")[:2] for row in shown.locator("tbody tr").all_inner_texts())
+        for metric, title in found["metrics"].items():
+            assert rows[title].startswith(f"{found['scores']['model'][metric]['value']:.3f}")
+    own = result["protocols"]["medpix"]["scores"]
+    assert own["model"]["token_f1"] == result["scores"]["model"]["token_f1"]
+    assert list(own) == list(result["scores"])
 
 
 def test_the_baseline_is_that_of_the_data_report(data: Path, report: Path) -> None:

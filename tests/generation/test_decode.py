@@ -72,6 +72,7 @@ def test_a_shared_prefix_changes_no_answer(answerer: Answerer, asked: list[Any])
     assert window is None or longest["input_ids"].shape[1] + NEW_TOKENS > window
 
 
+@pytest.mark.one_family
 def test_branches_end_one_by_one(answerer: Answerer, asked: list[Any]) -> None:
     """The stop tokens occur, so some answers end early while the others continue as before."""
     whole = one_by_one(answerer, asked, stops={1})
@@ -81,6 +82,7 @@ def test_branches_end_one_by_one(answerer: Answerer, asked: list[Any]) -> None:
     assert together(answerer, asked, stops) == expected
 
 
+@pytest.mark.one_family
 def test_a_batch_in_chunks_has_the_same_answers(
     answerer: Answerer, asked: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -139,7 +139,7 @@ def test_packed_gradients_equal_those_of_single_examples(tuning: str, chat: Chat
     loss, gradients = loss_and_gradients(model, chat, [packed])
     assert loss == pytest.approx(expected_loss, rel=1e-6)
     assert largest_difference(gradients, expected) < 1e-5
-    use_structured_attention(model, chat.family, torch.device("cpu"))
+    use_structured_attention(model, torch.device("cpu"))
     assert unwrapped(model).config.get_text_config()._attn_implementation == STRUCTURED
     loss, gradients = loss_and_gradients(model, chat, [packed])
     assert loss == pytest.approx(expected_loss, rel=1e-6)

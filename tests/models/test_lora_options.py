@@ -96,6 +96,27 @@ def test_an_option_starts_at_the_base_model_and_loads_in_plain_peft(name: str, b
     assert logits(resumed).equal(expected)
 
 
+NO_EFFECT = "peft.use_triton=true has no effect on training"
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"use_triton": True}, None),
+        ({"use_triton": True, "dropout": 0.1}, "peft.dropout=0.1"),
+        ({"use_triton": True, "use_dora": True}, "peft.use_dora=true"),
+        ({"use_triton": False, "dropout": 0.1}, None),
+        ({"dropout": 0.1}, None),  # the default is not the user's wish
+    ],
+)
+def test_fused_layers_that_nothing_uses_are_reported(
+    options: dict[str, Any], reason: str | None, base: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    made(base, target_modules=["*layers.0.self_attn.q_proj"], **options)
+    assert (NO_EFFECT in caplog.text) is (reason is not None)
+    assert (reason or "") in caplog.text
+
+
 def shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in trained(model).items()}
 

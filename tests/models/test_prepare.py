@@ -24,10 +24,11 @@ from vlm_core.models.load import load_model
 from vlm_core.models.lora import apply_lora, select_modules
 from vlm_core.models.prepare import prepare_model
 from vlm_core.models.weights import load_trained, save_weights
+from vlm_core.recipe import load_config
 
 GUIDE_EXCLUDES = ["*vision_tower*", "*vision*", "*visual*", "*audio*", "*image_encoder*", "*lm_head*"]
 
-
+NO_EFFECT = "freeze_projector=false has no effect: LoRA adapts no module of this part"
 FROZEN = frozen_parts(FreezeConfig(), GEMMA3)
 
 
@@ -102,12 +103,27 @@ def test_a_projector_inside_a_tower_trains_or_not(name: str) -> None:
         ("qwen2_5_vl", False, ["*visual*"], True),
     ],
 )
-def test_lora_that_leaves_out_a_projector_says_so(
+def test_lora_that_leaves_out_a_part_says_so(
     name: str, freezes: bool, excluded: list[str], warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {"peft.dim": 4, "peft.exclude_modules": excluded, "freeze_config.freeze_projector": freezes}
+    settings |= {"freeze_config.freeze_vision_tower": False, "freeze_config.freeze_embeddings": True}
     prepare_model(small_config(**settings), tiny_directory(name), FAMILIES[name], None)
-    assert ("freeze_projector=false has no effect: LoRA adapts no module" in caplog.text) is warns
+    assert (NO_EFFECT in caplog.text) is warns
+    assert ("freeze_vision_tower=false has no effect" in caplog.text) is ("*visual*" in excluded)
+    assert "freeze_language_model" not in caplog.text
+    assert "freeze_embeddings" not in caplog.text
+
+
+def test_a_users_recipe_that_leaves_out_the_projector_is_reported(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The recipe does not mention the projector, which trains by default: LoRA cannot adapt Gemma 3's."""
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("base_recipe: demo\npeft: {dim: 4}\nfreeze_config: {freeze_vision_tower: false}\n")
+    prepare_model(load_config(str(recipe), {}), tiny_directory("gemma3"), GEMMA3, None)
+    assert NO_EFFECT in caplog.text
+    assert "freeze_vision_tower" not in caplog.text
 
 
 def test_an_audio_tower_cannot_be_trained_without_audio() -> None:

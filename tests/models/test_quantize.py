@@ -37,9 +37,9 @@ def config_of(kind: str, family: str, **overrides: Any) -> Config:
     return small_config(**model, **{"peft.dim": 4, "peft.exclude_modules": ["*vis*"]} | overrides)
 
 
-def adapted(kind: str, family: str) -> Any:
+def adapted(kind: str, family: str, **overrides: Any) -> Any:
     """Returns a model whose adapter changes its answers."""
-    model = prepare_model(config_of(kind, family), tiny_directory(family), FAMILIES[family], None)
+    model = prepare_model(config_of(kind, family, **overrides), tiny_directory(family), FAMILIES[family], None)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -87,6 +87,15 @@ def test_packed_and_cached_gradients_equal_those_of_plain_rows(kind: str, family
     limit = 5e-5 if family == "gemma3n" else 1e-5  # as in full precision
     for name, gradient in expected.items():
         assert (found[name] - gradient).norm() <= limit * gradient.norm(), name
+
+
+@pytest.mark.parametrize(("exclude", "warns"), [(["*vision_tower*"], True), (["*language_model*"], False)])
+def test_fused_layers_that_quantised_weights_cannot_use_are_reported(
+    exclude: list[str], warns: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    tower_trains = {"freeze_config.freeze_vision_tower": False, "peft.use_triton": True}
+    adapted("nf4", "gemma3", **tower_trains, **{"peft.exclude_modules": exclude})
+    assert ("peft.use_triton=true has no effect on training" in caplog.text) is warns
 
 
 @pytest.mark.parametrize(("kind", "family"), CASES)

@@ -52,7 +52,7 @@ def shown(features: FeatureInputs, image: int) -> torch.Tensor:
 def test_features_are_read_as_computed_and_computed_once(
     model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    features = encode_images(model, chat, conversations, Ranks(), CPU)
+    features = encode_images(model, chat, conversations, Ranks(), CPU, 0)
     images = DecodedImages.of(conversations, chat)([[3, 0], [39]])
     sizes = image_sizes(conversations)
     grids = chat.image_grids([sizes[i] for i in (3, 0, 39)])
@@ -62,7 +62,7 @@ def test_features_are_read_as_computed_and_computed_once(
     assert all(found[key].equal(expected[key]) for key in found)
     written = [(path, path.stat().st_mtime_ns) for path in shards(home)]
     monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", None)  # encoding now fails
-    again = encode_images(model, chat, conversations, Ranks(), CPU)
+    again = encode_images(model, chat, conversations, Ranks(), CPU, 0)
     assert shown(again, 5).equal(shown(features, 5))
     assert [(path, path.stat().st_mtime_ns) for path in shards(home)] == written
 
@@ -70,10 +70,10 @@ def test_features_are_read_as_computed_and_computed_once(
 def test_a_killed_job_resumes(
     model: Any, chat: ChatModel, conversations: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_PER_SHARD", 10)
-    encode_images(model, chat, conversations, Ranks(), CPU)
+    monkeypatch.setattr("vlm_core.training.vision_cache.IMAGES_PER_SHARD", 8)
+    encode_images(model, chat, conversations, Ranks(), CPU, 0)
     expected = {path.name: path.read_bytes() for path in shards(home)}
-    assert len(expected) == 4
+    assert len(expected) == 5
     for lost in shards(home)[1:3]:
         lost.unlink()
     leftover = shards(home)[0].parent / ".0123.arrow.77"
@@ -88,8 +88,8 @@ def test_a_killed_job_resumes(
         return features
 
     monkeypatch.setattr("vlm_core.training.vision_cache.vision_features", counted)
-    encode_images(model, chat, conversations, Ranks(), CPU)
-    assert sum(encoded) == 30
+    encode_images(model, chat, conversations, Ranks(), CPU, 0)
+    assert sum(encoded) == 24
     assert len(FeatureStore(shards(home)[0].parent).places) == 40
     assert not leftover.exists()
 
@@ -97,7 +97,7 @@ def test_a_killed_job_resumes(
 def test_damaged_bytes_are_noticed_and_encoded_again(
     model: Any, chat: ChatModel, conversations: Path, home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    good = shown(encode_images(model, chat, conversations, Ranks(), CPU), 7)
+    good = shown(encode_images(model, chat, conversations, Ranks(), CPU, 0), 7)
     (shard,) = shards(home)
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 1
@@ -105,7 +105,7 @@ def test_damaged_bytes_are_noticed_and_encoded_again(
     store = FeatureStore(shard.parent)
     with pytest.raises(ValueError, match="is damaged .*delete it, and its images are encoded again"):
         store.read(list(store.places))
-    assert shown(encode_images(model, chat, conversations, Ranks(), CPU), 7).equal(good)
+    assert shown(encode_images(model, chat, conversations, Ranks(), CPU, 0), 7).equal(good)
     assert "is damaged" in caplog.text
 
 
@@ -117,7 +117,7 @@ def test_a_full_disk_is_reported_before_encoding(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage(100, 90, 10))
     with pytest.raises(ValueError, match="the vision cache needs .* for 40 images .*vision_cache.enabled=false"):
-        encode_images(model, chat, conversations, Ranks(), CPU)
+        encode_images(model, chat, conversations, Ranks(), CPU, 0)
     assert not shards(home)
 
 
@@ -171,6 +171,6 @@ def test_answers_from_features_are_those_from_pixels(model: Any, chat: ChatModel
         return answerer.answer_groups(prompts, groups, images, GenerationSettings(4), [""] * len(prompts))
 
     expected = answers(DecodedImages.of(conversations, chat))
-    features = encode_images(model, chat, conversations, Ranks(), CPU)
+    features = encode_images(model, chat, conversations, Ranks(), CPU, 0)
     DetachedTower(model, chat.family)
     assert answers(features) == expected

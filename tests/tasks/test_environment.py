@@ -52,6 +52,6 @@ def test_a_profile_with_an_api_is_used(tmp_path: Path, active: str, kept: bool) 
 
 @pytest.mark.slow
 def test_importing_the_flow_does_not_import_torch() -> None:
-    check = "import sys, pipelines.finetune; print({'torch', 'transformers', 'peft'} & set(sys.modules))"
+    check = "import sys, pipelines.finetune; print({'torch', 'transformers', 'peft', 'spacy'} & set(sys.modules))"
     result = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=120)
     assert result.stdout.strip() == "set()"

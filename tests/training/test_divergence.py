@@ -36,7 +36,7 @@ def strict(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
 
 
-@pytest.mark.parametrize("limit", [2, 9])
+@pytest.mark.parametrize("limit", [2, pytest.param(9, marks=pytest.mark.slow)])
 def test_a_diverged_run_ends_with_an_error_and_without_a_broken_checkpoint(
     limit: int, conversations: Path, tmp_path: Path
 ) -> None:

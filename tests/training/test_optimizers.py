@@ -127,6 +127,7 @@ def test_betas_of_another_length_are_not_taken(caplog: pytest.LogCaptureFixture)
     assert "optimizer.betas has no effect: AdEMAMix8bit does not take it" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_over_nf4_with_8_bit_states_resumes_bit_for_bit(conversations: Path, tmp_path: Path) -> None:
     settings = {
         "model.quantization": "nf4",

@@ -47,7 +47,10 @@ def images(conversations: Path, chat: ChatModel) -> DecodedImages:
     return DecodedImages.of(conversations, chat)
 
 
-def model_of(family: Family, tuning: str) -> Any:
+EITHER_WAY = pytest.mark.parametrize(("tuning", "checkpointing"), [("full", False), ("lora", True)])
+
+
+def model_of(family: Family, tuning: str, *, checkpointing: bool = False) -> Any:
     torch.manual_seed(0)
     config = small_config(**{"freeze_config.freeze_vision_tower": tuning == "lora"})
     model = load_model(tiny_directory(family.model_type), config.model)
@@ -58,7 +61,14 @@ def model_of(family: Family, tuning: str) -> Any:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # It starts at zero, and lora_A would have no gradient.
                 parameter.data.normal_(std=0.03)
+    if checkpointing:
+        checkpoint_layers(model)
     return model.train()
+
+
+def checkpoint_layers(model: Any) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.enable_input_require_grads()
 
 
 def groups_of(tokens: TokenDataset, sizes: list[int]) -> list[list[TokenizedExample]]:
@@ -115,16 +125,15 @@ def test_packed_gradients_equal_those_of_padded_examples(
     expected_loss, expected = plain(model, groups, images)
     for checkpointing in (False, True):
         if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+            checkpoint_layers(model)
         loss, gradients = loss_and_gradients(model, chat, [packed_batch(rows, images)])
         assert loss == pytest.approx(expected_loss, rel=1e-6)
         assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@EITHER_WAY
 def test_a_last_layer_without_unused_positions_has_the_same_gradients(
-    checkpointing: bool, tokens: TokenDataset, images: DecodedImages
+    tuning: str, checkpointing: bool, tokens: TokenDataset, images: DecodedImages
 ) -> None:
     chat, family = images.chat, images.chat.family
     computed: list[int] = []
@@ -134,41 +143,34 @@ def test_a_last_layer_without_unused_positions_has_the_same_gradients(
 
     groups = groups_of(tokens, [3, 2])
     of_rows = collate_tokens(groups[0], chat) | images([example.images for example in groups[0]])
-    for tuning in ("full", "lora"):
-        model = model_of(family, tuning)
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-        for batch in (packed_batch([groups], images), of_rows):
-            expected_loss, expected = loss_and_gradients(model, chat, [batch])
-            computed.clear()
-            handle = unwrapped(model).get_decoder().layers[-1].mlp.register_forward_hook(count)
-            loss, gradients = loss_and_gradients(model, chat, [batch], skip_unused=True)
-            handle.remove()
-            assert computed == [int((targets_of(batch) != -100).sum())]
-            assert loss == pytest.approx(expected_loss, rel=1e-6)
-            assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+    model = model_of(family, tuning, checkpointing=checkpointing)
+    for batch in (packed_batch([groups], images), of_rows):
+        expected_loss, expected = loss_and_gradients(model, chat, [batch])
+        computed.clear()
+        handle = unwrapped(model).get_decoder().layers[-1].mlp.register_forward_hook(count)
+        loss, gradients = loss_and_gradients(model, chat, [batch], skip_unused=True)
+        handle.remove()
+        assert computed == [int((targets_of(batch) != -100).sum())]
+        assert loss == pytest.approx(expected_loss, rel=1e-6)
+        assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@every_family
+@EITHER_WAY
 def test_structured_attention_gives_the_gradients_of_dense_masks(
-    checkpointing: bool, tokens: TokenDataset, images: DecodedImages
+    tuning: str, checkpointing: bool, tokens: TokenDataset, images: DecodedImages
 ) -> None:
     """With padding, several groups in a row, and examples that are alone in their group."""
     chat, family = images.chat, images.chat.family
     groups = groups_of(tokens, [3, 1, 4, 2, 1, 1])
     batch = packed_batch([[groups[0], groups[1]], [groups[2], groups[3]], [groups[4]], [groups[5]]], images)
-    for tuning in ("full", "lora"):
-        model = model_of(family, tuning)
-        expected_loss, expected = loss_and_gradients(model, chat, [batch])
-        use_structured_attention(model, family, model.device)
-        assert any(isinstance(mask, Structure) for mask in masks_of(batch, model, family))
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
-        loss, gradients = loss_and_gradients(model, chat, [batch], skip_unused=True)
-        assert loss == pytest.approx(expected_loss, rel=1e-6)
-        assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
+    model = model_of(family, tuning, checkpointing=checkpointing)
+    expected_loss, expected = loss_and_gradients(model, chat, [batch])
+    use_structured_attention(model, model.device)
+    assert any(isinstance(mask, Structure) for mask in masks_of(batch, model, family))
+    loss, gradients = loss_and_gradients(model, chat, [batch], skip_unused=True)
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
 def masks_of(batch: Batch, model: Any, family: Family) -> list[Any]:

@@ -78,7 +78,8 @@ SAFETENSORS = (WEIGHTS, "model.safetensors")
         (as_a_file, 4, "LATEST is not a checkpoint"),
         (lambda run: (run / LATEST).unlink(), 4, ""),  # a copy without links
         (of_latest(shutil.rmtree), 2, "step_4 is not a checkpoint"),
-        (of_latest(cut, *SAFETENSORS), 2, "model/model.safetensors missing or changed"),
+        (of_latest(cut, *SAFETENSORS), 2, "is incomplete"),
+        (of_latest(lambda path: path.write_bytes(b""), *SAFETENSORS), 2, "model.safetensors is empty"),
         (of_latest(flip, *SAFETENSORS), 2, "model/model.safetensors missing or changed"),
         (of_latest(Path.unlink, *SAFETENSORS), 2, "model/model.safetensors missing or changed"),
         (of_latest(cut, TRAINING_STATE), 2, "training_state.pt missing or changed"),
@@ -106,6 +107,15 @@ def test_the_newest_intact_checkpoint_is_taken(
     assert said in caplog.text
     if said:
         assert f"the run resumes from {found.name} instead" in caplog.text
+
+
+def test_cut_weights_are_found_without_checksums(run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Checkpoints of earlier versions have none."""
+    latest = run / "epoch_0_step_4"
+    (latest / CHECKSUMS).unlink()
+    cut(latest.joinpath(*SAFETENSORS))
+    assert checkpoint_to_resume(run, None) == run / "epoch_0_step_2"
+    assert "model.safetensors is incomplete" in caplog.text
 
 
 def test_a_run_without_an_intact_checkpoint_does_not_start_anew(run: Path) -> None:

@@ -93,6 +93,7 @@ SAVINGS = {
 }
 
 
+@pytest.mark.one_family
 @pytest.mark.parametrize(
     "savings",
     [
@@ -120,6 +121,7 @@ def test_six_steps_equal_a_plain_transformers_loop(
     assert ours == [pytest.approx(pair, rel=tolerance) for pair in reference]
 
 
+@pytest.mark.one_family
 def test_the_loss_equals_its_definition(family: Family, conversations: Path) -> None:
     base = tiny_directory(family.model_type)
     model = load_model(base, small_config().model).eval()
@@ -163,7 +165,7 @@ def test_micro_batches_do_not_change_the_curve(
     assert curve(divided) == [pytest.approx(pair, rel=1e-6) for pair in whole]
 
 
-@pytest.mark.parametrize("tuning", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("tuning", [pytest.param({}, marks=pytest.mark.slow), LORA], ids=["full", "lora"])
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     tuning: dict[str, Any], conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +301,7 @@ def test_another_run_in_the_directory_is_refused(conversations: Path, tmp_path: 
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.one_family
 def test_bfloat16_loses_no_small_update(family: Family, conversations: Path, tmp_path: Path) -> None:
     """At the guide's learning rate, most updates of a bfloat16 weight would round to zero."""
     settings = {
@@ -323,6 +326,7 @@ def test_bfloat16_loses_no_small_update(family: Family, conversations: Path, tmp
     }
 
 
+@pytest.mark.one_family
 def test_lora_in_bfloat16_is_near_float32(family: Family, conversations: Path, tmp_path: Path) -> None:
     settings = LORA | {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",

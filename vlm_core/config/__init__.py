@@ -131,6 +131,15 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _scores_what_decides(self) -> "Config":
+        if self.checkpoint.best_metric != "loss" and not self.step_scheduler.val_questions:
+            raise ValueError(
+                f"checkpoint.best_metric={self.checkpoint.best_metric} is a score of answers, and "
+                "step_scheduler.val_questions=0 asks no questions; set that to 64, or set checkpoint.best_metric=loss"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _trains_something(self) -> "Config":
         frozen = self.freeze_config.model_dump(exclude={"freeze_audio_tower"})  # no family trains only this tower
         if self.peft is None and all(frozen.values()):

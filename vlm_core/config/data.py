@@ -193,6 +193,11 @@ class ValidationDatasetConfig(Section):
         description="Split expression, for example `validation[:500]`; null = `dataset.split_by` holds out rows; "
         "auto = validation, val, valid, dev or test if there is one, else null.",
     )
+    held_back: Share = Field(
+        0.0,
+        description="Share of the cases that validation losses leave out. Only they decide about champions: no "
+        "checkpoint, early stop or sweep has chosen by them.",
+    )
 
 
 class CollateFnConfig(Section):

@@ -10,8 +10,12 @@ from vlm_core.config.base import Names, PositiveInt, Section, listed
 BASE = "base"  # in compare_with: the base model
 CHAMPION = "champion"  # alias of the version that the gate or a person promoted
 RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # case-insensitive
-RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest")  # names that an evaluation uses itself
+# Names that an evaluation or a reader study uses itself.
+RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest", "reference")
 Control = Literal["shuffled", "blank", "question_only"]
+ProtocolName = Literal[
+    "medpix", "vqa_rad_llava_med", "vqa_rad_medgemma", "slake_medevalkit", "vqa_rad_medevalkit", "pathvqa"
+]
 
 
 class EvaluationConfig(Section):
@@ -42,6 +46,11 @@ class EvaluationConfig(Section):
     compare_with: Names = Field(
         ["base"],
         description="Models to compare with: `base`, a directory, a hub id, models:/name@alias, or NAME=one of these.",
+    )
+
+    protocols: Annotated[list[ProtocolName], BeforeValidator(listed)] = Field(
+        [],
+        description="Also score as these publications do, to compare with their numbers: docs/evaluation.md.",
     )
 
     @property
@@ -97,7 +106,11 @@ class RegistryConfig(Section):
         description="Score that must beat the champion's, on cases not seen in training if there are at least 20.",
     )
     margin: float = Field(0.0, ge=0, description="Smallest difference by which it must beat the champion.")
-    require_interval: bool = Field(False, description="Promote only if the 95 % interval of the difference excludes 0.")
+    require_interval: bool = Field(
+        True,
+        description="Promote only what chance cannot explain, at a level that shrinks with each candidate that the "
+        "champion meets: together they replace it by an equal model in at most 5 %; false = any improvement counts.",
+    )
     no_more_contradictions: bool = Field(
         False, description="Promote only if it does not contradict the references more often than the champion."
     )

@@ -86,8 +86,11 @@ class StepSchedulerConfig(Section):
     max_nonfinite_steps: PositiveInt = Field(
         5, description="Stop with an error after this many steps in a row whose loss or gradient is not finite."
     )
+    val_questions: int = Field(
+        64, ge=0, description="Validation questions that are also answered and scored with each validation loss."
+    )
     early_stop_patience: PositiveInt | None = Field(
-        None, description="Stop after this many validation losses without a new lowest one; null = never."
+        None, description="Stop after this many validations without a better checkpoint.best_metric; null = never."
     )
 
     @property
@@ -220,6 +223,10 @@ class CheckpointConfig(Section):
     )
     checkpoint_dir: str | None = Field(
         None, description="The run directory; null = a new directory under $MEDPIX_HOME/runs."
+    )
+    best_metric: Literal["loss", "token_f1", "closed_accuracy", "clinical_agreement", "contradictions"] = Field(
+        "loss",
+        description="LOWEST_VAL and early stopping go by it: the validation loss, or a score of val_questions.",
     )
     restore_from: str | None = Field(
         None, description="LATEST, LOWEST_VAL, epoch_E_step_S, or a path; null = LATEST if there is one."

@@ -1,4 +1,4 @@
-"""Finds text that is burnt into an image, such as a name or a date in a corner. It reads no letter.
+"""Finds text that is burnt into an image, such as a name or a date in a corner. It does not read the letters.
 
 Letters are small areas that are brighter (or darker) than what is around them, with thin strokes and one tone. Text is
 a row of them: similar in height, on one line, close to each other. docs/medical-images.md has the measured recall.
@@ -18,7 +18,7 @@ LETTERS = 5  # in a row: anatomy rarely has so many alike
 COARSE, LETTERS_IN_COARSE = 0.08, 12  # a share of bright spots as in speckle and noise, where chance makes long rows
 STROKE = 9  # pixels: wider strokes are found at half the size
 CONTRAST = 40  # grey levels between a letter and what is around it
-OF_BRIGHTEST = 0.5  # of the contrast of the brightest pixel near by: separates letters that blur into each other
+BELOW_BRIGHTEST = 2  # times less contrast than the brightest pixel near by: separates letters that blur together
 LOWEST, HIGHEST = 4, 30  # pixels of a letter
 WIDEST = 1.6  # times the height
 SPARSEST, FULLEST = 0.15, 0.95  # share of its box that a letter fills; a narrow one such as `l` may fill all
@@ -70,16 +70,19 @@ def _bright_spots(grey: np.ndarray) -> np.ndarray:
     """Returns a mask of what is thin and brighter than its surroundings."""
     contrast = grey - _extreme(_extreme(grey, STROKE, np.minimum), STROKE, np.maximum)
     brightest = _extreme(contrast, 2 * STROKE + 1, np.maximum)
-    return contrast > np.maximum(CONTRAST, (OF_BRIGHTEST * brightest).astype(np.uint8))
+    return contrast > np.maximum(CONTRAST, brightest // BELOW_BRIGHTEST)
 
 
 def _letters(grey: np.ndarray, bright: np.ndarray) -> _Letters:
     """Returns the connected bright spots that are shaped like a letter."""
     labels, _ = ndimage.label(bright, structure=np.ones((3, 3)))
-    boxes = ndimage.find_objects(labels)
+    pixels = np.bincount(labels[bright], minlength=1)[1:]
+    large = np.flatnonzero(pixels >= LOWEST)  # most spots are specks
+    found = ndimage.find_objects(labels)
+    boxes = [found[index] for index in large]
     top, bottom, left, right = np.array([(y.start, y.stop, x.start, x.stop) for y, x in boxes]).reshape(-1, 4).T
     height, width = bottom - top, right - left
-    filled = np.bincount(labels.ravel(), minlength=len(boxes) + 1)[1:] / (height * width)
+    filled = pixels[large] / (height * width)
     shaped = (height >= LOWEST) & (height <= HIGHEST) & (width <= WIDEST * height)
     shaped &= (filled >= SPARSEST) & ((filled <= FULLEST) | (2 * width <= height))
     kept = np.flatnonzero(shaped)

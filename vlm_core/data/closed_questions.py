@@ -69,3 +69,10 @@ def closed_kind(question: str, reference: str, closed_questions: Mapping[str, li
     if question in closed_questions:
         return question
     return YES_NO if normalize(reference) in YES_NO_ANSWERS else None
+
+
+def possible_answers(kind: str | None, closed_questions: Mapping[str, list[str]]) -> tuple[str, ...] | None:
+    """Returns the normalised answers that a question of `closed_kind` can have, None if it is open."""
+    if kind is None:
+        return None
+    return YES_NO_ANSWERS if kind == YES_NO else tuple(closed_questions[kind])

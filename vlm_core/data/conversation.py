@@ -131,6 +131,17 @@ def last_question(turns: Iterable[Turn]) -> tuple[str, str]:
     return questions_and_answers(turns)[-1]
 
 
+def add_to_question(turns: Iterable[Turn], text: str) -> Conversation:
+    """Returns the conversation with `text` on a new line after its last question."""
+    turns = list(turns)
+    last = max(number for number, turn in enumerate(turns) if turn["role"] == "user")
+    added = [text_part(f"\n{text}")]
+    return [
+        {"role": turn["role"], "content": join_texts([*turn["content"], *(added if number == last else ())])}
+        for number, turn in enumerate(turns)
+    ]
+
+
 def map_parts(turns: Iterable[Turn], change: Callable[[Part], Part]) -> Conversation:
     """Returns the conversation with `change` applied to every part, in order."""
     return [{"role": turn["role"], "content": [change(part) for part in turn["content"]]} for turn in turns]

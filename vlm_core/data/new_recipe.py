@@ -2,20 +2,30 @@
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from textwrap import fill
+from typing import Any, Final
 
 import yaml
 
 from vlm_core.config import Config
 from vlm_core.data.case_ids import case_key
+from vlm_core.data.medical_statistics import signs_of_personal_data
 from vlm_core.data.splits import CASE, SPLITS, Splits
 from vlm_core.data.statistics import read_batches
 from vlm_core.data.tally import FEW_CASES
 from vlm_core.recipe import RECIPES
 
 CPU_RECIPE, GPU_RECIPE = "demo", "medgemma_4b_lora"
+# The smallest card, in GB, on which GPU_RECIPE fits with these settings (docs/one-card.md), the fastest first.
+SETTINGS: Final[Mapping[int, Mapping[str, Mapping[str, Any]]]] = {
+    27: {},
+    11: {"compute": {"gradient_checkpointing": True}},
+    0: {"model": {"quantization": "nf4"}, "compute": {"gradient_checkpointing": True}},
+}
+SMALLEST_CARD = 8  # GB
+FEW_SIZES = 3  # to list them
 LARGEST_SHARE = 0.4  # of the cases that validate, so that an evaluation has intervals
 TAKEN = (
     "model",
@@ -28,9 +38,16 @@ CPU_REASON = """\
 # No GPU was found here: the tiny model of the demo, made on this machine, trains in full. It shows the whole path in
 # minutes, and knows no medicine. On a machine with a GPU, take google/medgemma-4b-it (accept its licence on the hub) or
 # google/gemma-3-4b-it with torch_dtype: bfloat16, lr: 1e-4, no freeze_config, and the lines of peft at the end."""
-GPU_REASON = """\
-# A GPU was found here: MedGemma 4B, which has seen medical images, with LoRA (accept its licence on the hub and set
-# HF_TOKEN). google/gemma-3-4b-it trains with the same settings."""
+GPU_REASON = (
+    "A GPU of {card:.0f} GB was found here: MedGemma 4B, which has seen medical images, with LoRA{how}. Accept its "
+    "licence on the hub and set HF_TOKEN. google/gemma-3-4b-it trains with the same settings, and --plan shows what "
+    "else fits."
+)
+HOW = {
+    "quantization": " over weights in 4 bits (the extra `quantization`)",
+    "gradient_checkpointing": " and gradient checkpointing",
+}
+TOO_SMALL = " No 4B model is known to fit below 8 GB: look at the plan, or take a smaller model."
 DIVIDED = {"case": "no case is in both splits", "image": "no image is in both splits"}
 UNPUBLISHED = "no published split: dataset.split_by draws one from the rows above"
 CPU_ENDING = """\
@@ -61,26 +78,65 @@ def share_for_intervals(config: Config, splits: Splits, conversations: Path) -> 
     return share if share <= LARGEST_SHARE else None
 
 
-def recipe_text(config: Config, name: str, found: str, *, gpu: bool) -> str:
+def settings_for(card: float) -> Mapping[str, Mapping[str, Any]]:
+    """Returns the settings, by section, with which GPU_RECIPE fits on a card of so many GB."""
+    return next(settings for smallest, settings in SETTINGS.items() if card >= smallest)
+
+
+def recipe_text(config: Config, name: str, found: Sequence[str], *, card: float | None) -> str:
     """Returns a commented recipe `name` that trains on the data of `config`, whose columns and splits are resolved.
 
-    `found` says in a line what the data holds. Batch, warm-up and epochs are left out: they follow from
-    the size of the data.
+    `found` has lines that say what the data holds; `card` is the GB of the smallest GPU, None without a GPU. Batch,
+    warm-up and epochs are left out: they follow from the size of the data.
     """
-    shipped = yaml.safe_load((RECIPES / f"{GPU_RECIPE if gpu else CPU_RECIPE}.yaml").read_text(encoding="utf-8"))
+    shipped = yaml.safe_load(
+        (RECIPES / f"{CPU_RECIPE if card is None else GPU_RECIPE}.yaml").read_text(encoding="utf-8")
+    )
     sections = {section: shipped[section] for section in TAKEN if section in shipped}
+    for section, values in ({} if card is None else settings_for(card)).items():
+        sections[section] = {**sections.get(section, {}), **values}
     model = sections.pop("model")
     lines = [
-        f"# {found}",
+        *map(_comment, found),
         f"name: {name}",
         *_data_lines(config),
-        GPU_REASON if gpu else CPU_REASON,
+        CPU_REASON if card is None else _gpu_reason(card),
         *_section("model", model),
     ]
     for section, values in sections.items():
         lines += _section(section, values)
     lines += _section("registry", {"model_name": f"medpix-{name}"})
-    return "\n".join(lines) + "\n" + ("" if gpu else CPU_ENDING)
+    return "\n".join(lines) + "\n" + (CPU_ENDING if card is None else "")
+
+
+def _gpu_reason(card: float) -> str:
+    settings = {key for values in settings_for(card).values() for key in values}
+    how = "".join(words for key, words in HOW.items() if key in settings)
+    return _comment(GPU_REASON.format(card=card, how=how) + (TOO_SMALL if card < SMALLEST_CARD - 0.5 else ""))
+
+
+def _comment(text: str) -> str:
+    return fill(text, 118, initial_indent="# ", subsequent_indent="# ", break_long_words=False)
+
+
+def data_found(found: Mapping[str, Any]) -> list[str]:
+    """Returns lines about the data, from its statistics: sizes, kinds of images, and signs of personal data."""
+    train, validation = (found["splits"][split] for split in ("train", "validation"))
+    images, medical = found["images"], found["medical"]
+    lines = [
+        f"{train['rows']:,} questions train and {validation['rows']:,} validate, on {images['count']:,} images of "
+        f"{train['cases']:,} + {validation['cases']:,} cases."
+    ]
+    kinds = medical["counts"]["modality"] or images["formats"]
+    sizes = ", ".join(images["sizes"]) if images["distinct_sizes"] <= FEW_SIZES else f"{images['distinct_sizes']} sizes"
+    if images["count"]:
+        lines.append(f"Images: {', '.join(f'{count:,} {kind}' for kind, count in kinds.items())}; {sizes} pixels.")
+    if windows := medical["counts"]["window"]:
+        shown = ", ".join(f"{words} ({count:,})" for words, count in windows.items())
+        lines.append(f"Windows: {shown}. dataset.images.window sets another one; look at the report first.")
+    if signs := signs_of_personal_data(found):
+        lines.append(f"{signs:,} texts or images have signs of personal data: the report lists the kinds.")
+    return lines
 
 
 def _data_lines(config: Config) -> Iterator[str]:

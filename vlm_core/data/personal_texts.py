@@ -1,7 +1,7 @@
-"""Finds signs of personal data in questions and answers, by form. Counts kinds and returns no values.
+"""Finds signs of personal data in questions and answers by their form. Returns the kinds found, and no values.
 
-Forms are not proof: a person has to look at what is counted here. Plain medical language (T2, L4-L5, 3 cm, grade 2/4,
-1/2/3, "ask the Dr.") is no sign.
+A form is not proof: a person has to look at what is counted. Plain medical language (T2, L4-L5, 3 cm, grade 2/4, 1/2/3,
+"ask the Dr.") is not counted. Repetitions in the patterns are bounded, so that a search takes linear time.
 """
 
 import re
@@ -17,10 +17,11 @@ _MONTH_NAME = (
     r"nov(?:ember|embre)?|de[cz](?:ember)?|d[ée]c(?:embre)?)\b\.?"
 )
 _FULL_MONTH = r"(?-i:January|February|March|April|June|July|August|September|October|November|December)"
+_BIRTH = r"(?:dob|d\.o\.b\.|date of birth)"
 _UNIT = r"(?!\s*(?:months?|weeks?|hours?|h|days?|years?|min|s|mm|cm|ml|mg|kg|%)\b)"
 _TH = r"(?:st|nd|rd|th)"
 
-DATE = re.compile(
+NUMERIC_DATE = re.compile(
     "|".join(
         [
             rf"(?<![\w/.-]){_YEAR}([-/.]){_MONTH}\1{_DAY}(?!\d)",
@@ -30,20 +31,28 @@ DATE = re.compile(
             rf"(?<![\w/.-])[0-3]\d([-.])[01]\d\4{_TWO_DIGITS}(?![\w/-]|\.\d){_UNIT}",
             rf"(?<![\w.]){_YEAR}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])(?!\w)",
             rf"(?<![\w/.])(?:0[1-9]|1[0-2])/{_YEAR}(?![\w/])",
+            rf"{_YEAR}年{_MONTH}月",
+        ]
+    ),
+    re.IGNORECASE,
+)
+WRITTEN_DATE = re.compile(
+    "|".join(
+        [
             rf"\b{_DAY}(?:{_TH}|\.)?(?: of)?[ -]{_MONTH_NAME},?[ -]?{_YEAR}\b",
             rf"\b{_DAY}-{_MONTH_NAME}-\d{{2}}\b",
             rf"\b{_MONTH_NAME} {_DAY}{_TH}?,? {_YEAR}\b",
             rf"\b{_MONTH_NAME}(?:,? (?:of )?|-){_YEAR}\b",
             rf"\b{_YEAR}[ -]{_MONTH_NAME}[ -]{_DAY}\b",
-            rf"{_YEAR}年{_MONTH}月",
             rf"\b{_FULL_MONTH} {_DAY}{_TH}?\b(?![/.-]?\d){_UNIT}",
             rf"\b{_DAY}(?:{_TH}|\.)?(?: of)? {_FULL_MONTH}\b",
             rf"\b(?:(?-i:May) {_DAY}{_TH}|{_DAY}{_TH}(?: of)? (?-i:May))\b",
-            r"\b(?:dob|d\.o\.b\.|date of birth)[ :=]{0,3}\d",
+            rf"\b{_BIRTH}[ :=]{{0,3}}\d",
         ]
     ),
     re.IGNORECASE,
 )
+MONTH_OR_BIRTH = re.compile(rf"\b(?:{_MONTH_NAME}|{_BIRTH})", re.IGNORECASE)
 
 _NUMBER = r"(?:no|nr|num|number|nummer|id|code)"
 _VALUE = r"[A-Z]{0,4}[-/ ]?\d(?:[ /-]?\d){3,}\b"
@@ -66,12 +75,12 @@ RECORD_NUMBER = re.compile(
 
 TITLED = re.compile(
     r"(?:\b(?P<before>\w+)\s+)?\b(?:Mr|Mrs|Ms|Mx|Miss|Drs?|Prof|Professor|Doctor|Herrn?|Frau|Mme|Mlle|Monsieur|Madame)\b"
-    r"(?:[. ]{1,3}(?:Prof|Dr|med|habil|dent|rer|nat)\b)*"
-    r"(?:\.[ \t]{0,2}|[ \t]{1,2})(?:[^\W\d_]\.[ -]?)*"
-    r"(?:(?:van|von|der|den|de|la|le|di|da|du|al|el|bin|ten|zu|zur|del)[ -])*"
+    r"(?:[. ]{1,3}(?:Prof|Dr|med|habil|dent|rer|nat)\b){0,6}"
+    r"(?:\.[ \t]{0,2}|[ \t]{1,2})(?:[^\W\d_]\.[ -]?){0,6}"
+    r"(?:(?:van|von|der|den|de|la|le|di|da|du|al|el|bin|ten|zu|zur|del)[ -]){0,4}"
     r"(?P<name>[^\W\d_](?:['’-]?[^\W\d_]+)+)"
 )
-_NAME = r"(?-i:[A-Z])[a-z'’-]+"
+_NAME = r"(?-i:[A-Z])[a-z'’-]{1,40}"
 LABELLED = re.compile(
     rf"\b(?:patient'?s? )?name ?[:=] ?{_NAME}|"
     rf"\b{_NAME} (?:(?-i:[A-Z])\.? )?{_NAME}, ?(?-i:M\.?D\b|D\.?O\b|FRCR|MBBS|PhD)",
@@ -113,26 +122,33 @@ def _is_name(word: str, before: str | None) -> bool:
 
 
 DIGIT = re.compile(r"\d")
-KINDS: dict[str, Callable[[str], object]] = {
-    "a date": DATE.search,
-    "a record number": RECORD_NUMBER.search,
-    "a name with a title": _names_a_person,
-    "an e-mail address": E_MAIL.search,
-    "a telephone number": TELEPHONE.search,
+FOUR_DIGITS = re.compile(r"\d[\d ()./-]{2,}\d")  # or at least two, with signs between them
+AT = re.compile("@")
+# Kind -> pairs (what each text of this kind has and most texts lack: quick to find; the search).
+KINDS: dict[str, list[tuple[tuple[re.Pattern[str], ...], Callable[[str], object]]]] = {
+    "a date": [((FOUR_DIGITS,), NUMERIC_DATE.search), ((DIGIT, MONTH_OR_BIRTH), WRITTEN_DATE.search)],
+    "a record number": [((FOUR_DIGITS,), RECORD_NUMBER.search)],
+    "a name with a title": [((), _names_a_person)],
+    "an e-mail address": [((AT,), E_MAIL.search)],
+    "a telephone number": [((FOUR_DIGITS,), TELEPHONE.search)],
 }
-WITHOUT_DIGITS = ("a name with a title", "an e-mail address")
 OWN_CASE = "the id of its case"
 SHORTEST_ID = 4  # characters; shorter ids are also found in texts by chance
 
 
 def personal_patterns(text: str) -> list[str]:
     """Returns the kinds of personal data that a text may hold."""
-    kinds = KINDS if DIGIT.search(text) else WITHOUT_DIGITS
-    return [kind for kind in kinds if KINDS[kind](text)]
+    return [
+        kind
+        for kind, searches in KINDS.items()
+        if any(all(part.search(text) for part in parts) and search(text) for parts, search in searches)
+    ]
 
 
 def names_case(text: str, case: str) -> bool:
-    """Returns whether a text has the id of its case as a word of its own."""
+    """Returns whether a text has the id of its case as a separate word."""
     if len(case) < SHORTEST_ID or not any(map(str.isdigit, case)):
+        return False
+    if case.casefold() not in text.casefold():  # ten times as fast as the search
         return False
     return re.search(rf"(?<!\w){re.escape(case)}(?!\w)", text, re.IGNORECASE) is not None

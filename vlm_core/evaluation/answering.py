@@ -18,8 +18,9 @@ from vlm_core.data.kept_images import keep_images
 from vlm_core.data.packing import Group, group_of
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample, build_tokens
-from vlm_core.evaluation.conditions import Asked, Substitutes, ask_under, black_image
+from vlm_core.evaluation.conditions import Asked, Substitutes, ask_reworded, ask_under, black_image
 from vlm_core.evaluation.metrics import ScoredAnswer
+from vlm_core.evaluation.protocols import PROTOCOLS, with_request
 from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY
 from vlm_core.evaluation.store import Store
 from vlm_core.generation.answerer import Answerer
@@ -45,10 +46,14 @@ class Questions:
         self.rows: list[dict[str, Any]] = [dataset.conversations[i] for i in chosen]
         self.hashes: list[str] = list(dataset.images["sha256"])  # of every image, by index
         self.sizes = image_sizes(conversations)
+        self.closed_questions: dict[str, list[str]] = dataset.manifest["closed_questions"]
 
     def under(self, condition: str, tokens: TokenDataset, chat: ChatModel) -> Asked:
-        """Returns the questions as they are asked under `condition`."""
+        """Returns the questions as they are asked under `condition`: a control, or a protocol that adds a request."""
         examples = [tokens.of_row(i) for i in self.chosen]
+        if condition in PROTOCOLS:
+            words = [with_request(condition, row["conversation"], self.closed_questions) for row in self.rows]
+            return ask_reworded(condition, examples, words, self.hashes, chat)
         return ask_under(condition, examples, self.rows, self.shuffled, self.hashes, self.sizes, chat)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from vlm_core.data.chat_model import ChatModel, ImageGrid
-from vlm_core.data.conversation import without_images
+from vlm_core.data.conversation import Conversation, without_images
 from vlm_core.data.conversation_dataset import image_indices
 from vlm_core.data.token_cache import TokenizedExample, last_answer_of
 from vlm_core.evaluation.result_names import BLANK, DATASET, QUESTION_ONLY, SHUFFLED
@@ -73,6 +73,21 @@ def ask_under(
         _with_images(example, row, images, chat.image_grids(pixels), chat)
         for (example, row), images, pixels in zip(pairs, substitutes, shown, strict=True)
     ]
+    return Asked.of(condition, examples, hashes)
+
+
+def ask_reworded(
+    condition: str,
+    tokens: Sequence[TokenizedExample],
+    conversations: Sequence[Conversation],
+    hashes: Sequence[str],
+    chat: ChatModel,
+) -> Asked:
+    """Returns the questions of `tokens` in the words of `conversations`, with their own images."""
+    examples = []
+    for example, conversation in zip(tokens, conversations, strict=True):
+        tokenized = chat.tokenize(conversation, example.grids)
+        examples.append(TokenizedExample(tokenized.input_ids, tokenized.supervised, example.images, example.grids))
     return Asked.of(condition, examples, hashes)
 
 

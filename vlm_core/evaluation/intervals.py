@@ -4,12 +4,12 @@ Answers about the same case are correlated. So the bootstrap draws cases and not
 Davison and Hinkley, Bootstrap Methods, 1997, section 3.8). All scores use the same draws, so differences are paired.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_core.evaluation.metrics import DECIMALS, METRICS, Columns, rounded
+from vlm_core.evaluation.metrics import DECIMALS, METRICS, Columns, Metric, rounded
 
 DRAWS = 2000
 MIN_CASES = 10  # fewer cases get no interval: three that agree would always be "significant"
@@ -49,12 +49,12 @@ class CaseBootstrap:
         sums, counts = (np.bincount(self.case_of, column, self.cases) for column in (values, np.ones_like(values)))
         return Scored(float(values.mean()), (self.usable_weights @ sums) / (self.usable_weights @ counts))
 
-    def scores(self, columns: Columns, metrics: Sequence[str] | None = None) -> dict[str, Scored]:
+    def scores(self, columns: Columns, metrics: Iterable[Metric] | None = None) -> dict[str, Scored]:
         """Returns the score of each of `metrics` (by default of all) for columns with one entry per question."""
         by_case = {name: np.bincount(self.case_of, column, self.cases) for name, column in columns.items()}
         totals = {name: column.sum() for name, column in by_case.items()}
         drawn = {name: self.usable_weights @ column for name, column in by_case.items()}
-        chosen = [METRICS[name] for name in (METRICS if metrics is None else metrics)]
+        chosen = METRICS.values() if metrics is None else metrics
         return {metric.name: Scored(float(metric.score(totals)), metric.score(drawn)) for metric in chosen}
 
 

@@ -6,7 +6,7 @@ of other sums. `uses` lists where the metric appears: scores, report, model card
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Flag, auto
 from typing import NamedTuple
@@ -48,6 +48,9 @@ class Expected(NamedTuple):
     question: str = ""
 
 
+ColumnsOf = Callable[[ScoredAnswer, Expected], Mapping[str, float]]  # numbers of an answer that can be added up
+
+
 class Use(Flag):
     """Where a metric appears."""
 
@@ -60,6 +63,7 @@ class Use(Flag):
     GROUPS = auto()  # the report's table of groups of questions
     RELIANCE = auto()  # what the right image adds
     ANSWERS = auto()  # beside each answer in the report; only for means, which have a value for each answer
+    TRAINING = auto()  # the scores at each validation of a training; only what needs no slow imports
     DECIDES = auto()  # `registry.metric` may name it, so it is compared in groups as well (see also RegistryConfig)
 
 
@@ -69,10 +73,11 @@ class Metric:
 
     name: str
     title: str
-    columns: Callable[[ScoredAnswer, Expected], Mapping[str, float]]
+    columns: ColumnsOf
     score: Callable[[Columns], np.ndarray]  # of summed columns; NaN if there is nothing to score
     uses: Use = Use.NOWHERE
     about: str = ""  # one clause for readers of the report
+    is_error: bool = False  # lower is better
     is_mean: bool = False  # the mean of a column named as the metric, which predictions.parquet then has
 
     def __post_init__(self) -> None:
@@ -101,14 +106,16 @@ def mean_metric(name: str, title: str, score: Callable[[str, str], float], uses:
 def ratio_metric(
     name: str,
     title: str,
-    columns: Callable[[ScoredAnswer, Expected], Mapping[str, float]],
+    columns: ColumnsOf,
     ratio: tuple[str, str],
     uses: Use,
     about: str,
+    *,
+    is_error: bool = False,
 ) -> Metric:
     """Returns a metric that divides the sum of one column by the sum of another."""
     above, below = ratio
-    return Metric(name, title, columns, lambda sums: _ratio(sums[above], sums[below]), uses, about)
+    return Metric(name, title, columns, lambda sums: _ratio(sums[above], sums[below]), uses, about, is_error)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -149,7 +156,7 @@ _WORDS = "words are compared in lower case without punctuation and articles, as 
 _FULL = Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.DECIDES
 _ROWS = (
     mean_metric("token_f1", "Token F1", lambda said, expected: word_scores(said, expected).f1,
-                _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.ANSWERS,
+                _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.ANSWERS | Use.TRAINING,
                 "overlap of words with the reference, 0 to 1"),
     mean_metric("token_precision", "Token precision", lambda said, expected: word_scores(said, expected).precision,
                 Use.NOWHERE, "share of the answer's words that are in the reference"),
@@ -162,14 +169,14 @@ _ROWS = (
            "common runs of up to four words, over the whole split"),
     mean_metric("exact_match", "Exact match", exact_match, _FULL, _WORDS),
     ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
-                 _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
+                 _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.TRAINING,
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
     Metric("clinical_agreement", "Clinical agreement", _clinical_columns, _clinical_f1,
            _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
            "F1 of what answer and reference assert: findings, side, size, modality, region and more"),
     ratio_metric("contradictions", "Contradictions", _clinical_columns, (CONTRADICTED, "reference_asserts"),
                  Use.HEADLINE | Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.TAG,
-                 "share of the reference's assertions that the answer contradicts; lower is better"),
+                 "share of the reference's assertions that the answer contradicts; lower is better", is_error=True),
     ratio_metric("omissions", "Omissions", _clinical_columns, (OMITTED, "reference_asserts"), Use.NOWHERE,
                  "share of the reference's assertions that the answer leaves out"),
     ratio_metric("additions", "Additions", _clinical_columns, (ADDED, "answer_asserts"), Use.NOWHERE,
@@ -200,16 +207,24 @@ def names(uses: Use) -> list[str]:
     return [metric.name for metric in metrics_for(uses)]
 
 
-def columns_of(answers: Sequence[ScoredAnswer], expected: Sequence[Expected]) -> dict[str, np.ndarray]:
-    """Returns the columns of all metrics, one entry per answer; "examples" counts the answers."""
-    rows = [_row(*item) for item in zip(answers, expected, strict=True)]
+def metrics_in(scores: Mapping[str, object], uses: Use) -> list[Metric]:
+    """Returns the metrics with `uses` that `scores` has: the results of older versions lack newer metrics."""
+    return [metric for metric in metrics_for(uses) if metric.name in scores]
+
+
+def columns_of(
+    answers: Sequence[ScoredAnswer], expected: Sequence[Expected], metrics: Iterable[Metric] | None = None
+) -> dict[str, np.ndarray]:
+    """Returns the columns of `metrics` (by default of all), one entry per answer; "examples" counts the answers."""
+    functions = {metric.columns: None for metric in metrics or METRICS.values()}  # several metrics share one
+    rows = [_row(*item, functions) for item in zip(answers, expected, strict=True)]
     return {name: np.array([row[name] for row in rows], dtype=np.float64) for name in rows[0]}
 
 
-def _row(answer: ScoredAnswer, expected: Expected) -> dict[str, float]:
+def _row(answer: ScoredAnswer, expected: Expected, functions: Iterable[ColumnsOf]) -> dict[str, float]:
     row = {"examples": 1.0}
-    for metric in METRICS.values():
-        row |= metric.columns(answer, expected)
+    for columns in functions:
+        row |= columns(answer, expected)
     return row
 
 

@@ -20,6 +20,9 @@ UNSEEN = "not seen in training"
 DATASET = "dataset"
 """The division of the questions by dataset, and the column with its name, if the run has several datasets."""
 
+HELD_BACK, SELECTION = "held back", "selection"
+"""The parts of a divided validation split: the one decides about champions, the other chooses during training."""
+
 SMALLEST_P = 0.001  # the smallest value that 2,000 draws can give, after rounding
 
 

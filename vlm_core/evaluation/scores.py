@@ -6,12 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from vlm_core.data.closed_questions import YES_NO, YES_NO_ANSWERS, closed_kind
+from vlm_core.data.closed_questions import closed_kind, possible_answers
 from vlm_core.data.conversation import last_question
+from vlm_core.data.held_back import is_held_back
 from vlm_core.evaluation.clinical.agreement import by_category, contradicted
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
-from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, names
-from vlm_core.evaluation.result_names import DATASET, MODEL, QUESTION_ONLY, SHUFFLED, UNSEEN, VISUAL_RELIANCE
+from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, metrics_for, names
+from vlm_core.evaluation.result_names import (
+    DATASET,
+    HELD_BACK,
+    MODEL,
+    QUESTION_ONLY,
+    SELECTION,
+    SHUFFLED,
+    UNSEEN,
+    VISUAL_RELIANCE,
+)
 
 LENGTH_ENDS = (5, 15, 30)  # words of a reference
 LENGTHS = ("1 to 5 words", "6 to 15 words", "16 to 30 words", "over 30 words")
@@ -31,18 +41,27 @@ class Question:
     answers: tuple[str, ...] | None  # a closed question's possible answers, normalised
     seen_case: bool  # whether training has images of the same case
     seen_image: bool  # whether training has the same image
+    held_back: bool | None = None  # whether the training's validation losses leave it out; None: no case is held back
     dataset: str | None = None  # its name, if the run has several
+
+    @property
+    def expected(self) -> Expected:
+        """What an answer is compared with."""
+        return Expected(self.reference, self.answers, self.question)
 
     @property
     def groups(self) -> dict[str, str]:
         """Returns `{division: group}`: the group of this question in each division of the questions."""
-        of_dataset = {} if self.dataset is None else {DATASET: self.dataset}
-        return of_dataset | {
+        found = {} if self.dataset is None else {DATASET: self.dataset}
+        found |= {
             "mode": self.mode,
             "kind": "open" if self.closed_kind is None else "closed",
             "length": LENGTHS[sum(len(self.reference.split()) > end for end in LENGTH_ENDS)],
             "case": "seen in training" if self.seen_case else UNSEEN,
         }
+        if self.held_back is not None:
+            found["part"] = HELD_BACK if self.held_back else SELECTION
+        return found
 
 
 def question_of(
@@ -51,11 +70,11 @@ def question_of(
     closed_questions: Mapping[str, list[str]],
     trained_cases: set[str],
     trained_images: set[str],
+    held_back_share: float = 0.0,
 ) -> Question:
     """Returns the question of a row of the conversation cache."""
     text, reference = last_question(row["conversation"])
     kind = closed_kind(text, reference, closed_questions)
-    answers = None if kind is None else YES_NO_ANSWERS if kind == YES_NO else tuple(closed_questions[kind])
     return Question(
         example_id=row["example_id"],
         case_id=row["case_id"],
@@ -64,9 +83,10 @@ def question_of(
         question=text,
         reference=reference,
         closed_kind=kind,
-        answers=answers,
+        answers=possible_answers(kind, closed_questions),
         seen_case=row["case_id"] in trained_cases,
         seen_image=any(digest in trained_images for digest in image_hashes),
+        held_back=is_held_back(row["case_id"], held_back_share) if held_back_share else None,
         dataset=row.get(DATASET),
     )
 
@@ -85,7 +105,7 @@ def columns_by_variant(
     questions: Sequence[Question], variants: Mapping[str, Sequence[ScoredAnswer]]
 ) -> dict[str, Columns]:
     """Returns the columns of every variant's answers, one entry per question."""
-    expected = [Expected(q.reference, q.answers, q.question) for q in questions]
+    expected = [question.expected for question in questions]
     return {name: columns_of(given, expected) for name, given in variants.items()}
 
 
@@ -135,7 +155,7 @@ def _groups(
 ) -> dict[str, Any]:
     """Returns `{division: {group: {examples, cases, scores, differences}}}`; the only control is shuffled images."""
     shown = [name for name in columns if name in (MODEL, SHUFFLED, *compared)]
-    in_groups = names(Use.GROUPS | Use.DECIDES)
+    in_groups = metrics_for(Use.GROUPS | Use.DECIDES)
     result: dict[str, Any] = {}
     for division in questions[0].groups:
         of_question = np.array([q.groups[division] for q in questions])

@@ -39,8 +39,8 @@ class Answerer:
         See `vlm_core.models.merge` for `merge_lora`; `structured` allows structured attention.
         """
         model = merged(load_trained(files.weights, files.base, files.config), merge_lora).to(device_of(local_rank))
-        if structured:
-            use_structured_attention(model, files.chat.family, model.device)
+        if structured and files.chat.packs:
+            use_structured_attention(model, model.device)
         return cls(model.eval(), files.chat)
 
     def answer(self, conversations: Sequence[Conversation], settings: GenerationSettings) -> list[Answer]:

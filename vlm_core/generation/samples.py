@@ -1,6 +1,6 @@
-"""Answers the same few questions after each validation, so that people see the model learn."""
+"""Answers the same few questions at each validation, so that people see the model learn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.token_cache import TokenDataset
 from vlm_core.files import append_json_lines
 from vlm_core.generation.answerer import Answerer
+from vlm_core.generation.decode import Answer
 from vlm_core.generation.prompts import Prompts, prompt_of
 from vlm_core.generation.sampling import GenerationSettings
 
@@ -26,16 +27,33 @@ def sampler(
     """
     rows = ConversationDataset(conversations, "validation").conversations
     chosen = _spread(tokens)
-    prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.chat)
+    answers = answers_of(answerer, tokens, chosen, images, LONGEST)
     described = [_described(rows[tokens.row_of(i)]) for i in chosen]
 
     def ask(step: int) -> None:
-        answers = {}
-        for groups in prompts.batches(SHOWN):
-            answers |= answerer.answer_groups(prompts, groups, images, GenerationSettings(LONGEST), [""] * len(prompts))
-        records = ({"step": step, **described[i], "prediction": answers[i].text} for i in sorted(answers))
+        pairs = zip(described, answers(), strict=True)
+        records = [{"step": step, **about, "prediction": answer.text} for about, answer in pairs]
         if writes:
             append_json_lines(file, records)
+
+    return ask
+
+
+def answers_of(
+    answerer: Answerer, tokens: TokenDataset, chosen: Sequence[int], images: ImageInputs, longest: int
+) -> Callable[[], list[Answer]]:
+    """Returns a function that answers the examples `chosen`, in their order, in at most `longest` tokens each.
+
+    Few are answered at once: the optimizer's states are in memory too.
+    """
+    prompts = Prompts([prompt_of(tokens[i]) for i in chosen], answerer.chat)
+    settings = GenerationSettings(longest)
+
+    def ask() -> list[Answer]:
+        found: dict[int, Answer] = {}
+        for groups in prompts.batches(SHOWN):
+            found |= answerer.answer_groups(prompts, groups, images, settings, [""] * len(prompts))
+        return [found[i] for i in range(len(prompts))]
 
     return ask
 

@@ -22,6 +22,11 @@ def use_fused_lora(config: LoraConfig) -> None:
     config._register_custom_module(layers)
 
 
+def has_fused_layer(model: nn.Module) -> bool:
+    """Returns whether `use_fused_lora` applied to any layer of `model`."""
+    return any(isinstance(module, FusedLora) for module in model.modules())
+
+
 def _fused_layer(target: nn.Module, adapter_name: str, config: LoraConfig, **kwargs: Any) -> "FusedLora | None":
     """Returns the layer for `target`, or None: then peft chooses, for example for a quantised subclass of Linear."""
     if type(target) is not nn.Linear:

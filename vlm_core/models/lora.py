@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from vlm_core.config import PeftConfig
 from vlm_core.families import Family, part_of
-from vlm_core.models.fused_lora import use_fused_lora
+from vlm_core.models.fused_lora import has_fused_layer, use_fused_lora
 from vlm_core.models.lora_patterns import by_full_name, matches, rank_of, select_saved, warn_of_unmatched
 from vlm_core.models.lora_start import remember_initial_matrices
 
@@ -35,18 +35,31 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
         # peft warns of its own way to save such adapters, which `lora_start` replaces.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         lora = _peft_config(config, modules, experts, saved)
-    if config.use_triton and config.dropout and "use_triton" in config.model_fields_set:
-        logger.warning("peft.use_triton=true has no effect on training: peft.dropout=%s needs peft's own layers; set "
-                       "peft.dropout=0 for the faster ones", config.dropout)  # fmt: skip
     if config.use_triton:
         use_fused_lora(lora)
     with warnings.catch_warnings():
         # They apply to experts nevertheless.
         warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")
         adapted = get_peft_model(model, lora)
+    if config.use_triton and "use_triton" in config.model_fields_set:
+        _warn_if_nothing_is_fused(adapted, config)
     if config.changes_base:
         remember_initial_matrices(adapted)
     return adapted
+
+
+def _warn_if_nothing_is_fused(adapted: PeftModel, config: PeftConfig) -> None:
+    """Warns if training computes all adapted modules with peft's layers, so that `use_triton` has no effect."""
+    if config.dropout:
+        reason = f"peft.dropout={config.dropout}"
+    elif config.use_dora:
+        reason = "peft.use_dora=true"
+    elif not has_fused_layer(adapted):
+        reason = "none of the adapted modules is a linear layer with weights that are not quantised"
+    else:
+        return
+    logger.warning("peft.use_triton=true has no effect on training: peft's own, slower layers compute this adapter, "
+                   "because %s; change that, or remove peft.use_triton", reason)  # fmt: skip
 
 
 def _peft_config(config: PeftConfig, modules: list[str], experts: list[str], saved: list[str]) -> LoraConfig:

@@ -30,7 +30,7 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
     if config.peft is not None:
         # peft keeps its matrices in float32 over a base of lower precision.
         model: Any = apply_lora(load_model(base, _with_dtype(config.model, dtype)), config.peft, family, frozen)
-        _warn_of_frozen_projector(model, family, frozen)
+        _warn_of_unadapted_parts(model, family, frozen)
         if checkpoint:
             load_adapter_weights(model, weights_directory(checkpoint))
     else:
@@ -47,15 +47,16 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
     return model
 
 
-def _warn_of_frozen_projector(model: Any, family: Family, frozen: set[str]) -> None:
-    """Logs a warning if the projector should train, but no adapter is in it: LoRA freezes everything else."""
-    counts = count_parameters(model, family).get("projector")
-    if counts and not counts.trainable and "projector" not in frozen:
-        logger.warning(
-            "freeze_config.freeze_projector=false has no effect: LoRA adapts no module of the projector (%s). Set it "
-            "to true, name it in peft.modules_to_save, or widen peft.target_modules or peft.exclude_modules",
-            ", ".join(family.parts["projector"]),
-        )
+def _warn_of_unadapted_parts(model: Any, family: Family, frozen: set[str]) -> None:
+    """Logs a warning for each part that should train, but has no adapter: LoRA freezes everything else."""
+    for part, counts in count_parameters(model, family).items():
+        if part in family.parts and part not in frozen and not counts.trainable:
+            logger.warning(
+                "freeze_config.freeze_%s=false has no effect: LoRA adapts no module of this part (%s). Set it to true, "
+                "or let peft.target_modules, peft.exclude_modules or peft.modules_to_save select a module of it",
+                part,
+                ", ".join(family.parts[part]),
+            )
 
 
 def _with_dtype(config: ModelConfig, dtype: torch.dtype) -> ModelConfig:

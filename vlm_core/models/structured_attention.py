@@ -12,11 +12,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from vlm_core.families import Family
 from vlm_core.models.attention import OTHER_MASKS, LayerRule, Places, dense_mask
 from vlm_core.models.load import unwrapped
 from vlm_core.models.packed_groups import Group, group_mask, groups_of
@@ -28,11 +28,10 @@ _forward: Kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward: Kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def use_structured_attention(model: Any, family: Family, device: torch.device) -> None:
-    """Makes the language model use structured attention in place of SDPA, on a CPU, if the layers take it."""
+def use_structured_attention(model: Any, device: torch.device) -> None:
+    """Makes the language model of a family that packs use structured attention in place of SDPA, on a CPU."""
     core = unwrapped(model)
-    is_possible = family.passes_masks_on and device.type == "cpu"
-    if is_possible and core.config.get_text_config()._attn_implementation == "sdpa":
+    if device.type == "cpu" and core.config.get_text_config()._attn_implementation == "sdpa":
         core.set_attn_implementation({"text_config": STRUCTURED})
 
 
@@ -116,22 +115,35 @@ class Branches:
         return self.at_queries
 
 
-@dataclass(frozen=True)
-class Structure:
-    """What a packed batch's layers of one type attend to; it passes through the model in the place of a mask."""
+@dataclass(frozen=True, eq=False)
+class Structure(BlockMask):
+    """What the layers of one type attend to in a packed batch. The model takes it in place of a mask.
+
+    It is a `BlockMask` because transformers hands those to the layers unchanged. Nothing else of that class is used.
+    """
 
     parts: tuple[Span | Branches, ...]
-    crosses: tuple[Span, ...]  # of the branches, whose own attention is among `parts`
+    crosses: tuple[Span, ...]  # what branches see of their prefixes; what they see of themselves is in `parts`
     padding: torch.Tensor  # token numbers
-    dense: Callable[[], torch.Tensor]  # the mask, for what the kernel cannot compute
+    places: Places
+    rule: LayerRule
 
-    def __getitem__(self, index: tuple[slice, ...]) -> "Structure":
-        """Returns this structure: Gemma 4 takes all queries of a mask, in front of layers that share keys and values.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the dense mask."""
+        rows, length = self.places.position_ids.shape
+        return rows, 1, length, length
 
-        Raises ValueError for a part of it.
-        """
+    def dense(self) -> torch.Tensor:
+        """Returns the mask, for what the kernel cannot compute."""
+        return dense_mask(self.places, self.places, self.rule)
+
+    def __getitem__(self, index: Any) -> "Structure":
+        """Returns this structure: Gemma 4 takes a slice of all queries. Raises ValueError for a part of them."""
         if any(part not in (slice(None), slice(0, None)) for part in index):
-            raise ValueError(f"structured attention has no part {index}; set packing.structured_attention=false")
+            raise ValueError(
+                f"structured attention cannot take the part {index} of a mask; set packing.structured_attention=false"
+            )
         return self
 
 
@@ -154,7 +166,7 @@ def _mask_of(queries: Places, keys: Places, rule: LayerRule) -> Any:
     branches = Branches.of(found, queries.group_ids.device)
     padding = (queries.group_ids == 0).flatten().nonzero()[:, 0]
     of_branches = [] if branches is None else [branches]
-    return Structure((*parts, *of_branches), tuple(crosses), padding, lambda: dense_mask(queries, keys, rule))
+    return Structure((*parts, *of_branches), tuple(crosses), padding, queries, rule)
 
 
 def structured_attention(

@@ -115,29 +115,30 @@ def write_tiny_gemma4_26b(directory: Path, texts: Iterable[str], seed: int = 0) 
 
 def write_tiny_gemma4_unified(directory: Path, texts: Iterable[str], seed: int = 0) -> None:
     """Write a Gemma 4 like 12B: it embeds the patches of an image without a vision tower."""
-    processor = Gemma4UnifiedProcessor(
-        feature_extractor=Gemma4UnifiedAudioFeatureExtractor(),
-        image_processor=Gemma4UnifiedImageProcessor(max_soft_tokens=70),
-        tokenizer=tiny_tokenizer(texts, _NAMED),
-        video_processor=Gemma4UnifiedVideoProcessor(),
-        chat_template=_TEMPLATE + _EMPTY_THOUGHT + "{%- endif -%}\n",
-    )
+    kinds = Gemma4UnifiedAudioFeatureExtractor, Gemma4UnifiedImageProcessor, Gemma4UnifiedVideoProcessor
+    processor = _processor(Gemma4UnifiedProcessor, *kinds, texts, _EMPTY_THOUGHT)
     text = _text(processor.tokenizer, {"use_bidirectional_attention": "vision"})
     config = Gemma4UnifiedConfig(text_config=text, vision_config=_PATCHES, audio_config=None, **_image_ids(processor))
     _save(directory, Gemma4UnifiedForConditionalGeneration, config, processor, seed)
 
 
 def _write(directory: Path, texts: Iterable[str], own: dict[str, Any], prompt: str, seed: int) -> None:
-    processor = Gemma4Processor(
-        feature_extractor=Gemma4AudioFeatureExtractor(),
-        image_processor=Gemma4ImageProcessor(max_soft_tokens=70),
-        tokenizer=tiny_tokenizer(texts, _NAMED),
-        video_processor=Gemma4VideoProcessor(),
-        chat_template=_TEMPLATE + prompt + "{%- endif -%}\n",
-    )
+    kinds = Gemma4AudioFeatureExtractor, Gemma4ImageProcessor, Gemma4VideoProcessor
+    processor = _processor(Gemma4Processor, *kinds, texts, prompt)
     text = _text(processor.tokenizer, own)
     config = Gemma4Config(text_config=text, vision_config=_VISION, audio_config=None, **_image_ids(processor))
     _save(directory, Gemma4ForConditionalGeneration, config, processor, seed)
+
+
+def _processor(kind: Any, audio: Any, images: Any, video: Any, texts: Iterable[str], prompt: str) -> Any:
+    """Return the processor; its template ends a generation prompt with what `prompt` renders."""
+    return kind(
+        feature_extractor=audio(),
+        image_processor=images(max_soft_tokens=70),
+        tokenizer=tiny_tokenizer(texts, _NAMED),
+        video_processor=video(),
+        chat_template=_TEMPLATE + prompt + "{%- endif -%}\n",
+    )
 
 
 def _text(tokenizer: Any, own: dict[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,8 @@ STYLE = {
 
 CHANNELS = ("#c0392b", "#2e7d32", "#1f5fbf")  # red, green and blue
 
+NOT_SCORES = ("step", "loss", "supervised_tokens")  # of a validation's record
+
 Interval = Mapping[str, float | None]
 
 
@@ -112,8 +114,27 @@ def _loss_figure(training: Sequence[Mapping[str, Any]], validation: Sequence[Map
     axes.set_yscale("log")
     for set_formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         set_formatter(LogFormatter())  # the default writes powers as TeX, which the style does not parse
+    _draw_scores(axes, validation)
     axes.legend(frameon=False)
     return figure
+
+
+def _draw_scores(axes: Any, validation: Sequence[Mapping[str, Any]]) -> None:
+    """Adds the scores of the validations, from 0 to 1, on an axis at the right; nothing if there are none."""
+    names = [name for record in validation[:1] for name in record if name not in NOT_SCORES]
+    if not names:
+        return
+    right = axes.twinx()
+    for colour, name in zip(COLOURS[2:], names, strict=False):
+        values = [_number(record.get(name)) for record in validation]
+        steps = [record["step"] for record in validation]
+        right.plot(steps, values, color=colour, marker="s", markersize=3, linewidth=1, linestyle="--")
+        axes.plot(
+            [], [], color=colour, marker="s", markersize=3, linewidth=1, linestyle="--", label=name.replace("_", " ")
+        )
+    right.set_ylim(0, 1)
+    right.set_ylabel("score of some validation questions")
+    right.spines["right"].set_visible(True)
 
 
 def _figure() -> tuple[Figure, Any]:

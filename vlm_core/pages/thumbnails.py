@@ -9,14 +9,14 @@ from PIL import Image
 from vlm_core.data.images import decode_image
 
 BUDGET = 12_000_000  # bytes of base64: a page that opens at once and can be sent by mail
-SIDES = (256, 192, 128, 96)  # pixels of the longer side
+SIDES = (768, 512, 384, 256, 192, 128, 96)  # pixels of the longer side
 SAMPLE = 32  # images that are tried to choose the side
 
 
-def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes], largest: int = max(SIDES)) -> dict[str, str]:
+def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes], largest: int = 256) -> dict[str, str]:
     """Returns `{digest: data URI}` of as many images as the budget allows, in the largest size that fits them all.
 
-    No image gets a side of more than `largest` pixels.
+    `largest` is the largest allowed size: the longer side in pixels, one of SIDES.
     """
     distinct = list(dict.fromkeys(digests))
     sample = [decode_image(encoded(d)) for d in distinct[:: max(1, len(distinct) // SAMPLE)][:SAMPLE]]
@@ -24,8 +24,7 @@ def thumbnails(digests: Sequence[str], encoded: Callable[[str], bytes], largest:
     def fits(side: int) -> bool:
         return sum(len(data_uri(image, side)) for image in sample) * len(distinct) <= BUDGET * len(sample)
 
-    sides = [*dict.fromkeys([largest, 512, 384, *SIDES])]
-    side = next(filter(fits, [s for s in sides if s <= largest]), SIDES[-1])
+    side = next((side for side in SIDES if side <= largest and fits(side)), SIDES[-1])
     found, used = {}, 0
     for digest in distinct:
         uri = data_uri(decode_image(encoded(digest)), side)

@@ -51,12 +51,14 @@ class RunProgress:
 
     dataset_fingerprint: str
     step: int = 0
+    # The lowest validation loss; with another checkpoint.best_metric, the lowest share of errors, or 1 minus the score.
     lowest_validation_loss: float | None = None
     validations_since_lowest: int = 0
     nonfinite_steps: int = 0  # optimizer steps that were not applied
+    best_metric: str = "loss"
 
     def record_validation(self, loss: float) -> bool:
-        """Records a finite validation loss; returns whether it is the lowest so far."""
+        """Records a finite validation loss, or what replaces it; returns whether it is the lowest so far."""
         lowest = self.lowest_validation_loss
         if lowest is None or loss < lowest:
             self.lowest_validation_loss, self.validations_since_lowest = loss, 0
@@ -67,6 +69,12 @@ class RunProgress:
     def is_exhausted(self, patience: int | None) -> bool:
         """Returns whether the validation loss has not fallen for `patience` times."""
         return patience is not None and self.validations_since_lowest >= patience
+
+    def by(self, best_metric: str) -> "RunProgress":
+        """Returns the progress by `best_metric`: values of another metric are forgotten."""
+        if best_metric == self.best_metric:
+            return self
+        return replace(self, best_metric=best_metric, lowest_validation_loss=None, validations_since_lowest=0)
 
 
 def checkpoint_name(progress: RunProgress, steps_per_epoch: int) -> str:

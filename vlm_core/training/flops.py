@@ -43,7 +43,7 @@ def idle_share(model: Any) -> float:
 
 
 def used_experts(text: Any) -> int:
-    """Returns how many experts of a layer a token uses, by the language model's config; 0 without experts."""
+    """Returns how many experts of a layer a token uses, 0 without experts. `text` is the language model's config."""
     experts = _number(text, EXPERTS)
     return experts and (_number(text, USED_EXPERTS) or experts)
 

@@ -72,10 +72,11 @@ class Trainer:
     compute_dtype: torch.dtype = torch.float32
     num_workers: int = 0  # processes that prefetch batches
     full_model: Callable[[], AbstractContextManager[None]] = nullcontext  # full weights attached while saving
-    after_validation: Callable[[int], None] = lambda step: None  # called on all ranks, in eval mode
+    # Gets (step, validation loss) on all ranks, in eval mode; returns (scores, what LOWEST_VAL has least of).
+    after_validation: Callable[[int, float], tuple[dict[str, float | None], float]] = lambda step, loss: ({}, loss)
 
     def __post_init__(self) -> None:
-        self.progress = RunProgress(self.dataset_fingerprint)
+        self.progress = RunProgress(self.dataset_fingerprint, best_metric=self.config.checkpoint.best_metric)
         self.token_counts = [0, 0, 0]  # since this process started; the fields of `TokenCounts`
         self.sigterm_received = self.stopping = False
         self.total_steps = total_steps(self.config, len(self.train))
@@ -104,7 +105,7 @@ class Trainer:
         state = load_state(checkpoint)
         load_full_state(self.optimizer, state["optimizer"])
         self.scheduler.load_state_dict(state["scheduler"])
-        self.progress = load_progress(checkpoint)
+        self.progress = load_progress(checkpoint).by(self.config.checkpoint.best_metric)
         if self.progress.dataset_fingerprint != self.dataset_fingerprint:
             raise ValueError(
                 f"{checkpoint} was trained on other data: its fingerprint is {self.progress.dataset_fingerprint}, that "
@@ -254,9 +255,9 @@ class Trainer:
 
     @torch.no_grad()
     def _validate(self, reporter: Reporter) -> bool:
-        """Records the loss per token over the full validation split; returns whether it is the lowest so far.
+        """Records the loss per token over the full validation split, and scores; returns whether they are the best yet.
 
-        A loss that is not finite is never the lowest, and does not count for early stopping.
+        A loss or a deciding score that is not finite is never the best, and does not count for early stopping.
         """
         self.model.eval()
         everything = range(len(self.validation))
@@ -272,15 +273,16 @@ class Trainer:
         loss_sum, tokens, broken, counted = sum_over_ranks(loss_sum, tokens, broken, counted)
         loss = loss_sum / tokens
         with self._precision(), outside_forward(self.token_loss), torch.compiler.set_stance("force_eager"):
-            self.after_validation(self.progress.step)
-        reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens)})
+            scores, criterion = self.after_validation(self.progress.step, loss)
+        reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens), **scores})
         self.watch.after_validation(self.progress.step, broken, counted)
-        if not math.isfinite(loss):
+        if not (math.isfinite(loss) and math.isfinite(criterion)):
             return False
-        improved = self.progress.record_validation(loss)
+        improved = self.progress.record_validation(criterion)
         if self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience):
-            logger.info("stopping early: %d validation losses in a row were not below %.4f, the loss of LOWEST_VAL",
-                        self.progress.validations_since_lowest, self.progress.lowest_validation_loss)  # fmt: skip
+            logger.info("stopping early: %d validations in a row were not better than LOWEST_VAL, by "
+                        "checkpoint.best_metric=%s",
+                        self.progress.validations_since_lowest, self.config.checkpoint.best_metric)  # fmt: skip
         return improved
 
     def _save(self, *, lowest: bool, last: bool) -> None:

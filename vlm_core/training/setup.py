@@ -46,8 +46,8 @@ from vlm_core.training.vision_cache import encode_images
 logger = logging.getLogger(__name__)
 
 Collate = Callable[..., Any]
-# A function of the step that all ranks call after each validation.
-AfterValidation = Callable[[int], None]
+# A function of (step, validation loss) that all ranks call at each validation; see Trainer.after_validation.
+AfterValidation = Callable[[int, float], tuple[dict[str, float | None], float]]
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     """
     config, family, ranks, device = inputs.config, inputs.chat.family, inputs.ranks, inputs.device
     model = prepare_model(config, inputs.base, family, inputs.checkpoint)
-    if config.packing.enabled and config.packing.structured_attention and not config.compute.compile:
-        use_structured_attention(model, family, device)
+    packs = config.packing.enabled and inputs.collate is None
+    if packs and config.packing.structured_attention and not config.compute.compile:
+        use_structured_attention(model, device)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images, full_model, workers = _images(inputs, model)
@@ -159,12 +160,13 @@ def _images(inputs: RunInputs, model: Any) -> tuple[ImageInputs, Callable[[], Ab
     config, chat, workers = inputs.config, inputs.chat, inputs.config.dataloader.num_workers
     cached = config.vision_cache.enabled and inputs.collate is None
     if cached and not is_tower_frozen(model, chat.family):
-        logger.info("the vision tower trains, so there is no vision cache: each step encodes its images")
+        logger.info("the vision tower trains, so its features cannot be cached: each step encodes its images")
         cached = False
     if not cached:
         workers = worker_processes(workers, decodes=True)
         return keep_images(DecodedImages.of(inputs.conversations, chat), chat, workers), nullcontext, workers
-    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device)
+    decoders = worker_processes(workers, decodes=True)
+    images = encode_images(model, chat, inputs.conversations, inputs.ranks, inputs.device, decoders)
     detached = DetachedTower(model, chat.family)
     # A full checkpoint includes the tower, an adapter does not.
     full_model = detached.attached if config.peft is None else nullcontext

@@ -9,6 +9,7 @@ import numpy as np
 from vlm_core.config import Config
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset
+from vlm_core.data.held_back import is_held_back
 from vlm_core.data.mixture import dataset_numbers
 from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import SPLITS, VALIDATION
@@ -25,14 +26,18 @@ def read_examples(
 ) -> dict[str, TokenDataset]:
     """Returns the token ids of both splits; raises ValueError if too many examples are too long or unusable.
 
-    Rows of datasets that only validate are left out: an evaluation asks them, and no checkpoint is chosen by them.
-    A user's collate function gets all examples, because their length here means nothing for it.
+    Rows that choose no checkpoint are left out of the validation split: those of datasets that only validate, and of
+    the cases in `validation_dataset.held_back`. A user's collate function gets all examples, because their length here
+    means nothing for it.
     """
     require_template(chat)
+    if own_collate:
+        _require_no_rows_left_out(config)
     directory, found = build_tokens(conversations, chat), {}
     for split in SPLITS:
         of_row = dataset_numbers(conversations, split, list(config.datasets))
-        tokens = _read_split(config, directory, split, of_row, own_collate=own_collate)
+        used = _choosing(config, conversations, of_row) if split == VALIDATION else np.ones(len(of_row), dtype=bool)
+        tokens = _read_split(config, directory, split, of_row, used, own_collate=own_collate)
         if tokens.unasked and not own_collate and "every_answer" in {d.train_on for d in config.datasets.values()}:
             every = " for every dataset" if config.more_datasets else ""
             raise ValueError(
@@ -45,14 +50,44 @@ def read_examples(
     return found
 
 
-def _read_split(config: Config, directory: Path, split: str, of_row: np.ndarray, *, own_collate: bool) -> TokenDataset:
-    """Returns a split with the limits of each row's dataset."""
+def _require_no_rows_left_out(config: Config) -> None:
+    """Raises ValueError if validation rows would have to be left out of the batches of a custom collate function."""
+    external = [name for name in config.datasets if name not in config.trained]
+    why = "the batches of a custom collate function have all cases"
+    if share := config.validation_dataset.held_back:
+        raise ValueError(f"validation_dataset.held_back={share}: {why}; set validation_dataset.held_back=0")
+    for name in external:
+        raise ValueError(f"{config.key_of(name)}.split=null: {why}; remove this dataset, and evaluate on it afterwards")
+
+
+def _choosing(config: Config, conversations: Path, of_row: np.ndarray) -> np.ndarray:
+    """Returns for each validation row whether the validation losses, which choose checkpoints, have it.
+
+    Raises ValueError if `validation_dataset.held_back` leaves no case in one of the two parts.
+    """
+    trained = np.array([dataset.split is not None for dataset in config.datasets.values()])[of_row]
+    share = config.validation_dataset.held_back
+    if not share:
+        return trained
+    cases = np.array(ConversationDataset(conversations, VALIDATION).conversations["case_id"])
+    held_back = trained & np.array([is_held_back(case, share) for case in cases])
+    if not held_back.any() or (held_back == trained).all():
+        raise ValueError(
+            f"validation_dataset.held_back={share} holds back {len(set(cases[held_back]))} of the "
+            f"{len(set(cases[trained]))} cases of the validation split, and both parts need some: use a share nearer "
+            "to 0.5, or validate on more cases"
+        )
+    return trained & ~held_back
+
+
+def _read_split(
+    config: Config, directory: Path, split: str, of_row: np.ndarray, used: np.ndarray, *, own_collate: bool
+) -> TokenDataset:
+    """Returns the `used` rows of a split, with the limits of each row's dataset."""
     datasets = config.datasets.values()
-    longest = [NO_LIMIT if own_collate or d.max_length is None else d.max_length for d in datasets]
-    last_only = [dataset.train_on == "last_answer" for dataset in datasets]
-    used = [split != VALIDATION or dataset.split is not None for dataset in datasets]
-    limits, last_only, used = (np.array(values)[of_row] for values in (longest, last_only, used))
-    return TokenDataset(directory, split, limits, last_answer_only=last_only, used=used)
+    longest = np.array([NO_LIMIT if own_collate or d.max_length is None else d.max_length for d in datasets])
+    last_only = np.array([dataset.train_on == "last_answer" for dataset in datasets])
+    return TokenDataset(directory, split, longest[of_row], last_answer_only=last_only[of_row], used=used)
 
 
 def require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows: Any, of_row: np.ndarray) -> None:

@@ -17,6 +17,7 @@ from vlm_core.cache import locked, touch
 from vlm_core.data.batches import DecodedImages
 from vlm_core.data.chat_model import Batch, ChatModel, ImageGrid
 from vlm_core.data.conversation_dataset import ConversationDataset, image_sizes
+from vlm_core.data.loader import iterate_steps
 from vlm_core.home import medpix_home
 from vlm_core.models.feature_store import FeatureStore
 from vlm_core.models.forward import on_device
@@ -27,7 +28,7 @@ from vlm_core.training.distributed import Ranks, barrier
 
 logger = logging.getLogger(__name__)
 
-IMAGES_PER_SHARD = 64  # a killed job loses at most this many per rank
+IMAGES_PER_SHARD = 64  # a killed job loses at most this many per rank; a multiple of IMAGES_AT_ONCE
 IMAGES_AT_ONCE = 8
 
 
@@ -85,11 +86,12 @@ def _hashes(conversations: Path) -> list[str]:
 
 
 def encode_images(
-    model: Any, chat: ChatModel, conversations: Path, ranks: Ranks, device: torch.device
+    model: Any, chat: ChatModel, conversations: Path, ranks: Ranks, device: torch.device, num_workers: int
 ) -> FeatureInputs:
     """Encodes the missing images of a conversation cache and returns the features of all of its images.
 
-    Every rank encodes its share. Raises ValueError if the disk has too little space.
+    Every rank encodes its share, while `num_workers` processes of it decode the next images. Raises ValueError if the
+    disk has too little space.
     """
     inputs = _inputs_of(model, chat, conversations)
     store, hashes = inputs.store, inputs.hashes
@@ -105,7 +107,7 @@ def encode_images(
         if missing:
             index_of = {digest: index for index, digest in enumerate(hashes)}
             encoder = _Encoder(model, DecodedImages.of(conversations, chat), inputs.grids, device)
-            encoder.fill(store, missing, index_of, ranks)
+            encoder.fill(store, missing, index_of, ranks, num_workers)
         barrier()
     store.refresh()
     assert not store.missing(hashes)
@@ -122,24 +124,27 @@ class _Encoder:
         self.family = images.chat.family
         self.tower: Any = unwrapped(model).get_submodule(self.family.vision_tower)
 
-    def fill(self, store: FeatureStore, missing: list[str], index_of: dict[str, int], ranks: Ranks) -> None:
+    def fill(
+        self, store: FeatureStore, missing: list[str], index_of: dict[str, int], ranks: Ranks, num_workers: int
+    ) -> None:
         """Encodes this rank's share of `missing` into `store`. `index_of` maps an image's sha256 to its index."""
         started = time.monotonic()
         self.tower.to(self.device).eval()
         mine = missing[ranks.rank :: ranks.world_size]
+        chunks = [mine[start : start + IMAGES_AT_ONCE] for start in range(0, len(mine), IMAGES_AT_ONCE)]
+        planned = [[[index_of[digest] for digest in chunk]] for chunk in chunks]
+        pending: dict[str, torch.Tensor] = {}  # features that are not written yet
         with ProgressBar(len(mine), "encode images", "image", enabled=ranks.is_main) as progress:
-            for start in range(0, len(mine), IMAGES_PER_SHARD):
-                shard = mine[start : start + IMAGES_PER_SHARD]
-                indices = [index_of[digest] for digest in shard]
-                chunks = [indices[i : i + IMAGES_AT_ONCE] for i in range(0, len(indices), IMAGES_AT_ONCE)]
-                features: list[torch.Tensor] = []
-                for chunk in chunks:
-                    features += self._encode(chunk)
-                    if chunk[0] == index_of[mine[0]]:  # the first chunk: nothing is written yet
-                        size = self._bytes(features[0], chunk[0], [index_of[digest] for digest in missing])
-                        store.require_space(len(missing), size)
-                    progress.update(len(chunk))
-                store.add(shard, features)
+            decoded = iterate_steps(planned, self._decode, num_workers)
+            for number, (chunk, (batch,)) in enumerate(zip(chunks, decoded, strict=True)):
+                pending |= zip(chunk, self._encode(batch), strict=True)
+                if number == 0:
+                    indices = [index_of[digest] for digest in missing]
+                    store.require_space(len(missing), self._bytes(pending[chunk[0]], planned[0][0][0], indices))
+                progress.update(len(chunk))
+                if len(pending) >= IMAGES_PER_SHARD or chunk is chunks[-1]:
+                    store.add(list(pending), list(pending.values()))
+                    pending.clear()
         self.tower.to("cpu")
         logger.info("vision cache: encoded in %.1f s", time.monotonic() - started)
 
@@ -148,6 +153,9 @@ class _Encoder:
         sizes = {i: math.prod(self.grids[i]) if self.grids else 1 for i in (index, *indices)}
         return features.numel() * features.element_size() * sum(sizes[i] for i in indices) // sizes[index]
 
-    def _encode(self, indices: list[int]) -> list[torch.Tensor]:
-        images = on_device(self.images([indices]), self.tower)
-        return [features.cpu() for features in vision_features(self.model, images, self.family)]
+    def _decode(self, indices: list[int]) -> Batch:
+        return self.images([indices])
+
+    def _encode(self, batch: Batch) -> list[torch.Tensor]:
+        features = vision_features(self.model, on_device(batch, self.tower), self.family)
+        return [one.cpu() for one in features]

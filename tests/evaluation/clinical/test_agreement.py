@@ -11,6 +11,7 @@ from vlm_core.data.phantom import _open_pairs, _plan
 from vlm_core.evaluation.clinical.agreement import ADDED, CONTRADICTED, OMITTED, compare, contradicted, totals
 from vlm_core.evaluation.clinical.assertions import assertions_of
 
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "evaluation.md"
 PAIRS, HELD_OUT = (Path(__file__).with_name(name) for name in ("pairs.txt", "heldout.txt"))
 LETTERS = {
     "P": "finding", "K": "character", "D": "device", "L": "side", "H": "position", "C": "count", "S": "size",
@@ -59,6 +60,25 @@ def test_it_finds_most_contradictions_in_texts_that_it_was_not_made_for() -> Non
     assert right / (right + missed) >= 0.75
 
 
+def test_the_documentation_has_these_numbers() -> None:
+    text, found = DOCUMENTATION.read_text(encoding="utf-8"), counts(HELD_OUT)
+
+    def cell(outcome: str, category: str | None = None) -> str:
+        right, wrong, missed = (
+            sum(n for (c, o), n in counter.items() if o == outcome and category in (None, c))
+            for counter in found.values()
+        )
+        return f"{right} of {right + wrong}, {right} of {right + missed}"
+
+    table = {name: [cell(outcome, name) for outcome in SIGNS.values()] for name in LETTERS.values()}
+    table["all"] = [f"**{cell(outcome)}**" for outcome in SIGNS.values()]
+    for name, cells in table.items():
+        assert f"| {name} | {' | '.join(cells)} |" in text
+    developed = counts(PAIRS)
+    right, wrong = (sum(n for (_, o), n in developed[of].items() if o == CONTRADICTED) for of in ("right", "wrong"))
+    assert f"On the {len(pairs(PAIRS))} pairs that the phrases were developed with,\n{right} of {right + wrong}" in text
+
+
 def phantom_answers() -> list[tuple[dict[str, str], str, str]]:
     """Returns (facts, question, answer) of the open questions of 40 images."""
     rng = np.random.default_rng(3)
@@ -101,6 +121,25 @@ def test_a_model_that_says_no_or_repeats_the_question_is_exposed() -> None:
     assert score({"always": "No"})[0] < 0.15
     assert score({"always": "No lesion."})[1] > 0.1
     assert score({})[0] < 0.05
+
+
+@pytest.mark.parametrize(
+    ("text", "present", "absent"),
+    [
+        ("Findings:\n- no edema\n- large mass", {"mass"}, {"edema"}),
+        ("1. No fracture\n2. Dislocation", {"dislocation"}, {"fracture"}),
+        ("No hemorrhage\nMass in the left frontal lobe", {"mass"}, {"hemorrhage"}),
+        ("There is no\nmass", set(), {"mass"}),
+        ("A pleural \n effusion", {"pleural effusion"}, set()),
+    ],
+)
+def test_a_negation_ends_with_its_line_in_a_list(text: str, present: set[str], absent: set[str]) -> None:
+    found = assertions_of(text, "What is seen?")
+    assert (found.present, found.absent) == (present, absent)
+
+
+def test_a_yes_or_no_on_a_line_is_read_with_its_question() -> None:
+    assert assertions_of("No\nThe lung is clear.", "Is there a mass?").absent == {"mass"}
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What a text asserts about an image: findings present or absent, and values such as the side or the plane.
 
-What a word such as "possible" covers is asserted neither as present nor as absent.
+A finding that is only "possible" is asserted neither as present nor as absent.
 """
 
 import re
@@ -16,7 +16,7 @@ from vlm_core.evaluation.clinical.pipeline import sentences
 
 MILLIMETRES = "millimetres"
 _LENGTH = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?:\s*[x×*]\s*(\d+(?:\.\d+)?)){0,2}\s*-?\s*(mm|cm)\b", re.IGNORECASE)
-_YES_NO = re.compile(r"\s*(yes|no)\b\s*(?:[.,;:!-]+|$)\s*", re.IGNORECASE)
+_YES_NO = re.compile(r"\s*(yes|no)\b\s*(?:[.,;:!-]+|\n|$)\s*", re.IGNORECASE)
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MANY = {"multiple", "several", "numerous", "many", "innumerable", "few"}
 _ONE = {"single", "solitary"}

@@ -4,6 +4,7 @@ negspacy (NegEx, Chapman et al. 2001) finds what a negation covers, on a blank E
 downloaded.
 """
 
+import re
 from collections import defaultdict
 from functools import cache
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from vlm_core.evaluation.clinical.lexicon import IGNORED, Phrase, lexicon
 
 SPANS = "clinical"  # spaCy's name for the phrases that were found
+# A line starts a sentence if it is a list item, begins with a capital, or follows an empty line. Others continue one.
+_NEW_SENTENCE = re.compile(r"\n(?=\s*(?:\n|[-*•+]|\d+[.)]|[A-Z]))")
 
 
 def sentences(text: str) -> list[tuple[Any, list[tuple[Any, Phrase]]]]:
@@ -18,11 +21,12 @@ def sentences(text: str) -> list[tuple[Any, list[tuple[Any, Phrase]]]]:
 
     `span._.denied` and `span._.uncertain` say whether a phrase is denied or weakened.
     """
-    return [(sentence, _spans(sentence)) for sentence in _pipeline()(text).sents]
+    parts = [" ".join(part.split()) for part in _NEW_SENTENCE.split(text)]
+    return [(sentence, _spans(sentence)) for part in parts if part for sentence in _pipeline()(part).sents]
 
 
 def _spans(sentence: Any) -> list[tuple[Any, Phrase]]:
-    """Returns the phrases in a sentence, the longest ones where they overlap."""
+    """Returns the phrases in a sentence; the longest ones if they overlap."""
     from spacy.util import filter_spans
 
     return [(span, phrase) for span in filter_spans(_inside(sentence)) for phrase in _phrases()[span.text.lower()]

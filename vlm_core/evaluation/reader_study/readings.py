@@ -33,6 +33,8 @@ def score_readings(key_file: Path, files: Sequence[Path]) -> dict[str, Any]:
     Raises ValueError for a file of another study, and for a reader or a judgement that does not fit.
     """
     key = read_json(key_file)
+    if "items" not in key:
+        raise ValueError(f"{key_file} is not the key of a study: give the key.json that `review make` wrote")
     judgements = [judgement for file in files for judgement in _judgements(key, file)]
     if not judgements:
         raise ValueError("the files have no judgement")

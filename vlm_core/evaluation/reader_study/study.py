@@ -1,5 +1,7 @@
 """Writes a reader study: one offline page for readers, and the key that says which answer is whose."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,10 +27,12 @@ def write_study(evaluation: Path, against: str, count: int, seed: int, output: P
     """Writes `study.html` and `key.json` to `output` and returns the key.
 
     The page shows each question with its images and two answers in random order: the evaluated model's and that of
-    `against`, which is another model of the evaluation or "reference". The page does not hold whose answer is whose.
+    `against`: another model of the evaluation, or "reference". The page does not say whose answer is whose.
 
-    Raises ValueError if the evaluation lacks `against` or if its data is no longer in the cache.
+    Raises ValueError if the evaluation has no answers of `against`, or if the cache no longer has its images.
     """
+    if count < 1:
+        raise ValueError(f"--questions {count}: a study needs at least one question")
     result, records = read_json(evaluation / RESULT), pq.read_table(evaluation / PREDICTIONS).to_pylist()
     known = [REFERENCE, *sorted(result["compared"])]
     if against not in known:
@@ -37,9 +41,7 @@ def write_study(evaluation: Path, against: str, count: int, seed: int, output: P
     chosen = draw(records, count, seed)
     generator = np.random.default_rng([seed, 1])
     firsts = [(MODEL, against)[int(generator.integers(2))] for _ in chosen]
-    name = f"{result['dataset_fingerprint'][:8]}-{seed}-{len(chosen)}"
     key = {
-        "study": name,
         "models": {MODEL: result["checkpoint"], against: result["compared"].get(against, REFERENCE)},
         "seed": seed,
         "items": [
@@ -47,22 +49,31 @@ def write_study(evaluation: Path, against: str, count: int, seed: int, output: P
             for record, first in zip(chosen, firsts, strict=True)
         ],
     }
+    study = _study(chosen, firsts, against, _dataset(result))
+    named = {"study": _name(key, study["items"])}
     output.mkdir(parents=True, exist_ok=True)
-    _write_page(name, chosen, firsts, against, _dataset(result), output / PAGE)
-    write_json(output / KEY, key)
-    return key
+    write_text(output / PAGE, render(Path(__file__).parent / "study.html", {}, study=named | study))
+    write_json(output / KEY, named | key)
+    return named | key
+
+
+def _name(*content: Any) -> str:
+    """Returns a name that no other study has: browsers keep choices by it, and readings are scored by it."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
 def _dataset(result: Mapping[str, Any]) -> ConversationDataset:
     cache = medpix_home() / "cache" / "conversations" / result["dataset_fingerprint"]
     if not cache.is_dir():
-        raise ValueError(f"{cache}, the data of this evaluation, is gone: evaluate again with the same config")
+        raise ValueError(f"the cache no longer has the data of this evaluation ({cache}): evaluate again with the same "
+                         f"config")  # fmt: skip
     return ConversationDataset(cache, "validation")
 
 
-def _write_page(
-    name: str, chosen: Sequence[Record], firsts: Sequence[str], against: str, dataset: ConversationDataset, path: Path
-) -> None:
+def _study(
+    chosen: Sequence[Record], firsts: Sequence[str], against: str, dataset: ConversationDataset
+) -> dict[str, Any]:
+    """Returns what the page shows: `images` as data URIs, and `items` with question, answers and image numbers."""
     digests = list(dict.fromkeys(digest for record in chosen for digest in record["image_sha256"]))
     images = thumbnails(digests, dataset.encoded_image, largest=SIDE)
     if missing := len(digests) - len(images):
@@ -77,8 +88,7 @@ def _write_page(
         }
         for record, first in zip(chosen, firsts, strict=True)
     ]
-    study = {"study": name, "images": list(images.values()), "items": items}
-    write_text(path, render(Path(__file__).parent / "study.html", {}, study=study))
+    return {"images": list(images.values()), "items": items}
 
 
 def _answers(record: Record, first: str, against: str) -> list[str]:

@@ -1,0 +1,5 @@
+"""`python -m medpix` is the command `medpix`."""
+
+from medpix.command import main
+
+main()
