@@ -110,12 +110,13 @@ def test_leaks_are_found_within_and_across_datasets(home: Path) -> None:
     images = {(leak["train"], leak["validation"]): leak["images"]["shared"] for leak in found["leaks"]}
     assert images == {("two", "one"): 1, ("one", "two"): 1, ("two", "far"): 1}
     (first, *_) = [text for text in found["findings"] if "validation images of one" in text]
-    assert first.startswith("50% of the validation images of one (1) are also in the training of two")
-    assert "Set split_by=image, or case, of both" in first
+    assert first.startswith("50% of the validation images of one (1) are also in the training of two: scores")
+    assert "Set split_by=image, or case, of all these datasets" in first
     (external,) = [text for text in found["findings"] if "validation images of far" in text]
     assert "leave these rows out of two" in external
     cases = [text for text in found["findings"] if "validation cases of one" in text]
     assert len(cases) == 1
+    assert "Patients of two places may have one id by chance" in cases[0]
     # The remedy of the finding helps: what both have is drawn once, though the shares differ.
     datasets = [dict(config.datasets[name].model_dump(), split_by="image", name=name) for name in ("one", "two")]
     datasets[1] |= {"validation_share": 0.6, "split_seed": 3}
@@ -182,6 +183,7 @@ def test_the_key_has_the_datasets_and_not_their_weights(home: Path) -> None:
         ({"where": {"M": "x"}}, "dataset two: .*column M of more_datasets.two.where"),
         ({"split_by": "published"}, "dataset two: .*has no validation split.*Leave more_datasets.two.split_by out"),
         ({"validation_split": "dev"}, "dataset two: .*dev"),
+        ({"validation_split": "dev", "split": None}, "no split 'dev'.*set more_datasets.two.validation_split to one"),
         ({"path_or_dataset": "/nowhere/x"}, "dataset two: no dataset '/nowhere/x'"),
         ({"split": "train[:0]"}, "dataset two: .*is empty"),
     ],

@@ -13,18 +13,20 @@ Tallies = Mapping[tuple[str, str], Tally]  # by dataset and split
 def statistics_of_datasets(
     counts: Mapping[str, Mapping[str, Any]],
     tallies: Tallies,
+    train: Tally,
     cases: Mapping[str, str],
     images: Sequence[tuple[str | None, bool]],
 ) -> dict[str, Any]:
     """Returns the entries `datasets` and `leaks` of `statistics.json`.
 
-    `counts` is the entry `datasets` of a cache's manifest. `images` has for each image the facts of its header and
-    whether it seems to show text.
+    `counts` is the entry `datasets` of a cache's manifest, `train` has the training rows of all datasets. `images` has
+    for each image the facts of its header and whether it seems to show text.
     """
-    return {
-        "datasets": {name: _of_dataset(name, counts[name], tallies, images) for name in counts},
-        "leaks": list(_leaks(tallies, list(counts), cases)),
-    }
+    datasets = {name: _of_dataset(name, counts[name], tallies, images) for name in counts}
+    for name, dataset in datasets.items():
+        if (name, "validation") in tallies:
+            dataset["overlap"] = overlap(train, tallies[name, "validation"], cases)
+    return {"datasets": datasets, "leaks": list(_leaks(tallies, list(counts), cases))}
 
 
 def _of_dataset(
@@ -59,50 +61,50 @@ def _leaks(tallies: Tallies, names: Sequence[str], cases: Mapping[str, str]) -> 
 def dataset_findings(found: Mapping[str, Any]) -> list[tuple[Any, str]]:
     """Returns (whether it applies, the warning) for each possible warning about leaks and about few cases."""
     possible: list[tuple[Any, str]] = []
-    for leak in found["leaks"]:
-        possible += _of_leak(leak, external=not found["datasets"][leak["validation"]]["trains"])
     for name, dataset in found["datasets"].items():
-        held = dataset["splits"].get("validation")
-        possible.append(
-            (
-                held and held["cases"] < FEW_CASES,
-                f"Validation of {name} has {held and held['cases']} cases: too few for intervals of its own (they need "
-                f"{FEW_CASES}).",
-            )
-        )
+        if "overlap" in dataset:
+            possible += _of_leaks(name, dataset, [leak for leak in found["leaks"] if leak["validation"] == name])
+            held = dataset["splits"]["validation"]["cases"]
+            few = f"Validation of {name} has {held} cases: too few for intervals of its own (they need {FEW_CASES})."
+            possible.append((held < FEW_CASES, few))
     return possible
 
 
-def _of_leak(leak: Mapping[str, Any], *, external: bool) -> list[tuple[Any, str]]:
-    images, cases, questions = leak["images"], leak["cases"], leak["questions"]
-    train, validation = leak["train"], leak["validation"]
-    if external:
-        together = f"Look at the scores of unseen cases, or leave these rows out of {train}."
-    elif train == validation:
-        together = "Set its split_by={} to keep each on one side."
-    else:
-        together = "Set split_by={} of both: what they share is then drawn for one side."
+def _of_leaks(name: str, dataset: Mapping[str, Any], leaks: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str]]:
+    """Returns the possible warnings about what the validation of a dataset shares with training."""
+    images, cases, questions = (dataset["overlap"][kind] for kind in ("images", "cases", "questions"))
+    of = {kind: [leak["train"] for leak in leaks if leak[kind]["shared"]] for kind in ("images", "cases", "questions")}
+    by_chance = "" if of["cases"] in ([], [name]) else " Patients of two places may have one id by chance."
     return [
         (
             images["shared"],
-            f"{images['share_of_validation_images']:.0%} of the validation images of {validation} "
-            f"({images['shared']}) are also in the training of {train}: scores on them mean little. "
-            + together.format("image, or case,"),
+            f"{images['share_of_validation_images']:.0%} of the validation images of {name} ({images['shared']}) are "
+            f"also in the training of {', '.join(of['images'])}: scores on them mean little. "
+            f"{_remedy(name, dataset, of['images'], 'image, or case,')}",
         ),
         (
             cases["shared"],
-            f"{cases['share_of_validation_cases']:.0%} of the validation cases of {validation}, with "
-            f"{cases['share_of_validation_rows']:.0%} of its validation questions, also have rows in the training of "
-            f"{train}, by their ids. " + together.format("case"),
+            f"{cases['share_of_validation_cases']:.0%} of the validation cases of {name}, with "
+            f"{cases['share_of_validation_rows']:.0%} of its validation questions, have the ids of cases in the "
+            f"training of {', '.join(of['cases'])}.{by_chance} {_remedy(name, dataset, of['cases'], 'case')}",
         ),
         (
             cases["but_for_zeros"],
-            f"{cases['but_for_zeros']} validation cases of {validation} have the id of a training case of {train} with "
-            "other leading zeros: if they are the same patients, write their ids the same way.",
+            f"{cases['but_for_zeros']} validation cases of {name} have the id of a training case with other leading "
+            "zeros: if they are the same patients, write their ids the same way.",
         ),
         (
             questions["shared"],
-            f"{questions['shared']} validation questions of {validation} are also in the training of {train}, word for "
-            "word and about the same image.",
+            f"{questions['shared']} validation questions of {name} are also in the training of "
+            f"{', '.join(of['questions'])}, word for word and about the same image.",
         ),
     ]
+
+
+def _remedy(name: str, dataset: Mapping[str, Any], trained: Sequence[str], rule: str) -> str:
+    """Returns what to do about images or cases of the validation of a dataset that are also in the training of some."""
+    if not dataset["trains"]:
+        return f"Look at the scores of unseen cases, or leave these rows out of {', '.join(trained)}."
+    if list(trained) == [name]:
+        return f"Set its split_by={rule} to keep each on one side."
+    return f"Set split_by={rule} of all these datasets: what they share is then drawn for one side."

@@ -181,8 +181,14 @@ def _external(config: Config) -> Splits:
         named = rule.model_copy(update={"split": VALIDATION if held == AUTO else held})
         return Splits({VALIDATION: fetch_split(named)})
     opened = open_dataset(rule)
-    found, notes = _validation_split(config, opened.tables.by_split, None)
+    names = opened.tables.by_split
+    found, notes = _validation_split(config, names, None)
     assert found is not None  # the function raises if it finds none
+    if found.partition("[")[0] not in names:
+        raise ValueError(
+            f"dataset {rule.path_or_dataset!r} has no split {found!r}; it has {', '.join(names)}: set "
+            "validation_dataset.split to one of them"
+        )
     source = opened.take(found)
     return Splits({VALIDATION: source}, notes=tuple(dict.fromkeys([*source.notes, *notes])))
 

@@ -56,7 +56,7 @@ def describe(directory: Path, manifest: Mapping[str, Any], cases: Mapping[str, s
         "reject_share": rejected / (rejected + kept),
     }
     if "datasets" in manifest:
-        found |= statistics_of_datasets(manifest["datasets"], apart, cases, images)
+        found |= statistics_of_datasets(manifest["datasets"], apart, tallies["train"], cases, images)
     return found | {"findings": findings(found)}
 
 
