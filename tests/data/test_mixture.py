@@ -2,6 +2,7 @@
 
 from collections import Counter
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from tests.conftest import small_config
 from vlm_core.data.batches import PackedBatches, PlainBatches
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.mixture import Mixture, mixture_of, shares_of
+from vlm_core.data.packing import group_examples
 
 SIZES = (300, 90, 10)
 
@@ -106,6 +108,15 @@ def test_any_number_of_ranks_reads_the_same_questions_in_a_step(packed: bool, wo
                 members = [i for row in micro.rows for g in row for i in g.members] if packed else micro.examples
                 read.update(members if micro.counted else [])
         assert read == Counter(step)  # a small dataset may have one question twice in a step
+
+
+def test_questions_of_two_datasets_about_one_image_share_its_prefix() -> None:
+    """Packing goes by the image, whatever the dataset of a question is."""
+    groups = images()
+    step = [0, 1, 300, 301]  # two questions of `a` and two of `b`, all about image 0
+    tokens = SimpleNamespace(lengths=np.full(400, 30), prefixes=np.full(400, 20), groups=groups)
+    (group,) = group_examples(step, tokens)
+    assert (group.members, group.tokens) == ((0, 1, 300, 301), 20 + 4 * 10)
 
 
 def config_of(**others: object) -> object:

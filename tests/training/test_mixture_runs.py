@@ -14,7 +14,7 @@ from vlm_core.data.batches import build_batches
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.loader import plan_epoch
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.evaluate import evaluate
+from vlm_core.evaluate import _held_back_shares, evaluate
 from vlm_core.files import read_json, read_json_lines
 from vlm_core.finetune import finetune
 from vlm_core.run_directory import METRICS, REPORT, RESULT
@@ -118,6 +118,23 @@ def test_the_evaluation_shows_each_dataset_apart_and_together(
     assert "Token F1 by dataset" in page
     assert "External validation: no row of far trains" in page
     assert '<select id="dataset"><option value="">all</option><option>far</option>' in page
+
+
+def test_external_cases_are_held_back_in_full(tmp_path: Path, conversations: Path) -> None:
+    """They choose no checkpoint. So of a divided validation split, they are in the part that decides."""
+    config = config_of(tmp_path / "run", **{"validation_dataset.held_back": 0.5})
+    inputs = gather(config, tmp_path / "run", Ranks(), conversations)
+    rows = ConversationDataset(conversations, "validation").conversations
+    validated = Counter(rows[inputs.validation.row_of(i)]["dataset"] for i in range(len(inputs.validation)))
+    assert 0 < sum(validated.values()) < 40
+    assert "far" not in validated
+    assert _held_back_shares(config) == {None: 0.5, "one": 0.5, "two": 0.5, "far": 1.0}
+    assert set(_held_back_shares(config_of(tmp_path)).values()) == {0.0}
+
+
+def test_the_cache_of_other_datasets_is_refused(tmp_path: Path, small_conversations: Path) -> None:
+    with pytest.raises(ValueError, match="is not the cache of one, two, far: it has one dataset without a name"):
+        gather(config_of(tmp_path / "run"), tmp_path / "run", Ranks(), small_conversations)
 
 
 def test_another_weight_is_another_run(finished: Path, conversations: Path) -> None:

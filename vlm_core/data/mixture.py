@@ -18,11 +18,20 @@ from vlm_core.data.arrow_cache import open_rows
 
 
 def dataset_numbers(conversations: Path, split: str, names: Sequence[str]) -> np.ndarray:
-    """Returns the index into `names` of the dataset of each row of a conversation cache."""
+    """Returns the index into `names` of the dataset of each row of a conversation cache.
+
+    Raises ValueError if the cache has other datasets.
+    """
     rows = open_rows(conversations / f"{split}.arrow")
     if len(names) == 1:
         return np.zeros(len(rows), dtype=np.int64)
     number = {name: index for index, name in enumerate(names)}
+    found = set(rows.unique("dataset")) if "dataset" in rows.column_names else {"one dataset without a name"}
+    if found - number.keys():
+        raise ValueError(
+            f"{conversations} is not the cache of {', '.join(names)}: it has {', '.join(sorted(found))}; leave "
+            "--conversations out, or give the cache of this config"
+        )
     return np.array([number[name] for name in rows["dataset"]], dtype=np.int64)
 
 
