@@ -1,4 +1,4 @@
-"""The last decoder layer without the positions that nobody reads.
+"""Skips the positions of the last decoder layer whose output is not used.
 
 After the last layer, only the positions that predict a token are read. The layer's keys and values are needed at every
 position, but its queries, the projection of its attention output, and its MLP are needed only at those. Hooks on these

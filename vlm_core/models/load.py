@@ -49,7 +49,7 @@ def _change_images(processor: Any, directory: Path, settings: Mapping[str, Any])
         processor.image_processor = kind.from_pretrained(directory, **settings)
     except (ValueError, TypeError) as error:
         raise ValueError(f"model.image_processor={dict(settings)}: {error}") from None
-    # Gemma 3's processor has values of its own, which come before those of its image processor.
+    # Gemma 3's processor stores some settings too, which override those of its image processor.
     own = getattr(processor, "images_kwargs", {})
     processor.images_kwargs = {name: settings.get(name, value) for name, value in own.items()}
 

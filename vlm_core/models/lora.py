@@ -32,13 +32,13 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
     saved = select_saved(model, config, family, frozen)
     warn_of_unmatched(config, [*modules, *experts])
     with warnings.catch_warnings():
-        # peft warns of its own way to save such adapters, which `lora_start` replaces.
+        # The warning is about how peft saves such adapters; `lora_start` saves them instead.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         lora = _peft_config(config, modules, experts, saved)
     if config.use_triton:
         use_fused_lora(lora)
     with warnings.catch_warnings():
-        # They apply to experts nevertheless.
+        # peft looks for the patterns in modules only. They match experts, which are parameters.
         warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")
         adapted = get_peft_model(model, lora)
     if config.use_triton and "use_triton" in config.model_fields_set:
@@ -116,9 +116,8 @@ def expert_parameters(model: nn.Module, family: Family) -> dict[str, nn.Paramete
     return {
         f"{owner}.{name}": parameter
         for owner, module in model.named_modules()
-        if not type(module).__module__.startswith(
-            "torch.nn"
-        )  # such as a convolution, whose weight has three dimensions
+        # A layer of torch is not a mixture: a convolution's weight has three dimensions too.
+        if not type(module).__module__.startswith("torch.nn")
         for name, parameter in module.named_parameters(recurse=False)
         if parameter.ndim == 3 and part_of(f"{owner}.{name}", family) == "language_model"
     }
