@@ -150,7 +150,7 @@ def _data_lines(config: Config) -> Iterator[str]:
     }
     yield from _section("dataset", _with_absolute_path(data), notes)
     held = config.validation_dataset
-    other = held.model_dump(mode="json", exclude_none=True) | {"split": held.split}
+    other = held.model_dump(mode="json", exclude_defaults=True) | {"split": held.split}
     yield from _section("validation_dataset", _with_absolute_path(other), {} if held.split else {"split": UNPUBLISHED})
     if config.more_datasets:
         more = {
