@@ -77,7 +77,7 @@ def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[t
     """
     for attribute, field in model.model_fields.items():
         name = field.alias or attribute
-        section = _section_of(field.annotation)
+        section = section_of(field.annotation)
         if section is None or section is not field.annotation:
             yield prefix + name, field
         if section is not None:
@@ -132,7 +132,7 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[BaseModel] | None:
     if get_origin(annotation) is dict:  # sections under names that the user chooses
         return None
     for candidate in (annotation, *getattr(annotation, "__args__", ())):

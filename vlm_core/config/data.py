@@ -94,7 +94,7 @@ class DatasetConfig(Section):
     )
     path_or_dataset: str = Field(
         description="Hub id; local directory or file of parquet, Arrow, JSONL, CSV, TSV or images; or "
-        "`builtin:phantom?images=N&seed=N&form=png|dicom|nifti&slices=N`."
+        "`builtin:phantom?images=N&seed=N&form=dicom&slices=N` (form: png, dicom, nifti)."
     )
     revision: Revision | None = Field(None, description="Branch, tag or commit on the hub; null = the default branch.")
     config_name: str | None = Field(
