@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check floor stress bench bench-quick format clean up down env
+.PHONY: help setup demo test check floor stress bench bench-quick bench-gpu docs format clean up down env
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -55,6 +55,11 @@ floor:  ## the fast tests with the lowest versions that pyproject.toml admits, i
 stress: setup  ## the kill tests with twenty seeded kills instead of three, every way to stop a flow, a broken link, Slurm's failures
 	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run or test_stops or test_hosts or test_slurm'
 
+docs: setup  ## build the documentation's site into .venv/site
+	$(BIN)/python -m docs.site.generate
+	$(BIN)/python -m docs.site.build $(VENV)/site
+	@echo "to search in it: $(BIN)/python -m http.server --bind 127.0.0.1 --directory $(VENV)/site"
+
 format: setup  ## rewrite the sources in the project's style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -74,3 +79,7 @@ bench: $(BENCH)  ## every comparison with TRL and a plain loop: about forty minu
 
 bench-quick: $(BENCH)  ## the two main comparisons, in under ten minutes
 	$(BIN)/python -m benchmarks.run quick
+
+bench-gpu: setup  ## every kernel once on a tiny model, then Gemma 3 4B's shapes: needs a GPU with 80 GB
+	-$(BIN)/python -m benchmarks.smoke
+	$(BIN)/python -m benchmarks.run gpu

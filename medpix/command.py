@@ -17,8 +17,8 @@ VERSION = ("-V", "--version", "version")
 def main() -> None:
     """Runs the command line `medpix COMMAND ...`; exits with status 2 and a suggestion for an unknown command."""
     name, *words = sys.argv[1:] or ["--help"]
-    if name in HELP and words and (asked := find(words[0])):
-        name, words = asked.name, ["--help"]
+    if name in HELP and words:
+        name, words = words[0], ["--help"]
     if name in HELP:
         print(help_text())
     elif name in VERSION:
@@ -44,7 +44,12 @@ def run(command: Command, words: list[str]) -> None:
     program.NAMES.update(names_of_modules())
     sys.argv[1:] = [*command.words, *words]
     os.environ["PYTHONSAFEPATH"] = "1"
-    runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # idle threads must not spin: two runs would slow each other
+    try:
+        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+    except BrokenPipeError:  # the reader has seen enough: `medpix caches list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+        raise SystemExit(1) from None
 
 
 def help_text() -> str:

@@ -8,7 +8,8 @@ import pytest
 from filelock import FileLock
 
 from tests.conftest import small_config
-from vlm_core.caches import find_caches, list_caches, prune_caches, verify_caches
+from vlm_core.cache import cached_directory
+from vlm_core.caches import BUILT_DIRECTORIES, find_caches, list_caches, prune_caches, verify_caches
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.evaluation.store import Store
 
@@ -31,11 +32,14 @@ def age(directory: Path, days: float) -> None:
 
 
 def test_each_cache_has_one_line(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for kind in set(BUILT_DIRECTORIES) - {"conversations", "phantom"}:
+        cached_directory(cache.parents[1] / kind, "key", lambda directory: {})
     list_caches()
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["conversations", "phantom", "all"]
-    assert cache.name in lines[0]
-    assert "400 rows, 40 images" in lines[0]
+    assert [line.split()[0] for line in lines] == [*sorted(BUILT_DIRECTORIES), "all"]
+    (conversations,) = (line for line in lines if line.startswith("conversations"))
+    assert cache.name in conversations
+    assert "400 rows, 40 images" in conversations
 
 
 def test_a_damaged_file_is_named(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:

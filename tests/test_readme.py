@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from medpix import commands
 from tests.readme import PAGES, ROOT, blocks
 from vlm_core.recipe import config_keys, recipe_names
 
@@ -25,6 +26,10 @@ def typed(pattern: str) -> set[str]:
 def test_the_modules_exist() -> None:
     for module in typed(r"-m ((?:pipelines|tasks|vlm_core)\.[\w.]+)"):
         assert importlib.util.find_spec(module) is not None, module
+
+
+def test_the_subcommands_exist() -> None:
+    assert typed(r"\bmedpix ([a-z][\w-]*)") <= {command.name for command in commands.COMMANDS}
 
 
 def test_the_targets_exist() -> None:

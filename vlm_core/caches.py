@@ -54,12 +54,10 @@ class Cache:
         """A short description of its contents."""
         if self.is_incomplete:
             return "never completed"
-        if self.kind not in BUILT_DIRECTORIES:
+        if self.kind != "conversations":
             return ""
         manifest = read_manifest(self.directory)
-        if self.kind == "conversations":
-            return f"{sum(manifest['rows'].values()):,} rows, {manifest['images']:,} images"
-        return f"{manifest['train'] + manifest['validation']:,} rows" if self.kind == "tokens" else ""
+        return f"{sum(manifest['rows'].values()):,} rows, {manifest['images']:,} images"
 
     def damages(self) -> list[str]:
         """Returns the files that are missing or changed."""

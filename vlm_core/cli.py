@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vlm_core.config import Config
+from vlm_core.config import Config, MoreDatasetConfig
 from vlm_core.program import as_called
 from vlm_core.recipe import config_keys, load_config, recipe_names
 from vlm_core.run_directory import CONFIG
@@ -121,6 +121,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         else:
             words[key].append(argument)
     kinds = {key: field.annotation for key, field in config_keys()}
+    of_dataset = {key: field.annotation for key, field in config_keys(MoreDatasetConfig)}
+    for key in words:
+        section, _, rest = key.partition(".")
+        if section == "more_datasets":
+            kinds[key] = of_dataset.get(rest.partition(".")[2])
     return {key: _value(values, kinds.get(key)) for key, values in words.items()}
 
 
@@ -162,32 +167,32 @@ def _keys_help(shown: Sequence[str], which: str = "") -> str:
     fields = dict(config_keys())
     for key in shown:
         field = fields[key]
-        default = "required" if field.is_required() else f"default {_written(field.default)}"
-        lines.append(f"  --{key}  {_kind(field.annotation, field.metadata)}, {default}")
+        default = "required" if field.is_required() else f"default {written(field.default)}"
+        lines.append(f"  --{key}  {kind_of(field.annotation, field.metadata)}, {default}")
         lines.append(f"        {field.description or ''}")
     return "\n".join(lines)
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """Returns a default value as it is written in a recipe."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _kind(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+def kind_of(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     """Returns a field's type with its bounds and choices: `0 <= float < 1`, `int >= 1 | null`, `list of a | b`."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _kind(arguments[0], [*arguments[1:], *metadata])
+        return kind_of(arguments[0], [*arguments[1:], *metadata])
     if origin is Literal:
         return " | ".join(map(str, arguments))
     if origin is list:
-        return f"list of {_kind(arguments[0])}"
+        return f"list of {kind_of(arguments[0])}"
     if origin is dict:
-        return f"mapping of {_kind(arguments[0])} to {_kind(arguments[1])}"
+        return f"mapping of {kind_of(arguments[0])} to {kind_of(arguments[1])}"
     if origin is tuple:
-        return f"[{', '.join(map(_kind, arguments))}]"
+        return f"[{', '.join(map(kind_of, arguments))}]"
     if origin in (Union, UnionType):
-        return " | ".join("null" if kind is NoneType else _kind(kind, metadata) for kind in arguments)
+        return " | ".join("null" if kind is NoneType else kind_of(kind, metadata) for kind in arguments)
     if issubclass(annotation, BaseModel):
         return "section"
     return _bounded(annotation.__name__, metadata)

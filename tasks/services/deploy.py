@@ -71,6 +71,21 @@ def working_directory() -> Path:
     return PACKAGES if (PACKAGES / "pyproject.toml").is_file() else Path.cwd()
 
 
+def require_imports(directory: Path) -> None:
+    """Raises RuntimeError if a file of the user would be imported in place of this project's packages.
+
+    Prefect searches the working directory first when it loads a flow.
+    """
+    own = ("medpix", "pipelines", "tasks", "vlm_core")
+    candidates = (directory / path for name in own for path in (f"{name}.py", f"{name}/__init__.py"))
+    hiding = [path for path in candidates if path.is_file() and directory != PACKAGES]
+    if hiding:
+        raise RuntimeError(
+            f"{hiding[0]} has the name of a package of medpix-finetune, and Prefect would import it instead; rename "
+            "it, or start the services in another directory"
+        )
+
+
 def _active_schedules(client: SyncPrefectClient) -> set[tuple[str, str | None]]:
     return {(d.name, schedule.slug) for d in client.read_deployments() for schedule in d.schedules if schedule.active}
 

@@ -7,6 +7,7 @@ therefore share an origin with the server. `OwnPagesOnly` refuses foreign hosts 
 import os
 import re
 import signal
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -19,6 +20,8 @@ from tasks.launchers.parent_guard import end_with_parent
 ORIGINS = "PREFECT_SERVER_CORS_ALLOWED_ORIGINS"
 # FINAL saves 50 MB, as in Prefect's own command. Plugins fail in a server: its event loop already runs.
 SERVER_ENVIRONMENT = {"PREFECT__SERVER_FINAL": "1", "PREFECT_PLUGINS_ENABLED": "false"}
+# uvicorn would search the working directory first, and take a user's `tasks.py` there for this package.
+APP = ("--factory", "tasks.services.prefect_server:create_app", "--app-dir", str(Path(__file__).parents[2]))
 PARENT = "MEDPIX_SERVER_PARENT"  # environment variable: the process that a temporary server belongs to
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 ANY = "*"

@@ -11,7 +11,7 @@ from typing import Any
 
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
-from tasks.services.prefect_server import ORIGINS, PARENT, SERVER_ENVIRONMENT, own_origins
+from tasks.services.prefect_server import APP, ORIGINS, PARENT, SERVER_ENVIRONMENT, own_origins
 
 
 def guard_temporary_server() -> None:
@@ -27,6 +27,6 @@ def _start(server: Any) -> subprocess.Popen[bytes]:
     settings = get_current_settings().to_environment_variables(exclude_unset=True)
     environment = SERVER_ENVIRONMENT | {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1"}
     environment |= {PARENT: str(os.getpid()), ORIGINS: own_origins(server.port)}
-    words = ("uvicorn", "--factory", "tasks.services.prefect_server:create_app", "--host", "127.0.0.1", "--port")
-    command = [sys.executable, "-m", *words, str(server.port), "--log-level", "error", "--lifespan", "on"]
+    words = ("--host", "127.0.0.1", "--port", str(server.port), "--log-level", "error", "--lifespan", "on")
+    command = [sys.executable, "-m", "uvicorn", *APP, *words]
     return subprocess.Popen(command, env=os.environ | settings | environment)

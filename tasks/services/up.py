@@ -20,10 +20,10 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TimeElapsedColumn
 
-from tasks.services.deploy import WORK_POOL, working_directory
+from tasks.services.deploy import WORK_POOL, require_imports, working_directory
 from tasks.services.environment import AUTH_STRINGS, default_tracking_uri
 from tasks.services.password import home_password, password_file
-from tasks.services.prefect_server import ORIGINS, SERVER_ENVIRONMENT, own_origins
+from tasks.services.prefect_server import APP, ORIGINS, SERVER_ENVIRONMENT, own_origins
 from vlm_core.files import read_json, write_json
 from vlm_core.home import medpix_home
 from vlm_core.plain_text import without_secrets
@@ -50,8 +50,8 @@ class Services:
         # The set address may be our own: a shell keeps it after the services have stopped.
         if api in ("", f"http://127.0.0.1:{prefect_port}/api"):
             api = f"http://127.0.0.1:{prefect_port}/api"
-            factory = ("--factory", "tasks.services.prefect_server:create_app", "--log-level", "warning")
-            self.own["prefect"] = _module("uvicorn", *factory, "--host", "127.0.0.1", "--port", prefect_port)
+            server = ("--host", "127.0.0.1", "--port", prefect_port, "--log-level", "warning")
+            self.own["prefect"] = _module("uvicorn", *APP, *server)
         if not tracking.startswith("http") or tracking == f"http://127.0.0.1:{mlflow_port}":
             store = default_tracking_uri() if tracking.startswith("http") else tracking or default_tracking_uri()
             tracking = f"http://127.0.0.1:{mlflow_port}"
@@ -71,6 +71,7 @@ class Services:
 
         Raises RuntimeError, with the path of the log, if a service does not answer.
         """
+        require_imports(working_directory())
         self.directory.mkdir(parents=True, exist_ok=True)
         if not self.is_up:
             self._start()

@@ -320,8 +320,8 @@ def test_the_documented_commands_change_the_champion(
         pass
     for line in blocks(ROOT / "docs" / "registry.md", "bash")[-1].splitlines():
         words = shlex.split(line)
-        assert words[:3] == ["python", "-m", "tasks.registry"]
-        shown = here(change_registry, *words[3:], home=home)
+        assert words[:2] == ["medpix", "registry"]
+        shown = here(change_registry, *words[2:], home=home)
     *_, promoted, rolled_back = shown.splitlines()
     assert re.search(r"\+00:00 +\S+@\S+ +promoted by hand +1 +4 .*reviewed by hand$", promoted)
     assert re.search(r"rolled back +4 +1 +0\.\d+ .*misses small lesions$", rolled_back)  # with the scores of version 1

@@ -83,6 +83,15 @@ def test_a_subcommand_speaks_of_itself_and_not_of_its_module() -> None:
     assert "python -m" not in helped.stdout
 
 
+def test_a_reader_that_stops_gets_no_traceback() -> None:
+    words = f"{sys.executable} -m medpix plan --help-all | head -1; {sys.executable} -m medpix help xyzzy"
+    done = subprocess.run(["bash", "-c", words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.splitlines()) == (
+        2,
+        ["medpix: 'xyzzy' is not a command; medpix --help lists them"],
+    )
+
+
 def test_texts_have_the_way_in_which_the_user_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     text = 'run python -m vlm_core.review make, or `make up`, or eval "$(make env)"; python -m tasks.trackers.wandb_run'
     monkeypatch.setattr(program, "NAMES", {})

@@ -11,6 +11,7 @@ from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy import text
 from starlette.datastructures import Headers
 
+from tasks.services.deploy import PACKAGES, require_imports
 from tasks.services.environment import AUTH_STRINGS
 from tasks.services.password import home_password, password_file
 from tasks.services.prefect_server import OwnPagesOnly, own_origins, take_turns_in_sqlite
@@ -47,6 +48,16 @@ def test_a_damaged_password_file_is_named(text: str) -> None:
     password_file().write_text(text)
     with pytest.raises(ValueError, match=r"prefect-password does not hold `user:password`; delete it"):
         home_password()
+
+
+def test_a_file_that_hides_a_package_is_named_before_anything_starts(tmp_path: Path) -> None:
+    require_imports(tmp_path)
+    require_imports(PACKAGES)
+    (tmp_path / "vlm_core").mkdir()
+    require_imports(tmp_path)  # a folder without __init__.py hides no package
+    (tmp_path / "tasks.py").touch()
+    with pytest.raises(RuntimeError, match=r"tasks\.py has the name of a package"):
+        require_imports(tmp_path)
 
 
 def test_the_servers_get_a_password_and_a_shell_reads_it_without_seeing_it() -> None:
