@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help setup demo test check floor stress bench bench-quick docs format clean up down env
+.PHONY: help setup demo test check floor stress bench bench-quick bench-gpu docs format clean up down env
 
 help:  ## list the targets
 	@awk -F ':.*## *' '/^[a-z-]+:.*##/ { printf "%-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -79,3 +79,7 @@ bench: $(BENCH)  ## every comparison with TRL and a plain loop: about forty minu
 
 bench-quick: $(BENCH)  ## the two main comparisons, in under ten minutes
 	$(BIN)/python -m benchmarks.run quick
+
+bench-gpu: setup  ## every kernel once on a tiny model, then Gemma 3 4B's shapes: needs a GPU with 80 GB
+	-$(BIN)/python -m benchmarks.smoke
+	$(BIN)/python -m benchmarks.run gpu

@@ -28,10 +28,15 @@ PLOTTED = (
 )
 
 
+def measured(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the records of measurements that did not fail."""
+    return [record for record in records if "error" not in record]
+
+
 def comparisons(records: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[str, Any]]]]:
-    """Groups records by title and contender."""
+    """Groups the records of measurements that did not fail by title and contender."""
     grouped: dict[str, dict[str, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))
-    for record in records:
+    for record in measured(records):
         grouped[record["title"]][record["contender"]].append(record)
     return grouped
 
@@ -39,11 +44,21 @@ def comparisons(records: list[dict[str, Any]]) -> dict[str, dict[str, list[dict[
 def write_report(records: list[dict[str, Any]], directory: Path, suite: str) -> None:
     """Writes `{suite}.md` and `{suite}.png`."""
     grouped = comparisons(records)
-    lines = [f"# Measured: {suite}", "", f"{records[0]['machine']}", ""]
+    lines = [f"# Measured: {suite}", "", *{record["machine"]: None for record in measured(records)}, ""]
     for title, contenders in grouped.items():
         lines += _table(title, contenders)
+    lines += _failures(records)
     (directory / f"{suite}.md").write_text("\n".join(lines) + "\n")
     _plot(grouped, directory / f"{suite}.png")
+
+
+def _failures(records: list[dict[str, Any]]) -> list[str]:
+    failed = [record for record in records if "error" in record]
+    return [
+        line
+        for record in failed
+        for line in (f"## Failed: {record['title']}, {record['contender']}", "", "```", record["error"], "```", "")
+    ]
 
 
 def _table(title: str, contenders: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -51,18 +66,19 @@ def _table(title: str, contenders: dict[str, list[dict[str, Any]]]) -> list[str]
     lines = [
         f"## {title}",
         "",
-        "| | per second | with the vision cache, 3 epochs | 1 epoch | min - max | times | peak MB |",
-        "|---|---|---|---|---|---|---|",
+        "| | per second | with the vision cache, 3 epochs | 1 epoch | min - max | times | peak MB | tokens/s | MFU |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name, records in contenders.items():
         speed, three, one = (_median(records, key) for key in ("samples_per_second", "effective_per_second", "epoch_1"))
         spread = [record["samples_per_second"] for record in records]
-        times = statistics.median(
-            a["effective_per_second"] / b["effective_per_second"] for a, b in zip(reference, records, strict=True)
-        )
+        pairs = [(a, b) for a in reference for b in records if a["repeat"] == b["repeat"]]
+        ratios = [a["effective_per_second"] / b["effective_per_second"] for a, b in pairs]
+        times = f"{statistics.median(ratios):.2f}" if ratios else ""
         lines.append(
             f"| {NAMES[name]} | {speed:.2f} | {three:.2f} | {one:.2f} | {min(spread):.2f} - {max(spread):.2f} "
-            f"| {times:.2f} | {_median(records, 'peak_mb'):.0f} |"
+            f"| {times} | {_median(records, 'peak_mb'):.0f} | {_optional(records, 'tokens_per_second', '.0f')} "
+            f"| {_optional(records, 'model_flops_utilisation', '.1%')} |"
         )
     if "flops_share" in reference[0]:
         lines += ["", f"Achieved: {100 * _median(reference, 'flops_share'):.0f} % of the machine's matrix product."]
@@ -73,6 +89,12 @@ def _median(records: list[dict[str, Any]], key: str) -> float:
     return statistics.median(record[key] for record in records)
 
 
+def _optional(records: list[dict[str, Any]], key: str, form: str) -> str:
+    """Returns the median of what only some contenders measure."""
+    known = [record[key] for record in records if record.get(key) is not None]
+    return format(statistics.median(known), form) if known else ""
+
+
 def _plot(grouped: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> None:
     import matplotlib
 
@@ -80,6 +102,8 @@ def _plot(grouped: dict[str, dict[str, list[dict[str, Any]]]], path: Path) -> No
     from matplotlib import pyplot
 
     titles = [title for title in PLOTTED if title in grouped]
+    if not titles:
+        return
     figure, axes = pyplot.subplots(len(titles), 1, figsize=(8, 1.3 * len(titles) + 0.5), squeeze=False)
     for axis, title in zip(axes[:, 0], titles, strict=True):
         names = list(grouped[title])

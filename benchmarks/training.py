@@ -2,6 +2,7 @@
 
 import contextlib
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -43,7 +44,12 @@ def ours(config: Config, conversations: Path, steps: int) -> dict[str, Any]:
         encode_seconds = _encode(config, conversations) if config.vision_cache.enabled else 0.0
         finetune(config, Ranks(), conversations)
     records = read_json_lines(Path(config.checkpoint.checkpoint_dir or "") / METRICS)[0]
-    return {
+    figures = {
+        key: statistics.median(record[key] for record in records[WARM_UP:])
+        for key in ("tokens_per_second", "model_flops_utilisation")
+        if key in records[-1]
+    }
+    return figures | {
         "seconds": records[-1]["elapsed_seconds"] - records[WARM_UP - 1]["elapsed_seconds"],
         "losses": [record["loss"] for record in records],
         "encode_seconds": encode_seconds,

@@ -37,6 +37,7 @@ from vlm_core.data.splits import TRAIN
 from vlm_core.data.statistics import read_batches
 from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
 from vlm_core.evaluation.answering import Questions, answer_questions, shown_rows
+from vlm_core.evaluation.calibration import calibration
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.deciding import deciding
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
@@ -169,6 +170,7 @@ def _publish(
     result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
     result["deciding"] = deciding(questions, columns, list(about["compared"]), config.registry.metric, config.rng.seed)
     result["assertions"] = assertion_counts(questions, variants)
+    result["calibration"] = calibration(variants[MODEL], columns[MODEL])
     result["protocols"] = {
         name: score_protocol(name, questions, under.get(name) or variants, config.rng.seed)
         for name in config.evaluation.protocols

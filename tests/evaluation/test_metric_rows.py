@@ -13,7 +13,7 @@ from tasks.registry.versions import history_scores, listed_tags
 from tasks.run import Run
 from tasks.trackers import mlflow_run
 from tests.conftest import small_config
-from vlm_core.config import RegistryConfig
+from vlm_core.config import CheckpointConfig, RegistryConfig
 from vlm_core.evaluation.metrics import METRICS, Expected, ScoredAnswer, Use, mean_metric, names, ratio_metric
 from vlm_core.evaluation.report import write_report
 from vlm_core.evaluation.scores import Question, assertion_counts, columns_by_variant, predictions, score
@@ -94,6 +94,12 @@ def test_a_metric_is_added_in_one_place(new_metric: str, tmp_path: Path) -> None
     assert new_metric in listed_tags()
     assert new_metric in history_scores()
 
+    result["calibration"] = {
+        "questions": 20,
+        "bins": [{"questions": 20, "confidence": 0.9, "accuracy": 0.8}],
+        "curve": [[0.5, 0.0], [1.0, 0.2]],
+        "coverage": {"0.05": 0.5},
+    }
     page = tmp_path / "report.html"
     dataset: Any = NoImages()
     write_report(small_config(), result, records, dataset, {"training": [], "validation": []}, page)
@@ -101,6 +107,8 @@ def test_a_metric_is_added_in_one_place(new_metric: str, tmp_path: Path) -> None
     assert text.count(f"{expected:.3f}") >= 3  # card, scores, groups
     assert text.count("<th>Brevity</th>") == 3  # scores, differences, groups
     assert "Brevity: length of an answer." in text
+    assert "50 % of the 20 closed questions with at most 5 % errors." in " ".join(text.split())
+    assert "On 2 cases that it has never seen, this model has a token F1 of 0.83; shown" in text
     assert '"metrics": ["token F1", "brevity"]' in text
 
 
@@ -168,6 +176,8 @@ def test_the_uses_are_those_that_people_know() -> None:
 def test_the_config_names_the_metrics_that_may_decide() -> None:
     """The config cannot import the evaluation, so it repeats these names."""
     assert list(get_args(RegistryConfig.model_fields["metric"].annotation)) == names(Use.DECIDES)
+    best = get_args(CheckpointConfig.model_fields["best_metric"].annotation)
+    assert set(best) <= {"loss", *METRICS}
 
 
 def test_no_other_file_lists_metrics() -> None:

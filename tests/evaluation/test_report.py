@@ -87,7 +87,16 @@ def test_it_fits_and_shows_its_numbers(page: Page, report: Path) -> None:
     assert list(shown)[:3] == ["Clinical agreement", "Contradictions", "Token F1"]
     for title, name in (("Token F1", "token_f1"), ("Clinical agreement", "clinical_agreement")):
         assert shown[title].startswith(f"{scores[name]['value']:.3f}")
-    assert page.locator("figure svg").count() == 2
+    assert page.locator("figure svg").count() == 3  # of each variant, by mode, by length
+    assert "$" not in "".join(page.locator("figure svg").all_text_contents())
+    assert re.fullmatch(
+        r"On 3 cases, this model answers \d+ % of the closed questions right; "
+        r"shown another case's image, \d+ %; the commonest answer gets \d+ %\.",
+        page.locator(".summary").inner_text(),
+    )
+    groups = page.locator(".groups td:not(.word)").first.bounding_box()
+    assert groups
+    assert groups["x"] + groups["width"] <= width  # a score is seen without scrolling
     assert page.locator("article img").first.evaluate("image => image.naturalWidth") > 0
 
 

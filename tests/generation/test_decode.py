@@ -50,7 +50,7 @@ def one_by_one(answerer: Answerer, conversations: list[Any], stops: set[int]) ->
 def together(answerer: Answerer, conversations: list[Any], stops: set[int]) -> list[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vlm_core.generation.answerer.stop_tokens", lambda chat: stops)
-        patch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat: ids)
+        patch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat, logprob: ids)
         return answerer.answer(conversations, GenerationSettings(NEW_TOKENS))
 
 
@@ -134,7 +134,7 @@ def test_one_pass_gives_the_answers_and_the_likelihoods(
     prompts = Prompts([prompt_of(example) for example in examples.prompts], chat)
     settings, keys = GenerationSettings(NEW_TOKENS), dict.fromkeys((0, 1, 2, 3, 4, 7), "key")
     (own,), (groups,) = prompts.batches(8), examples.batches(8)
-    monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat: ids)
+    monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat, logprob: ids)
     monkeypatch.setattr("vlm_core.generation.answerer.stop_tokens", lambda chat: {1})
     whole: Any = answerer.answer_groups(prompts, own, images, settings, [""] * 8)
     # All answers about one image end early: example 3 is the only one about its image.

@@ -67,7 +67,7 @@ def test_answers_equal_those_of_generate(answerer: Answerer, asked: list[Any]) -
 
 def test_an_answer_ends_at_its_stop(answerer: Answerer, asked: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The stop tokens occur, so some answers end early while the others continue as before."""
-    monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat: ids)
+    monkeypatch.setattr("vlm_core.generation.answerer.to_answer", lambda ids, chat, logprob: ids)
     whole: Any = answerer.answer(asked, GenerationSettings(NEW_TOKENS))
     stops = {whole[0][3], whole[1][6]} | stop_tokens(answerer.chat)
     monkeypatch.setattr("vlm_core.generation.answerer.stop_tokens", lambda chat: stops)

@@ -1,6 +1,7 @@
 """Asks a model the questions of a split under each condition. Answers that are stored already are reused."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -202,6 +203,7 @@ class _Stores:
                 logprob=self.likelihoods[answered]["logprob"],
                 reference_tokens=self.likelihoods[answered]["tokens"],
                 thought=self.answers[prompt]["thought"],
+                confidence=math.exp(self.answers[prompt]["logprob"]),
             )
             for prompt, answered in pairs
         ]

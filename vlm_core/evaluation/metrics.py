@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_core.data.closed_questions import choice, normalize
+from vlm_core.data.closed_questions import YES_NO_ANSWERS, choice, normalize
 from vlm_core.evaluation.clinical.agreement import ADDED, AGREED, CONTRADICTED, OMITTED, totals
 from vlm_core.evaluation.clinical.assertions import assertions_of
 from vlm_core.evaluation.text_scores import bleu_counts, bleu_of, exact_match, rouge_l, word_scores
@@ -35,6 +35,7 @@ class ScoredAnswer(NamedTuple):
     reference_tokens: int = 0
     generated: bool = True
     thought: str = ""  # what the model wrote for itself before the text; no metric reads it
+    confidence: float | None = None  # the probability that the model gives to its text
 
 
 Columns = dict[str, np.ndarray]  # float64; one entry per answer, or sums of them in any shape
@@ -152,6 +153,33 @@ def _length_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, fl
     return {"generated": float(answer.generated), "tokens": answer.tokens, "truncated": float(answer.truncated)}
 
 
+def _yes_no_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
+    """Returns which of yes and no the reference is, and whether the answer is right."""
+    reference, right = normalize(expected.reference), _closed_columns(answer, expected)["right"]
+    return {key: value for word in YES_NO_ANSWERS for key, value in (
+        (f"is_{word}", float(reference == word)), (f"{word}_right", right * (reference == word)))}  # fmt: skip
+
+
+BINS = 10  # of confidence, of equal width
+
+
+def _calibration_columns(answer: ScoredAnswer, expected: Expected) -> Mapping[str, float]:
+    """Returns, in the bin of the answer's confidence, by how much this exceeds 1 if the answer is right, else 0."""
+    closed = _closed_columns(answer, expected)
+    counts = closed["closed"] and answer.confidence is not None
+    found = {f"overconfidence_{number}": 0.0 for number in range(BINS)} | {"with_confidence": float(bool(counts))}
+    if counts:
+        number = min(int((answer.confidence or 0.0) * BINS), BINS - 1)
+        found[f"overconfidence_{number}"] = (answer.confidence or 0.0) - closed["right"]
+    return found
+
+
+def _calibration_error(sums: Columns) -> np.ndarray:
+    """Returns the expected calibration error (Guo et al. 2017): the mean gap of a bin, weighted by its answers."""
+    gaps = np.sum([np.abs(sums[f"overconfidence_{number}"]) for number in range(BINS)], axis=0)
+    return _ratio(gaps, sums["with_confidence"])
+
+
 _WORDS = "words are compared in lower case without punctuation and articles, as for SQuAD"
 _FULL = Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.DECIDES
 _ROWS = (
@@ -171,6 +199,10 @@ _ROWS = (
     ratio_metric("closed_accuracy", "Closed accuracy", _closed_columns, ("right", "closed"),
                  _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE | Use.TRAINING,
                  "share of the closed questions (few possible answers, or yes/no) that are answered right"),
+    ratio_metric("sensitivity", "Sensitivity", _yes_no_columns, ("yes_right", "is_yes"), Use.NOWHERE,
+                 "share of the yes/no questions that are answered yes among those whose reference is yes"),
+    ratio_metric("specificity", "Specificity", _yes_no_columns, ("no_right", "is_no"), Use.NOWHERE,
+                 "share of the yes/no questions that are answered no among those whose reference is no"),
     Metric("clinical_agreement", "Clinical agreement", _clinical_columns, _clinical_f1,
            _FULL | Use.HEADLINE | Use.TAG | Use.RELIANCE,
            "F1 of what answer and reference assert: findings, side, size, modality, region and more"),
@@ -188,6 +220,9 @@ _ROWS = (
     Metric("perplexity", "Perplexity", _likelihood_columns,
            lambda sums: np.exp(-_ratio(sums["logprob"], sums["reference_tokens"])),
            Use.CARD | Use.CHART | Use.TAG | Use.GROUPS, "of the reference"),
+    Metric("calibration_error", "Calibration error", _calibration_columns, _calibration_error,
+           about="gap between confidence and share of right answers, on closed questions; lower is better",
+           is_error=True),
     ratio_metric("mean_tokens", "Tokens per answer", _length_columns, ("tokens", "generated"), Use.NOWHERE, ""),
     ratio_metric("truncated_share", "Cut off", _length_columns, ("truncated", "generated"), Use.GROUPS,
                  "share of the answers that reached evaluation.max_new_tokens"),

@@ -9,12 +9,13 @@ from vlm_core.config import Config
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for, names
-from vlm_core.evaluation.result_names import COMMONEST, MODEL, p_value, with_interval
+from vlm_core.evaluation.result_names import COMMONEST, MODEL, UNSEEN, p_value, with_interval
 from vlm_core.files import write_text
-from vlm_core.pages.plots import bars, losses
+from vlm_core.pages.plots import bars, dots, losses, reliability, risk_coverage
 from vlm_core.pages.render import render
 from vlm_core.pages.thumbnails import thumbnails
 
+CLOSED = "closed_accuracy"
 HEADLINE_ROWS = 100  # closed questions from which their accuracy is a headline
 NAMES = {
     MODEL: "this model",
@@ -46,14 +47,35 @@ def write_report(
         names={name: NAMES.get(name, name) for name in result["scores"]},
         metrics=METRICS,
         primary=METRICS[PRIMARY],
+        summary=_summary(result),
+        overview=dots({NAMES.get(n, n): s[PRIMARY] for n, s in result["scores"].items()}, METRICS[PRIMARY].words),
         headlines=_headlines(result),
         changes=_changes(result),
         compared=names(Use.COMPARED | Use.DECIDES),
         in_groups=names(Use.GROUPS),
         plots=_plots(result, history),
+        confidence=_confidence(result.get("calibration")),
         browse=_browse(records, list(result["scores"]), dataset) if config.report.images else None,
     )
     write_text(path, page)
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    """Returns the result in one sentence: of closed questions if there are any, and about unseen cases if possible."""
+    unseen = result["groups"]["case"].get(UNSEEN)
+    basis = unseen or result
+    metric = PRIMARY if basis["scores"][MODEL][CLOSED]["value"] is None else CLOSED
+
+    def amount(variant: str) -> str:
+        value = basis["scores"][variant][metric]["value"]
+        return f"{100 * value:.0f} %" if metric == CLOSED else f"{value:.2f}"
+
+    cases = f"{basis['cases']:,} case{'s' if basis['cases'] > 1 else ''}{' that it has never seen' if unseen else ''}"
+    own = f"answers {amount(MODEL)} of the closed questions right"
+    if metric != CLOSED:
+        own = f"has a {METRICS[metric].words} of {amount(MODEL)}"
+    shuffled = f"; shown another case's image, {amount(SHUFFLED)}" if SHUFFLED in basis["scores"] else ""
+    return f"On {cases}, this model {own}{shuffled}; the commonest answer gets {amount(COMMONEST)}."
 
 
 def _headlines(result: dict[str, Any]) -> dict[str, str]:
@@ -61,8 +83,8 @@ def _headlines(result: dict[str, Any]) -> dict[str, str]:
     headlines = {metric.name: metric.about for metric in metrics_for(Use.HEADLINE)}
     closed = (result["visual_reliance"] or {}).get("closed_examples", 0)
     if closed < HEADLINE_ROWS:
-        return {name: about for name, about in headlines.items() if name != "closed_accuracy"}
-    return headlines | {"closed_accuracy": f"{closed} questions with few possible answers"}
+        return {name: about for name, about in headlines.items() if name != CLOSED}
+    return headlines | {CLOSED: f"{closed} questions with few possible answers"}
 
 
 def _changes(result: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +101,16 @@ def _plots(result: dict[str, Any], history: Mapping[str, Sequence[dict[str, Any]
     if history["training"]:
         plots["Loss"] = losses(history["training"], history["validation"])
     return plots
+
+
+def _confidence(found: Mapping[str, Any] | None) -> dict[str, str]:
+    """Returns `{title: SVG}` of the plots about confidence, none if it is unknown."""
+    if not found:
+        return {}
+    return {
+        "Share of right answers by confidence": reliability(found["bins"]),
+        "Errors if doubtful questions are left out": risk_coverage(found["curve"]),
+    }
 
 
 def _by_group(groups: Mapping[str, Any]) -> str:

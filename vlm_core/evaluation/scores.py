@@ -212,6 +212,7 @@ def _answer(answer: ScoredAnswer, columns: Columns, index: int) -> dict[str, Any
     return {
         "prediction": answer.text,
         "thought": answer.thought if answer.generated else None,
+        "confidence": None if answer.confidence is None else round(answer.confidence, 4),
         "generated_tokens": answer.tokens if answer.generated else None,
         "finish_reason": ("length" if answer.truncated else "stop") if answer.generated else None,
         "logprob": round(answer.logprob, 4) if answer.generated else None,

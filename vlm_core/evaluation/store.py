@@ -15,7 +15,7 @@ from typing import Any
 from vlm_core.cache import touch
 from vlm_core.files import append_json_lines, read_json_lines, write_json
 
-ANSWERS_VERSION = 2  # raise it if the same model and question must give another answer
+ANSWERS_VERSION = 3  # raise it if the same model and question must give another answer
 SETTINGS = "settings.json"
 
 

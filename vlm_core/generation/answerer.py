@@ -15,7 +15,7 @@ from vlm_core.generation.decode import Answer, answer_and_score, generate_ids, s
 from vlm_core.generation.generic import answer_likelihoods, generate_answers
 from vlm_core.generation.likelihood import Likelihood, likelihoods
 from vlm_core.generation.prompts import Prompts, prompt_of
-from vlm_core.generation.sampling import Decoding, GenerationSettings, chooser, prompt_key
+from vlm_core.generation.sampling import Decoding, GenerationSettings, Recorded, chooser, prompt_key
 from vlm_core.models.load import device_of
 from vlm_core.models.merge import merged
 from vlm_core.models.model_reference import ModelFiles
@@ -74,10 +74,10 @@ class Answerer:
     ) -> dict[int, Answer]:
         """Returns `{index of the prompt: answer}` for a batch of `prompts.batches`; `keys` are those of all prompts."""
         members = _members(groups)
-        decoding = self._decoding(settings, [keys[i] for i in members])
+        chosen, decoding = self._decoding(settings, [keys[i] for i in members])
         generate = generate_ids if self.chat.packs else generate_answers
         generated = generate(self.model, self.chat, _rows(prompts, groups), images, decoding)
-        return {i: to_answer(ids, self.chat) for i, ids in zip(members, generated, strict=True)}
+        return self._answers(members, generated, chosen)
 
     def answer_and_score(
         self,
@@ -101,14 +101,20 @@ class Answerer:
             own_keys = [keys[i] for i in asked]
             found = self.answer_groups(prompts, own, images, settings, own_keys)
             return {asked[i]: found[i] for i in found}, self.score_groups(examples, groups, images)
-        decoding = self._decoding(settings, [keys[i] for i in asked])
+        chosen, decoding = self._decoding(settings, [keys[i] for i in asked])
         rows, numbers = _rows(examples, groups), [number for number, i in enumerate(members) if i in keys]
         generated, scored = answer_and_score(self.model, self.chat, rows, images, decoding, numbers)
-        answers = {i: to_answer(ids, self.chat) for i, ids in zip(asked, generated, strict=True)}
-        return answers, dict(zip(members, scored, strict=True))
+        return self._answers(asked, generated, chosen), dict(zip(members, scored, strict=True))
 
-    def _decoding(self, settings: GenerationSettings, keys: Sequence[str]) -> Decoding:
-        return Decoding(stop_tokens(self.chat), settings.max_new_tokens, chooser(settings, keys))
+    def _decoding(self, settings: GenerationSettings, keys: Sequence[str]) -> tuple[Recorded, Decoding]:
+        """Returns how to decode prompts with `keys`, and what will know the probabilities of their answers."""
+        stops = stop_tokens(self.chat)
+        chosen = Recorded(chooser(settings, keys), stops, len(keys))
+        return chosen, Decoding(stops, settings.max_new_tokens, chosen)
+
+    def _answers(self, numbers: Sequence[int], generated: Sequence[list[int]], chosen: Recorded) -> dict[int, Answer]:
+        found = zip(numbers, generated, chosen.logprobs, strict=True)
+        return {i: to_answer(ids, self.chat, round(logprob, 4)) for i, ids, logprob in found}
 
     def score_groups(self, examples: Prompts, groups: Sequence[Group], images: ImageInputs) -> dict[int, Likelihood]:
         """Returns `{index: likelihood of its supervised tokens}` for a batch of `examples.batches`."""

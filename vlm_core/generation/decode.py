@@ -40,6 +40,8 @@ class Answer:
     tokens: int  # generated, the end of turn included
     truncated: bool  # cut at max_new_tokens
     thought: str = ""  # what the model wrote for itself before the answer, with its marks
+    # Natural logarithm of the probability of the generated tokens; its last digits depend on the batch.
+    logprob: float = field(default=0.0, compare=False)
 
 
 @dataclass
@@ -70,14 +72,14 @@ def stop_tokens(chat: ChatModel) -> set[int]:
     return {*own, *tokenizer.convert_tokens_to_ids(named)}
 
 
-def to_answer(generated: list[int], chat: ChatModel) -> Answer:
-    """Decodes generated ids to an answer."""
+def to_answer(generated: list[int], chat: ChatModel, logprob: float = 0.0) -> Answer:
+    """Decodes generated ids, which have the log-probability `logprob`, to an answer."""
     ended = bool(generated) and generated[-1] in stop_tokens(chat)
     written, tokenizer = generated[:-1] if ended else generated, chat.processor.tokenizer
     # Some models' marks of a thought are special tokens, others' are not.
     thought, text = split_thought(tokenizer.decode(written), prompt_mark(chat.processor))
     text = special_tokens(tokenizer).sub("", text) if thought else tokenizer.decode(written, skip_special_tokens=True)
-    return Answer(text.strip(), tokens=len(generated), truncated=not ended, thought=thought.strip())
+    return Answer(text.strip(), len(generated), truncated=not ended, thought=thought.strip(), logprob=logprob)
 
 
 @torch.no_grad()

@@ -51,6 +51,27 @@ def chooser(settings: GenerationSettings, keys: Sequence[str]) -> Choose:
     return _Sampler(settings, keys) if settings.temperature else most_likely
 
 
+class Recorded:
+    """Chooses tokens as `choose` does, and adds up the natural logarithms of their probabilities by prompt.
+
+    The probabilities are the model's, at temperature 1. The token that ends an answer counts; what follows it does not.
+    """
+
+    def __init__(self, choose: Choose, stops: set[int], prompts: int) -> None:
+        self.choose, self.stops = choose, stops
+        self.logprobs, self.ended = [0.0] * prompts, [False] * prompts
+
+    def __call__(self, logits: torch.Tensor, numbers: Sequence[int]) -> list[int]:
+        tokens = self.choose(logits, numbers)
+        chosen = logits.gather(1, torch.tensor(tokens, device=logits.device)[:, None]).squeeze(1)
+        logprobs = chosen.float() - logits.float().logsumexp(-1)
+        for number, token, logprob in zip(numbers, tokens, logprobs.tolist(), strict=True):
+            if not self.ended[number]:
+                self.logprobs[number] += logprob
+                self.ended[number] = token in self.stops
+        return tokens
+
+
 class _Sampler:
     """Nucleus sampling; each prompt has a separate generator, seeded by the setting and the prompt's key."""
 

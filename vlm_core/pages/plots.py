@@ -89,6 +89,51 @@ def windows(edges: Sequence[float], counts: Sequence[int], ranges: Sequence[Sequ
         return _svg(figure)
 
 
+def dots(series: Mapping[str, Interval], label: str) -> str:
+    """Returns a dot with its interval for each of `series`, from top to bottom."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        for number, found in enumerate(series.values()):
+            value, low, high = (_number(found[key]) for key in ("value", "low", "high"))
+            colour = COLOURS[0] if number == 0 else COLOURS[2]
+            axes.plot([low, high], [number, number], color=colour, linewidth=2, alpha=0.6)
+            axes.plot([value], [number], "o", color=colour, markersize=7)
+        axes.set_yticks(range(len(series)), list(series))
+        axes.invert_yaxis()
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_xlabel(label)
+        axes.grid(axis="x", alpha=0.3)
+        return _svg(figure)
+
+
+def reliability(bins: Sequence[Mapping[str, float]]) -> str:
+    """Returns a reliability diagram: the share of right answers by confidence, beside what it should be."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        axes.plot([0, 1], [0, 1], color=COLOURS[2], linewidth=1, linestyle="--", label="as it should be")
+        most = max(entry["questions"] for entry in bins)
+        confidence, accuracy = ([entry[key] for entry in bins] for key in ("confidence", "accuracy"))
+        axes.plot(confidence, accuracy, color=COLOURS[0], linewidth=1)
+        sizes = [20 + 180 * entry["questions"] / most for entry in bins]
+        axes.scatter(confidence, accuracy, sizes, color=COLOURS[0], label="this model (area: questions)")
+        axes.set(xlabel="confidence", ylabel="share right", xlim=(0, 1.03), ylim=(0, 1.05))
+        axes.legend(frameon=False, loc="upper left")
+        return _svg(figure)
+
+
+def risk_coverage(curve: Sequence[Sequence[float]]) -> str:
+    """Returns the share of wrong answers by the share of questions answered, the most confident first."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        covered, errors = zip(*curve, strict=True)
+        axes.step(covered, errors, color=COLOURS[0], where="post")
+        axes.set(xlabel="share of the questions answered", ylabel="share of these wrong", xlim=(0, 1.03))
+        axes.set_ylim(0, max(0.05, 1.1 * max(errors)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        return _svg(figure)
+
+
 def losses(training: Sequence[Mapping[str, Any]], validation: Sequence[Mapping[str, Any]]) -> str:
     """Returns the loss by optimizer step, of training and validation."""
     with rc_context(STYLE):
