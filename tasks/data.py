@@ -44,7 +44,7 @@ def download_dataset(config: Config) -> Splits:
     """Downloads or generates the missing splits, verifies both, and returns their sources."""
     with progress_sent_to(ProgressArtifact("download-dataset").show):
         splits = fetch_splits(config)
-    for name, source in splits.sources.items():
+    for name, source in splits.named_sources.items():
         at = f" at {source.revision}" if source.revision else ""
         get_run_logger().info("%s: %s of %s%s", name, source.split, source.name, at)
     return splits

@@ -9,7 +9,7 @@ from tasks.registry.card import tuning
 from tasks.registry.versions import version_uri
 from tasks.run import Run
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_in
-from vlm_core.evaluation.result_names import MODEL, with_interval
+from vlm_core.evaluation.result_names import DATASET, MODEL, with_interval
 from vlm_core.run_directory import EVALUATION
 
 CLOSED_ROWS = 20  # the most closed questions that a page shows
@@ -33,8 +33,7 @@ def training_page(run: Run, summary: dict[str, Any]) -> str:
 def evaluation_page(run: Run, result: dict[str, Any]) -> str:
     """Returns the page of a separate evaluation: verdict, links, scores."""
     return _page(
-        f"**Evaluation** of {code(result['checkpoint'])} on {_asked(result)} of "
-        f"{escaped(run.config.dataset.path_or_dataset)}.",
+        f"**Evaluation** of {code(result['checkpoint'])} on {_asked(result)} of {_data_of(run)}.",
         _verdict(result),
         _links(run),
         *_found(result),
@@ -89,7 +88,7 @@ def _facts(run: Run, summary: dict[str, Any]) -> list[list[str]]:
     data, training, result = summary["dataset"], summary["training"], summary["evaluation"]
     config = run.config
     return [
-        ["Data", f"{escaped(config.dataset.path_or_dataset)}: {data['rows']:,} rows, {data['images']:,} images, "
+        ["Data", f"{_data_of(run)}: {data['rows']:,} rows, {data['images']:,} images, "
                  f"{data['cases']:,} cases (fingerprint {data['fingerprint'][:12]})"],
         ["Base model", f"{escaped(config.model.pretrained_model_name_or_path)}, {tuning(config)}"],
         ["Training", f"{training['steps']} steps in {training['seconds']:.0f} s, "
@@ -97,6 +96,10 @@ def _facts(run: Run, summary: dict[str, Any]) -> list[list[str]]:
         ["Evaluation", _asked(result)],
         ["Checkpoint", code(Path(summary["checkpoint"]).name)],
     ]  # fmt: skip
+
+
+def _data_of(run: Run) -> str:
+    return ", ".join(escaped(dataset.path_or_dataset) for dataset in run.config.datasets.values())
 
 
 def _asked(result: dict[str, Any]) -> str:
@@ -111,6 +114,7 @@ def _found(result: dict[str, Any]) -> list[str]:
         [metric.title, *(with_interval(result["scores"][name][metric.name]) for name in variants)]
         for metric in metrics_in(result["scores"][MODEL], Use.CARD)
     ]
+    rows += _of_datasets(result)
     better = [
         f"- against {escaped(name)}: {METRICS[PRIMARY].words} {with_interval(changes[PRIMARY], sign='+')}"
         for name, changes in result["differences"].items()
@@ -119,6 +123,16 @@ def _found(result: dict[str, Any]) -> list[str]:
         by_looking = with_interval(result["visual_reliance"][PRIMARY], sign="+")
         better.append(f"- by looking at the right image: {METRICS[PRIMARY].words} {by_looking}")
     return ["### Scores\n\n" + table(["", *map(escaped, variants)], rows), "\n".join(better)]
+
+
+def _of_datasets(result: dict[str, Any]) -> list[list[str]]:
+    """Returns a row of scores for each of several datasets. Results of older versions have no such groups."""
+    groups, variants = result.get("groups", {}).get(DATASET, {}), list(result["scores"])
+    rows = []
+    for group, entry in groups.items():
+        found = [with_interval(entry["scores"][name][PRIMARY]) if name in entry["scores"] else "" for name in variants]
+        rows.append([f"{METRICS[PRIMARY].title} of {escaped(group)}", *found])
+    return rows
 
 
 def _share(value: float | None) -> str:

@@ -20,7 +20,7 @@ from tasks.stops import STOPS, report_stop
 from tasks.trackers.mlflow_run import end_mlflow_run, log_files, run_tags, start_mlflow_run
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config, DatasetConfig
-from vlm_core.data.splits import TRAIN, VALIDATION, Splits, resolved_config, revisions
+from vlm_core.data.splits import TRAIN, VALIDATION, Splits, more_revisions, resolved_config, revisions
 from vlm_core.files import write_text
 from vlm_core.form import form_overrides
 from vlm_core.home import medpix_home, require_writable
@@ -75,7 +75,8 @@ def flow_run_name() -> str:
     except ValueError:
         return str(recipe)
     tuning = f"lora-r{config.peft.dim}" if config.peft else "full"
-    name = f"{config.name} {tuning} lr={config.optimizer.lr:g} {_data_name(config.dataset)}"
+    data = "+".join(config.datasets) if config.more_datasets else _data_name(config.dataset)
+    name = f"{config.name} {tuning} lr={config.optimizer.lr:g} {data}"
     earlier = flow_run.run_count  # the number of earlier attempts
     return f"{name} retry {earlier}" if earlier else name
 
@@ -136,6 +137,8 @@ def _resolved(config: Config, directory: Path, base_model: Path, splits: Splits)
     commits = revisions(splits)
     tree["dataset"]["revision"] = commits[TRAIN]
     tree["validation_dataset"]["revision"] = commits.get(VALIDATION)
+    for name, commit in more_revisions(splits).items():
+        tree["more_datasets"][name]["revision"] = commit
     return Config.model_validate(tree)
 
 

@@ -17,15 +17,19 @@ EVENT = "medpix.revision-changed"
 
 @task(tags=["watch"], persist_result=False)
 def find_changes(config: Config) -> dict[str, str]:
-    """Returns the current `{"dataset.revision": commit, "model.revision": commit}`, or {} if a version has both.
+    """Returns the current `{"dataset.revision": commit, "model.revision": commit}`, or {} if a version has all of them.
+
+    Of several datasets, each that is on the hub has its key, such as `more_datasets.NAME.revision`.
 
     All versions count, not only the champion: otherwise a run on new data that did not become the champion would start
     again every night. Raises ValueError if neither the dataset nor the base model is on the hub.
     """
+    model = config.model
     sources: dict[str, tuple[str, RepositoryKind, str | None]] = {
-        "dataset.revision": (config.dataset.path_or_dataset, "dataset", config.dataset.revision),
-        "model.revision": (config.model.pretrained_model_name_or_path, "model", config.model.revision),
+        "model.revision": (model.pretrained_model_name_or_path, "model", model.revision)
     }
+    for name, dataset in config.datasets.items():
+        sources[f"{config.key_of(name)}.revision"] = (dataset.path_or_dataset, "dataset", dataset.revision)
     commits = {key: current_commit(*source) for key, source in sources.items() if is_repository_id(source[0])}
     if not commits:
         raise ValueError(

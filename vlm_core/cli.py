@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from vlm_core.config import Config
+from vlm_core.config import Config, MoreDatasetConfig
 from vlm_core.program import as_called
 from vlm_core.recipe import config_keys, load_config, recipe_names
 from vlm_core.run_directory import CONFIG
@@ -121,6 +121,11 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
         else:
             words[key].append(argument)
     kinds = {key: field.annotation for key, field in config_keys()}
+    of_dataset = {key: field.annotation for key, field in config_keys(MoreDatasetConfig)}
+    for key in words:
+        section, _, rest = key.partition(".")
+        if section == "more_datasets":
+            kinds[key] = of_dataset.get(rest.partition(".")[2])
     return {key: _value(values, kinds.get(key)) for key, values in words.items()}
 
 

@@ -43,7 +43,7 @@ from vlm_core.evaluation.deciding import deciding
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
 from vlm_core.evaluation.protocols import PROTOCOLS, score_protocol
 from vlm_core.evaluation.report import write_report
-from vlm_core.evaluation.result_names import COMMONEST, MODEL, RIGHT, SHUFFLED, p_value, with_interval
+from vlm_core.evaluation.result_names import COMMONEST, DATASET, MODEL, RIGHT, SHUFFLED, p_value, with_interval
 from vlm_core.evaluation.scores import assertion_counts, columns_by_variant, predictions, question_of, score
 from vlm_core.evaluation.text_scores import package_versions
 from vlm_core.evaluation.verdict import verdict
@@ -161,9 +161,16 @@ def _publish(
     cases, images = set(trained.conversations["case_id"]), trained.shown_images()
     closed = dataset.manifest["closed_questions"]
     trained_hashes = {asked.hashes[index] for index in images}
-    held_back = config.validation_dataset.held_back
+    held_back = _held_back_shares(config)
     questions = [
-        question_of(row, [asked.hashes[i] for i in image_indices(row)], closed, cases, trained_hashes, held_back)
+        question_of(
+            row,
+            [asked.hashes[i] for i in image_indices(row)],
+            closed,
+            cases,
+            trained_hashes,
+            held_back[row.get(DATASET)],
+        )
         for row in asked.rows
     ]
     columns = columns_by_variant(questions, variants)
@@ -195,6 +202,16 @@ def _publish(
     write_report(config, result, records, dataset, _history(files.weights), output / REPORT)
     write_json(output / RESULT, result)
     _log_summary(result, output)
+
+
+def _held_back_shares(config: Config) -> dict[str | None, float]:
+    """Returns the share of the cases of each dataset that is held back; None stands for a single dataset.
+
+    If some are held back, all cases of a dataset that only validates are: no checkpoint was chosen by them.
+    """
+    share = config.validation_dataset.held_back
+    external = {name: 1.0 if share else 0.0 for name in config.datasets if name not in config.trained}
+    return {None: share} | dict.fromkeys(config.trained, share) | external
 
 
 def _history(weights: Path) -> dict[str, list[dict[str, Any]]]:

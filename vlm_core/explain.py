@@ -96,7 +96,8 @@ def _decoded(
 def save_pictures(row: ExplainedRow, directory: Path) -> list[Path]:
     """Writes the images as the model sees them (without a model: as stored) and returns their paths."""
     shown = row.view.images if row.view else row.images
-    paths = [directory / f"{row.name}-image-{number}.png" for number in range(1, len(shown) + 1)]
+    name = row.name.replace("/", "-")  # that of one of several datasets begins with `NAME/`
+    paths = [directory / f"{name}-image-{number}.png" for number in range(1, len(shown) + 1)]
     for image, path in zip(shown, paths, strict=True):
         path.parent.mkdir(parents=True, exist_ok=True)
         with published_file(path) as aside:

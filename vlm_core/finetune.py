@@ -110,7 +110,7 @@ def _check_plan(inputs: RunInputs) -> Plan | None:
     """
     config, examples, plan = inputs.config, inputs.train, None
     if inputs.collate is None:
-        plan = plan_run(config, inputs.base, examples, inputs.chat, inputs.ranks.world_size)
+        plan = plan_run(config, inputs.base, examples, inputs.chat, inputs.ranks.world_size, inputs.mixture)
         logger.info("the plan of this run:\n%s", plan)
         require_fit(plan, config, inputs.device)
         require_disk(plan, config, inputs.directory)

@@ -40,7 +40,16 @@ def translate(tree: Mapping[str, Any]) -> dict[str, Any]:
         given = section.pop(name)
         for new_key, value in rule(given).items():
             _set(translated, new_key, value, f"{key}={given}")
+    for dataset in _more_datasets(translated):
+        if "_target_" in dataset:
+            dataset |= _function("_target_", DATASETS)(dataset["_target_"])
     return translated
+
+
+def _more_datasets(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the datasets beside the main one; what is no mapping is an error that validation reports."""
+    found = tree.get("more_datasets")
+    return [one for one in found.values() if isinstance(one, dict)] if isinstance(found, dict) else []
 
 
 def _section(tree: dict[str, Any], key: str) -> tuple[dict[str, Any], str]:

@@ -132,23 +132,40 @@ def write_recipe(path: Path, config: Config, found: dict[str, Any]) -> None:
 
 def summary(config: Config, found: dict[str, Any], rejects: Mapping[str, Any]) -> list[str]:
     """Returns the lines of the summary: size, splits, columns, and the reasons of the `rejects`."""
-    from vlm_core.pages.data_report import named_columns
-
-    splits, data = found["splits"], config.dataset
-    sizes = {
-        split: f"{s['rows']:,} questions on {s['images']:,} images of {s['cases']:,} cases"
-        for split, s in splits.items()
-    }
     first, *others = reject_lines(rejects) or ["none"]
     return [
-        f"data        {data.path_or_dataset}",
-        *(f"{split:<11} {size}" for split, size in sizes.items()),
+        *(_of_datasets(config, found) if "datasets" in found else _of_data(config, found["splits"])),
         f"images      {found['images']['count']:,} different ones",
-        f"divided     {'as published' if data.split_by == 'published' else f'by {data.split_by}'}",
-        "columns     " + ", ".join(f"{key}={value}" for key, value in named_columns(config).items()),
         f"rejected    {first}",
         *(f"            {line}" for line in others),
     ]
+
+
+def _of_data(config: Config, splits: Mapping[str, Any]) -> list[str]:
+    """Returns the lines about one dataset."""
+    from vlm_core.pages.data_report import named_columns
+
+    data = config.dataset
+    return [
+        f"data        {data.path_or_dataset}",
+        *(
+            f"{split:<11} {s['rows']:,} questions on {s['images']:,} images of {s['cases']:,} cases"
+            for split, s in splits.items()
+        ),
+        f"divided     {'as published' if data.split_by == 'published' else f'by {data.split_by}'}",
+        "columns     " + ", ".join(f"{key}={value}" for key, value in named_columns(config).items()),
+    ]
+
+
+def _of_datasets(config: Config, found: Mapping[str, Any]) -> list[str]:
+    """Returns the lines about each of several datasets."""
+    from vlm_core.pages.data_report import of_datasets
+
+    lines = []
+    for dataset in of_datasets(config, found):
+        share = "only validates" if dataset["share"] is None else f"{dataset['share']:.1%} of the training questions"
+        lines += [f"dataset     {dataset['name']}: {share}", *_of_data(dataset["config"], dataset["splits"])]
+    return lines
 
 
 def next_command(recipe: Path | None, arguments: Sequence[str]) -> str:

@@ -8,12 +8,13 @@ import difflib
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vlm_core.config import Config
+from vlm_core.config import Config, MoreDatasetConfig
+from vlm_core.config.mixture import DATA_SECTIONS, with_main_dataset
 from vlm_core.guide import translate
 
 MOST_ENTRIES = 10_000  # limit for the values in a recipe, with its aliases expanded
@@ -35,12 +36,14 @@ def load_config(recipe: str | Path, overrides: Mapping[str, Any] | None = None) 
     """
     path = _find(recipe)
     tree = _read(path)
-    changes: dict[str, Any] = {}
-    for key, value in (overrides or {}).items():
-        changes = _merge(changes, _nest(key, value))
     try:
         # Translate both before merging, so that overrides match whether either uses the guide's keys or ours.
         tree = _merge({"name": path.stem}, _with_base(tree))
+        changes: dict[str, Any] = {}
+        for key, value in (overrides or {}).items():
+            nested = _nest(key, value)
+            tree = _without_replaced(tree, nested)
+            changes = _merge(changes, with_main_dataset(nested))
         return Config.model_validate(_merge(tree, translate(changes)))
     except ValidationError as error:
         raise ValueError(f"{path.name}: {_explain(error)}") from None
@@ -52,11 +55,19 @@ def _with_base(tree: dict[str, Any]) -> dict[str, Any]:
     """Returns the translated values of a recipe, with those of its `base_recipe` below them."""
     own = {key: value for key, value in tree.items() if key != BASE}
     base = tree.get(BASE)
+    lists, own = own, with_main_dataset(own)
     if base is None:
         return translate(own)
     if base not in recipe_names():
         raise ValueError(f"{BASE}={base!r} is not a shipped recipe; choose one of {', '.join(recipe_names())}")
-    return _merge(_with_base(_read(RECIPES / f"{base}.yaml")), translate(own))
+    below = _with_base(_read(RECIPES / f"{base}.yaml"))
+    return _merge(_without_replaced(below, lists), translate(own))
+
+
+def _without_replaced(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns `below` without its data if `above` has a list of datasets, which says everything about the data."""
+    replaced = DATA_SECTIONS if isinstance(above.get("dataset"), list) else ()
+    return {key: value for key, value in below.items() if key not in replaced}
 
 
 def config_keys(model: type[BaseModel] = Config, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -122,6 +133,8 @@ def _merge(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def section_of(annotation: Any) -> type[BaseModel] | None:
+    if get_origin(annotation) is dict:  # sections under names that the user chooses
+        return None
     for candidate in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -144,6 +157,8 @@ def _explain_one(item: dict[str, Any]) -> str:
 
 def _nearest(key: str) -> str:
     known = [known for known, _ in config_keys()]
+    if key.startswith("more_datasets.") and key.count(".") > 1:
+        known = [other for other, _ in config_keys(MoreDatasetConfig, ".".join(key.split(".")[:2]) + ".")]
     # Search the same section first: a wrong name in the right section is more likely than the reverse.
     section = key.rpartition(".")[0]
     siblings = [name for name in known if name.rpartition(".")[0] == section]

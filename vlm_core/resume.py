@@ -17,7 +17,17 @@ from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, PROGRE
 logger = logging.getLogger(__name__)
 
 # Sections that must not change between the run that wrote a checkpoint and the run that resumes from it.
-FIXED_SECTIONS = ("model", "dataset", "peft", "freeze_config", "optimizer", "lr_scheduler", "rng")
+FIXED_SECTIONS = (
+    "model",
+    "dataset",
+    "more_datasets",
+    "mixture",
+    "peft",
+    "freeze_config",
+    "optimizer",
+    "lr_scheduler",
+    "rng",
+)
 # Single keys that must not change. The values apply to checkpoints that are older than the key.
 FIXED_KEYS = {
     "step_scheduler.global_batch_size": 8,

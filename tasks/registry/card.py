@@ -9,9 +9,9 @@ from huggingface_hub import ModelCard
 from tasks.markdown import code, escaped, link
 from tasks.registry.versions import CHAMPION
 from tasks.run import Run
-from vlm_core.config import Config
+from vlm_core.config import Config, DatasetConfig
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_in
-from vlm_core.evaluation.result_names import MODEL, with_interval
+from vlm_core.evaluation.result_names import DATASET, MODEL, with_interval
 from vlm_core.hub import is_repository_id
 from vlm_core.plain_text import without_secrets
 
@@ -22,10 +22,8 @@ def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
     base = config.model.pretrained_model_name_or_path
     return "\n".join(
         [
-            f"{_link(base, 'models')} ({tuning(config)}), trained on "
-            f"{_link(config.dataset.path_or_dataset, 'datasets')} "
-            f"({code(config.dataset.split)}{_at(config.dataset.revision)}) to answer questions about medical images. "
-            f"Run `{run.run_id}`, seed {config.rng.seed}.",
+            f"{_link(base, 'models')} ({tuning(config)}), trained on {_trained_on(config)} to answer questions about "
+            f"medical images. Run `{run.run_id}`, seed {config.rng.seed}.",
             "",
             "### Evaluation",
             *_evaluation(result),
@@ -35,10 +33,25 @@ def model_card(run: Run, base_model: Path, result: dict[str, Any]) -> str:
             "Visual reliance says how much of a score comes from looking at the image.",
             "",
             "### Licences",
-            f"Base model: {_licence(base_model)}. Data: the terms of "
-            f"{_link(config.dataset.path_or_dataset, 'datasets')}, and those of its images.",
+            f"Base model: {_licence(base_model)}. Data: the terms of {_sources(config)}, and those of its images.",
         ]
     )
+
+
+def _trained_on(config: Config) -> str:
+    """Returns the datasets that train, each with its rows and commit."""
+    return ", ".join(
+        f"{_link(data.path_or_dataset, 'datasets')} ({code(data.split)}{_at(data.revision)})"
+        for data in _training(config)
+    )
+
+
+def _sources(config: Config) -> str:
+    return ", ".join(_link(data.path_or_dataset, "datasets") for data in _training(config))
+
+
+def _training(config: Config) -> list[DatasetConfig]:
+    return [config.datasets[name] for name in config.trained]
 
 
 def model_description(name: str, alias: str) -> str:
@@ -73,6 +86,11 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
         f"{with_interval(entry['scores'][MODEL][PRIMARY])}"
         for group, entry in result["groups"]["case"].items()
     ]
+    by_dataset = [
+        f"- dataset {escaped(group)}: {entry['examples']} questions, {METRICS[PRIMARY].words} "
+        f"{with_interval(entry['scores'][MODEL][PRIMARY])}"
+        for group, entry in result["groups"].get(DATASET, {}).items()
+    ]
     return [
         f"**Verdict**: this model {escaped(result['verdict']['text'], longest=500)}.",
         "",
@@ -83,6 +101,7 @@ def _evaluation(result: dict[str, Any]) -> list[str]:
         "|---" * (len(names) + 1) + "|",
         *rows,
         "",
+        *(["Each dataset:", *by_dataset, ""] if by_dataset else []),
         "Overlap with the training split:",
         *by_case,
         f"- questions about images that are in the training split too: {result['examples_with_images_of_training']}",

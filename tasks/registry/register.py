@@ -122,7 +122,8 @@ def registered_name(config: Config, base_model: Path) -> str:
 
 def _revisions(config: Config) -> dict[str, str]:
     """Returns the hub commits that a version was trained on; the watch flow compares them with the current ones."""
-    found = {"dataset.revision": config.dataset.revision, "model.revision": config.model.revision}
+    found = {f"{config.key_of(name)}.revision": dataset.revision for name, dataset in config.datasets.items()}
+    found["model.revision"] = config.model.revision
     return {key: revision for key, revision in found.items() if revision}
 
 

@@ -21,7 +21,7 @@ from tasks.services.environment import default_tracking_uri
 from tasks.trackers.metrics_files import PREFIXES, RecordReader, metrics_of
 from tasks.trackers.provenance import provenance
 from vlm_core.cache import read_manifest
-from vlm_core.config import Config
+from vlm_core.config import Config, DatasetConfig
 from vlm_core.evaluation.metrics import PRIMARY, Use, metrics_in
 from vlm_core.evaluation.result_names import MODEL, VISUAL_RELIANCE
 from vlm_core.files import read_json
@@ -47,9 +47,7 @@ def start_mlflow_run(
     tags = tags | provenance()  # MLflow's page shows them in this order
     with mlflow.start_run(known, experiment, None if known else run_name, tags=tags, log_system_metrics=False) as run:
         _log_params(run.info.run_id, _flatten(config.model_dump(mode="json")), run.data.params)
-        for context, dataset in (("training", config.dataset), ("validation", config.validation_source)):
-            if known or dataset is None:  # None: this split is part of the other dataset, which is logged
-                continue
+        for context, dataset in [] if known else _inputs(config):
             source = HuggingFaceDatasetSource(dataset.path_or_dataset, split=dataset.split, revision=dataset.revision)
             # The name has the split: MLflow treats equal names with equal digests as one dataset.
             name = f"{dataset.path_or_dataset} {dataset.split}"
@@ -57,6 +55,16 @@ def start_mlflow_run(
     # The end of the block marked the run as finished, but it runs until `end_mlflow_run`.
     mlflow.MlflowClient().update_run(run.info.run_id, status="RUNNING")
     return run.info.run_id
+
+
+def _inputs(config: Config) -> Iterator[tuple[str, DatasetConfig]]:
+    """Yields (training or validation, dataset) for each split with a source of its own."""
+    for name in config.datasets:
+        alone = config.only(name)
+        if alone.dataset.split is not None:
+            yield "training", alone.dataset
+        if alone.validation_source is not None:  # else this split is part of the other one
+            yield "validation", alone.validation_source
 
 
 def run_tags(config: Config, evaluated: str | None) -> dict[str, str]:
@@ -69,7 +77,7 @@ def run_tags(config: Config, evaluated: str | None) -> dict[str, str]:
         "kind": "training" if evaluated is None else "evaluation",
         "recipe": config.name,
         "model": evaluated or config.model.pretrained_model_name_or_path,
-        "dataset": config.dataset.path_or_dataset,
+        "dataset": ", ".join(dataset.path_or_dataset for dataset in config.datasets.values()),
         **trained,
         **prefect,
         MLFLOW_RUN_NOTE: page,  # the description, until the results replace it

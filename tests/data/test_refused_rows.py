@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.conftest import noise, small_config, tiny_directory
@@ -12,7 +13,7 @@ from vlm_core.data.token_cache import TokenDataset, build_tokens
 from vlm_core.evaluation.answering import shown_rows
 from vlm_core.models.chat import load_chat
 from vlm_core.models.model_reference import find_model
-from vlm_core.training.setup import _require_few_left_out
+from vlm_core.training.training_examples import require_few_left_out
 
 SIZES = [(60, 60), (3000, 4), (60, 60), (4, 3000), (1, 1), (1, 201), (1, 199), (60, 60)]
 REFUSED = [1, 3, 5]
@@ -52,11 +53,11 @@ def test_rows_that_a_model_cannot_take_are_counted_and_left_out(strips: Path, ca
     with pytest.raises(ValueError, match="row 3 .*cannot be shown"):
         tokens.of_row(3)
 
-    rows = [{"example_id": f"train-{i}"} for i in range(len(SIZES))]
+    rows, of_row = [{"example_id": f"train-{i}"} for i in range(len(SIZES))], np.zeros(len(SIZES), dtype=int)
     with pytest.raises(ValueError, match=r"of 8 examples of train, 3 cannot be shown.*crop or pad"):
-        _require_few_left_out(config, "train", tokens, rows)
+        require_few_left_out(config, "train", tokens, rows, of_row)
     allowed = small_config(**{"dataset.max_reject_share": 0.5})
     with caplog.at_level(logging.WARNING):
-        _require_few_left_out(allowed, "train", tokens, rows)
+        require_few_left_out(allowed, "train", tokens, rows, of_row)
         assert shown_rows(files, strips) == kept
     assert "left out of the evaluation" in caplog.text

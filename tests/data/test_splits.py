@@ -15,9 +15,11 @@ from PIL import Image
 from tests.conftest import small_config
 from vlm_core.cache import read_manifest
 from vlm_core.data.conversation_dataset import ConversationDataset
+from vlm_core.data.division import ConnectedImages
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.data.splits import ConnectedImages, fetch_splits
-from vlm_core.data.statistics import STATISTICS, spread
+from vlm_core.data.splits import fetch_splits
+from vlm_core.data.statistics import STATISTICS
+from vlm_core.data.tally import spread
 from vlm_core.files import read_json
 
 

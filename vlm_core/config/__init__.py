@@ -4,6 +4,8 @@ Sections and keys have the names of NeMo Automodel's Gemma 3 guide; `vlm_core.gu
 spellings. An unknown key is an error, for which `vlm_core.recipe` suggests the right key.
 """
 
+from typing import Any
+
 import yaml
 from pydantic import Field, model_validator
 
@@ -11,6 +13,14 @@ from vlm_core.config.base import Section
 from vlm_core.config.compute import ClusterConfig, ComputeConfig, KubernetesConfig
 from vlm_core.config.data import AUTO, DataloaderConfig, DatasetConfig, ImagesConfig, ValidationDatasetConfig
 from vlm_core.config.evaluation import BASE, EvaluationConfig, RegistryConfig, ReportConfig
+from vlm_core.config.mixture import (
+    MixtureConfig,
+    MoreDatasetConfig,
+    MoreDatasets,
+    name_of,
+    require_mixable,
+    with_main_dataset,
+)
 from vlm_core.config.peft import PeftConfig
 from vlm_core.config.training import (
     CheckpointConfig,
@@ -42,7 +52,9 @@ __all__ = [
     "ImagesConfig",
     "KubernetesConfig",
     "LRSchedulerConfig",
+    "MixtureConfig",
     "ModelConfig",
+    "MoreDatasetConfig",
     "OptimizerConfig",
     "PackingConfig",
     "PeftConfig",
@@ -64,6 +76,10 @@ class Config(Section):
     model: ModelConfig
     dataset: DatasetConfig
     validation_dataset: ValidationDatasetConfig = ValidationDatasetConfig()
+    more_datasets: MoreDatasets = Field(
+        {}, description="Other datasets by name, with the keys of `dataset` and `validation_split`."
+    )
+    mixture: MixtureConfig = MixtureConfig()
     dataloader: DataloaderConfig = DataloaderConfig()
     step_scheduler: StepSchedulerConfig = StepSchedulerConfig()
     packing: PackingConfig = PackingConfig()
@@ -82,6 +98,11 @@ class Config(Section):
     report: ReportConfig = ReportConfig()
     registry: RegistryConfig = RegistryConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _main_dataset(cls, tree: Any) -> Any:
+        return with_main_dataset(tree) if isinstance(tree, dict) else tree
+
     @model_validator(mode="after")
     def _batch_divides(self) -> "Config":
         self.require_divisible_batch(self.compute.processes)
@@ -90,10 +111,23 @@ class Config(Section):
     @model_validator(mode="after")
     def _validates_on_something(self) -> "Config":
         if self.validation_dataset.split is None and self.dataset.split_by == "published":
+            train = [dataset for dataset in self.more_datasets.values() if dataset.split is not None]
+            if any(other.validation_split is not None or other.split_by != "published" for other in train):
+                return self  # that dataset has rows to validate on
             raise ValueError(
                 "validation_dataset.split=null leaves nothing to validate on; name a split, or set "
                 "dataset.split_by=case to hold out cases of dataset.split"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _mixes(self) -> "Config":
+        if (name := name_of(self.dataset)) in self.more_datasets:
+            raise ValueError(
+                f"dataset ({self.dataset.path_or_dataset}) and more_datasets.{name} "
+                f"({self.more_datasets[name].path_or_dataset}) are both named {name!r}; give one of them another name"
+            )
+        require_mixable(self.datasets, self.mixture)
         return self
 
     @model_validator(mode="after")
@@ -130,6 +164,35 @@ class Config(Section):
         return self
 
     @property
+    def datasets(self) -> dict[str, DatasetConfig]:
+        """All datasets of the run by name, the main one first."""
+        return {name_of(self.dataset): self.dataset, **self.more_datasets}
+
+    def key_of(self, name: str) -> str:
+        """Returns the config key of one of `datasets`."""
+        return f"more_datasets.{name}" if name in self.more_datasets else "dataset"
+
+    def only(self, name: str) -> "Config":
+        """Returns the config of a run on one of `datasets` alone."""
+        other = self.more_datasets.get(name)
+        changes: dict[str, Any] = {"more_datasets": {}, "mixture": MixtureConfig()}
+        if other is not None:
+            held = ValidationDatasetConfig(split=other.validation_split)
+            changes |= {"dataset": other, "validation_dataset": held}
+        return self.model_copy(update=changes)
+
+    @property
+    def trained(self) -> list[str]:
+        """The names of the datasets that train; the others only validate."""
+        return [name for name, dataset in self.datasets.items() if dataset.split is not None]
+
+    @property
+    def validated(self) -> list[str]:
+        """The names of the datasets that have rows to validate on."""
+        alone = {name: self.only(name) for name in self.datasets}
+        return [n for n, c in alone.items() if c.validation_dataset.split or c.dataset.split_by != "published"]
+
+    @property
     def validation_source(self) -> DatasetConfig | None:
         """The validation split's dataset, in which `dataset` fills unset values; None if the split is null."""
         own = self.validation_dataset
@@ -149,16 +212,22 @@ class Config(Section):
     @property
     def evaluated_splits(self) -> list[str]:
         """The split expressions that determine the validation rows."""
+        if self.more_datasets:
+            return [split for name in self.validated for split in self.only(name).evaluated_splits]
         own = [self.validation_source.split] if self.validation_source else []
-        return own if self.dataset.split_by == "published" else [self.dataset.split, *own]
+        divides = self.dataset.split_by != "published" and self.dataset.split is not None
+        return [self.dataset.split, *own] if divides else own
 
     @property
     def validates_on(self) -> tuple[str, str]:
         """The evaluated dataset and split, in words."""
+        if self.more_datasets:
+            splits = {name: self.only(name).validates_on[1] for name in self.validated}
+            return ", ".join(splits), "; ".join(f"{name}: {split}" for name, split in splits.items())
         source, rule = self.validation_source, self.dataset.split_by
         split = source.split if source else f"a part of {self.dataset.split}"
         if split == AUTO:
-            split = "its validation split, or a part of its training split"
+            split = "its validation split" + ("" if self.dataset.split is None else ", or a part of its training split")
         rule = "" if rule in (AUTO, "published") else f", divided by {rule}"
         return (source or self.dataset).path_or_dataset, f"{split}{rule}"
 

@@ -1,5 +1,6 @@
 """The sections about data: its source, its splits, and how it is read."""
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -42,6 +43,13 @@ def _slices(value: str) -> str:
     if not known or (not span and 0 in numbers) or (span and numbers[0] >= numbers[1]):
         raise ValueError(f"{value!r} is not a rule for slices; write all, 'every 4', '16 evenly', 10:30 or auto")
     return text
+
+
+def _weight(value: float) -> float:
+    """Checks how often a dataset is drawn."""
+    if not 0 < value < math.inf:
+        raise ValueError("a weight must be above 0 and finite; to leave a dataset out, remove it")
+    return value
 
 
 def _template(value: str) -> str:
@@ -150,6 +158,14 @@ class DatasetConfig(Section):
     )
     max_reject_share: Share = Field(
         0.05, description="Stop if a larger share of rows is rejected; 0 = stop at the first one."
+    )
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$", max_length=60)] | None = Field(
+        None, description="What reports call the dataset, if the recipe has several; null = by its path."
+    )
+    weight: Annotated[float, AfterValidator(_weight)] | None = Field(
+        None,
+        description="How often it is drawn, if the recipe has several: 3 and 1 are three questions to one; null = each "
+        "question once an epoch.",
     )
 
     @model_validator(mode="after")

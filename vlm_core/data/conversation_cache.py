@@ -11,7 +11,7 @@ import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from vlm_core.cache import cached_directory
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
 from vlm_core.data.conversation import arrow_type, last_question, map_images, turn_text
+from vlm_core.data.division import Division
 from vlm_core.data.examples import Example, RejectedRow, example_of
 from vlm_core.data.image_table import ImageTable
 from vlm_core.data.image_workers import ImageWorkers
@@ -28,7 +29,7 @@ from vlm_core.data.personal_texts import names_case
 from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.data.row_places import places_of
 from vlm_core.data.source import SplitSource
-from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, VALIDATION, ConnectedImages, Splits
+from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, Splits
 from vlm_core.data.statistics import STATISTICS, describe, read_batches
 from vlm_core.files import write_json
 from vlm_core.home import medpix_home
@@ -41,10 +42,9 @@ CONVERSATIONS_VERSION = 7  # raise it whenever the same source must give another
 CONVERSATION_SCHEMA = pa.schema(
     [("example_id", pa.string()), ("case_id", pa.string()), ("mode", pa.string()), ("conversation", arrow_type())]
 )
+DATASET = pa.field("dataset", pa.string())  # the last column, if the run has several datasets
 AHEAD = 2  # batches that are read while their images are decoded
-
-# Rows until all are read: with the published split and the image that decide the split of a row.
-_STAGED_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("published", pa.string())).append(pa.field("image", pa.string()))
+DECIDING = ("published", "image", "case_key")  # columns that decide the side of a row; they are not stored
 IMAGE_SCHEMA = pa.schema(
     [
         ("sha256", pa.string()),  # of the decoded pixels
@@ -88,21 +88,29 @@ class _Read(NamedTuple):
     images: list[str]
 
 
+@dataclass
+class _Counts:
+    """What became of the rows of one dataset."""
+
+    rows: dict[str, int] = field(default_factory=lambda: dict.fromkeys(SPLITS, 0))
+    rejected: int = 0
+    left_out: int = 0  # by `where`
+    named: int = 0  # rows whose texts have the id of their case
+
+
 class _Builder:
-    """One build: what both splits share is the table of images, so that an image in both is stored once."""
+    """One build: what all splits share is the table of images, so that an image in several is stored once."""
 
     def __init__(self, directory: Path, key: str, splits: Splits, moved: Mapping[str, str] | None = None) -> None:
         self.directory, self.key, self.splits = directory, key, splits
-        self.moved = moved or {}  # case or image -> its side, instead of the side that it drew
-        self.drawn: dict[str, str] = {}
+        self.datasets = {part.name: part for part in splits.datasets}
+        self.counts = {name: _Counts() for name in self.datasets}
+        self.schema = CONVERSATION_SCHEMA.append(DATASET) if splits.more else CONVERSATION_SCHEMA
+        self.division = Division(moved)
         self.workers = ImageWorkers()
         self.images = ImageTable(self.workers)
-        self.connected = ConnectedImages()
         self.cases: dict[str, str] = {}  # normal form of an id -> as it is shown
-        self.named = 0  # rows whose texts have the id of their case
-        self.rows = dict.fromkeys(SPLITS, 0)
         self.rejects = Rejects()
-        self.left_out = 0  # rows that `dataset.where` does not keep
         self.closed = ClosedQuestionCounter()
 
     def read(self) -> None:
@@ -111,25 +119,20 @@ class _Builder:
             stack.callback(self.workers.close)
             images = stack.enter_context(_stream(self.directory / "images.arrow", IMAGE_SCHEMA))
             writers = {
-                name: stack.enter_context(_stream(self.directory / f"{name}.arrow", CONVERSATION_SCHEMA))
-                for name in SPLITS
+                name: stack.enter_context(_stream(self.directory / f"{name}.arrow", self.schema)) for name in SPLITS
             }
-            if self.splits.split_by == IMAGE:
+            if any(part.split_by == IMAGE for part in self.splits.datasets):
                 self._divide_by_image(images, writers)
             else:
                 for records in self._read(images):
                     self._write(records, writers)
 
     def to_move(self) -> dict[str, str]:
-        """Returns what to move to a side that got nothing, if one did: the case or image drawn nearest to it."""
-        empty = [side for side in SPLITS if not self.rows[side]]
-        if len(empty) != 1 or len(self.drawn) < 2 or not 0 < self.splits.validation_share < 1:
-            return {}
-        nearest = (min if empty[0] == VALIDATION else max)(self.drawn, key=self.splits.drawn)
-        logger.info(
-            "no case or image was drawn for %s: there are only %d; one is moved there", empty[0], len(self.drawn)
-        )
-        return {nearest: empty[0]}
+        """Returns the cases or images to move to sides that got no row; see `Division.to_move`."""
+        moved: dict[str, str] = {}
+        for name, part in self.datasets.items():
+            moved = self.division.to_move(part, self.counts[name].rows) | moved
+        return moved
 
     def finish(self) -> dict[str, Any]:
         """Returns the manifest, after the statistics are written; raises ValueError if a side has no row."""
@@ -137,25 +140,37 @@ class _Builder:
         self._require_rows()
         manifest = {
             "fingerprint": self.key,
-            "rows": self.rows,
+            "rows": {split: sum(counts.rows[split] for counts in self.counts.values()) for split in SPLITS},
             "images": len(self.images.digests),
             "cases": len(self.cases),
             "rejects": self.rejects.by_reason,
-            "left_out": self.left_out,
+            "left_out": sum(counts.left_out for counts in self.counts.values()),
             "closed_questions": self.closed.closed_questions(),
         }
+        if self.splits.more:
+            manifest["datasets"] = {
+                name: asdict(self.counts[name]) | {"trains": TRAIN in part.sources}
+                for name, part in self.datasets.items()
+            }
         write_json(
             self.directory / STATISTICS,
-            describe(self.directory, manifest | {"rejects": self.rejects.counts}, self.cases, self.named),
+            describe(
+                self.directory,
+                manifest | {"rejects": self.rejects.counts},
+                self.cases,
+                sum(counts.named for counts in self.counts.values()),
+            ),
         )
         return manifest
 
     def _divide_by_image(self, images: Any, writers: dict[str, Any]) -> None:
         """Writes the rows of both sides when all are read: only then it is known which images belong together."""
-        aside = self.directory / "rows.arrow"
-        with _stream(aside, _STAGED_SCHEMA) as staged:
+        aside, schema = self.directory / "rows.arrow", self.schema
+        for name in DECIDING:
+            schema = schema.append(pa.field(name, pa.string()))
+        with _stream(aside, schema) as staged:
             for records in self._read(images):
-                staged.write_batch(pa.RecordBatch.from_pylist(records, schema=_STAGED_SCHEMA))
+                staged.write_batch(pa.RecordBatch.from_pylist(records, schema=schema))
         for batch in read_batches(aside):
             self._write(batch.to_pylist(), writers)
         aside.unlink()
@@ -164,40 +179,34 @@ class _Builder:
         """Writes rows to their sides."""
         kept: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         for record in records:
-            kept[self._side(record)].append(record)
+            name = record.get(DATASET.name, "")
+            side = self.division.side(self.datasets[name], record)
+            kept[side].append(record)
+            self.counts[name].rows[side] += 1
         for split, rows in kept.items():
-            self.rows[split] += len(rows)
-            writers[split].write_batch(pa.RecordBatch.from_pylist(rows, schema=CONVERSATION_SCHEMA))
+            writers[split].write_batch(pa.RecordBatch.from_pylist(rows, schema=self.schema))
         for record in kept[TRAIN]:
             self.closed.add(*last_question(record["conversation"]))
 
-    def _side(self, record: dict[str, Any]) -> str:
-        if self.splits.split_by == PUBLISHED:
-            return record["published"]
-        by_image = self.splits.split_by == IMAGE
-        name = self.connected.name(record["image"]) if by_image else record["case_key"]
-        if name not in self.drawn:
-            self.drawn[name] = self.moved.get(name) or self.splits.side_of(name)
-        return self.drawn[name]
-
     def _read(self, images: Any) -> Iterator[list[dict[str, Any]]]:
         """Yields the rows of all sources, a batch at a time, when their images are written."""
-        for name, source in self.splits.sources.items():
-            total = None if source.stop is None else source.stop - source.start
-            with ProgressBar(total, f"preprocess {name}", "row") as progress:
-                for rows in self._ahead(name, source):
-                    records = [self._record(name, row, source) for row in rows]
-                    images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
-                    yield [record for record in records if record is not None]
-                    progress.update(len(rows))
+        for part in self.splits.datasets:
+            for split, source in part.sources.items():
+                total = None if source.stop is None else source.stop - source.start
+                with ProgressBar(total, f"preprocess {part.row_name(split)}", "row") as progress:
+                    for rows in self._ahead(part, split, source):
+                        records = [self._record(part, split, row, source) for row in rows]
+                        images.write_batch(pa.RecordBatch.from_pylist(self.images.take_new(), schema=IMAGE_SCHEMA))
+                        yield [record for record in records if record is not None]
+                        progress.update(len(rows))
 
-    def _ahead(self, name: str, source: SplitSource) -> Iterator[list[_Read]]:
+    def _ahead(self, part: Splits, split: str, source: SplitSource) -> Iterator[list[_Read]]:
         """Yields the rows of a source, a batch at a time, while the images of later batches are decoded."""
         waiting: deque[list[_Read]] = deque()
         for first, rows in source.rows.batches(source.columns.used, source.start, source.stop):
             kept = [(number, row) for number, row in enumerate(rows, first) if source.columns.where.keeps(row)]
-            self.left_out += len(rows) - len(kept)
-            waiting.append([self._announced(f"{name}-{number}", row, source) for number, row in kept])
+            self.counts[part.name].left_out += len(rows) - len(kept)
+            waiting.append([self._announced(f"{part.row_name(split)}-{number}", row, source) for number, row in kept])
             if len(waiting) > AHEAD:
                 yield waiting.popleft()
         yield from waiting
@@ -209,59 +218,69 @@ class _Builder:
             return _Read(example_id, reason, [])
         return _Read(example_id, replace(example, images=[]), [self.images.announce(image) for image in example.images])
 
-    def _record(self, name: str, row: _Read, source: SplitSource) -> dict[str, Any] | None:
+    def _record(self, part: Splits, split: str, row: _Read, source: SplitSource) -> dict[str, Any] | None:
         """Returns what is stored of a row; counts why there is nothing of it."""
         example_id, example, keys = row
+        counts = self.counts[part.name]
         try:
             if isinstance(example, RejectedRow):
                 raise example
             indices = [self.images.index(key) for key in keys]
         except RejectedRow as reason:
             # The details of a row may have the id of a patient in them.
+            counts.rejected += 1
             self.rejects.add(example_id, RejectedRow(str(reason)) if source.pseudonyms else reason)
             return None
         # Without a case column, the questions about an image are one case, and so is each row without an image.
         shown = [self.images.digests[index] for index in indices] or [example_id]
-        self.connected.join(shown)
+        self.division.connected.join(shown)
         case = shown[0][:16] if example.case is None else example.case
         visible = source.pseudonyms.of(case) if source.pseudonyms and example.case is not None else case
         if example.case is not None:
-            self.named += any(names_case(turn_text(turn), case) for turn in example.conversation)
+            counts.named += any(names_case(turn_text(turn), case) for turn in example.conversation)
         return {
             "example_id": example_id,
             "case_id": self.cases.setdefault(case_key(case), visible),
-            "case_key": case_key(case),  # is not stored
-            "mode": ("all" if source.columns.mode is None else "none") if example.mode is None else example.mode,
+            "case_key": case_key(case),
+            "mode": self._mode_of_none(source) if example.mode is None else example.mode,
             "conversation": map_images(example.conversation, indices.__getitem__),
-            "published": name,
+            "published": split,
             "image": shown[0],
+            DATASET.name: part.name,
         }
+
+    def _mode_of_none(self, source: SplitSource) -> str:
+        """Returns the mode of a row without one; only in a single dataset do all rows then have the same."""
+        return "all" if source.columns.mode is None and not self.splits.more else "none"
 
     def _places(self, example_ids: list[str]) -> dict[str, str]:
         """Returns `{example id: file and line}` of the rows that files are known for."""
         numbers: dict[str, list[int]] = {}
         for name, _, number in (example_id.rpartition("-") for example_id in example_ids):
             numbers.setdefault(name, []).append(int(number))
+        sources = self.splits.named_sources
         return {
             f"{name}-{number}": place
             for name, wanted in numbers.items()
-            for number, place in places_of(
-                self.splits.sources[name].rows, wanted, self.splits.sources[name].folder.root
-            ).items()
+            for number, place in places_of(sources[name].rows, wanted, sources[name].folder.root).items()
         }
 
     def _require_rows(self) -> None:
-        rejects = self.rejects.by_reason
-        wanted = self.splits.sources if self.splits.split_by == PUBLISHED else SPLITS
-        for split in wanted:
-            if not self.rows[split]:
-                names = ", ".join(repr(source.name) for source in self.splits.sources.values())
-                left_out = f"dataset.where left out all {self.left_out}" if self.left_out else "none was drawn"
-                why = f"rejected were {describe_rejects(rejects)}" if rejects else left_out
-                raise ValueError(
-                    f"dataset {names}: no row is left for {split} (split_by={self.splits.split_by}): {why}; "
-                    "correct the rows, or set another dataset.validation_share or split_seed"
-                )
+        for part in self.splits.datasets:
+            counts = self.counts[part.name]
+            for split in part.sources if part.split_by == PUBLISHED else SPLITS:
+                if not counts.rows[split]:
+                    raise ValueError(self._no_row_left(part, split))
+
+    def _no_row_left(self, part: Splits, split: str) -> str:
+        names = ", ".join(repr(source.name) for source in part.sources.values())
+        counts, key = self.counts[part.name], self.splits.key_of(part)
+        left_out = f"{key}.where left out all {counts.left_out}" if counts.left_out else "none was drawn"
+        why = f"rejected were {describe_rejects(self.rejects.by_reason)}" if counts.rejected else left_out
+        return (
+            f"dataset {names}: no row is left for {split} (split_by={part.split_by}): {why}; "
+            f"correct the rows, or set another {key}.validation_share or split_seed"
+        )
 
 
 @contextmanager

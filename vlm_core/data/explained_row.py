@@ -21,7 +21,7 @@ from vlm_core.data.source import TRAIN, SplitSource
 from vlm_core.data.splits import Splits
 
 LONGEST = 400  # characters of a cell
-ROW_NAME = re.compile(r"(?:(?P<split>\w+)-)?(?P<number>\d+)")
+ROW_NAME = re.compile(r"(?:(?P<split>(?:[\w-]+/)?\w+)-)?(?P<number>\d+)")
 FIRST_ROWS = 1000  # the data report explains rows among these: text files can only be read from their start
 
 
@@ -57,12 +57,13 @@ def explain_row(splits: Splits, name: str) -> ExplainedRow:
 
     Raises ValueError if no row has the name.
     """
-    found = ROW_NAME.fullmatch(name)
-    split = (found["split"] or TRAIN) if found else ""
-    if not found or split not in splits.sources:
-        names = " or ".join(f"{source}-12" for source in splits.sources)
-        raise ValueError(f"--explain {name!r} names no row: write {names}, or 12 for {TRAIN}-12; the first row is 0")
-    source, number = splits.sources[split], int(found["number"])
+    found, sources = ROW_NAME.fullmatch(name), splits.named_sources
+    usual = next(iter(sources))  # the training split of the (main) dataset
+    split = (found["split"] or usual) if found else ""
+    if not found or split not in sources:
+        names = " or ".join(f"{source}-12" for source in sources)
+        raise ValueError(f"--explain {name!r} names no row: write {names}, or 12 for {usual}-12; the first row is 0")
+    source, number = sources[split], int(found["number"])
     row = _row(source, number)
     if row is None:
         end = "" if source.stop is None else f"; it has {source.start} to {source.stop - 1}"
@@ -71,17 +72,24 @@ def explain_row(splits: Splits, name: str) -> ExplainedRow:
 
 
 def explain_some(splits: Splits) -> list[ExplainedRow]:
-    """Returns the three rows of the training split that the data report explains.
+    """Returns the rows that the data report explains: three of the training split, or one of each of several datasets.
 
     Returns none of a user's own function, which a report must not call.
     """
-    source = splits.sources[TRAIN]
+    if not splits.more:
+        return _some_of(TRAIN, splits.sources[TRAIN])
+    firsts = {part.row_name(split): part.sources[split] for part in splits.datasets for split in [*part.sources][:1]}
+    return [row for name, source in firsts.items() for row in _some_of(name, source)[:1]]
+
+
+def _some_of(split: str, source: SplitSource) -> list[ExplainedRow]:
+    """Returns the first, the middle and the last of the first rows of a source."""
     if source.stop is None:
         return []
     kept = _first_kept(source, min(source.stop, source.start + FIRST_ROWS))
     numbers = sorted({kept[0], kept[(len(kept) - 1) // 2], kept[-1]}) if kept else []
     rows = ((number, _row(source, number)) for number in numbers)
-    return [_explained(source, f"{TRAIN}-{number}", number, row) for number, row in rows if row is not None]
+    return [_explained(source, f"{split}-{number}", number, row) for number, row in rows if row is not None]
 
 
 def _first_kept(source: SplitSource, stop: int) -> list[int]:

@@ -16,20 +16,29 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from vlm_core.data.chat_model import Batch
+from vlm_core.data.mixture import Mixture
 
 MOST_WORKERS = 4  # of a rank, if their number is not set
 LEAST_SHARED_MEMORY = 2**30  # bytes
 
 
 def plan_epoch(
-    num_examples: int, global_batch_size: int, seed: int, epoch: int, groups: np.ndarray | None = None
+    num_examples: int,
+    global_batch_size: int,
+    seed: int,
+    epoch: int,
+    groups: np.ndarray | None = None,
+    mixture: Mixture | None = None,
 ) -> list[list[int]]:
     """Returns the example indices of each optimizer step of an epoch: every example once, in seeded random order.
 
     `groups` has the group number of each example, from 0. With it, groups are in random order and the examples of a
     group follow each other in random order. The last step is smaller if the batch size does not divide the number of
-    examples.
+    examples. A `mixture` draws from several datasets instead, each as often as its share says.
     """
+    if mixture is not None:
+        mixed = mixture.order(seed, epoch, groups)
+        return [mixed[start : start + global_batch_size].tolist() for start in range(0, len(mixed), global_batch_size)]
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
     order = torch.randperm(num_examples, generator=generator)
     if groups is not None:

@@ -13,7 +13,8 @@ from vlm_core.config import Config
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.medical_statistics import signs_of_personal_data
 from vlm_core.data.splits import CASE, SPLITS, Splits
-from vlm_core.data.statistics import FEW_CASES, read_batches
+from vlm_core.data.statistics import read_batches
+from vlm_core.data.tally import FEW_CASES
 from vlm_core.recipe import RECIPES
 
 CPU_RECIPE, GPU_RECIPE = "demo", "medgemma_4b_lora"
@@ -60,10 +61,12 @@ CPU_ENDING = """\
 def share_for_intervals(config: Config, splits: Splits, conversations: Path) -> float | None:
     """Returns the share that makes so many cases validate that an evaluation has intervals, if the usual one does not.
 
-    Returns None if it does, if the config sets another share, if there are too few cases, or if the cache does not have
-    the ids that the division goes by.
+    Returns None if it does, if the config sets another share, if there are too few cases or several datasets, or if
+    the cache does not have the ids that the division goes by.
     """
     usual = type(config.dataset).model_fields["validation_share"].default
+    if splits.more:
+        return None
     if splits.split_by != CASE or config.dataset.validation_share != usual or config.dataset.pseudonymise_case_ids:
         return None
     batches = (batch for split in SPLITS for batch in read_batches(conversations / f"{split}.arrow"))
@@ -147,8 +150,16 @@ def _data_lines(config: Config) -> Iterator[str]:
     }
     yield from _section("dataset", _with_absolute_path(data), notes)
     held = config.validation_dataset
-    other = held.model_dump(mode="json", exclude_none=True) | {"split": held.split}
+    other = held.model_dump(mode="json", exclude_defaults=True) | {"split": held.split}
     yield from _section("validation_dataset", _with_absolute_path(other), {} if held.split else {"split": UNPUBLISHED})
+    if config.more_datasets:
+        more = {
+            name: _with_absolute_path(other.model_dump(mode="json", by_alias=True, exclude_defaults=True))
+            for name, other in config.more_datasets.items()
+        }
+        yield from _section("more_datasets", more)
+    if config.mixture.temperature is not None:
+        yield from _section("mixture", config.mixture.model_dump())
 
 
 def _with_absolute_path(section: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Prepares the data of a run: fetches, divides and caches it, and refuses it if too many rows were rejected."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from vlm_core.cache import read_manifest
-from vlm_core.config import Config
+from vlm_core.config import Config, DatasetConfig
 from vlm_core.data.conversation_cache import build_conversations
 from vlm_core.data.medical_statistics import signs_of_personal_data
 from vlm_core.data.rejects import describe_rejects, reject_lines
@@ -24,8 +25,9 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     directory, reused = build_conversations(splits or fetch_splits(config))
     require_few_rejects(directory, config)
     require_little_personal_data(directory, config)
-    if left_out := read_manifest(directory).get("left_out"):
-        logger.info("dataset.where left out %s rows (%s)", f"{left_out:,}", ", ".join(config.dataset.where))
+    for key, dataset, counts in _by_dataset(config, read_manifest(directory)):
+        if left_out := counts.get("left_out"):
+            logger.info("%s.where left out %s rows (%s)", key, f"{left_out:,}", ", ".join(dataset.where))
     for finding in read_json(directory / STATISTICS)["findings"]:
         logger.warning("%s", finding)
     for line in reject_lines(rejects_to_show(directory, config)):
@@ -33,32 +35,44 @@ def prepare_conversations(config: Config, splits: Splits | None = None) -> tuple
     return directory, reused
 
 
+def _by_dataset(config: Config, found: Mapping[str, Any]) -> list[tuple[str, DatasetConfig, Mapping[str, Any]]]:
+    """Returns (config key, config, entry) of each dataset; `found` is a manifest, or statistics.
+
+    The entry of a single dataset is `found` itself. That of one of several is in `found["datasets"]`.
+    """
+    if "datasets" not in found:
+        return [("dataset", config.dataset, found)]
+    return [(config.key_of(name), config.datasets[name], entry) for name, entry in found["datasets"].items()]
+
+
 def require_few_rejects(conversations: Path, config: Config) -> None:
-    """Raises ValueError if more of the rows were rejected than `dataset.max_reject_share` allows."""
-    manifest, allowed = read_manifest(conversations), config.dataset.max_reject_share
-    rejected = sum(reject["rows"] for reject in manifest["rejects"].values())
-    share = rejected / (rejected + sum(manifest["rows"].values()))
-    if share > allowed:
-        reasons = describe_rejects(rejects_to_show(conversations, config))
-        raise ValueError(
-            f"dataset {config.dataset.path_or_dataset!r}: {rejected} rows ({share:.2%}) were rejected, and "
-            f"dataset.max_reject_share={allowed} allows {allowed:.2%}. {reasons}. "
-            "Correct them, or allow more"
-        )
+    """Raises ValueError if more rows of a dataset were rejected than its `max_reject_share` allows."""
+    for key, dataset, counts in _by_dataset(config, read_manifest(conversations)):
+        rejects, allowed = counts.get("rejects", {}), dataset.max_reject_share
+        rejected = counts["rejected"] if "rejected" in counts else sum(reject["rows"] for reject in rejects.values())
+        share = rejected / max(1, rejected + sum(counts["rows"].values()))
+        if share > allowed:
+            reasons = describe_rejects(rejects_to_show(conversations, config))
+            raise ValueError(
+                f"dataset {dataset.path_or_dataset!r}: {rejected} rows ({share:.2%}) were rejected, and "
+                f"{key}.max_reject_share={allowed} allows {allowed:.2%}. {reasons}. "
+                "Correct them, or allow more"
+            )
 
 
 def require_little_personal_data(conversations: Path, config: Config) -> None:
-    """Raises ValueError if more texts and images show signs of personal data than the config allows."""
-    allowed, found = config.dataset.max_personal_data, read_json(conversations / STATISTICS)
-    if allowed is not None and (signs := signs_of_personal_data(found)) > allowed:
-        kinds = dict(sorted(found["personal_texts"].items())) | {
-            "text burnt into an image": found["burnt_in_text"]["images"]
-        }
-        raise ValueError(
-            f"dataset {config.dataset.path_or_dataset!r}: {signs} signs of personal data "
-            f"({', '.join(f'{kind}: {count}' for kind, count in kinds.items() if count)}), and "
-            f"dataset.max_personal_data={allowed} allows fewer. Remove them from the data, or allow more after a look"
-        )
+    """Raises ValueError if more texts and images of a dataset show signs of personal data than its config allows."""
+    for key, dataset, found in _by_dataset(config, read_json(conversations / STATISTICS)):
+        allowed = dataset.max_personal_data
+        if allowed is not None and (signs := signs_of_personal_data(found)) > allowed:
+            kinds = dict(sorted(found["personal_texts"].items())) | {
+                "text burnt into an image": found["burnt_in_text"]["images"]
+            }
+            raise ValueError(
+                f"dataset {dataset.path_or_dataset!r}: {signs} signs of personal data "
+                f"({', '.join(f'{kind}: {count}' for kind, count in kinds.items() if count)}), and "
+                f"{key}.max_personal_data={allowed} allows fewer. Remove them from the data, or allow more after a look"
+            )
 
 
 def rejects_to_show(conversations: Path, config: Config) -> dict[str, Any]:

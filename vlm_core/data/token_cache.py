@@ -7,7 +7,7 @@ Its key covers that cache and everything in the processor that token ids depend 
 import hashlib
 import json
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -169,31 +169,32 @@ class TokenDataset:
 
     `lengths`, `prefixes` and `groups` are int arrays with one entry per example: its number of tokens; how many of them
     it may share with the examples of its group; and that group, which has the same images and the same prefix.
-    `too_long` has the rows of the cache that were left out for their length, `rejects` those that the model cannot be
-    shown, by reason. With `last_answer_only`, the earlier answers of a conversation are not supervised. `unasked` is
-    the number of rows with an answer that no generation prompt leads to. `without` lists other rows to leave out.
+    `too_long` has the rows of the cache that were left out for their length, `refused` those that the model cannot be
+    shown, and `rejects` the reasons. With `last_answer_only`, the earlier answers of a conversation are not supervised.
+    `unasked` is the number of rows with an answer that no generation prompt leads to. Arguments may be arrays with one
+    entry per row of the cache; rows that are not `used` are left out.
     """
 
     def __init__(
         self,
         directory: Path,
         split: str,
-        max_length: int | None = None,
+        max_length: int | np.ndarray | None = None,
         *,
-        last_answer_only: bool = False,
-        without: Sequence[int] = (),
+        last_answer_only: bool | np.ndarray = False,
+        used: bool | np.ndarray = True,
     ) -> None:
         manifest = read_manifest(directory)
         self.rejects: dict[str, dict[str, Any]] = manifest[REJECTS][split]
         self.unasked: int = manifest[UNASKED][split]
         self.rows = open_rows(directory / f"{split}.arrow")
-        self.last_answer_only = last_answer_only
         table = self.rows.data
         lengths: np.ndarray = pc.call_function("list_value_length", [table["input_ids"]]).to_numpy()
+        self.last_answer_only = np.broadcast_to(last_answer_only, lengths.shape)
         fits = lengths <= (np.iinfo(lengths.dtype).max if max_length is None else max_length)
-        kept = fits & (lengths > 0)
-        kept[list(without)] = False
-        self.too_long, self._rows = np.flatnonzero(~fits), np.flatnonzero(kept)
+        kept = fits & (lengths > 0) & used
+        self.too_long, self.refused = np.flatnonzero(~fits & used), np.flatnonzero((lengths == 0) & used)
+        self._rows: np.ndarray = np.flatnonzero(kept)
         self.lengths = lengths[kept]
         self.prefixes: np.ndarray = table["prefix"].to_numpy()[kept]
         self.groups: np.ndarray = table["group"].to_numpy()[kept]
@@ -217,7 +218,8 @@ class TokenDataset:
         return self[index]
 
     def __getitem__(self, index: int) -> TokenizedExample:
-        row = self.rows[self.row_of(index)]
+        number = self.row_of(index)
+        row = self.rows[number]
         grids = [(down, across) for down, across in row["grids"]]
         example = TokenizedExample(row["input_ids"], row["supervised"], row["images"], grids)
-        return last_answer_of(example) if self.last_answer_only else example
+        return last_answer_of(example) if self.last_answer_only[number] else example

@@ -14,7 +14,7 @@ from vlm_core.data.chat_model import ChatModel, ImageGrid
 from vlm_core.data.conversation import Conversation, without_images
 from vlm_core.data.conversation_dataset import image_indices
 from vlm_core.data.token_cache import TokenizedExample, last_answer_of
-from vlm_core.evaluation.result_names import BLANK, QUESTION_ONLY, SHUFFLED
+from vlm_core.evaluation.result_names import BLANK, DATASET, QUESTION_ONLY, SHUFFLED
 from vlm_core.generation.prompts import prompt_of
 from vlm_core.generation.sampling import prompt_key
 
@@ -120,18 +120,24 @@ def shuffle_between_cases(examples: Sequence[dict[str, Any]], seed: int) -> Subs
 
     All images of a question, such as the slices of a volume, are replaced by those of one other question, in their
     order: if it shows more or fewer, evenly spaced ones, some of them several times. Questions about the same images
-    get the same substitutes. Returns None if a question has none, because all others are about the same case.
+    get the same substitutes. They come from the same dataset if it has another case: an image of another kind would
+    be too easy to tell apart. Returns None if a question has none, because all others are about the same case.
     """
     cases: dict[int, set[str]] = {}
+    datasets: dict[int, set[str | None]] = {}
     for example in examples:
         for index in image_indices(example):
             cases.setdefault(index, set()).add(example["case_id"])
+            datasets.setdefault(index, set()).add(example.get(DATASET))
     shown = sorted({tuple(image_indices(example)) for example in examples} - {()})
     cases_of = {images: set().union(*(cases[image] for image in images)) for images in shown}
     generator = random.Random(seed)
     others = {images: [other for other in shown if not cases_of[images] & cases_of[other]] for images in shown}
     if not all(others.values()):
         return None
+    for images, found in others.items():
+        own = set().union(*(datasets[image] for image in images))
+        others[images] = [other for other in found if any(own & datasets[image] for image in other)] or found
     return {images: _substitutes(len(images), generator.choice(_best(others[images], len(images)))) for images in shown}
 
 

@@ -9,7 +9,7 @@ from vlm_core.config import Config
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for, names
-from vlm_core.evaluation.result_names import COMMONEST, MODEL, UNSEEN, p_value, with_interval
+from vlm_core.evaluation.result_names import COMMONEST, DATASET, MODEL, UNSEEN, p_value, with_interval
 from vlm_core.files import write_text
 from vlm_core.pages.plots import bars, dots, losses, reliability, risk_coverage
 from vlm_core.pages.render import render
@@ -43,6 +43,7 @@ def write_report(
         Path(__file__).parent / "page" / "report.html",
         {"interval": with_interval, "change": partial(with_interval, sign="+"), "p_value": p_value},
         config=config,
+        external=[name for name in config.validated if name not in config.trained],
         result=result,
         names={name: NAMES.get(name, name) for name in result["scores"]},
         metrics=METRICS,
@@ -94,7 +95,9 @@ def _changes(result: dict[str, Any]) -> dict[str, Any]:
 
 def _plots(result: dict[str, Any], history: Mapping[str, Sequence[dict[str, Any]]]) -> dict[str, str]:
     """Returns `{title: SVG}`."""
-    plots = {
+    by_dataset = result["groups"].get(DATASET)
+    plots = {} if by_dataset is None else {f"{METRICS[PRIMARY].title} by dataset": _by_group(by_dataset)}
+    plots |= {
         f"{METRICS[PRIMARY].title} by mode": _by_group(result["groups"]["mode"]),
         f"{METRICS[PRIMARY].title} by length of the reference": _by_group(result["groups"]["length"]),
     }
@@ -130,6 +133,7 @@ def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset:
             "id": record["example_id"],
             "case": record["case_id"],
             "mode": record["mode"],
+            "dataset": record.get(DATASET, ""),
             "images": [number.get(digest, -1) for digest in record["image_sha256"]],
             "question": record["question"],
             "reference": record["reference"],
@@ -143,6 +147,7 @@ def _browse(records: Sequence[dict[str, Any]], variants: Sequence[str], dataset:
         "variants": [{"key": name, "name": NAMES.get(name, name)} for name in variants],
         "metrics": [metric.words for metric in metrics_for(Use.ANSWERS)],
         "modes": sorted({record["mode"] for record in records}),
+        "datasets": sorted({record[DATASET] for record in records if DATASET in record}),
         "questions": questions,
     }
 

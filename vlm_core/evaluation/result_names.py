@@ -17,6 +17,9 @@ VISUAL_RELIANCE = "visual_reliance"
 UNSEEN = "not seen in training"
 """The group of questions about cases that are not in the training split."""
 
+DATASET = "dataset"
+"""The division of the questions by dataset, and the column with its name, if the run has several datasets."""
+
 HELD_BACK, SELECTION = "held back", "selection"
 """The parts of a divided validation split: the one decides about champions, the other chooses during training."""
 

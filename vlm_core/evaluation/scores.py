@@ -13,6 +13,7 @@ from vlm_core.evaluation.clinical.agreement import by_category, contradicted
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.metrics import METRICS, Columns, Expected, ScoredAnswer, Use, columns_of, metrics_for, names
 from vlm_core.evaluation.result_names import (
+    DATASET,
     HELD_BACK,
     MODEL,
     QUESTION_ONLY,
@@ -41,6 +42,7 @@ class Question:
     seen_case: bool  # whether training has images of the same case
     seen_image: bool  # whether training has the same image
     held_back: bool | None = None  # whether the training's validation losses leave it out; None: no case is held back
+    dataset: str | None = None  # its name, if the run has several
 
     @property
     def expected(self) -> Expected:
@@ -50,12 +52,16 @@ class Question:
     @property
     def groups(self) -> dict[str, str]:
         """Returns `{division: group}`: the group of this question in each division of the questions."""
-        return {
+        found = {} if self.dataset is None else {DATASET: self.dataset}
+        found |= {
             "mode": self.mode,
             "kind": "open" if self.closed_kind is None else "closed",
             "length": LENGTHS[sum(len(self.reference.split()) > end for end in LENGTH_ENDS)],
             "case": "seen in training" if self.seen_case else UNSEEN,
-        } | ({} if self.held_back is None else {"part": HELD_BACK if self.held_back else SELECTION})
+        }
+        if self.held_back is not None:
+            found["part"] = HELD_BACK if self.held_back else SELECTION
+        return found
 
 
 def question_of(
@@ -81,6 +87,7 @@ def question_of(
         seen_case=row["case_id"] in trained_cases,
         seen_image=any(digest in trained_images for digest in image_hashes),
         held_back=is_held_back(row["case_id"], held_back_share) if held_back_share else None,
+        dataset=row.get(DATASET),
     )
 
 
@@ -198,6 +205,8 @@ def predictions(
     for i, question in enumerate(questions):
         record: dict[str, Any] = vars(question) | {"image_sha256": list(question.image_sha256)}
         record["answers"] = list(question.answers) if question.answers else None
+        if question.dataset is None:
+            del record[DATASET]
         for name, given in variants.items():
             suffix = "" if name == MODEL else f"_{name}"
             answer = _answer(given[i], columns[name], i)

@@ -12,6 +12,7 @@ from vlm_core.data.conversation import numbered_text, turn_text
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.explained_row import ExplainedRow, cell_text
 from vlm_core.data.medical_statistics import COUNTED
+from vlm_core.data.mixture import shares_of
 from vlm_core.data.rejects import named_rows
 from vlm_core.data.row_rules import template_columns
 from vlm_core.data.splits import SPLITS
@@ -64,10 +65,27 @@ def write_data_report(config: Config, conversations: Path, path: Path, explained
         samples=samples(conversations) if config.report.images else [],
         **(medical_pictures(conversations) if config.report.images else {"windowed": [], "with_text": []}),
         columns=named_columns(config),
+        datasets=of_datasets(config, found) if "datasets" in found else [],
         explained=[_explained(row) for row in explained] if config.report.images else [],
         rejects=_rejects(config, conversations),
     )
     write_text(path, page)
+
+
+def of_datasets(config: Config, found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns a row for each of several datasets: what it is, how large, and its share of the training questions."""
+    sizes = [found["datasets"][name]["splits"]["train"]["rows"] for name in config.trained]
+    shares = dict(zip(config.trained, shares_of(config, sizes), strict=True))
+    return [
+        {
+            "name": name,
+            "config": config.only(name),
+            "columns": named_columns(config.only(name)),
+            "share": shares.get(name),
+            **found["datasets"][name],
+        }
+        for name in config.datasets
+    ]
 
 
 def named_columns(config: Config) -> dict[str, str]:
@@ -145,6 +163,7 @@ def samples(conversations: Path) -> list[dict[str, Any]]:
             {
                 "split": split,
                 "case": row["case_id"],
+                "dataset": row.get("dataset"),
                 "images": [small[digest] for digest in dataset.image_hashes(row) if digest in small],
                 "turns": [(turn["role"], turn_text(turn)) for turn in row["conversation"]],
             }
@@ -154,8 +173,13 @@ def samples(conversations: Path) -> list[dict[str, Any]]:
 
 
 def overview(conversations: Path) -> list[dict[str, Any]]:
-    """Returns a table of the main counts, one row per split."""
-    splits = read_json(conversations / STATISTICS)["splits"]
+    """Returns a table of the main counts, one row per split, of all datasets together and of each of several."""
+    found = read_json(conversations / STATISTICS)
+    apart = {
+        f"{name}: {split}": described
+        for name, dataset in found.get("datasets", {}).items()
+        for split, described in dataset["splits"].items()
+    }
     return [
         {
             "split": split,
@@ -163,7 +187,7 @@ def overview(conversations: Path) -> list[dict[str, Any]]:
             **{f"{title} (mean)": described[name].get("mean", "") for name, title in SPREADS.items()},
             "Closed questions": f"{described['closed_share']:.1%}",
         }
-        for split, described in splits.items()
+        for split, described in (found["splits"] | apart).items()
     ]
 
 

@@ -19,6 +19,7 @@ from vlm_core.data.batches import AnyBatches, count_tokens
 from vlm_core.data.chat_model import FEATURES, PIXELS, Batch, ChatModel
 from vlm_core.data.collate import require_keys
 from vlm_core.data.loader import iterate_steps, plan_epoch
+from vlm_core.data.mixture import Mixture
 from vlm_core.models.freeze import PartCounts
 from vlm_core.models.weights import weights_to_save
 from vlm_core.training.checkpoint import (
@@ -67,6 +68,7 @@ class Trainer:
     parameters: PartCounts
     ranks: Ranks
     device: torch.device
+    mixture: Mixture | None = None  # how the training examples of several datasets are drawn
     compute_dtype: torch.dtype = torch.float32
     num_workers: int = 0  # processes that prefetch batches
     full_model: Callable[[], AbstractContextManager[None]] = nullcontext  # full weights attached while saving
@@ -161,7 +163,7 @@ class Trainer:
         seed, groups, size = self.config.rng.seed, self.train.groups, self.config.step_scheduler.batch_size
         start, step = divmod(self.progress.step, self.steps_per_epoch)
         for epoch in range(start, math.ceil(self.total_steps / self.steps_per_epoch)):
-            plan = plan_epoch(len(self.train), size, seed, epoch, groups)
+            plan = plan_epoch(len(self.train), size, seed, epoch, groups, self.mixture)
             left = plan[step:][: self.total_steps - epoch * self.steps_per_epoch - step]
             yield from (self.train.micro_batches(share, self.ranks.rank, self.ranks.world_size) for share in left)
             step = 0

@@ -19,6 +19,7 @@ from vlm_core.config import Config
 from vlm_core.data.batches import PackedMicroBatch, build_batches
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.loader import plan_epoch
+from vlm_core.data.mixture import Mixture
 from vlm_core.data.packing import row_tokens
 from vlm_core.data.token_cache import TokenDataset, TokenizedExample
 from vlm_core.families import Family, part_of
@@ -74,6 +75,7 @@ class Plan:
     flops: float
     remedies: Sequence[str]  # settings that need less memory, each with how much less
     fits: Sequence[tuple[int, Mapping[str, Any], float]]  # (GB of a card, settings to change, bytes that they need)
+    mixture: Mixture | None = None
 
     @property
     def bytes_needed(self) -> float:
@@ -88,6 +90,7 @@ class Plan:
         return "\n".join(
             [
                 f"examples    {self.examples:,}: {self.steps_per_epoch:,} steps per epoch, {self.steps:,} in total",
+                *([] if self.mixture is None else [f"datasets    {self.mixture}"]),
                 f"schedule    {self.epochs:,} epochs in batches of {self.batch_size:,}, {self.warmup_steps:,} steps of "
                 "warm-up",
                 f"tokens      {self.tokens_per_epoch:,.0f} per epoch ({self.unpacked_tokens_per_epoch:,} if unpacked); "
@@ -109,11 +112,18 @@ class Plan:
         return [f"{'fits on' if number == 0 else '':<12}{line}" for number, line in enumerate(lines)]
 
 
-def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, world_size: int) -> Plan:
+def plan_run(
+    config: Config,
+    base: Path,
+    tokens: TokenDataset,
+    chat: ChatModel,
+    world_size: int,
+    mixture: Mixture | None = None,
+) -> Plan:
     """Returns the plan of a run of `config` on the training examples `tokens`; `base` is the model's directory."""
     batches = build_batches(config, tokens, lambda rows: {}, chat)
     schedule = config.step_scheduler
-    epoch = plan_epoch(len(tokens), schedule.batch_size, config.rng.seed, 0, batches.groups)
+    epoch = plan_epoch(len(tokens), schedule.batch_size, config.rng.seed, 0, batches.groups, mixture)
     sampled = epoch[:SAMPLED_STEPS]
     shapes = [
         _shape(micro_batch, tokens)
@@ -151,6 +161,7 @@ def plan_run(config: Config, base: Path, tokens: TokenDataset, chat: ChatModel, 
         ),
         flops=(flops_per_token(parts, sizes.idle) + again) * per_epoch * steps / len(epoch),
         fits=list(fitting_settings(config, sizes, largest, longest, shares)),
+        mixture=mixture,
         remedies=[
             f"{setting} (about {in_words(saved)} less)"
             for setting, saved in savings(config, sizes, largest, longest, world_size).items()

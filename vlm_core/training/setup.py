@@ -18,14 +18,12 @@ from vlm_core.config import Config
 from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, build_batches
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset
-from vlm_core.data.held_back import is_held_back
 from vlm_core.data.kept_images import keep_images
 from vlm_core.data.loader import worker_processes
+from vlm_core.data.mixture import Mixture, dataset_numbers, mixture_of
 from vlm_core.data.prepare import prepare_conversations
-from vlm_core.data.rejects import describe_rejects
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
-from vlm_core.data.token_cache import TokenDataset, build_tokens
-from vlm_core.data.tokenization import require_template
+from vlm_core.data.token_cache import TokenDataset
 from vlm_core.families import Family
 from vlm_core.home import require_writable
 from vlm_core.models.base_model import fetch_model
@@ -42,6 +40,7 @@ from vlm_core.training.distributed import Ranks, decided_by_main, main_rank_firs
 from vlm_core.training.loop import Trainer
 from vlm_core.training.optim import require_optimizer
 from vlm_core.training.run_length import decide_length
+from vlm_core.training.training_examples import read_examples
 from vlm_core.training.vision_cache import encode_images
 
 logger = logging.getLogger(__name__)
@@ -61,6 +60,7 @@ class RunInputs:
     chat: ChatModel
     conversations: Path  # cache directory
     tokens: dict[str, TokenDataset]  # by split
+    mixture: Mixture | None  # how several datasets are drawn; None: there is one
     collate: Collate | None  # the user's function; None: the family's
     checkpoint: Path | None  # to resume from
     ranks: Ranks
@@ -99,13 +99,20 @@ def gather(config: Config, directory: Path, ranks: Ranks, conversations: Path | 
         chat = load_chat(base, config.model.image_processor.settings)
         if collate is None:
             config = _with_effective_savings(config, chat)
-        tokens = _read_tokens(config, conversations, chat, collate)
+        tokens = read_examples(config, conversations, chat, own_collate=collate is not None)
+        mixture = _mixture(config, conversations, tokens[TRAIN], own_collate=collate is not None)
     # The main rank decides, because on a shared file system other hosts may see an old pointer for a minute.
     checkpoint = decided_by_main(
         ranks, lambda: checkpoint_to_resume(directory, config.checkpoint.restore_from, thorough=True)
     )
     config = decide_length(config, checkpoint, read_manifest(conversations)["rows"][TRAIN], ranks.world_size)
-    return RunInputs(config, directory, base, chat, conversations, tokens, collate, checkpoint, ranks)
+    return RunInputs(config, directory, base, chat, conversations, tokens, mixture, collate, checkpoint, ranks)
+
+
+def _mixture(config: Config, conversations: Path, train: TokenDataset, *, own_collate: bool) -> Mixture | None:
+    """Returns how the examples of several datasets are drawn; a user's collate function gets all rows."""
+    of_row = dataset_numbers(conversations, TRAIN, list(config.datasets))
+    return mixture_of(config, of_row if own_collate else of_row[sorted(train.shown_rows())])
 
 
 def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInputs], AfterValidation]) -> Trainer:
@@ -129,6 +136,7 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
         chat=inputs.chat,
         train=train,
         validation=validation,
+        mixture=inputs.mixture,
         dataset_fingerprint=read_manifest(inputs.conversations)["fingerprint"],
         parameters=parameters,
         ranks=ranks,
@@ -218,75 +226,6 @@ def _with_effective_savings(config: Config, chat: ChatModel) -> Config:
                        "packing.max_tokens=%d; change that, or set packing.enabled=false",
                        config.step_scheduler.local_batch_size, config.packing.max_tokens)  # fmt: skip
     return config
-
-
-def _read_tokens(
-    config: Config, conversations: Path, chat: ChatModel, collate: Collate | None
-) -> dict[str, TokenDataset]:
-    """Returns the token ids of both splits; raises ValueError if too many examples are too long or unusable.
-
-    A user's collate function gets all examples, because their length here means nothing for it.
-    """
-    require_template(chat)
-    directory, dataset = build_tokens(conversations, chat), config.dataset
-    last_only = dataset.train_on == "last_answer"
-    longest = None if collate else dataset.max_length
-    held_back = _held_back_rows(config, conversations, collate)
-    found = {
-        split: TokenDataset(
-            directory, split, longest, last_answer_only=last_only, without=held_back if split == VALIDATION else ()
-        )
-        for split in SPLITS
-    }
-    for split, tokens in found.items():
-        if tokens.unasked and not last_only and not collate:
-            raise ValueError(
-                f"{tokens.unasked} examples of {split} have answers before the last one, and the chat template shows "
-                "such answers differently than its generation prompt asks for them; set dataset.train_on=last_answer"
-            )
-        _require_few_left_out(config, split, tokens, ConversationDataset(conversations, split).conversations)
-    return found
-
-
-def _held_back_rows(config: Config, conversations: Path, collate: Collate | None) -> list[int]:
-    """Returns the validation rows that `validation_dataset.held_back` keeps from the validation losses.
-
-    Raises ValueError if no case is left in one of the two parts, or if a custom collate function makes the batches.
-    """
-    share = config.validation_dataset.held_back
-    if not share:
-        return []
-    if collate is not None:
-        raise ValueError(
-            f"validation_dataset.held_back={share}: the batches of a custom collate function have all cases; set "
-            "validation_dataset.held_back=0"
-        )
-    cases = ConversationDataset(conversations, VALIDATION).conversations["case_id"]
-    rows = [row for row, case in enumerate(cases) if is_held_back(case, share)]
-    if not 0 < len(rows) < len(cases):
-        raise ValueError(
-            f"validation_dataset.held_back={share} holds back {len({cases[row] for row in rows})} of the "
-            f"{len(set(cases))} cases of the validation split, and both parts need some: use a share nearer to 0.5, or "
-            "validate on more cases"
-        )
-    return rows
-
-
-def _require_few_left_out(config: Config, split: str, tokens: TokenDataset, rows: Any) -> None:
-    """Warns about examples that are too long or unusable for the model; raises ValueError if too many are left out."""
-    dataset, reasons = config.dataset, []
-    if refused := sum(reject["rows"] for reject in tokens.rejects.values()):
-        reasons.append(f"{refused} cannot be shown to this model ({describe_rejects(tokens.rejects)})")
-    if too_long := len(tokens.too_long):
-        first = ", ".join(rows[int(row)]["example_id"] for row in tokens.too_long[:3])
-        reasons.append(f"{too_long} are longer than dataset.max_length={dataset.max_length} ({first})")
-    if not reasons:
-        return
-    left_out, problem = refused + too_long, f"of {len(rows)} examples of {split}, {' and '.join(reasons)}"
-    if left_out > dataset.max_reject_share * len(rows) or left_out == len(rows):
-        remedy = "raise either" if too_long else "correct these rows (crop or pad their images), or raise it"
-        raise ValueError(f"{problem}, and dataset.max_reject_share={dataset.max_reject_share} allows fewer: {remedy}")
-    logger.warning("%s; they are left out", problem)
 
 
 def _own_collate(config: Config) -> Collate | None:

@@ -18,7 +18,9 @@ function matches(question) {
   const kind = own[RIGHT] === null ? "open" : own[RIGHT] ? "right" : "wrong";
   const words = control("search").value.toLowerCase();
   const texts = [question.case, question.id, question.question, question.reference, ...question.answers.map((a) => a[TEXT])];
+  const dataset = data.datasets.length ? control("dataset").value : "";
   return (!control("mode").value || question.mode === control("mode").value)
+    && (!dataset || question.dataset === dataset)
     && (!control("kind").value || kind === control("kind").value || (control("kind").value === "contradicts" && own[CONTRADICTS]))
     && (!words || texts.some((text) => text.toLowerCase().includes(words)));
 }
@@ -68,7 +70,7 @@ function draw() {
   control("more").hidden = found.length <= shown;
 }
 
-for (const id of ["mode", "kind", "sort", "search"]) {
+for (const id of ["mode", "kind", "sort", "search", ...(data.datasets.length ? ["dataset"] : [])]) {
   control(id).addEventListener("input", () => { shown = PAGE; draw(); });
 }
 control("filters").addEventListener("submit", (event) => event.preventDefault());
