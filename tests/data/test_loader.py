@@ -19,6 +19,13 @@ def test_an_epoch_has_every_example_once_in_its_own_order() -> None:
     assert first != plan_epoch(23, 5, seed=2, epoch=0)
 
 
+def test_the_order_of_one_dataset_never_changes() -> None:
+    """Checkpoints of earlier versions resume by it."""
+    assert plan_epoch(7, 3, 5, 1) == [[3, 1, 5], [6, 2, 0], [4]]
+    first, *_ = plan_epoch(24, 5, 1, 2, np.array([0, 1, 2, 3] * 6))
+    assert first == [23, 11, 3, 7, 19]
+
+
 def test_examples_of_a_group_follow_each_other_in_an_order_of_their_own() -> None:
     groups = np.array([0, 1, 2, 3] * 6)
     plans = [plan_epoch(24, 5, seed=1, epoch=epoch, groups=groups) for epoch in (0, 1, 0)]
