@@ -51,11 +51,12 @@ def test_a_deployment_file_is_valid_and_its_flows_exist(file: str) -> None:
 
 
 def test_the_dockerfile_is_valid_and_copies_existing_files() -> None:
-    known = {"FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "CMD"}
+    known = {"ARG", "FROM", "WORKDIR", "COPY", "RUN", "USER", "ENV", "VOLUME", "CMD"}
     assert {name for name, _ in instructions()} <= known
-    assert instructions()[0] == ("FROM", "python:3.11-slim")
+    assert instructions()[:2] == [("ARG", "BASE=python:3.11-slim"), ("FROM", "${BASE} AS build")]
+    assert [rest for name, rest in instructions() if name == "FROM"][-1] == "${BASE}"  # without pip's caches
     for name, rest in instructions():
-        if name == "COPY":
+        if name == "COPY" and "--from" not in rest:
             *sources, _ = rest.split()
             assert [source for source in sources if not (DEPLOYMENTS.parent / source).exists()] == []
         if name == "RUN":
@@ -63,9 +64,9 @@ def test_the_dockerfile_is_valid_and_copies_existing_files() -> None:
         if name == "CMD":
             assert isinstance(yaml.safe_load(rest), list)
     copied = {source for name, rest in instructions() if name == "COPY" for source in rest.split()[:-1]}
-    assert {"pipelines", "tasks", "vlm_core", "pyproject.toml", "constraints.txt"} <= copied
-    # The deployments expect the checkout in the image's directory, and the home in the volume.
-    workdir = next(rest for name, rest in instructions() if name == "WORKDIR")
+    assert {"medpix", "pipelines", "tasks", "vlm_core", "deployments", "pyproject.toml", "constraints.txt"} <= copied
+    # Deployed runs start in the image's directory, and the home is in the volume.
+    *_, workdir = (rest for name, rest in instructions() if name == "WORKDIR")
     assert f"directory: {workdir}" in (DEPLOYMENTS / "docker.yaml").read_text(encoding="utf-8")
     home = next(rest for name, rest in instructions() if rest.startswith("MEDPIX_HOME")).partition("=")[2]
     assert f"medpix-home:{home}" in (DEPLOYMENTS / "docker.yaml").read_text(encoding="utf-8")

@@ -1,15 +1,18 @@
 """What is released: the wheel is complete, and works in an empty folder of a user."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("medpix", "pipelines", "tasks", "vlm_core", "deployments")
@@ -66,6 +69,13 @@ def installed(wheel: Path, environment: Path) -> Path:
     # A line of a .pth file adds a directory, but not what the .pth files in it name: no editable install is found.
     (packages / "shared.pth").write_text(sysconfig.get_path("purelib"))
     return python.parent
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    released = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    newest = re.findall(r"^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[0]
+    assert newest == (cited["version"], str(cited["date-released"])) == (released, newest[1])
 
 
 @pytest.mark.slow
