@@ -40,6 +40,8 @@ COMMANDS: Final = (
             also=("generate", "predict", "infer", "chat", "answer")),
     Command("Judge", "review", "vlm_core.review", "make and score a reader study with blinded answers",
             also=("study", "reader")),
+    Command("Judge", "judge", "vlm_core.judge", "let a language model judge the answers of an evaluation",
+            also=("llm", "grade")),
     Command("Registry", "registry", "tasks.registry", "versions, champions and their history",
             also=("promote", "rollback", "models", "champion")),
     Command("Registry", "serve", "tasks.registry", "verify a version and answer over HTTP on loopback",

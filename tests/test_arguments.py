@@ -21,7 +21,7 @@ finally:
 """
 FROM_RECIPES = ["pipelines.finetune", *(f"vlm_core.{name}" for name in ("prepare", "encode", "finetune", "evaluate"))]
 OTHERS = [
-    *(f"vlm_core.{name}" for name in ("generate", "export", "caches", "review")),
+    *(f"vlm_core.{name}" for name in ("generate", "export", "caches", "review", "judge")),
     *(f"tasks.{name}" for name in ("registry", "services", "ownership")),
     "deployments.scaling",
     "benchmarks.run",
@@ -69,6 +69,7 @@ def test_a_wrong_argument_is_reported_before_slow_imports(module: str, words: li
         ("vlm_core.export", "merg"),
         ("vlm_core.caches", "lst"),
         ("vlm_core.review", "mak"),
+        ("vlm_core.judge", "evaluation", "--modell", "x"),
         ("tasks.registry", "promot"),
         ("tasks.services", "dwn"),
         ("tasks.ownership", "--dry"),

@@ -235,6 +235,21 @@ def review_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
+def judge_parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the parser of `python -m vlm_core.judge`."""
+    parser = argparse.ArgumentParser(
+        "python -m vlm_core.judge", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("evaluation", type=Path, help="directory of an evaluation: it has predictions.parquet")
+    add("--model", required=True, help="name of the judge at the endpoint")
+    add("--url", required=True, help="address of the endpoint; it has to be in MEDPIX_JUDGES")
+    add("--also", nargs="+", default=[], metavar="NAME", help="also judge these models of evaluation.compare_with")
+    add("--questions", type=int, default=200, help="questions to judge, spread over the split; default: 200")
+    add("--labels", type=Path, help="CSV file with the columns example_id and verdict")
+    return parser
+
+
 def _parser_with_commands(prog: str, description: str | None) -> tuple[argparse.ArgumentParser, Any]:
     """Returns (the parser of a program that has commands, the object that adds them)."""
     parser = _plain_parser(prog, description)

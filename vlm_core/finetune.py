@@ -24,6 +24,8 @@ from filelock import Timeout
 from vlm_core.cache import locked
 from vlm_core.config import Config
 from vlm_core.data.batches import ImageInputs
+from vlm_core.data.conversation_dataset import ConversationDataset
+from vlm_core.evaluation.power import power_in_words
 from vlm_core.evaluation.training_scores import TrainingScores
 from vlm_core.files import read_json_lines, write_json, write_text
 from vlm_core.generation.answerer import Answerer
@@ -116,6 +118,8 @@ def _check_plan(inputs: RunInputs) -> Plan | None:
         require_disk(plan, config, inputs.directory)
     else:
         logger.info("no plan: the batches of the custom %s are unknown", config.dataloader.collate_fn.target)
+    cases = ConversationDataset(inputs.conversations, "validation").conversations["case_id"]
+    logger.info("%s", power_in_words(list(cases), config.evaluation.limit))
     for warning in length_warnings(config, len(examples)):
         logger.warning("%s", warning)
     return plan

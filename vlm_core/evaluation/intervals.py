@@ -46,8 +46,15 @@ class CaseBootstrap:
 
     def mean(self, values: np.ndarray) -> Scored:
         """Returns the mean of values with one entry per question."""
-        sums, counts = (np.bincount(self.case_of, column, self.cases) for column in (values, np.ones_like(values)))
-        return Scored(float(values.mean()), (self.usable_weights @ sums) / (self.usable_weights @ counts))
+        return self.ratio(values, np.ones_like(values))
+
+    def ratio(self, above: np.ndarray, below: np.ndarray) -> Scored:
+        """Returns the sum of `above` divided by that of `below`, with one entry per question; NaN if that is 0."""
+        one, other = (np.bincount(self.case_of, column, self.cases) for column in (above, below))
+        with np.errstate(invalid="ignore"):
+            return Scored(
+                float(np.divide(above.sum(), below.sum())), (self.usable_weights @ one) / (self.usable_weights @ other)
+            )
 
     def scores(self, columns: Columns, metrics: Iterable[Metric] | None = None) -> dict[str, Scored]:
         """Returns the score of each of `metrics` (by default of all) for columns with one entry per question."""

@@ -1,21 +1,20 @@
 """Scores what readers saved: which model they prefer, how often each is correct, and whether readers agree."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
+from vlm_core.evaluation.kappa import kappa
 from vlm_core.evaluation.metrics import rounded
 from vlm_core.evaluation.result_names import MODEL
 from vlm_core.files import read_json
 
 PREFERENCES = {"first": 1, "equal": 0, "second": -1}  # as the page saves them
 CORRECTNESS = ("wrong", "partly", "correct")
-AGREEMENT_DRAWS = 500
 
 
 class Judgement(NamedTuple):
@@ -110,28 +109,11 @@ def _agreement(judgements: Sequence[Judgement], key: Mapping[str, Any]) -> list[
             {
                 "readers": [one, other],
                 "items": len(both),
-                "preference": _kappa([(a.preference, b.preference) for a, b in pairs], cases, (-1, 0, 1), None),
-                "correctness": _kappa(levels, [c for c in cases for _ in key["models"]], (0, 1, 2), "quadratic"),
+                "preference": kappa([(a.preference, b.preference) for a, b in pairs], cases, (-1, 0, 1)),
+                "correctness": kappa(levels, [c for c in cases for _ in key["models"]], (0, 1, 2), "quadratic"),
             }
         )
     return found
-
-
-def _kappa(
-    pairs: Sequence[tuple[int, int]], cases: Sequence[str], labels: Sequence[int], weights: Literal["quadratic"] | None
-) -> dict[str, float | None]:
-    from sklearn.exceptions import UndefinedMetricWarning  # takes two seconds
-    from sklearn.metrics import cohen_kappa_score
-
-    values, bootstrap = np.array(pairs), CaseBootstrap(cases, 0, AGREEMENT_DRAWS)
-
-    def kappa(counts: np.ndarray) -> float:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UndefinedMetricWarning)  # NaN if both readers gave one answer only
-            return float(cohen_kappa_score(*values.T, labels=labels, weights=weights, sample_weight=counts))
-
-    draws = [kappa(counts[bootstrap.case_of]) for counts in bootstrap.usable_weights]
-    return interval(Scored(kappa(np.ones(len(values))), np.array(draws)))
 
 
 def summary(result: Mapping[str, Any]) -> str:
