@@ -237,9 +237,7 @@ def review_parser(description: str | None) -> argparse.ArgumentParser:
 
 def judge_parser(description: str | None) -> argparse.ArgumentParser:
     """Returns the parser of `python -m vlm_core.judge`."""
-    parser = argparse.ArgumentParser(
-        "python -m vlm_core.judge", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = _plain_parser("python -m vlm_core.judge", description)
     add = parser.add_argument
     add("evaluation", type=Path, help="directory of an evaluation: it has predictions.parquet")
     add("--model", required=True, help="name of the judge at the endpoint")

@@ -188,9 +188,18 @@ def _last_step(run_id: str, prefix: str) -> int:
 
 
 def _experiment_id() -> str:
-    """Returns the experiment's id, and creates it if needed; with our default store, artifacts go to the home too."""
+    """Returns the experiment's id, and creates it if needed; with our default store, artifacts go to the home too.
+
+    Raises ValueError if only a server can store the experiment's artifacts, and none is used.
+    """
     known = mlflow.get_experiment_by_name(EXPERIMENT)
     if known is not None:
+        served = known.artifact_location.startswith("mlflow-artifacts:")
+        if served and not mlflow.get_tracking_uri().startswith("http"):
+            raise ValueError(
+                f"the experiment {EXPERIMENT} was made with MLflow's server, which stores its files: start it and set "
+                'its address (`make up`, then eval "$(make env)"), or set MEDPIX_HOME to another directory'
+            )
         return known.experiment_id
     default_store = mlflow.get_tracking_uri() == default_tracking_uri()
     location = (medpix_home() / "mlflow" / "artifacts").as_uri() if default_store else None

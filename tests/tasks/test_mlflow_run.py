@@ -6,7 +6,14 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tasks.trackers.mlflow_run import MetricsFollower, log_evaluation, log_parameters, run_tags
+from tasks.trackers.mlflow_run import (
+    EXPERIMENT,
+    MetricsFollower,
+    log_evaluation,
+    log_parameters,
+    run_tags,
+    start_mlflow_run,
+)
 from tests.conftest import new_mlflow_store, small_config
 from vlm_core.evaluation.metrics import Use, names
 from vlm_core.files import read_json, write_json
@@ -56,6 +63,12 @@ def test_each_step_is_sent_once_despite_a_resume(run_id: str, tmp_path: Path) ->
     assert steps(run_id) == list(range(1, 10))
     follower.poll()
     assert steps(run_id) == list(range(1, 10))
+
+
+def test_an_experiment_whose_files_a_server_stores_is_refused_without_it(run_id: str) -> None:
+    mlflow.create_experiment(EXPERIMENT, "mlflow-artifacts:/1")
+    with pytest.raises(ValueError, match=r"`make up`.*MEDPIX_HOME"):
+        start_mlflow_run(small_config(), "run", Path("conversations"), {})
 
 
 def test_trainable_and_frozen_parameters_are_parameters_and_a_table(run_id: str, tmp_path: Path) -> None:
