@@ -30,6 +30,8 @@ COMMANDS: Final = (
             words=("--plan",), also=("estimate", "dry-run")),
     Command("Train", "train", "pipelines.finetune", "train, evaluate and register a model",
             also=("run", "fine-tune", "fit", "pipeline")),
+    Command("Train", "sweep", "pipelines.sweep", "search a space of settings for the best ones",
+            also=("search", "tune", "optimize", "hyperparameters")),
     Command("Train", "finetune", "vlm_core.finetune", "only train, without Prefect and MLflow"),
     Command("Train", "encode", "vlm_core.encode", "only fill the vision cache, for later trainings",
             also=("features",)),

@@ -2,18 +2,23 @@
 
 from typing import Any
 
-from prefect import flow
+from prefect import Task, flow
 
 from pipelines.forms import ComputeForm, DatasetForm, EvaluationForm, Overrides
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
 from tasks.jobs import evaluate
 from tasks.ownership import reap_after_crash
+from tasks.registry.decline import report_decline
 from tasks.run import checked_config, tracked_run
 from tasks.stages import Stages
 from tasks.stops import ends_quietly
 from tasks.summary import show_scores
 from tasks.turns import turn
 from vlm_core.form import Recipe, form_overrides
+
+STAGES: list[Task[..., Any]] = [
+    download_dataset, download_model, preprocess_conversations, report_data, evaluate, report_decline,
+]  # fmt: skip
 
 
 @flow(
@@ -46,7 +51,7 @@ def medpix_evaluate(
     filled = form_overrides(recipe, "as in the recipe", sections)
     # An evaluation gets its own directory: the recipe's directory belongs to a training.
     config = checked_config(recipe, filled | dict(overrides) | {"checkpoint.checkpoint_dir": None})
-    stage = Stages([download_dataset, download_model, preprocess_conversations, report_data, evaluate]).run
+    stage = Stages(STAGES).run
     splits = stage(download_dataset, config)
     base_model = stage(download_model, config)
     conversations = stage(preprocess_conversations, config, splits)
@@ -54,4 +59,5 @@ def medpix_evaluate(
         stage(report_data, run, conversations, splits)
         result = stage(evaluate, run, base_model, checkpoint, conversations)
         show_scores(run, result)
+        stage(report_decline, run, checkpoint, result)
         return result

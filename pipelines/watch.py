@@ -1,28 +1,31 @@
-"""The flow that starts a training when the dataset or the base model has a new revision on the hub."""
+"""The flow that starts a training when the dataset or the base model is new."""
 
 from prefect import flow
 
 from pipelines.forms import Overrides
 from tasks.run import checked_config
-from tasks.watch import announce, find_changes
+from tasks.watch import FINGERPRINT, announce, find_changes
 from vlm_core.form import Recipe
 
 
 @flow(name="medpix-retrain-watch", flow_run_name="watch {recipe}", persist_result=True, result_serializer="json")
 def medpix_retrain_watch(
     recipe: Recipe = "gemma3_4b_lora",
+    min_new_rows: int = 0,
     overrides: Overrides = {},  # noqa: B006 - a Mapping, which nobody changes
 ) -> dict[str, str]:
-    """Starts medpix-finetune if the recipe's dataset or base model has a revision that no version was trained on.
+    """Starts medpix-finetune if no version was trained on the recipe's present dataset and base model.
 
-    Returns the new revisions, or {} if nothing has changed.
+    Returns the new revisions on the hub, the fingerprint of a new local dataset, or {} if nothing has changed.
 
     Args:
-        recipe: The recipe to watch. Its dataset and base model are compared with the hub; a new run uses it too.
+        recipe: The recipe to watch; a new run uses it too.
+        min_new_rows: How many rows more than all versions had, before a run starts on new data.
         overrides: Settings that replace the recipe's, as JSON: {"dataset.split": "train"}.
     """
     config = checked_config(recipe, overrides)
-    changes = find_changes(config)
+    changes = find_changes(config, min_new_rows)
     if changes:
-        announce(recipe, {**overrides, **changes})
+        revisions = {key: value for key, value in changes.items() if key != FINGERPRINT}
+        announce(recipe, {**overrides, **revisions})
     return changes

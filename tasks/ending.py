@@ -64,6 +64,20 @@ def next_steps(summary: dict[str, Any], flow_run_url: str | None = None) -> str:
     return "\n".join([*lines, "", *_question(summary["checkpoint"], directory / EXAMPLE)])
 
 
+def sweep_ending(result: dict[str, Any], flow_run_url: str | None = None) -> str:
+    """Returns the last lines of a sweep by hand: its best trial, both scores, and the command that repeats it."""
+    command = [f"MEDPIX_HOME={medpix_home()}", sys.executable, "-m", "pipelines.finetune", "--recipe", result["recipe"]]
+    values = ", ".join(f"{key}={value}" for key, value in result["values"].items())
+    lines = [f"trial {result['best_trial']} of {result['trials']} is the best: {values}"]
+    lines += [
+        f"{METRICS[metric].words}: {with_interval(found['selection'])} on the selection part, "
+        f"{with_interval(found['held_back'])} on the held-back part, which decides"
+        for metric, found in result["scores"].items()
+    ]
+    lines += ["", render(result["summary"]), "", next_steps(result["summary"], flow_run_url), ""]
+    return "\n".join([*lines, "Train with its recipe:", f"  {shlex.join(command)}"])
+
+
 def _mlflow_page(run_id: str) -> str:
     """Returns the run's page in MLflow, or the command that starts MLflow's UI."""
     store, program = mlflow.get_tracking_uri(), Path(sys.executable).parent / "mlflow"

@@ -24,7 +24,12 @@ from vlm_core.run_directory import CONFIG, EVALUATION, LOSS_PLOT, PARAMETERS, RE
 
 @stoppable_task(tags=["training"], persist_result=False)
 def finetune(run: Run, conversations: Path) -> dict[str, Any]:
-    """Trains, and returns `{steps, first_loss, last_loss, seconds, checkpoint}`.
+    """Trains, and returns `{steps, first_loss, last_loss, seconds, checkpoint}`."""
+    return train(run, conversations)
+
+
+def train(run: Run, conversations: Path, *arguments: str, on_poll: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Trains with additional `arguments` of the command; returns the content of its `result.json`.
 
     The training job also fills the vision cache: a separate job would load torch and the model a second time.
     """
@@ -33,7 +38,9 @@ def finetune(run: Run, conversations: Path) -> dict[str, Any]:
         system_metrics(run.mlflow_run_id),
         sent_to_wandb(run.config, run.directory, get_run_logger()) as poll_wandb,
     ):
-        _run("finetune", run, ["--conversations", str(conversations)], follower.poll, poll_wandb)
+        run_step(
+            "finetune", run, ["--conversations", str(conversations), *arguments], follower.poll, poll_wandb, on_poll
+        )
     if (run.directory / PARAMETERS).is_file():  # older versions did not write it
         log_parameters(run.mlflow_run_id, run.directory)
     shown = [LOSS_PLOT, SAMPLES] if run.config.report.images else [LOSS_PLOT]
@@ -52,13 +59,13 @@ def evaluate(run: Run, base_model: Path, checkpoint: str, conversations: Path) -
         # By its version: the alias may move before the gate decides.
         compared = run.config.evaluation.comparisons | {CHAMPION: version_uri(name, champion)}
         arguments += ["--evaluation.compare_with", *(f"{label}={model}" for label, model in compared.items())]
-    _run("evaluate", run, arguments)
+    run_step("evaluate", run, arguments)
     result = read_json(output / RESULT)
     log_evaluation(run.mlflow_run_id, result, output, with_texts=run.config.report.images)
     return result
 
 
-def _run(step: str, run: Run, arguments: list[str], *on_poll: Callable[[], None]) -> None:
+def run_step(step: str, run: Run, arguments: list[str], *on_poll: Callable[[], None]) -> None:
     """Runs `vlm_core.{step}` as a job; calls `on_poll` regularly, and shows the job's progress."""
     configured = ("--config", str(run.directory / CONFIG), *arguments)
     job = Job(f"vlm_core.{step}", configured, run.config.compute, run.directory / f"{step}.log")

@@ -89,12 +89,17 @@ def _data_name(dataset: DatasetConfig) -> str:
 
 @contextmanager
 def tracked_run(
-    config: Config, base_model: Path, splits: Splits, conversations: Path, evaluated: str | None = None
+    config: Config,
+    base_model: Path,
+    splits: Splits,
+    conversations: Path,
+    evaluated: str | None = None,
+    tags: Mapping[str, str] = {},
 ) -> Iterator[Run]:
     """Starts a run and yields it; when the block ends, the MLflow run becomes FINISHED, FAILED, or KILLED (cancelled).
 
     If the directory holds an interrupted run, that run resumes, in MLflow too. `evaluated` names the model of an
-    evaluation without a training.
+    evaluation without a training. `tags` are further tags of the MLflow run.
     Raises ValueError if the configured directory holds a different run, or an active one.
     """
     warn_of_unused_settings(config.compute)
@@ -106,7 +111,7 @@ def tracked_run(
     config = decide_length(config, checkpoint, questions, config.compute.processes)
     # MLflow comes before the first file: if its server cannot be reached, no incomplete run directory is left.
     known = mlflow_run_of(directory)
-    tags = run_tags(config, evaluated) | owner_tags(directory)
+    tags = run_tags(config, evaluated) | owner_tags(directory) | dict(tags)
     run = Run(config, directory, start_mlflow_run(config, directory.name, conversations, tags, known))
     remember_mlflow_run(directory, run.mlflow_run_id)
     write_text(directory / CONFIG, config.to_yaml())

@@ -26,6 +26,7 @@ R = TypeVar("R")
 STOPS = (TerminationSignal, KeyboardInterrupt)
 STOPPED = "Stopped on request."
 ARTIFACT = "medpix-stopped"
+SWEEP = "sweep.json"  # the file in the directory of a sweep that has its settings
 
 
 class Stopped(CancelledRun):
@@ -124,9 +125,14 @@ def report_stop(directory: Path, error: BaseException) -> NoReturn:
 
 
 def resumption(directory: Path) -> str:
-    """Returns one line with the last checkpoint of a stopped run and how to resume from it."""
-    latest = directory / LATEST
-    if latest.exists():
+    """Returns one line with what a stopped run or sweep has saved, and how to resume from it."""
+    latest, by_hand = directory / LATEST, f"--checkpoint.checkpoint_dir {directory}"
+    for sweep in (directory, directory.parent):  # a trial's directory lies in that of its sweep
+        if (sweep / SWEEP).is_file():
+            by_hand = f"--sweep-name {sweep.name}"
+    if (directory / SWEEP).is_file():
+        saved, start = f"the trials are saved in {directory}", "from them"
+    elif latest.exists():
         step = read_json(latest / PROGRESS)["step"]
         saved, start = f"step {step:,} is saved in {directory}/{latest.resolve().name}", "from it"
     else:
@@ -134,7 +140,7 @@ def resumption(directory: Path) -> str:
     if deployment.id:
         how = f"Retry on this page, or `prefect flow-run retry {flow_run.id}`, resumes {start}"
     else:
-        how = f"the same command with `--checkpoint.checkpoint_dir {directory}` resumes {start}"
+        how = f"the same command with `{by_hand}` resumes {start}"
     return f"Stopped: {saved}. {how[0].upper()}{how[1:]}."
 
 

@@ -1,46 +1,86 @@
-"""Finds new revisions on the hub that no registered version of a model was trained on, and announces them."""
+"""Finds new data or a new base model that no registered version of a model was trained on, and announces them."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from prefect import get_run_logger, task
 from prefect.events import emit_event
 
-from tasks.registry.register import registered_name
+from tasks.registry.register import ROWS, registered_name
+from vlm_core.cache import read_manifest
 from vlm_core.config import Config
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.hub import RepositoryKind, current_commit, download, is_repository_id
 from vlm_core.models.base_model import fetch_model
 
 EVENT = "medpix.revision-changed"
+FINGERPRINT = "dataset_fingerprint"  # version tag, and the change of data that is no repository
 
 
 @task(tags=["watch"], persist_result=False)
-def find_changes(config: Config) -> dict[str, str]:
-    """Returns the current `{"dataset.revision": commit, "model.revision": commit}`, or {} if a version has all of them.
+def find_changes(config: Config, min_new_rows: int = 0) -> dict[str, str]:
+    """Returns what is new, `{"dataset.revision": commit, "model.revision": commit}`, or {} if a version has it all.
 
     Of several datasets, each that is on the hub has its key, such as `more_datasets.NAME.revision`.
 
-    All versions count, not only the champion: otherwise a run on new data that did not become the champion would start
-    again every night. Raises ValueError if neither the dataset nor the base model is on the hub.
+    A local dataset has no revision: its change is `{"dataset_fingerprint": digest}`. All versions count, not only the
+    champion: otherwise a run on new data that did not become the champion would start again every night. With
+    `min_new_rows`, new data with fewer rows more than every version had is no change yet.
+    Raises ValueError if there is nothing to watch: neither a repository on the hub nor a local dataset.
     """
+    present = _present(config)
+    name = watched_name(config)
+    versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")
+    known = [v.version for v in versions if all(v.tags.get(key) == value for key, value in present.items())]
+    get_run_logger().info("%s: %s; versions trained on it: %s", name, present, known or "none")
+    if known or (min_new_rows and not _has_grown(config, versions, present, min_new_rows)):
+        return {}
+    return present
+
+
+def _present(config: Config) -> dict[str, str]:
+    """Returns the current revisions on the hub, or else the fingerprint of a local dataset."""
     model = config.model
     sources: dict[str, tuple[str, RepositoryKind, str | None]] = {
         "model.revision": (model.pretrained_model_name_or_path, "model", model.revision)
     }
     for name, dataset in config.datasets.items():
         sources[f"{config.key_of(name)}.revision"] = (dataset.path_or_dataset, "dataset", dataset.revision)
-    commits = {key: current_commit(*source) for key, source in sources.items() if is_repository_id(source[0])}
-    if not commits:
+    found = {key: current_commit(*source) for key, source in sources.items() if is_repository_id(source[0])}
+    if any(Path(dataset.path_or_dataset).exists() for dataset in config.datasets.values()):
+        found[FINGERPRINT] = read_manifest(prepare_conversations(config)[0])["fingerprint"]
+    if not found:
         raise ValueError(
-            "neither the dataset nor the base model of this recipe is on the hub, so there is nothing to watch; "
-            "choose a recipe that uses the hub"
+            "neither the dataset nor the base model of this recipe is on the hub, and the dataset is not a local file "
+            "or directory, so there is nothing to watch; choose a recipe that uses one of them"
         )
-    name = watched_name(config)
-    versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")
-    known = [v.version for v in versions if all(v.tags.get(key) == commit for key, commit in commits.items())]
-    get_run_logger().info("%s: %s; versions trained on it: %s", name, commits, known or "none")
-    return {} if known else commits
+    return found
+
+
+def _has_grown(config: Config, versions: Sequence[ModelVersion], present: dict[str, str], min_new_rows: int) -> bool:
+    """Returns whether the data has enough new rows, or the base model is new; reads the data, as a training would."""
+    model = "model.revision"
+    if model in present and all(version.tags.get(model) != present[model] for version in versions):
+        return True
+    trained = [int(version.tags[ROWS]) for version in versions if ROWS in version.tags]
+    if not trained:  # no version, or older ones only, which did not record their rows
+        return True
+    rows = sum(read_manifest(prepare_conversations(_at(config, present))[0])["rows"].values())
+    new = rows - max(trained)
+    get_run_logger().info("%d new rows; min_new_rows=%d are needed", new, min_new_rows)
+    return new >= min_new_rows
+
+
+def _at(config: Config, revisions: Mapping[str, str]) -> Config:
+    """Returns the config with the datasets' revisions of `find_changes`."""
+    tree = config.model_dump(mode="json")
+    for name in config.datasets:
+        section = tree["more_datasets"][name] if name in config.more_datasets else tree["dataset"]
+        section["revision"] = revisions.get(f"{config.key_of(name)}.revision", section["revision"])
+    return Config.model_validate(tree)
 
 
 def watched_name(config: Config) -> str:

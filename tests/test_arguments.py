@@ -23,6 +23,7 @@ FROM_RECIPES = ["pipelines.finetune", *(f"vlm_core.{name}" for name in ("prepare
 OTHERS = [
     *(f"vlm_core.{name}" for name in ("generate", "export", "caches", "review", "judge")),
     *(f"tasks.{name}" for name in ("registry", "services", "ownership")),
+    "pipelines.sweep",
     "deployments.scaling",
     "benchmarks.run",
 ]
@@ -41,6 +42,16 @@ WRONG = [
     (["--optimizer.lr", "1"], "--config is missing"),
     (["--config", "demo", "--print-confg"], "unknown option --print-confg; nearest: --print-config"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [("optimizer.lrr: [1, 2]", "nearest: 'optimizer.lr'"), ("missing.yaml", "neither YAML such as"), (None, "--space")],
+)
+def test_a_wrong_space_is_reported_before_slow_imports(space: str | None, message: str) -> None:
+    done = run("pipelines.sweep", "--recipe", "demo", *(("--space", space) if space else ()))
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "imported: []")
+    assert message in done.stderr
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

@@ -87,4 +87,4 @@ def test_schedules_are_in_the_time_zone_of_the_machine(setting: str, zone: str |
     found = subprocess.run(words, env=environment, capture_output=True, text=True, check=True).stdout.strip()
     assert found == zone if zone else ZoneInfo(found)
     schedules = (DEPLOYMENTS / "prefect.yaml").read_text(encoding="utf-8")
-    assert re.findall(r"timezone: (.*)", schedules) == ['"{{ $MEDPIX_TIMEZONE }}"'] * 2
+    assert re.findall(r"timezone: (.*)", schedules) == ['"{{ $MEDPIX_TIMEZONE }}"'] * 3

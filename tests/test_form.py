@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from pipelines.evaluate import medpix_evaluate
 from pipelines.finetune import medpix_finetune
+from pipelines.sweep import medpix_sweep
 from pipelines.watch import medpix_retrain_watch
 from vlm_core.config import (
     ClusterConfig,
@@ -95,7 +96,7 @@ def test_bounds_hold_and_unknown_fields_are_refused() -> None:
         Optimizer(lrr=1)
 
 
-FLOWS = {flow.name: flow for flow in (medpix_finetune, medpix_evaluate, medpix_retrain_watch)}
+FLOWS = {flow.name: flow for flow in (medpix_finetune, medpix_evaluate, medpix_sweep, medpix_retrain_watch)}
 LEARNING_RATE = {"optimizer": {"lr": 2e-5}}
 
 

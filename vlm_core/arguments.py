@@ -21,6 +21,7 @@ from vlm_core.config import Config
 from vlm_core.guide import GENERATE_FLAGS
 from vlm_core.log import configure_logging
 from vlm_core.program import as_called
+from vlm_core.search_space import parse_space, read_space
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,41 @@ def flow_parser(description: str | None) -> ConfigParser:
     return ConfigParser(prog="python -m pipelines.finetune", description=description, common=TRAINING_KEYS)
 
 
+class _SweepParser(ConfigParser):
+    """Checks the space of a sweep too; `options.space` is what `read_space` returns."""
+
+    def parse_config(self, arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, Config]:
+        options, config = super().parse_config(arguments)
+        try:
+            options.space = read_space(options.space)
+            parse_space(options.space, options.recipe, options.overrides)
+        except ValueError as error:
+            self.error(str(error))
+        return options, config
+
+
+def sweep_parser(description: str | None) -> ConfigParser:
+    """Returns the parser of `python -m pipelines.sweep`."""
+    parser = _SweepParser(prog="python -m pipelines.sweep", description=description, common=TRAINING_KEYS)
+    add = parser.add_argument
+    add("--space", required=True, help="config keys and their values, as YAML or the path of a YAML file")
+    add(
+        "--trials",
+        type=int,
+        default=12,
+        help="how many trials to propose; 0: as many as finish in --hours; default: 12",
+    )
+    add("--hours", type=float, default=0, help="how long to search; default: until all trials are done")
+    add("--metric", default="loss", help="score that ranks the trials: loss, token_f1, ...; default: loss")
+    add("--parallel-trials", type=int, default=1, help="how many trials train at once, on a cluster; default: 1")
+    add(
+        "--sweep-name",
+        default="",
+        help="name of the sweep's directory; a sweep with this name resumes; default: a new sweep",
+    )
+    return parser
+
+
 def data_path_of(arguments: Sequence[str]) -> str | None:
     """Returns the PATH argument of `python -m vlm_core.prepare PATH`, None if the first argument is an option."""
     return arguments[0] if arguments and not arguments[0].startswith("-") else None
@@ -152,6 +188,12 @@ def finetune_parser(description: str | None) -> ConfigParser:
     """Returns the parser of `python -m vlm_core.finetune`."""
     parser = ConfigParser(prog="python -m vlm_core.finetune", description=description, common=TRAINING_KEYS)
     parser.add_argument("--plan", action="store_true", help="print the plan of the run and whether it fits, and stop")
+    parser.add_argument(
+        "--pause-after",
+        type=int,
+        metavar="STEP",
+        help="validate, save and stop after this step; the same command without it resumes",
+    )
     _add_conversations(parser)
     return parser
 

@@ -190,6 +190,7 @@ def _publish(
         quote=config.report.images,
     )
     result["dataset_fingerprint"] = dataset.manifest["fingerprint"]
+    result["dataset_rows"] = sum(dataset.manifest["rows"].values())
     result["examples_with_images_of_training"] = sum(question.seen_image for question in questions)
     if not config.report.images:
         result["closed_questions"] = _numbered(result["closed_questions"])

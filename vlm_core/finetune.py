@@ -13,6 +13,7 @@ else:
 import argparse
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -62,29 +63,41 @@ def run_directory(config: Config) -> Path:
 
 
 def finetune(
-    config: Config, ranks: Ranks, conversations: Path | None = None, *, plan_only: bool = False
+    config: Config,
+    ranks: Ranks,
+    conversations: Path | None = None,
+    *,
+    plan_only: bool = False,
+    pause_after: int | None = None,
 ) -> dict[str, Any]:
     """Trains to the end and returns the content of `result.json`; with `plan_only`, only logs the plan and returns {}.
 
-    `conversations` is the conversation cache of `config`; None: find or build it.
+    `conversations` is the conversation cache of `config`; None: find or build it. `pause_after` is a step to stop
+    after: another start of the same run continues from there, exactly as if it had not stopped.
     Raises ValueError for wrong input, before the run directory is written to.
     """
+    if pause_after is not None and (pause_after < 1 or not config.checkpoint.enabled):
+        raise ValueError(
+            f"--pause-after {pause_after} needs a step from 1 on and a checkpoint to resume from "
+            f"(checkpoint.enabled={config.checkpoint.enabled}): set checkpoint.enabled=true"
+        )
     inputs = gather(config, run_directory(config), ranks, conversations)
-    finished = _finished_steps(inputs)
+    finished = _finished_steps(inputs, pause_after)
     if finished is not None:
         return _write_result(inputs, finished)
     plan = _check_plan(inputs)
     if plan_only:
         return {}
     try:
-        return _train(inputs)
+        return _train(inputs, pause_after)
     except torch.OutOfMemoryError as error:
         raise out_of_memory(plan, inputs.device, error) from error
 
 
-def _train(inputs: RunInputs) -> dict[str, Any]:
+def _train(inputs: RunInputs, pause_after: int | None) -> dict[str, Any]:
     scores = TrainingScores(inputs.config, inputs.conversations, inputs.validation)
     trainer, main = build_trainer(inputs, _after_validation(inputs, scores)), inputs.ranks.is_main
+    trainer.pause_after = pause_after
     with _sole_writer(inputs.directory) if main else nullcontext():
         if main:
             _write_settings(inputs, trainer)
@@ -92,13 +105,13 @@ def _train(inputs: RunInputs) -> dict[str, Any]:
         return _write_result(inputs, trainer.progress.step)
 
 
-def _finished_steps(inputs: RunInputs) -> int | None:
-    """Returns the number of steps of a finished run, None if the run is not finished."""
+def _finished_steps(inputs: RunInputs, pause_after: int | None) -> int | None:
+    """Returns the number of steps of a run that is finished or at its pause, None if steps are left."""
     checkpoint, config = inputs.checkpoint, inputs.config
     if checkpoint is None:
         return None
     progress = load_progress(checkpoint).by(config.checkpoint.best_metric)
-    steps = total_steps(config, len(inputs.train))
+    steps = min(total_steps(config, len(inputs.train)), pause_after or sys.maxsize)
     if progress.step < steps and not progress.is_exhausted(config.step_scheduler.early_stop_patience):
         return None
     logger.info("%s is finished at %s: there is nothing left to do", inputs.directory, checkpoint.name)
@@ -199,7 +212,7 @@ def main(options: argparse.Namespace, config: Config) -> None:
     """Runs the command."""
     with command() as ranks:
         try:
-            finetune(config, ranks, options.conversations, plan_only=options.plan)
+            finetune(config, ranks, options.conversations, plan_only=options.plan, pause_after=options.pause_after)
         except Preempted as preempted:
             logger.warning("%s", preempted)
             raise SystemExit(EXIT_PREEMPTED) from None

@@ -11,6 +11,7 @@ from typing import Any
 
 from prefect import get_run_logger, task
 
+from tasks.registry.decline import remember_score
 from tasks.registry.versions import (
     CHAMPION,
     candidates_met,
@@ -49,6 +50,8 @@ def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) 
         decision = decide(result, run.config.registry, champion and version_uri(name, champion), number)
         record = make_champion if decision.promoted else keep_champion
         record(name, version, decision.reason, candidate=decision.candidate)
+        if decision.promoted:
+            remember_score(name, version, result, run.config.registry.metric)
     get_run_logger().info("version %s of %s %s: %s", version, name,
                           "is the champion" if decision.promoted else "is not promoted", decision.reason)  # fmt: skip
     return asdict(decision)

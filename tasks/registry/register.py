@@ -29,6 +29,7 @@ from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
 from vlm_core.run_directory import CONFIG, CONSOLIDATED, EVALUATION, REGISTERED, RESULT
 
+ROWS = "dataset_rows"  # version tag: rows of both splits; the watch counts what was added since
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
@@ -132,6 +133,7 @@ def _tags(result: dict[str, Any]) -> dict[str, Any]:
     model = result["scores"]["model"]
     return {
         **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
+        ROWS: result.get("dataset_rows"),  # evaluations of older versions have none
         **{metric.name: model[metric.name]["value"] for metric in metrics_in(model, Use.TAG)},
         VISUAL_RELIANCE: result["visual_reliance"] and result["visual_reliance"][PRIMARY]["value"],
     }

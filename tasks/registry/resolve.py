@@ -32,7 +32,7 @@ def resolve_model(uri: str) -> tuple[Path, dict[str, Any]]:
     or has changed since it was registered.
     """
     try:
-        version = _version(uri)
+        version = find_version(uri)
         directory = local_copy(version)
         require_trusted(version.name, str(version.version), directory)
         flavor = Model.load(str(directory)).flavors["python_function"]
@@ -90,7 +90,8 @@ def _downloaded_weights(directory: Path, path: str) -> Path:
     return found
 
 
-def _version(uri: str) -> Any:
+def find_version(uri: str) -> Any:
+    """Returns MLflow's version for `models:/name@alias` or `models:/name/version`; raises MlflowException for none."""
     name, at, alias = uri.removeprefix("models:/").partition("@")
     client = mlflow.MlflowClient()
     if at:

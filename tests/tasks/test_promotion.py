@@ -14,6 +14,7 @@ from prefect.logging import disable_run_logger
 from tasks.registry import __main__ as command
 from tasks.registry.__main__ import render
 from tasks.registry.arguments import registry_parser
+from tasks.registry.decline import report_decline
 from tasks.registry.promotion import decide, promote_model
 from tasks.registry.versions import find_champion, promote, roll_back, versions
 from tasks.run import Run
@@ -28,6 +29,9 @@ def change(value: float | None, low: float | None = None, chance: float = 0.001)
     return {"value": value, "low": value if low is None else low, "high": value, "p": 0.5, "chance": chance}
 
 
+SCORE = {"value": 0.8, "low": 0.75, "high": 0.85}
+
+
 def result(unseen: dict[str, Any] | None, overall: dict[str, Any], **others: Any) -> dict[str, Any]:
     """Returns the parts of an evaluation that the gate reads; the set of unseen cases comes first if there is one."""
     sets = {"40 questions about 20 unseen cases": unseen, "all 100 questions": overall}
@@ -40,7 +44,7 @@ def result(unseen: dict[str, Any] | None, overall: dict[str, Any], **others: Any
         "identical": {},
         "scores": {"model": {"token_f1": change(0.4)}},
         "deciding": [
-            {"questions": words, "differences": dict.fromkeys(("champion", "base", "start"), found)}
+            {"questions": words, "score": SCORE, "differences": dict.fromkeys(("champion", "base", "start"), found)}
             for words, found in sets.items()
             if found
         ],
@@ -205,6 +209,25 @@ def test_the_gate_counts_the_candidates_of_each_champion(name: str) -> None:
     assert promote_after("2", newest)["candidate"] == 1
     roll_back(name)  # its questions have been used before
     assert promote_after("2", result(WORSE, WORSE))["candidate"] == 4
+
+
+@pytest.mark.slow
+def test_a_champion_that_has_declined_is_reported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[dict[str, Any]] = []
+    monkeypatch.setattr("tasks.registry.decline.emit_event", lambda event, **content: events.append(content))
+    promote_after("1", result(BETTER, BETTER))
+    run = Run(small_config(), Path("run"), "no MLflow run")
+    worse = {"deciding": [{"score": {"value": 0.6, "low": 0.5, "high": 0.7}}]}
+    for checkpoint in ("models:/m@champion", "models:/m/1"):
+        found = report_decline.fn(run, checkpoint, worse)
+        assert found is not None
+        assert found.endswith("token_f1 is 0.600 [0.500, 0.700]; it was promoted with 0.800 [0.750, 0.850]")
+    assert [event["payload"]["version"] for event in events] == ["1", "1"]
+    overlapping = {"deciding": [{"score": {"value": 0.7, "low": 0.6, "high": 0.8}}]}
+    assert report_decline.fn(run, "models:/m@champion", overlapping) is None
+    assert report_decline.fn(run, "models:/m/2", worse) is None  # the gate has not promoted it
+    assert report_decline.fn(run, "runs/demo/epoch_0_step_9", worse) is None
+    assert len(events) == 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from prefect.exceptions import TerminationSignal
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
-from tasks.stops import ends_quietly, report_stop, resumption, stoppable_task
+from tasks.stops import SWEEP, ends_quietly, report_stop, resumption, stoppable_task
 from vlm_core.files import write_json
 
 
@@ -43,6 +43,16 @@ def test_the_message_names_the_checkpoint_and_how_to_resume(tmp_path: Path) -> N
 def test_the_message_says_if_nothing_was_saved(tmp_path: Path) -> None:
     assert "no checkpoint was saved yet" in resumption(tmp_path)
     assert resumption(tmp_path).endswith("from the start.")
+
+
+def test_a_sweep_and_its_trials_resume_by_the_name_of_the_sweep(tmp_path: Path) -> None:
+    sweep = tmp_path / "first"
+    (sweep / "first-trial-001").mkdir(parents=True)
+    trial = run_directory(sweep / "first-trial-001", 1200)
+    write_json(sweep / SWEEP, {})
+    assert resumption(trial).endswith("The same command with `--sweep-name first` resumes from it.")
+    assert "the trials are saved in" in resumption(sweep)
+    assert resumption(sweep).endswith("The same command with `--sweep-name first` resumes from them.")
 
 
 @pytest.mark.slow

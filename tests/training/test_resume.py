@@ -17,7 +17,17 @@ from tests.conftest import small_config
 from vlm_core.files import is_disk_full, point, read_json, read_json_lines, write_json
 from vlm_core.finetune import finetune
 from vlm_core.resume import checkpoint_to_resume
-from vlm_core.run_directory import CHECKSUMS, CONFIG, LATEST, LOWEST_VAL, METRICS, PROGRESS, TRAINING_STATE, WEIGHTS
+from vlm_core.run_directory import (
+    CHECKSUMS,
+    CONFIG,
+    LATEST,
+    LOWEST_VAL,
+    METRICS,
+    PROGRESS,
+    TRAINING_STATE,
+    VALIDATION,
+    WEIGHTS,
+)
 from vlm_core.training.checkpoint import load_progress, load_state
 from vlm_core.training.distributed import Ranks
 
@@ -40,6 +50,29 @@ def finished(tmp_path_factory: pytest.TempPathFactory, conversations: Path) -> P
 @pytest.fixture
 def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
+
+
+def test_a_pause_changes_nothing_in_the_rest_of_the_run(finished: Path, tmp_path: Path, conversations: Path) -> None:
+    config = small_config(**STEPS, **{"checkpoint.checkpoint_dir": str(tmp_path)})
+    paused = finetune(config, Ranks(), conversations, pause_after=3)
+    assert paused["steps"] == 3
+    assert Path(paused["checkpoint"]).name == "epoch_0_step_3"
+    assert finetune(config, Ranks(), conversations, pause_after=3) == paused  # nothing is done twice
+    assert [record["step"] for record in read_json_lines(tmp_path / VALIDATION)[0]] == [2, 3]
+    assert finetune(config, Ranks(), conversations)["steps"] == 4
+    both = [[record["loss"] for record in read_json_lines(run / METRICS)[0]] for run in (tmp_path, finished)]
+    assert both[0] == both[1]
+    counts = [load_progress(run / LATEST) for run in (tmp_path, finished)]
+    assert counts[0] == counts[1]  # early stopping too: the validation at the pause does not count
+    digests = [read_json(run / LATEST / CHECKSUMS)["model/model.safetensors"] for run in (tmp_path, finished)]
+    assert digests[0] == digests[1]
+
+
+def test_a_pause_needs_a_step_and_a_checkpoint(tmp_path: Path, conversations: Path) -> None:
+    for overrides, step in (({"checkpoint.enabled": False}, 2), ({}, 0)):
+        config = small_config(**STEPS, **{"checkpoint.checkpoint_dir": str(tmp_path)}, **overrides)
+        with pytest.raises(ValueError, match=f"--pause-after {step} needs a step from 1 on and a checkpoint"):
+            finetune(config, Ranks(), conversations, pause_after=step)
 
 
 def cut(path: Path) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vlm_core.config.evaluation import CHAMPION
 from vlm_core.evaluation.chance import chance_of_better
-from vlm_core.evaluation.intervals import CaseBootstrap, difference
+from vlm_core.evaluation.intervals import CaseBootstrap, difference, interval
 from vlm_core.evaluation.metrics import METRICS, Columns
 from vlm_core.evaluation.result_names import MODEL
 from vlm_core.evaluation.scores import Question
@@ -24,9 +24,9 @@ def deciding(
 ) -> list[dict[str, Any]]:
     """Returns the sets of questions that may decide, the preferred one first: it decides if `metric` has a value there.
 
-    A set is `{questions, examples, cases, differences}`: its description, its size, and for each of `compared` the
-    difference `{value, low, high, p, detectable}`. That to the champion also has `chance`, the exact p-value of
-    "better than the champion".
+    A set is `{questions, examples, cases, score, differences}`: its description, its size, the model's score
+    `{value, low, high}`, and for each of `compared` the difference `{value, low, high, p, detectable}`. That to the
+    champion also has `chance`, the exact p-value of "better than the champion".
     """
     return [
         _set(words, np.flatnonzero(inside), questions, columns, compared, metric, seed)
@@ -60,4 +60,10 @@ def _set(
     if CHAMPION in compared:
         chance = chance_of_better(bootstrap.case_of, inside[MODEL], inside[CHAMPION], metric, seed)
         differences[CHAMPION]["chance"] = chance
-    return {"questions": words, "examples": len(rows), "cases": bootstrap.cases, "differences": differences}
+    return {
+        "questions": words,
+        "examples": len(rows),
+        "cases": bootstrap.cases,
+        "score": interval(scored[MODEL]),
+        "differences": differences,
+    }

@@ -74,6 +74,7 @@ class Trainer:
     full_model: Callable[[], AbstractContextManager[None]] = nullcontext  # full weights attached while saving
     # Gets (step, validation loss) on all ranks, in eval mode; returns (scores, what LOWEST_VAL has least of).
     after_validation: Callable[[int, float], tuple[dict[str, float | None], float]] = lambda step, loss: ({}, loss)
+    pause_after: int | None = None  # a step to stop after
 
     def __post_init__(self) -> None:
         self.progress = RunProgress(self.dataset_fingerprint, best_metric=self.config.checkpoint.best_metric)
@@ -135,12 +136,15 @@ class Trainer:
             reporter.step(self._optimizer_step(batches) | {"data_seconds": round(waited, 4)})
             self.watch.require_applied_steps(self.progress.step)
             last = self.progress.step == self.total_steps
-            improved = (last or self._due("val_every_steps")) and self._validate(reporter)
+            paused = self.progress.step == self.pause_after
+            due = last or self._due("val_every_steps")
+            improved = (due or paused) and self._validate(reporter, counts=due)
             last = last or self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience)
-            stopping = self.stopping and not last
-            if self.config.checkpoint.enabled and (last or improved or stopping or self._due("ckpt_every_steps")):
+            stopping = self.stopping and not (last or paused)
+            wanted = last or paused or improved or stopping or self._due("ckpt_every_steps")
+            if self.config.checkpoint.enabled and wanted:
                 self._save(lowest=improved, last=last)
-            if last:
+            if last or paused:
                 self.watch.require_sound(self.progress.step)
                 break
             if stopping:
@@ -254,10 +258,11 @@ class Trainer:
         return torch.autocast(self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32)
 
     @torch.no_grad()
-    def _validate(self, reporter: Reporter) -> bool:
+    def _validate(self, reporter: Reporter, *, counts: bool) -> bool:
         """Records the loss per token over the full validation split, and scores; returns whether they are the best yet.
 
         A loss or a deciding score that is not finite is never the best, and does not count for early stopping.
+        Without `counts`, nothing does: a pause changes nothing in the rest of the run.
         """
         self.model.eval()
         everything = range(len(self.validation))
@@ -276,7 +281,7 @@ class Trainer:
             scores, criterion = self.after_validation(self.progress.step, loss)
         reporter.validation({"step": self.progress.step, "loss": loss, "supervised_tokens": int(tokens), **scores})
         self.watch.after_validation(self.progress.step, broken, counted)
-        if not (math.isfinite(loss) and math.isfinite(criterion)):
+        if not (counts and math.isfinite(loss) and math.isfinite(criterion)):
             return False
         improved = self.progress.record_validation(criterion)
         if self.progress.is_exhausted(self.config.step_scheduler.early_stop_patience):
