@@ -67,6 +67,16 @@ def require_scores(run: Path, conversations: Path, answerer: Answerer, config: C
     )
 
 
+def test_a_model_that_says_nothing_is_not_the_best(conversations: Path) -> None:
+    config = small_config(**{"checkpoint.best_metric": "contradictions", "step_scheduler.val_questions": 20})
+    tokens = TokenDataset(build_tokens(conversations, find_model(None, config.model).chat), "validation")
+    drawn = TrainingScores(config, conversations, tokens)
+    references = [expected.reference for expected in drawn.expected]
+    silent, right = (drawn.scores(texts) for texts in ([""] * len(references), references))
+    assert silent["contradictions"] == right["contradictions"] == 0
+    assert drawn.criterion(1.0, right) == 0 < drawn.criterion(1.0, silent) == 1
+
+
 def test_a_metric_without_a_value_is_refused_before_training(conversations: Path, tmp_path: Path) -> None:
     open_only = {"checkpoint.best_metric": "closed_accuracy", "step_scheduler.val_questions": 1, "rng.seed": 1}
     with pytest.raises(ValueError, match="closed_accuracy has no value on the 1 validation questions that are drawn"):

@@ -79,6 +79,7 @@ class Metric:
     uses: Use = Use.NOWHERE
     about: str = ""  # one clause for readers of the report
     is_error: bool = False  # lower is better
+    avoided_by: str = ""  # of errors: the metric of what is left out, since answers that say nothing have no errors
     is_mean: bool = False  # the mean of a column named as the metric, which predictions.parquet then has
 
     def __post_init__(self) -> None:
@@ -113,10 +114,11 @@ def ratio_metric(
     about: str,
     *,
     is_error: bool = False,
+    avoided_by: str = "",
 ) -> Metric:
     """Returns a metric that divides the sum of one column by the sum of another."""
-    above, below = ratio
-    return Metric(name, title, columns, lambda sums: _ratio(sums[above], sums[below]), uses, about, is_error)
+    (above, below), errors = ratio, {"is_error": is_error, "avoided_by": avoided_by}
+    return Metric(name, title, columns, lambda sums: _ratio(sums[above], sums[below]), uses, about, **errors)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
@@ -208,7 +210,8 @@ _ROWS = (
            "F1 of what answer and reference assert: findings, side, size, modality, region and more"),
     ratio_metric("contradictions", "Contradictions", _clinical_columns, (CONTRADICTED, "reference_asserts"),
                  Use.HEADLINE | Use.CARD | Use.CHART | Use.COMPARED | Use.GROUPS | Use.TAG,
-                 "share of the reference's assertions that the answer contradicts; lower is better", is_error=True),
+                 "share of the reference's assertions that the answer contradicts; lower is better",
+                 is_error=True, avoided_by="omissions"),
     ratio_metric("omissions", "Omissions", _clinical_columns, (OMITTED, "reference_asserts"), Use.NOWHERE,
                  "share of the reference's assertions that the answer leaves out"),
     ratio_metric("additions", "Additions", _clinical_columns, (ADDED, "answer_asserts"), Use.NOWHERE,

@@ -16,6 +16,7 @@ from vlm_core.evaluation.metrics import (
     METRICS,
     PRIMARY,
     Expected,
+    Metric,
     ScoredAnswer,
     Use,
     columns_of,
@@ -42,9 +43,14 @@ class TrainingScores:
         closed = dataset.manifest["closed_questions"]
         turns = [dataset.conversations[tokens.row_of(i)]["conversation"] for i in self.chosen]
         self.expected = [_expected(*last_question(conversation), closed) for conversation in turns]
-        best = [] if self.best == LOSS else [METRICS[self.best]]
-        self.metrics = list(dict.fromkeys([*metrics_for(Use.TRAINING), *best]))
+        self.metrics = list(dict.fromkeys([*metrics_for(Use.TRAINING), *self._deciding()]))
         self._require_value()
+
+    def _deciding(self) -> list[Metric]:
+        """Returns the metrics that LOWEST_VAL goes by; none if it goes by the loss."""
+        if self.best == LOSS:
+            return []
+        return [METRICS[name] for name in (self.best, METRICS[self.best].avoided_by) if name]
 
     def _require_value(self) -> None:
         """Scores the references themselves: if they have no value, no answers have one."""
@@ -66,13 +72,17 @@ class TrainingScores:
         return lambda: same_as_main(self.scores([answer.text for answer in answer()]))
 
     def criterion(self, loss: float, scores: Mapping[str, float | None]) -> float:
-        """Returns what LOWEST_VAL has least of: the validation loss, a score of errors, or 1 minus another score."""
+        """Returns what LOWEST_VAL has least of: the validation loss, a score of errors, or 1 minus another score.
+
+        What is left out counts as an error too: otherwise a model that says nothing would be the best.
+        """
         if self.best == LOSS:
             return loss
-        value = scores[self.best]
-        if value is None or not math.isfinite(loss):
+        values = [scores[metric.name] for metric in self._deciding()]
+        known = [value for value in values if value is not None]
+        if len(known) < len(values) or not math.isfinite(loss):
             return math.nan
-        return value if METRICS[self.best].is_error else 1 - value
+        return sum(known) if METRICS[self.best].is_error else 1 - sum(known)
 
 
 def _expected(question: str, reference: str, closed: Mapping[str, list[str]]) -> Expected:
