@@ -186,8 +186,8 @@ def test_no_other_file_lists_metrics() -> None:
     files = [path for top in ("vlm_core", "tasks", "pipelines") for path in (SOURCE / top).rglob("*.*")]
     texts = {path: path.read_text() for path in files if path.suffix in (".py", ".js", ".html")}
     listing = {path.name for path, text in texts.items() if len(set(named.findall(text))) > 1}
-    # The rows, the configs that repeat those that may decide on a champion or on LOWEST_VAL, and published protocols.
-    assert listing == {"metrics.py", "evaluation.py", "training.py", "protocols.py"}
+    # The rows, the settings that repeat what may decide on a champion, LOWEST_VAL or a sweep, and published protocols.
+    assert listing == {"metrics.py", "evaluation.py", "training.py", "settings.py", "protocols.py"}
 
 
 def test_names_of_models_are_text_on_the_model_card(tmp_path: Path) -> None:

@@ -84,9 +84,9 @@ def test_a_validation_loss_that_is_not_finite_is_never_the_lowest(
     original, validate = TokenLoss.forward, Trainer._validate
     validations, broken = list[int](), list[torch.Tensor]()
 
-    def counted(self: Trainer, reporter: Any) -> bool:
+    def counted(self: Trainer, *arguments: Any, **options: Any) -> bool:
         validations.append(self.progress.step)
-        return validate(self, reporter)
+        return validate(self, *arguments, **options)
 
     def loss(self: TokenLoss, batch: Any) -> torch.Tensor:
         found = original(self, batch)
