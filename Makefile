@@ -33,7 +33,7 @@ down: setup  ## stop the servers and the worker
 	@$(BIN)/python -m tasks.services down
 
 test: setup  ## every test, with servers, torchrun and whole flows
-	# --no-loadscope-reorder: by default, files with one test (some run a whole demo) come last and leave one core idle.
+	# --no-loadscope-reorder: by default, files with one test (some run a whole demo) come last; tests/conftest.py puts them first.
 	# Three workers on two cores: a worker spends a third of its time waiting for servers and processes.
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder
 

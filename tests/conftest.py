@@ -112,8 +112,13 @@ def family(request: pytest.FixtureRequest) -> Family:
     return FAMILIES[request.param]
 
 
+# Minutes each: at the end, one of them would leave the other cores idle.
+LONGEST = ("test_demo.py", "test_stores.py", "test_benchmarks.py", "test_tutorials.py")
+
+
 @pytest.hookimpl(tryfirst=True)  # before `-m 'not slow'` selects
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     for item in items:
         if item.get_closest_marker("one_family") and item.callspec.params["family"] != USUAL[0]:
             item.add_marker("slow")
