@@ -89,6 +89,7 @@ def test_an_interrupted_evaluation_asks_the_rest(
     assert len(asked) == len(set(asked))  # each once, over both
 
 
+@pytest.mark.slow
 def test_a_model_that_ignores_images_shows_no_reliance(conversations: Path, tmp_path: Path) -> None:
     """Its projector returns zeros, so the language model gets the same input for every image."""
     config = small_config(**{"evaluation.max_new_tokens": 4, "evaluation.compare_with": []})

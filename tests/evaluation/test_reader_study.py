@@ -110,6 +110,7 @@ def read(page: Page, name: str, key: dict[str, Any], careless: int, output: Path
 
 
 @pytest.mark.usefixtures("home")
+@pytest.mark.slow
 def test_a_study_is_read_by_keyboard_and_scored(evaluation: Path, tmp_path: Path, capsys: Any) -> None:
     make = ["make", str(evaluation), "--questions", "12", "--output-dir", str(tmp_path)]
     main(review_parser("").parse_args(make))

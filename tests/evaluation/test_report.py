@@ -63,7 +63,7 @@ def browser() -> Iterator[Any]:
         browser.close()
 
 
-@pytest.fixture(params=[1280, 390])
+@pytest.fixture(params=[1280, pytest.param(390, marks=pytest.mark.slow)])
 def page(browser: Any, report: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
     """The open report; any error of the page fails the test."""
     page = browser.new_page(viewport={"width": request.param, "height": 900})

@@ -77,6 +77,7 @@ def test_one_broken_step_is_left_out_and_the_run_continues(
     assert read_json(tmp_path / LATEST / PROGRESS)["nonfinite_steps"] == 1
 
 
+@pytest.mark.slow
 def test_a_validation_loss_that_is_not_finite_is_never_the_lowest(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

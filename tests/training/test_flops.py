@@ -62,6 +62,7 @@ def test_the_share_refers_to_all_devices() -> None:
     assert peak_of(torch.device("cpu")) is None
 
 
+@pytest.mark.slow
 def test_only_a_run_on_a_known_device_reports_the_share(
     conversations: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

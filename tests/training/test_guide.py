@@ -80,6 +80,7 @@ wandb:
 """
 
 
+@pytest.mark.slow
 def test_the_guides_blocks_load_and_train(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

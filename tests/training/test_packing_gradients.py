@@ -131,6 +131,7 @@ def test_packed_gradients_equal_those_of_padded_examples(
         assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
+@pytest.mark.one_family
 @EITHER_WAY
 def test_a_last_layer_without_unused_positions_has_the_same_gradients(
     tuning: str, checkpointing: bool, tokens: TokenDataset, images: DecodedImages
@@ -155,6 +156,7 @@ def test_a_last_layer_without_unused_positions_has_the_same_gradients(
         assert largest_difference(gradients, expected) < TOLERANCE[family.model_type]
 
 
+@pytest.mark.one_family
 @every_family
 @EITHER_WAY
 def test_structured_attention_gives_the_gradients_of_dense_masks(
@@ -307,6 +309,7 @@ def test_wrong_masks_and_positions_are_noticed(mutation: Any, tokens: TokenDatas
         assert seen > 0.01
 
 
+@pytest.mark.one_family
 @every_family
 @pytest.mark.parametrize("tuning", ["frozen-tower", "lora"])
 def test_cached_features_give_the_gradients_of_live_ones(

@@ -52,6 +52,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return shutil.copytree(finished, tmp_path / "run", symlinks=True)
 
 
+@pytest.mark.slow
 def test_a_pause_changes_nothing_in_the_rest_of_the_run(finished: Path, tmp_path: Path, conversations: Path) -> None:
     config = small_config(**STEPS, **{"checkpoint.checkpoint_dir": str(tmp_path)})
     paused = finetune(config, Ranks(), conversations, pause_after=3)
@@ -222,6 +223,7 @@ FULL = [
 ]
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_error_and_leaves_nothing_half_written(
     finished: Path, run: Path, conversations: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_the_plan_warns_and_shows_the_length(
     assert any("in a run of 8 steps a model hardly learns anything" in text for text in warnings)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_original_length(
     conversations: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

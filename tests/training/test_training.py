@@ -157,6 +157,7 @@ TINY_3N = {"model.pretrained_model_name_or_path": "builtin:tiny-gemma3n"}
         + [(tuning, {"compute.gradient_checkpointing": True}) for tuning in (PLAIN, {"peft.dim": 4}, TINY_3N)]
     ],
 )
+@pytest.mark.slow
 def test_micro_batches_do_not_change_the_curve(
     common: dict[str, Any], division: dict[str, Any], conversations: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +213,7 @@ def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
+@pytest.mark.slow
 def test_equal_seeds_give_equal_curves_and_others_differ(conversations: Path, tmp_path: Path) -> None:
     first, second = (curve(train(tmp_path / run, conversations, **LORA)) for run in "ab")
     assert first == second
@@ -253,6 +255,7 @@ def test_a_run_directory_keeps_its_contract(conversations: Path, tmp_path: Path,
     assert "there is nothing left to do" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_a_named_checkpoint(conversations: Path, tmp_path: Path) -> None:
     settings = {"step_scheduler.ckpt_every_steps": 1}
     first = train(tmp_path, conversations, **settings)
@@ -263,6 +266,7 @@ def test_a_run_resumes_from_a_named_checkpoint(conversations: Path, tmp_path: Pa
         train(tmp_path, conversations, **settings, **{"checkpoint.restore_from": "epoch_0_step_9"})
 
 
+@pytest.mark.slow
 def test_old_checkpoints_are_deleted_and_named_ones_stay(conversations: Path, tmp_path: Path) -> None:
     settings = {
         "step_scheduler.ckpt_every_steps": 1,
@@ -326,7 +330,7 @@ def test_bfloat16_loses_no_small_update(family: Family, conversations: Path, tmp
     }
 
 
-@pytest.mark.one_family
+@pytest.mark.slow
 def test_lora_in_bfloat16_is_near_float32(family: Family, conversations: Path, tmp_path: Path) -> None:
     settings = LORA | {
         "model.pretrained_model_name_or_path": f"builtin:tiny-{family.model_type}",
