@@ -66,7 +66,7 @@ def _rows() -> Iterator[str]:
 
 
 def suggestion(name: str) -> str:
-    """Returns what is wrong with a name that is no command, and the nearest command."""
+    """Returns the error for an unknown command, with the nearest known one."""
     wrong = f"medpix: {name!r} is not a command"
     if name.startswith("-"):
         return f"{wrong}; a command comes first, for example: medpix train {name}"

@@ -14,7 +14,6 @@ import argparse
 from typing import Any
 
 from prefect import Task, flow
-from prefect.exceptions import CancelledRun
 
 from pipelines.forms import (
     ComputeForm,
@@ -38,10 +37,9 @@ from tasks.run import checked_config, flow_run_name, tracked_run
 from tasks.stages import Stages
 from tasks.stops import ends_quietly
 from tasks.summary import summarize
-from tasks.terminal import page_of, tidy_log
+from tasks.terminal import one_line_errors, page_of, tidy_log
 from tasks.turns import turn
 from vlm_core.form import Recipe, Tuning, form_overrides
-from vlm_core.hub import HubBusyError
 from vlm_core.plain_text import printable
 
 STAGES: list[Task[..., Any]] = [
@@ -110,16 +108,12 @@ def medpix_finetune(
 def main(options: argparse.Namespace) -> None:
     """Runs the flow by hand; reports wrong input before anything starts."""
     overrides = options.overrides
-    try:
+    with one_line_errors():
         checked_config(options.recipe, overrides)
         tidy_log()
         flow_of_state: Any = medpix_finetune  # Any: the flow's type does not have return_state
         state = flow_of_state(options.recipe, overrides=overrides, return_state=True)
         summary = state.result()
-    except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {printable(error)}") from error
-    except CancelledRun:  # the flow's log already reports what was saved
-        raise SystemExit(130) from None  # a shell's exit code after Ctrl-C
     print(printable(f"\n{render(summary)}\n{next_steps(summary, page_of(state))}"))
 
 

@@ -17,7 +17,6 @@ from threading import Event
 from typing import Any
 
 from prefect import Task, flow
-from prefect.exceptions import CancelledRun
 
 from pipelines.forms import ComputeForm, DatasetForm, Overrides
 from tasks.data import download_dataset, download_model, preprocess_conversations, report_data
@@ -38,10 +37,9 @@ from tasks.sweep.search import Budget, Search
 from tasks.sweep.settings import CheckedSweep, Metric, checked_sweep
 from tasks.sweep.trial_job import Sweep, trial_run
 from tasks.sweep.trials import only_sweeper
-from tasks.terminal import page_of, tidy_log
+from tasks.terminal import one_line_errors, page_of, tidy_log
 from tasks.turns import turn
 from vlm_core.form import Recipe, form_overrides
-from vlm_core.hub import HubBusyError
 from vlm_core.plain_text import printable
 
 STAGES: list[Task[..., Any]] = [
@@ -123,7 +121,7 @@ def main(options: argparse.Namespace) -> None:
         "parallel_trials": options.parallel_trials,
         "sweep_name": options.sweep_name,
     }
-    try:
+    with one_line_errors():
         budget = Budget(options.trials, options.hours, options.parallel_trials)
         checked_sweep(options.recipe, options.overrides, options.space, options.metric, budget, options.sweep_name)
         tidy_log()
@@ -132,10 +130,6 @@ def main(options: argparse.Namespace) -> None:
             options.recipe, options.space, overrides=options.overrides, return_state=True, **parameters
         )
         result = state.result()
-    except (ValueError, HubBusyError) as error:
-        raise SystemExit(f"error: {printable(error)}") from error
-    except CancelledRun:  # the flow's log already reports what was saved
-        raise SystemExit(130) from None  # a shell's exit code after Ctrl-C
     print(printable(f"\n{sweep_ending(result, page_of(state))}"))
 
 

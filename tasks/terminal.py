@@ -2,14 +2,19 @@
 
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from prefect.client.schemas import State
+from prefect.exceptions import CancelledRun
 from prefect.settings import PREFECT_API_URL
 from prefect.utilities.urls import url_for
 from tqdm import tqdm
 
 from vlm_core.files import read_json
+from vlm_core.hub import HubBusyError
+from vlm_core.plain_text import printable
 from vlm_core.progress import Progress, duration
 
 BAR = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}"
@@ -21,6 +26,17 @@ def tidy_log() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_news)
     logging.getLogger("mlflow").setLevel(logging.WARNING)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Ends a command with one line if its input is wrong, and with a shell's exit code after Ctrl-C."""
+    try:
+        yield
+    except (ValueError, HubBusyError) as error:
+        raise SystemExit(f"error: {printable(error)}") from error
+    except CancelledRun:  # the flow's log already reports what was saved
+        raise SystemExit(130) from None
 
 
 def _is_news(record: logging.LogRecord) -> bool:

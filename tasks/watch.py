@@ -17,7 +17,7 @@ from vlm_core.hub import RepositoryKind, current_commit, download, is_repository
 from vlm_core.models.base_model import fetch_model
 
 EVENT = "medpix.revision-changed"
-FINGERPRINT = "dataset_fingerprint"  # version tag, and the change of data that is no repository
+FINGERPRINT = "dataset_fingerprint"  # a version tag; also the key of a change in local data
 
 
 @task(tags=["watch"], persist_result=False)
@@ -27,8 +27,9 @@ def find_changes(config: Config, min_new_rows: int = 0) -> dict[str, str]:
     Of several datasets, each that is on the hub has its key, such as `more_datasets.NAME.revision`.
 
     A local dataset has no revision: its change is `{"dataset_fingerprint": digest}`. All versions count, not only the
-    champion: otherwise a run on new data that did not become the champion would start again every night. With
-    `min_new_rows`, new data with fewer rows more than every version had is no change yet.
+    champion: otherwise a run on new data that did not become the champion would start again every night. New data
+    counts as a change only if it has at least `min_new_rows` rows more than any version was trained on.
+
     Raises ValueError if there is nothing to watch: neither a repository on the hub nor a local dataset.
     """
     present = _present(config)

@@ -6,7 +6,7 @@
 Any OpenAI-compatible endpoint works: vLLM, SGLang, Ollama, `transformers serve`. It gets questions, references and
 answers, and no images. The environment variable MEDPIX_JUDGES lists the addresses that are allowed, and OPENAI_API_KEY
 has the key. `--labels` is a CSV file with the columns example_id and verdict, which people filled in: it shows how far
-to trust the judge. Replies are stored: the same command asks only for what is missing. Writes `judge.json`.
+to trust the judge. Replies are stored: a second run asks only about answers without a reply. Writes `judge.json`.
 """
 
 from vlm_core.arguments import judge_parser, read_arguments

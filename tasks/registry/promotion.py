@@ -94,7 +94,7 @@ def _comparison(result: dict[str, Any], settings: RegistryConfig, champion: str,
         level = level_of(number)
         found += f"; candidate {number} of this champion, p = {change['chance']:.2g}"
         if change["chance"] > level:
-            return f"a model that is no better would do so by chance too often: p must be at most {level:.2g}", found
+            return f"chance alone may explain it: p must be at most {level:.2g}", found
     if settings.no_more_contradictions and (more := _more_contradictions(result)):
         return more, found
     return None, found

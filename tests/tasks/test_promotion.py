@@ -88,7 +88,7 @@ def contradicting(contradictions: dict[str, Any]) -> dict[str, Any]:
             {},
             PRESENT,
             False,
-            "candidate 1 of this champion, p = 0.03; a model that is no better .* p must be at most 0.025",
+            "candidate 1 of this champion, p = 0.03; chance alone may explain it: p must be at most 0.025",
         ),
         (result(change(0.02, -0.01, chance=0.3), BETTER), {"require_interval": False}, PRESENT, True, "unseen"),
         (result(BETTER, BETTER), {"promote": False}, PRESENT, False, "registry.promote is false"),

@@ -250,7 +250,7 @@ class _Builder:
         }
 
     def _mode_of_none(self, source: SplitSource) -> str:
-        """Returns the mode of a row without one; only in a single dataset do all rows then have the same."""
+        """Returns the mode of a row that has none: "all" if no row can have one, otherwise "none"."""
         return "all" if source.columns.mode is None and not self.splits.more else "none"
 
     def _places(self, example_ids: list[str]) -> dict[str, str]:
