@@ -14,8 +14,8 @@ NAMES = {
     "ours/packing": "medpix-finetune, packing off",
     "ours/vision_cache": "medpix-finetune, vision cache off",
     "answer-ours": "medpix-finetune",
-    "answer-batched": "model.generate, batches of 16",
-    "answer-one-by-one": "model.generate, one by one",
+    "answer-batched": "model.generate in batches of 16, and a second pass",
+    "answer-one-by-one": "the same, one by one",
     "read-cold": "cold cache",
     "read-warm": "warm cache",
 }

@@ -44,7 +44,7 @@ class Size:
 
 SIZES = {
     # Attention and MLP dominate.
-    "layers": Size(hidden=640, layers=3, heads=8, vocabulary=None, vision_hidden=256, vision_layers=12),
+    "layers": Size(hidden=640, layers=8, heads=8, vocabulary=None, vision_hidden=448, vision_layers=12),
     # The published shapes, for a GPU.
     "gemma3-4b": Size(
         hidden=2560,

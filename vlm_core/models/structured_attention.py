@@ -7,7 +7,7 @@ backward with the merged result, which gives the exact gradient of each part. Fl
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -43,6 +43,13 @@ class Span:
     keys: slice
     mask: torch.Tensor | None
     causal: bool
+    additive: dict[torch.dtype, torch.Tensor] = field(default_factory=dict)  # the mask as the kernel takes it
+
+    def mask_in(self, dtype: torch.dtype) -> torch.Tensor | None:
+        """Returns the mask as numbers that the kernel adds to the scores. All layers share it."""
+        if self.mask is not None and dtype not in self.additive:
+            self.additive[dtype] = torch.zeros_like(self.mask, dtype=dtype).masked_fill_(~self.mask, -torch.inf)
+        return self.additive.get(dtype)
 
     @property
     def folds(self) -> bool:
@@ -82,7 +89,6 @@ class Branches:
     real: torch.Tensor  # (branches, longest) bool
 
     causal = True
-    mask = None
 
     @classmethod
     def of(cls, groups: Sequence[Group], device: torch.device) -> "Branches | None":
@@ -93,6 +99,9 @@ class Branches:
         starts, ends = torch.tensor(pairs, device=device).T[:, :, None]
         columns = starts + torch.arange(int((ends - starts).max()), device=device)
         return cls(torch.minimum(columns, ends - 1), columns < ends)
+
+    def mask_in(self, dtype: torch.dtype) -> None:
+        """Returns None: the kernel is causal without a mask."""
 
     def take_queries(self, x: torch.Tensor, key_heads: int) -> torch.Tensor:
         return x[self.index].transpose(1, 2)
@@ -198,14 +207,14 @@ class _Attention(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, structure: Structure, scale: float | None
     ) -> torch.Tensor:
         heads, repeats = k.shape[1], q.shape[1] // k.shape[1]
-        output, log_sums = torch.zeros_like(q), q.new_zeros(*q.shape[:2], 1, dtype=torch.float32)
+        # The parts cover every token but the padding, so nothing has to be zero before they are written.
+        output, log_sums = torch.empty_like(q), q.new_empty(*q.shape[:2], 1, dtype=torch.float32)
         # A token of the padding attends to itself. Zeros would have an infinite gradient in Gemma 3n.
         output[structure.padding] = v[structure.padding].repeat_interleave(repeats, dim=1)
 
         def attend(part: Span | Branches) -> tuple[torch.Tensor, torch.Tensor]:
             taken = part.take_queries(q, heads), part.take_keys(k, repeats), part.take_keys(v, repeats)
-            mask = _additive(part.mask, q.dtype)
-            found, sums = _forward(*taken, 0.0, part.causal, attn_mask=mask, scale=scale)
+            found, sums = _forward(*taken, 0.0, part.causal, attn_mask=part.mask_in(q.dtype), scale=scale)
             return part.put_queries(found, q), part.put_queries(sums[..., None], q)
 
         for part in structure.parts:
@@ -224,8 +233,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> tuple[torch.Tensor | None, ...]:
         q, k, v, output, log_sums = ctx.saved_tensors
         (grad,), heads, repeats = grad_outputs, k.shape[1], q.shape[1] // k.shape[1]
-        dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        for part in (*ctx.structure.parts, *ctx.structure.crosses):
+        dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+        def gradients(part: Span | Branches) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
             of_output = part.take_queries(grad, heads)
             if isinstance(part, Branches):  # Tokens that pad a branch are repeated: their gradient counts once.
                 of_output = of_output * part.real[:, None, :, None]
@@ -238,17 +248,21 @@ class _Attention(torch.autograd.Function):
                 part.take_queries(log_sums, heads)[..., 0].contiguous(),
                 0.0,
                 part.causal,
-                attn_mask=_additive(part.mask, q.dtype),
+                attn_mask=part.mask_in(q.dtype),
                 scale=ctx.scale,
             )
-            dq[part.at_queries] += part.put_queries(found[0], q)
-            dk[part.at_keys] += part.put_keys(found[1], heads)
-            dv[part.at_keys] += part.put_keys(found[2], heads)
+            return part.put_queries(found[0], q), part.put_keys(found[1], heads), part.put_keys(found[2], heads)
+
+        for part in ctx.structure.parts:
+            dq[part.at_queries], dk[part.at_keys], dv[part.at_keys] = gradients(part)
+        for cross in ctx.structure.crosses:
+            of_queries, of_keys, of_values = gradients(cross)
+            dq[cross.queries] += of_queries
+            dk[cross.keys] += of_keys
+            dv[cross.keys] += of_values
+        for gradient in (dq, dk, dv):
+            gradient[ctx.structure.padding] = 0
         return dq, dk, dv, None, None
-
-
-def _additive(mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if mask is None else torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, -torch.inf)
 
 
 AttentionInterface.register(STRUCTURED, structured_attention)

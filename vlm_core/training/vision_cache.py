@@ -28,8 +28,8 @@ from vlm_core.training.distributed import Ranks, barrier
 
 logger = logging.getLogger(__name__)
 
-IMAGES_PER_SHARD = 64  # a killed job loses at most this many per rank; a multiple of IMAGES_AT_ONCE
-IMAGES_AT_ONCE = 8
+IMAGES_PER_SHARD = 64  # a killed job loses at most this many per rank; a multiple of both numbers below
+IMAGES_AT_ONCE, ON_CPU = 8, 1  # on a CPU, activations of several images leave its cache: 10 % slower
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,8 @@ class _Encoder:
         started = time.monotonic()
         self.tower.to(self.device).eval()
         mine = missing[ranks.rank :: ranks.world_size]
-        chunks = [mine[start : start + IMAGES_AT_ONCE] for start in range(0, len(mine), IMAGES_AT_ONCE)]
+        size = ON_CPU if self.device.type == "cpu" else IMAGES_AT_ONCE
+        chunks = [mine[start : start + size] for start in range(0, len(mine), size)]
         planned = [[[index_of[digest] for digest in chunk]] for chunk in chunks]
         pending: dict[str, torch.Tensor] = {}  # features that are not written yet
         with ProgressBar(len(mine), "encode images", "image", enabled=ranks.is_main) as progress:
