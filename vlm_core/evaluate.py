@@ -177,7 +177,9 @@ def _publish(
     result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
     result["deciding"] = deciding(questions, columns, list(about["compared"]), config.registry.metric, config.rng.seed)
     result["assertions"] = assertion_counts(questions, variants)
-    result["calibration"] = calibration(variants[MODEL], columns[MODEL])
+    result["calibration"] = calibration(
+        variants[MODEL], columns[MODEL], [question.case_id for question in questions], closed
+    )
     result["protocols"] = {
         name: score_protocol(name, questions, under.get(name) or variants, config.rng.seed)
         for name in config.evaluation.protocols
@@ -191,6 +193,7 @@ def _publish(
     )
     result["dataset_fingerprint"] = dataset.manifest["fingerprint"]
     result["dataset_rows"] = sum(dataset.manifest["rows"].values())
+    result["dataset_cases"] = dataset.manifest["cases"]
     result["examples_with_images_of_training"] = sum(question.seen_image for question in questions)
     if not config.report.images:
         result["closed_questions"] = _numbered(result["closed_questions"])

@@ -34,7 +34,7 @@ PREDICT = """
 import json, sys, mlflow, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
 rows = pandas.DataFrame(json.loads(sys.stdin.read()))
-print("ANSWERS" + json.dumps(model.predict(rows, params={"max_new_tokens": 5})))
+print("ANSWERS" + json.dumps([*model.predict(rows, params={"max_new_tokens": 5})["answer"]]))
 """
 
 

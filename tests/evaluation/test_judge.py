@@ -18,6 +18,7 @@ from sklearn.metrics import cohen_kappa_score
 
 from vlm_core import judge as command
 from vlm_core.evaluation.judge import VERDICTS, Judge, judge_answers, score, summary
+from vlm_core.evaluation.judged import judged_section
 from vlm_core.files import read_json, write_json
 
 
@@ -138,7 +139,9 @@ def test_the_command_checks_its_input_and_writes_the_verdicts(server: StandIn, t
     pq.write_table(
         pa.Table.from_pylist([record(n, "cyst", "cyst") for n in range(10)]), tmp_path / "predictions.parquet"
     )
-    write_json(tmp_path / "result.json", {"compared": {"base": "base"}})
+    evaluated = {"compared": {"base": "base"}, "model_fingerprint": "m", "seed": 0}
+    write_json(tmp_path / "result.json", evaluated)
+    (tmp_path / "report.html").write_text(f"<p>before</p>{judged_section(evaluated, tmp_path)}<p>after</p>")
     labels = tmp_path / "labels.csv"
     given = {
         "evaluation": tmp_path,
@@ -157,6 +160,18 @@ def test_the_command_checks_its_input_and_writes_the_verdicts(server: StandIn, t
     found = read_json(tmp_path / "judge.json")
     assert set(found["verdicts"]["base"]) == {"e9", "e0", "e3", "e6"}
     assert found["verdicts"]["model"]["e9"] == "correct"
+    # The report has the verdicts, with people's agreement beside them, once however often they are given.
+    run()
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<p>before</p>")
+    assert page.endswith("<p>after</p>")
+    assert page.count("<h2>Verdicts of a judge</h2>") == 1
+    assert "<th>this model</th><td>100%</td>" in page
+    assert "<th>base model</th><td>0%</td>" in page
+    assert 'rowspan="2">agreement with people on 1 answers: unknown, since both gave one verdict only</td>' in page
+    # An evaluation of another model does not show them.
+    assert "Verdicts" in judged_section(evaluated, tmp_path)
+    assert "Verdicts" not in judged_section(evaluated | {"model_fingerprint": "n"}, tmp_path)
     for changes, message in (
         ({"url": "http://127.0.0.1:1/v1"}, "answers may not be sent to http://127.0.0.1:1/v1: the machine's operator"),
         ({"also": ["other"]}, "--also other: this evaluation has the answers of base"),

@@ -194,16 +194,9 @@ def _agreement(records: Sequence[Record], verdicts: Sequence[str | None], labels
 
 def summary(result: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines that people read: each judged score beside how far the judge agrees with people."""
-    agreement, found = result["agreement"], result["agreement"]["kappa"]
-    trust = "no person has checked this judge: --labels shows how far to trust it"
-    if found and found["value"] is None:
-        trust = f"agreement with people on {agreement['answers']} answers: unknown, since both gave one verdict only"
-    elif found:
-        bounds = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-        trust = f"agreement with people on {agreement['answers']} answers: kappa {found['value']:+.2f}{bounds}"
-    yield f"{result['judge']}, rubric {result['rubric']}, {result['questions']} questions; {trust}"
+    yield f"{result['judge']}, rubric {result['rubric']}, {result['questions']} questions; {trust_in(result)}"
     for name, scores in result["scores"].items():
-        shares = ", ".join(f"{verdict} {_percent(value)}" for verdict, value in scores.items())
+        shares = ", ".join(f"{verdict} {percent(value)}" for verdict, value in scores.items())
         unreadable = result["unreadable"][name]
         yield f"{name}: {shares}" + (f" ({unreadable} replies were unreadable)" if unreadable else "")
     for name, change in result["differences"].items():
@@ -212,7 +205,19 @@ def summary(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"tokens of all replies so far: {result['tokens']['sent']:,} sent, {result['tokens']['received']:,} received"
 
 
-def _percent(value: Mapping[str, float | None]) -> str:
+def trust_in(result: Mapping[str, Any]) -> str:
+    """Returns in words how far the judge agrees with people."""
+    agreement, found = result["agreement"], result["agreement"]["kappa"]
+    if not found:
+        return "no person has checked this judge: --labels shows how far to trust it"
+    if found["value"] is None:
+        return f"agreement with people on {agreement['answers']} answers: unknown, since both gave one verdict only"
+    bounds = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return f"agreement with people on {agreement['answers']} answers: kappa {found['value']:+.2f}{bounds}"
+
+
+def percent(value: Mapping[str, float | None]) -> str:
+    """Returns a share with its interval, a dash if there is none."""
     if value["value"] is None:
         return "-"
     return f"{value['value']:.0%}" + ("" if value["low"] is None else f" [{value['low']:.0%}, {value['high']:.0%}]")
