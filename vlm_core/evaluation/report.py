@@ -47,6 +47,7 @@ def write_report(
         external=[name for name in config.validated if name not in config.trained],
         result=result,
         names={name: NAMES.get(name, name) for name in result["scores"]},
+        all_names=NAMES,
         metrics=METRICS,
         primary=METRICS[PRIMARY],
         summary=_summary(result),
