@@ -15,7 +15,13 @@ RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # case-insensitive
 RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest", "reference")
 Control = Literal["shuffled", "blank", "question_only"]
 ProtocolName = Literal[
-    "medpix", "vqa_rad_llava_med", "vqa_rad_medgemma", "slake_medevalkit", "vqa_rad_medevalkit", "pathvqa"
+    "medpix",
+    "vqa_rad_llava_med",
+    "vqa_rad_medgemma",
+    "slake_medevalkit",
+    "vqa_rad_medevalkit",
+    "pathvqa",
+    "vqa_med_2020",
 ]
 
 

@@ -47,7 +47,7 @@ class Engine(Endpoint):
         found = re.fullmatch(rf"{ENGINE}(.+?)@(https?://.+)", reference)
         if not found:
             raise ValueError(f"{reference!r} is not openai:MODEL@URL, such as openai:qwen3@http://127.0.0.1:8000/v1")
-        return cls(*found.groups())
+        return cls(model=found[1], url=found[2])
 
     @cached_property
     def fingerprint(self) -> str:
