@@ -48,9 +48,9 @@ def medpix_evaluate(
         overrides: Any other settings, as JSON: {"rng.seed": 7}. They take precedence over everything above.
     """
     sections = {"dataset": dataset, "compute": compute, "evaluation": evaluation}
-    filled = form_overrides(recipe, "as in the recipe", sections)
+    given = form_overrides(recipe, "as in the recipe", sections) | dict(overrides)
     # An evaluation gets its own directory: the recipe's directory belongs to a training.
-    config = checked_config(recipe, filled | dict(overrides) | {"checkpoint.checkpoint_dir": None})
+    config = checked_config(recipe, given | {"checkpoint.checkpoint_dir": None})
     stage = Stages(STAGES).run
     splits = stage(download_dataset, config)
     base_model = stage(download_model, config)
@@ -59,5 +59,5 @@ def medpix_evaluate(
         stage(report_data, run, conversations, splits)
         result = stage(evaluate, run, base_model, checkpoint, conversations)
         show_scores(run, result)
-        stage(report_decline, run, checkpoint, result)
+        stage(report_decline, run, checkpoint, result, recipe, given)
         return result

@@ -19,6 +19,7 @@ from tasks.stops import stoppable_task
 from tasks.trackers.mlflow_run import log_files
 from vlm_core.cache import read_manifest
 from vlm_core.config import BASE, Config
+from vlm_core.config.evaluation import ENGINE
 from vlm_core.data.explained_row import explain_some
 from vlm_core.data.prepare import prepare_conversations, rejects_to_show
 from vlm_core.data.rejects import describe_rejects
@@ -68,11 +69,15 @@ def download_model(config: Config) -> Path:
 
 def _find_compared(config: Config, base_model: Path) -> None:
     """Looks up the models that the evaluation will compare with, so that a missing one fails before the training."""
+    from vlm_core.evaluation.engines import Engine  # lazy: imports torch
+
     name = registered_name(config, base_model)
     champion = find_champion(name)
     compared = config.evaluation.comparisons | ({CHAMPION: version_uri(name, champion)} if champion else {})
     for model in compared.values():
-        if model != BASE:
+        if model.startswith(ENGINE):
+            Engine.of(model)
+        elif model != BASE:
             find_model(model)
 
 

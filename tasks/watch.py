@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from prefect import get_run_logger, task
 from prefect.events import emit_event
 
-from tasks.registry.register import ROWS, registered_name
+from tasks.registry.register import CASES, FINGERPRINT, ROWS, registered_name
 from vlm_core.cache import read_manifest
 from vlm_core.config import Config
 from vlm_core.data.prepare import prepare_conversations
@@ -17,32 +17,43 @@ from vlm_core.hub import RepositoryKind, current_commit, download, is_repository
 from vlm_core.models.base_model import fetch_model
 
 EVENT = "medpix.revision-changed"
-FINGERPRINT = "dataset_fingerprint"  # a version tag; also the key of a change in local data
+
+
+class Minimum(NamedTuple):
+    """How much new data a training needs; each number that is not 0 must be reached."""
+
+    rows: int = 0
+    cases: int = 0
+
+
+NOTHING = Minimum()
 
 
 @task(tags=["watch"], persist_result=False)
-def find_changes(config: Config, min_new_rows: int = 0) -> dict[str, str]:
+def find_changes(config: Config, minimum: Minimum = NOTHING) -> dict[str, str]:
     """Returns what is new, `{"dataset.revision": commit, "model.revision": commit}`, or {} if a version has it all.
 
     Of several datasets, each that is on the hub has its key, such as `more_datasets.NAME.revision`.
 
     A local dataset has no revision: its change is `{"dataset_fingerprint": digest}`. All versions count, not only the
     champion: otherwise a run on new data that did not become the champion would start again every night. New data
-    counts as a change only if it has at least `min_new_rows` rows more than any version was trained on.
+    counts as a change only if it has so many rows and cases more than any version was trained on as `minimum` says.
 
     Raises ValueError if there is nothing to watch: neither a repository on the hub nor a local dataset.
     """
-    present = _present(config)
+    if min(minimum) < 0:
+        raise ValueError(f"{minimum}: a number of new rows or cases must be at least 0; 0 requires none")
+    present = present_data(config)
     name = watched_name(config)
     versions = mlflow.MlflowClient().search_model_versions(f"name = '{name}'")
     known = [v.version for v in versions if all(v.tags.get(key) == value for key, value in present.items())]
     get_run_logger().info("%s: %s; versions trained on it: %s", name, present, known or "none")
-    if known or (min_new_rows and not _has_grown(config, versions, present, min_new_rows)):
+    if known or (any(minimum) and not _has_grown(config, versions, present, minimum)):
         return {}
     return present
 
 
-def _present(config: Config) -> dict[str, str]:
+def present_data(config: Config) -> dict[str, str]:
     """Returns the current revisions on the hub, or else the fingerprint of a local dataset."""
     model = config.model
     sources: dict[str, tuple[str, RepositoryKind, str | None]] = {
@@ -61,21 +72,24 @@ def _present(config: Config) -> dict[str, str]:
     return found
 
 
-def _has_grown(config: Config, versions: Sequence[ModelVersion], present: dict[str, str], min_new_rows: int) -> bool:
-    """Returns whether the data has enough new rows, or the base model is new; reads the data, as a training would."""
+def _has_grown(config: Config, versions: Sequence[ModelVersion], present: dict[str, str], minimum: Minimum) -> bool:
+    """Returns whether the data has enough new rows and cases, or the base model is new; reads the data to count."""
     model = "model.revision"
     if model in present and all(version.tags.get(model) != present[model] for version in versions):
         return True
-    trained = [int(version.tags[ROWS]) for version in versions if ROWS in version.tags]
-    if not trained:  # no version, or older ones only, which did not record their rows
-        return True
-    rows = sum(read_manifest(prepare_conversations(_at(config, present))[0])["rows"].values())
-    new = rows - max(trained)
-    get_run_logger().info("%d new rows; min_new_rows=%d are needed", new, min_new_rows)
-    return new >= min_new_rows
+    manifest = read_manifest(prepare_conversations(at_revisions(config, present))[0])
+    now = {ROWS: sum(manifest["rows"].values()), CASES: manifest["cases"]}
+    enough = []
+    for (tag, count), needed in zip(now.items(), minimum, strict=True):
+        trained = [int(version.tags[tag]) for version in versions if tag in version.tags]
+        if needed and trained:  # without: no version, or older ones only, which did not record the number
+            new = count - max(trained)
+            get_run_logger().info("%d new %s; %d are needed", new, tag.removeprefix("dataset_"), needed)
+            enough.append(new >= needed)
+    return all(enough)
 
 
-def _at(config: Config, revisions: Mapping[str, str]) -> Config:
+def at_revisions(config: Config, revisions: Mapping[str, str]) -> Config:
     """Returns the config with the datasets' revisions of `find_changes`."""
     tree = config.model_dump(mode="json")
     for name in config.datasets:

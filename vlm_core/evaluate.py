@@ -28,6 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_core.config import BASE, Config
+from vlm_core.config.evaluation import ENGINE
 from vlm_core.data.commonest import CommonestAnswers
 from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_dataset import ConversationDataset, image_indices
@@ -40,6 +41,7 @@ from vlm_core.evaluation.answering import Questions, answer_questions, shown_row
 from vlm_core.evaluation.calibration import calibration
 from vlm_core.evaluation.conditions import shuffle_between_cases
 from vlm_core.evaluation.deciding import deciding
+from vlm_core.evaluation.engines import Engine, ask_engines, control_scores
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
 from vlm_core.evaluation.protocols import PROTOCOLS, score_protocol
 from vlm_core.evaluation.report import write_report
@@ -70,7 +72,8 @@ def evaluate(
         conversations = conversations or prepare_conversations(config)[0]
         # A registered model names its base model, which may differ from the recipe's.
         files = find_model(checkpoint, None if checkpoint and is_uri(checkpoint) else config.model)
-        others = {label: _other(reference, config) for label, reference in labels.items()}
+        engines = {label: Engine.of(model) for label, model in labels.items() if model.startswith(ENGINE)}
+        others = {label: _other(model, config) for label, model in labels.items() if label not in engines}
     for model in (files, *others.values()):  # fills the cached property: the main rank reads the weights for all
         vars(model)["fingerprint"] = decided_by_main(ranks, lambda model=model: model.fingerprint)
     identical = [label for label, other in others.items() if other.fingerprint == files.fingerprint]
@@ -81,6 +84,8 @@ def evaluate(
         shown = shown_rows(files, conversations)
     questions, conditions = _questions(config, conversations, shown)
     requested: list[str] = [name for name in config.evaluation.protocols if PROTOCOLS[name].request]
+    # First, because an endpoint may refuse before hours of other answers.
+    by_engine = ask_engines(engines, questions, [*conditions, *requested], config, ranks)
     answers = answer_questions(files, questions, [*conditions, *requested], config, ranks, MODEL)
     under: dict[str, dict[str, list[ScoredAnswer]]] = {name: {MODEL: answers.pop(name)} for name in requested}
     variants = {MODEL if condition == RIGHT else condition: found for condition, found in answers.items()}
@@ -90,11 +95,15 @@ def evaluate(
         variants[label] = answers.pop(RIGHT)
         for name, found in answers.items():
             under[name][label] = found
+    for label, answers in by_engine.items():
+        variants[label] = answers[RIGHT]
+        for name in requested:
+            under[name][label] = answers.pop(name)
     if ranks.is_main:
         about = {
             "checkpoint": _name(checkpoint) or config.model.pretrained_model_name_or_path,
             "model_fingerprint": files.fingerprint,
-            "compared": {label: labels[label] for label in others},
+            "compared": {label: labels[label] for label in (*others, *engines)},
             "identical": {label: labels[label] for label in identical},
             "limit": config.evaluation.limit,
             "complete": config.evaluation.limit is None and "[" not in "".join(config.evaluated_splits),
@@ -102,7 +111,7 @@ def evaluate(
             "seed": config.rng.seed,
             "metrics": package_versions(),
         }
-        _publish(config, questions, variants, under, about, output, files, started)
+        _publish(config, questions, variants, under, by_engine, about, output, files, started)
     barrier()
 
 
@@ -148,6 +157,7 @@ def _publish(
     asked: Questions,
     variants: dict[str, list[ScoredAnswer]],
     under: dict[str, dict[str, list[ScoredAnswer]]],
+    by_engine: dict[str, dict[str, list[ScoredAnswer]]],
     about: dict[str, Any],
     output: Path,
     files: ModelFiles,
@@ -155,7 +165,8 @@ def _publish(
 ) -> None:
     """Writes the reports and the predictions of an evaluation, and `result.json` last.
 
-    `under` has the answers to the questions with the request of a protocol, by its name and by model.
+    `under` has the answers to the questions with the request of a protocol, by its name and by model. `by_engine` has
+    the answers of models behind endpoints, by their labels and by condition.
     """
     dataset, trained = (ConversationDataset(asked.conversations, split) for split in ("validation", "train"))
     cases, images = set(trained.conversations["case_id"]), trained.shown_images()
@@ -177,7 +188,10 @@ def _publish(
     result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
     result["deciding"] = deciding(questions, columns, list(about["compared"]), config.registry.metric, config.rng.seed)
     result["assertions"] = assertion_counts(questions, variants)
-    result["calibration"] = calibration(variants[MODEL], columns[MODEL])
+    result["calibration"] = calibration(
+        variants[MODEL], columns[MODEL], [question.case_id for question in questions], closed
+    )
+    result["engines"] = {label: control_scores(questions, given, config.rng.seed) for label, given in by_engine.items()}
     result["protocols"] = {
         name: score_protocol(name, questions, under.get(name) or variants, config.rng.seed)
         for name in config.evaluation.protocols
@@ -191,6 +205,7 @@ def _publish(
     )
     result["dataset_fingerprint"] = dataset.manifest["fingerprint"]
     result["dataset_rows"] = sum(dataset.manifest["rows"].values())
+    result["dataset_cases"] = dataset.manifest["cases"]
     result["examples_with_images_of_training"] = sum(question.seen_image for question in questions)
     if not config.report.images:
         result["closed_questions"] = _numbered(result["closed_questions"])

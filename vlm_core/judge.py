@@ -6,7 +6,8 @@
 Any OpenAI-compatible endpoint works: vLLM, SGLang, Ollama, `transformers serve`. It gets questions, references and
 answers, and no images. The environment variable MEDPIX_JUDGES lists the addresses that are allowed, and OPENAI_API_KEY
 has the key. `--labels` is a CSV file with the columns example_id and verdict, which people filled in: it shows how far
-to trust the judge. Replies are stored: a second run asks only about answers without a reply. Writes `judge.json`.
+to trust the judge. Replies are stored: a second run asks only about answers without a reply. Writes `judge.json`, and
+shows the verdicts in the evaluation's report.
 """
 
 from vlm_core.arguments import judge_parser, read_arguments
@@ -23,12 +24,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from vlm_core.evaluation.judge import VERDICTS, Judge, score, summary
+from vlm_core.evaluation.judged import JUDGED, answers_of, show_verdicts
 from vlm_core.evaluation.result_names import MODEL
 from vlm_core.files import read_json, write_json
 from vlm_core.plain_text import printable
-from vlm_core.run_directory import PREDICTIONS, RESULT
-
-JUDGED = "judge.json"
+from vlm_core.run_directory import PREDICTIONS, REPORT, RESULT
 
 
 def read_labels(path: Path | None) -> dict[str, str]:
@@ -61,8 +61,11 @@ def judge(options: argparse.Namespace) -> None:
     step = max(1, len(others) // max(1, options.questions - len(chosen)))
     chosen += others[::step][: max(0, options.questions - len(chosen))]
     result = score(Judge(options.model, options.url), chosen, [MODEL, *options.also], labels)
-    write_json(options.evaluation / JUDGED, result)
+    evaluated = read_json(options.evaluation / RESULT)
+    write_json(options.evaluation / JUDGED, result | {"answers": answers_of(evaluated)})
     print("\n".join(summary(result)))
+    if not show_verdicts(evaluated, options.evaluation):
+        print(f"{options.evaluation / REPORT} has no place for verdicts: evaluate again to see them there")
 
 
 def main(options: argparse.Namespace) -> None:

@@ -1,9 +1,11 @@
 """Notices that a promoted version has become worse: its score on newer rows lies below that of its promotion.
 
-An automation of Prefect can react to the event, for example with a notification.
+An automation of Prefect can react to the event. `make up` registers one that looks for new data to train on, switched
+off (deployments/prefect.yaml).
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import mlflow
@@ -25,10 +27,13 @@ def remember_score(name: str, version: str, result: dict[str, Any], metric: str)
 
 
 @task(tags=["registry"], persist_result=False)
-def report_decline(run: Run, checkpoint: str, result: dict[str, Any]) -> str | None:
+def report_decline(
+    run: Run, checkpoint: str, result: dict[str, Any], recipe: str, overrides: Mapping[str, Any]
+) -> str | None:
     """Emits an event if a version's interval lies below that of its promotion; returns the finding, or None.
 
-    Any other model, and a version that no gate promoted, is not judged.
+    The event has the recipe and its overrides, without those of the evaluation, so that a training can follow. Any
+    other model, and a version that no gate promoted, is not judged.
     """
     version = find_version(checkpoint) if checkpoint.startswith("models:/") else None
     tag = version and version.tags.get(PROMOTED_WITH)
@@ -41,7 +46,9 @@ def report_decline(run: Run, checkpoint: str, result: dict[str, Any]) -> str | N
     text = f"version {version.version} of {version.name} has declined: {finding}"
     get_run_logger().warning("%s", text)
     resource = {"prefect.resource.id": f"medpix.model.{version.name}", "prefect.resource.name": version.name}
-    emit_event(EVENT, resource=resource, payload={"version": str(version.version), "finding": text})
+    kept = {key: value for key, value in overrides.items() if not key.startswith("evaluation.")}
+    payload = {"version": str(version.version), "finding": text, "recipe": recipe, "overrides": kept}
+    emit_event(EVENT, resource=resource, payload=payload)
     return text
 
 

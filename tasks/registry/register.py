@@ -25,11 +25,14 @@ from vlm_core.config import Config
 from vlm_core.data.medical.settings import PACKAGES as MEDICAL_PACKAGES
 from vlm_core.evaluation.metrics import PRIMARY, Use, metrics_in
 from vlm_core.evaluation.result_names import VISUAL_RELIANCE
+from vlm_core.evaluation.served_confidence import served_confidence
 from vlm_core.families import model_type_of
 from vlm_core.hub import is_repository_id
 from vlm_core.run_directory import CONFIG, CONSOLIDATED, EVALUATION, REGISTERED, RESULT
 
-ROWS = "dataset_rows"  # version tag: rows of both splits; the watch counts what was added since
+# Version tags: rows and cases of both splits; the watch counts what was added since.
+ROWS, CASES = "dataset_rows", "dataset_cases"
+FINGERPRINT = "dataset_fingerprint"  # version tag: the name of the cache of conversations
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
@@ -53,6 +56,7 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
                 **reference,
                 "model": _base_reference(run, base_model),
                 "batch_size": run.config.evaluation.batch_size,
+                "confidence": served_confidence(scores),
             },
             signature=_signature(run.config.evaluation.max_new_tokens),
             pip_requirements=_requirements(run.config),
@@ -132,8 +136,8 @@ def _tags(result: dict[str, Any]) -> dict[str, Any]:
     """Returns the tags of a version: its scores, and the data that they were measured on."""
     model = result["scores"]["model"]
     return {
-        **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
-        ROWS: result.get("dataset_rows"),  # evaluations of older versions have none
+        **{key: result[key] for key in (FINGERPRINT, "examples", "complete", "limit")},
+        **{key: result.get(key) for key in (ROWS, CASES)},  # older evaluations have none
         **{metric.name: model[metric.name]["value"] for metric in metrics_in(model, Use.TAG)},
         VISUAL_RELIANCE: result["visual_reliance"] and result["visual_reliance"][PRIMARY]["value"],
     }
@@ -150,6 +154,6 @@ def _base_reference(run: Run, base_model: Path) -> dict[str, Any]:
 def _signature(max_new_tokens: int) -> ModelSignature:
     return ModelSignature(
         inputs=Schema([ColSpec(DataType.string, "image"), ColSpec(DataType.string, "question")]),
-        outputs=Schema([ColSpec(DataType.string)]),
+        outputs=Schema([ColSpec(DataType.string, "answer"), ColSpec(DataType.double, "confidence", required=False)]),
         params=ParamSchema([ParamSpec("max_new_tokens", DataType.integer, max_new_tokens)]),
     )

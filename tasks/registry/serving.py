@@ -1,11 +1,14 @@
 """The code of a registered model. MLflow runs this file to load one (models from code), e.g. for `mlflow models serve`.
 
 Input: a data frame with the columns `image` (an image, DICOM or NIfTI file in base64) and `question`; the parameter
-`max_new_tokens`. Output: a list of answers. Callers are not trusted: requests are limited in size and time, and errors
-describe the request but reveal nothing about the server.
+`max_new_tokens`. Output: a data frame with the columns `answer` and `confidence`: the share of right answers among
+those as sure as this one, calibrated on the validation split. It is None for open questions, and for all answers if the
+version's evaluation could not calibrate: the reason is in the version's settings and in the log. Callers are not
+trusted: requests are limited in size and time, and errors describe the request but reveal nothing about the server.
 """
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy
 import pandas
 from mlflow.environment_variables import MLFLOW_SCORING_SERVER_REQUEST_TIMEOUT
 from mlflow.exceptions import MlflowException
@@ -49,11 +53,13 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
         files = find_model(checkpoint, base)
         self.answerer, self.images = Answerer.load(files), settings_of(files.weights)
         self.turn = Turn(self.answerer.model)
+        if reason := context.model_config.get("confidence", {}).get("reason"):
+            logger.warning("answers have no confidence: %s", reason)
         if "mlflow.pyfunc.scoring_server" in sys.modules:
             hide_stack_traces()
 
     def predict(self, context: Any, model_input: pandas.DataFrame, params: dict[str, Any] | None = None) -> Any:
-        """Returns a list of strings, one answer per row.
+        """Returns a data frame with the columns `answer` and `confidence`, one row per question.
 
         Raises MlflowException if the request exceeds a limit or a row is invalid.
         """
@@ -65,7 +71,13 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
             size = context.model_config["batch_size"]
             batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]
             with self.turn:
-                return [answer.text for batch in batches for answer in self.answerer.answer(batch, settings)]
+                answers = [answer for batch in batches for answer in self.answerer.answer(batch, settings)]
+            confidence = [
+                _confidence(question, answer, context.model_config.get("confidence", {}))
+                for question, answer in zip(model_input["question"], answers, strict=True)
+            ]
+            columns = {"answer": [answer.text for answer in answers], "confidence": confidence}
+            return pandas.DataFrame(columns, dtype=object)  # not numbers: JSON has no NaN
         except (ValueError, TimeoutError) as error:
             raise MlflowException(str(error), error_code=INVALID_PARAMETER_VALUE) from None
         except Exception:
@@ -110,6 +122,15 @@ def hide_stack_traces() -> None:
         return serialize(self)
 
     MlflowException.serialize_as_json = without_stack_trace
+
+
+def _confidence(question: str, answer: Any, fitted: dict[str, Any]) -> float | None:
+    """Returns the calibrated confidence of an answer; None if the question is open, or nothing was calibrated."""
+    from vlm_core.evaluation.served_confidence import calibrated, is_closed
+
+    if "slope" not in fitted or answer.truncated or not is_closed(question, answer.text, fitted["closed"]):
+        return None
+    return round(float(calibrated(numpy.array([math.exp(answer.logprob)]), fitted)[0]), 4)
 
 
 def _allowed_length(max_new_tokens: int) -> int:

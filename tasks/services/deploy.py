@@ -1,11 +1,13 @@
 """Registers with a Prefect server what the pipeline needs there: `python -m tasks.services.deploy`, as `make up` does.
 
-Changes by people are kept: an existing work pool stays as it is, and schedules that are switched on stay on.
+Changes by people are kept: an existing work pool stays as it is, and the schedules and automations that they have
+switched on or off stay so.
 """
 
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfoNotFoundError
@@ -57,13 +59,14 @@ def deploy(own_server: bool) -> None:
             _prefect("work-pool", "create", "--type", "process", WORK_POOL)
         if own_server and not client.read_automations_by_name(AUTOMATION):
             zombie_automation().create()
-        active = _active_schedules(client)
+        active, enabled = _active_schedules(client), _automations(client)
         _prefect("--no-prompt", "deploy", "--prefect-file", str(PREFECT_FILE), "--all")
         # Deploying switches all schedules off, as the file says: restore those that were on.
         for deployment in client.read_deployments():
             for schedule in deployment.schedules:
                 if (deployment.name, schedule.slug) in active:
                     client.update_deployment_schedule(deployment.id, schedule.id, active=True)
+        _restore_automations(client, enabled)
 
 
 def working_directory() -> Path:
@@ -88,6 +91,19 @@ def require_imports(directory: Path) -> None:
 
 def _active_schedules(client: SyncPrefectClient) -> set[tuple[str, str | None]]:
     return {(d.name, schedule.slug) for d in client.read_deployments() for schedule in d.schedules if schedule.active}
+
+
+def _automations(client: SyncPrefectClient) -> dict[str, bool]:
+    """Returns `{name: whether it is switched on}` of the automations."""
+    return {automation.name: automation.enabled for automation in client.read_automations()}
+
+
+def _restore_automations(client: SyncPrefectClient, enabled: Mapping[str, bool]) -> None:
+    """Switches automations on or off as they were: deploying creates those of its triggers again, as the file says."""
+    for automation in client.read_automations():
+        if enabled.get(automation.name, automation.enabled) != automation.enabled:
+            change = client.pause_automation if automation.enabled else client.resume_automation
+            change(automation.id)
 
 
 def local_timezone() -> str:

@@ -23,6 +23,7 @@ from tests.conftest import fresh_home, small_config
 from tests.distributed.jobs import job, loss_broken_at, write_jobs
 from tests.other_models import directory_of
 from vlm_core.config import Config
+from vlm_core.data.prepare import prepare_conversations
 from vlm_core.encode import encode
 from vlm_core.evaluate import evaluate
 from vlm_core.files import read_json, read_json_lines
@@ -89,6 +90,13 @@ TUNINGS = {
     "gemma4-cached": GEMMA4 | {STEPS: 2},  # its projector trains on cached features, without a stub of the tower
     # A generic model. Its forward pass skips the tower's last layer, so DDP must not wait for its gradients.
     "llava": LIVE,
+}
+PHANTOM = "builtin:phantom?images=12"
+MIXTURE = LORA | {
+    "dataset": [
+        {"path_or_dataset": PHANTOM, "name": "one", "weight": 3},
+        {"path_or_dataset": f"{PHANTOM}&seed=1", "name": "two", "weight": 1},
+    ]
 }
 LIMITS = {"ddp": 1e-6, "fsdp2": 1e-5}
 BROKEN_STEP = 2
@@ -166,6 +174,8 @@ def on_two(conversations: Path, trained: Path, stopped: Path, tmp_path_factory: 
     for name, tuning in RESUMED.items():
         configure(root / f"sharded-{name}", **tuning, **SHARDED, **SAVING)
         jobs.append(job(root / f"sharded-{name}", conversations))
+    mixture = configure(root / "mixture", **MIXTURE)
+    jobs.append(job(root / "mixture", prepare_conversations(mixture)[0]))
     configure(root / "long", **LONG)
     jobs += [job(root / "long", conversations), job(stopped, conversations)]
     evaluation = {"checkpoint": str(trained / LATEST), "output": str(root / EVALUATION)}
@@ -192,6 +202,12 @@ def test_two_ranks_equal_one(name: str, on_two: OnTwo, conversations: Path, tmp_
     for strategy, limit in LIMITS.items():
         require_equal_curves(tmp_path / "one", on_two.root / f"{name}-{strategy}", rel=limit)
         assert read_json(on_two.root / f"{name}-{strategy}" / RESULT)["steps"] == TUNINGS[name].get(STEPS, 5)
+
+
+def test_two_ranks_draw_the_same_mixture_as_one(on_two: OnTwo, tmp_path: Path) -> None:
+    config = configure(tmp_path / "one", **MIXTURE)
+    finetune(config, Ranks(), prepare_conversations(config)[0])
+    require_equal_curves(tmp_path / "one", on_two.root / "mixture", rel=LIMITS["ddp"])
 
 
 def test_all_ranks_leave_out_a_step_that_is_broken_on_one(on_two: OnTwo, conversations: Path, tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 from tests.e2e.services import ROOT, answers, free_port, started_process, wait_until
 
 
-def check_served_model(served: dict[str, str], uri: str, asked: dict[str, str], answer: str, log: Path) -> None:
-    """Checks that the model at `uri` gives `answer` over HTTP to the row `asked`."""
+def check_served_model(
+    served: dict[str, str], uri: str, asked: dict[str, str], answer: dict[str, Any], log: Path
+) -> None:
+    """Checks that the model at `uri` gives `answer`, with its confidence, over HTTP to the row `asked`."""
     port = free_port()
     words = ("--model-uri", uri, "--env-manager", "local", "--host", "127.0.0.1", "--port", port)
     # mlflow starts uvicorn by name, so PATH is that of an activated environment.

@@ -34,7 +34,7 @@ PREDICT = """
 import json, sys, mlflow, pandas
 model = mlflow.pyfunc.load_model(sys.argv[1])
 rows = pandas.DataFrame(json.loads(sys.stdin.read()))
-print("ANSWERS" + json.dumps(model.predict(rows, params={"max_new_tokens": 5})))
+print("ANSWERS" + json.dumps([*model.predict(rows, params={"max_new_tokens": 5})["answer"]]))
 """
 
 
@@ -256,8 +256,9 @@ def test_the_readme_loads_the_model_without_servers(finished: tuple[Path, dict[s
     (tmp_path / "image.png").write_bytes(row["image_id"]["bytes"])
     loaded = python("-c", loading(), home=home, cwd=tmp_path)
     assert loaded.returncode == 0, loaded.stderr
-    (answer,) = ast.literal_eval(loaded.stdout.splitlines()[-1])
-    assert isinstance(answer, str)
+    (record,) = ast.literal_eval(loaded.stdout.splitlines()[-1])
+    assert isinstance(record["answer"], str)
+    assert set(record) == {"answer", "confidence"}
 
 
 @pytest.mark.parametrize("finished", ["gemma3-nf4"], indirect=True)

@@ -11,13 +11,16 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 from zoneinfo import ZoneInfo
 
+import httpx
 import pytest
 
+from tasks.registry.decline import EVENT
 from tasks.services.deploy import local_timezone
 from tests.e2e.attacks import (
     REBINDING,
@@ -39,11 +42,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PHANTOM = "builtin:phantom?images=40"
 SMALL = {"dataset.path_or_dataset": PHANTOM, "step_scheduler.max_steps": 2}
 MODEL, CHAMPION = "medpix-gemma3", "models:/medpix-gemma3@champion"
+WHEN_DECLINED = "medpix: look for new data when a champion has declined"
 QUESTION = "Which organ is shown?"
 PREDICT = """
 import json, sys, mlflow, pandas
 rows = pandas.DataFrame([json.loads(sys.argv[2])])
-print(json.dumps(mlflow.pyfunc.load_model(sys.argv[1]).predict(rows, params={"max_new_tokens": 8})))
+answers = mlflow.pyfunc.load_model(sys.argv[1]).predict(rows, params={"max_new_tokens": 8})
+print(json.dumps(answers.to_dict("records")))
 """
 
 
@@ -133,14 +138,16 @@ def test_the_champion_answers_wherever_it_is_asked(served: dict[str, str], scans
     loaded = subprocess.run(
         [sys.executable, "-c", PREDICT, CHAMPION, json.dumps(asked)], env=served, capture_output=True, text=True
     )
-    assert loaded.stdout.splitlines()[-1] == json.dumps([answer]), loaded.stderr
+    assert loaded.returncode == 0, loaded.stderr
+    (given,) = json.loads(loaded.stdout.splitlines()[-1])
+    assert (given["answer"], set(given)) == (answer, {"answer", "confidence"})
     by_readme = subprocess.run(
         [sys.executable, "-c", loading().replace("@challenger", "@champion").replace("What is shown?", QUESTION)],
         cwd=tmp_path, env=served, capture_output=True, text=True,
     )  # fmt: skip
     assert by_readme.returncode == 0, by_readme.stderr
-    assert ast.literal_eval(by_readme.stdout.splitlines()[-1])[0].startswith(answer.rstrip("\ufffd"))
-    check_served_model(served, CHAMPION, asked, answer, tmp_path / "serve.log")
+    assert ast.literal_eval(by_readme.stdout.splitlines()[-1])[0]["answer"].startswith(answer.rstrip("\ufffd"))
+    check_served_model(served, CHAMPION, asked, given, tmp_path / "serve.log")
     assert set().union(*places_of(tmp_path, PIECES).values()) <= {"image.png"}  # nor in the server's log
     assert not any(piece in text for piece in PIECES for text in (said.stderr, loaded.stderr, by_readme.stderr))
 
@@ -264,10 +271,35 @@ def test_a_new_revision_on_the_hub_starts_a_run_on_it(served: dict[str, str]) ->
     assert (found["parameters"]["recipe"], found["parameters"]["overrides"]) == ("demo", wanted)
 
 
+def test_a_champion_that_has_declined_makes_the_watch_look_for_new_data(served: dict[str, str]) -> None:
+    """Once somebody has switched that on; the event is that of `report_decline`."""
+    prefect, wanted = Prefect(served), {"dataset.path_or_dataset": "lab/medical"}
+    switched = command("prefect", "--no-prompt", "automation", "resume", WHEN_DECLINED, environment=served)
+    assert switched.returncode == 0, switched.stdout + switched.stderr
+    resource = {"prefect.resource.id": f"medpix.model.{MODEL}", "prefect.resource.name": MODEL}
+    event = {"occurred": datetime.now(UTC).isoformat(), "event": EVENT, "resource": resource, "id": str(uuid4()),
+             "payload": {"version": "1", "finding": "", "recipe": "demo", "overrides": wanted}}  # fmt: skip
+    with httpx.Client(auth=prefect.auth, timeout=60) as client:
+        assert client.post(f"{prefect.url}/events", json=[event]).is_success
+    watches = {"flows": {"name": {"any_": ["medpix-retrain-watch"]}}, "sort": "EXPECTED_START_TIME_DESC"}
+
+    def started() -> dict[str, Any]:
+        runs = prefect.post("/flow_runs/filter", **watches)
+        of_trigger = [r for r in runs if (r["created_by"] or {}).get("type") == "AUTOMATION"]
+        return of_trigger[0] if of_trigger else {"state_type": "", "state_name": "none"}
+
+    found = wait_for(started, "COMPLETED")
+    assert (found["parameters"]["recipe"], found["parameters"]["overrides"]) == ("demo", wanted)
+
+
 def test_a_second_up_changes_nothing(served: dict[str, str]) -> None:
     """And what people have switched on stays on."""
     resumed = command("prefect", "--no-prompt", "deployment", "schedule", "resume", "--all", environment=served)
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    paused = command(
+        "prefect", "--no-prompt", "automation", "pause", "medpix: train on a new revision", environment=served
+    )
+    assert paused.returncode == 0, paused.stdout + paused.stderr
     before = re.findall(r"pid (\d+)", command("tasks.services", "status", environment=served).stdout)
     again = command("tasks.services", "up", environment=served)
     assert again.returncode == 0, again.stdout + again.stderr
@@ -278,10 +310,11 @@ def test_a_second_up_changes_nothing(served: dict[str, str]) -> None:
     paused = command("prefect", "--no-prompt", "deployment", "schedule", "pause", "--all", environment=served)
     assert paused.returncode == 0, paused.stdout + paused.stderr
     automations = Prefect(served).post("/automations/filter")
-    assert sorted(automation["name"] for automation in automations) == [
-        "medpix: runs that went silent are Crashed",
-        "medpix: train on a new revision",
-    ]
+    assert {automation["name"]: automation["enabled"] for automation in automations} == {
+        WHEN_DECLINED: True,  # switched on above
+        "medpix: runs that went silent are Crashed": True,
+        "medpix: train on a new revision": False,  # switched off here
+    }
 
 
 def test_a_dead_worker_comes_back(served: dict[str, str]) -> None:

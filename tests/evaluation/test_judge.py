@@ -2,11 +2,8 @@
 
 import json
 import re
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,73 +13,32 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from tests.endpoint import StandIn, endpoint
 from vlm_core import judge as command
 from vlm_core.evaluation.judge import VERDICTS, Judge, judge_answers, score, summary
+from vlm_core.evaluation.judged import judged_section
 from vlm_core.files import read_json, write_json
 
 
-def reply(texts: dict[str, str]) -> dict[str, Any]:
-    """Returns what the judge replies to an answer."""
-    found = {"hedged": "correct or wrong", "by order": "partly" if list(texts).index("answer") == 1 else "unsafe"}
-    verdict = "correct" if texts["answer"] == texts["reference"] else found.get(texts["answer"], "It is **wrong**.")
-    message = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": verdict}}
-    usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
-    return {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [message], "usage": usage}
-
-
-class StandIn(ThreadingHTTPServer):
+def reply(body: dict[str, Any]) -> tuple[str, str]:
     """A judge that says whether answer and reference are equal. Some answers make it fail, as their names say."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server_address[1]}/v1"
-        self.asked: list[dict[str, Any]] = []
-        self.failed: Counter[str] = Counter()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: StandIn
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        texts = json.loads(body["messages"][1]["content"])
-        answer = texts["answer"]
-        self.server.asked.append(texts)
-        self.server.failed[answer] += 1
-        is_first = self.server.failed[answer] == 1
-        if answer == "slow" and is_first:
-            time.sleep(0.6)
-        if answer == "limited" and is_first:
-            self._send(429, b'{"error": {"message": "slow down"}}', {"Retry-After": "0"})
-        elif answer == "down":
-            self._send(503, b"{}", {"Retry-After": "0"})
-        elif answer == "garbage":
-            self._send(200, b"<html>proxy</html>", {"Content-Type": "text/html"})
-        else:
-            self._send(200, json.dumps(reply(texts)).encode(), {"Content-Type": "application/json"})
-
-    def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for name, value in {**headers, "Content-Length": str(len(body))}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        try:
-            self.wfile.write(body)
-        except BrokenPipeError:
-            self.close_connection = True  # the client did not wait
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
+    texts = json.loads(body["messages"][1]["content"])
+    found = {"hedged": "correct or wrong", "by order": "partly" if list(texts).index("answer") == 1 else "unsafe"}
+    answer = texts["answer"]
+    return answer, "correct" if answer == texts["reference"] else found.get(answer, "It is **wrong**.")
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[StandIn]:
-    with StandIn() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with endpoint(reply) as server:
         monkeypatch.setenv("MEDPIX_JUDGES", f"https://elsewhere/v1, {server.url}/")
         monkeypatch.setenv("MEDPIX_HOME", str(tmp_path / "home"))
         yield server
-        server.shutdown()
+
+
+def asked(server: StandIn) -> list[dict[str, str]]:
+    """Returns what the judge was asked."""
+    return [json.loads(body["messages"][1]["content"]) for body in server.asked]
 
 
 def record(number: int, reference: str, answer: str, base: str = "x") -> dict[str, Any]:
@@ -96,7 +52,7 @@ def test_both_orders_are_judged_once_and_faults_are_survived(server: StandIn) ->
     judge = Judge("m", server.url, timeout=0.3, retries=2)
     expected = ["correct", "wrong", "wrong", "wrong", None, None, "unsafe"]
     assert judge_answers(judge, records, ["model"]) == {"model": expected}
-    assert {tuple(texts) for texts in server.asked} == {("question", "reference", "answer"),
+    assert {tuple(texts) for texts in asked(server)} == {("question", "reference", "answer"),
                                                         ("question", "answer", "reference")}  # fmt: skip
     before = len(server.asked)
     assert judge_answers(judge, records, ["model"]) == {"model": expected}
@@ -110,9 +66,9 @@ def test_a_judge_that_fails_for_good_is_named_and_replies_are_kept(server: Stand
         ValueError, match=rf"the judge m at {server.url} failed \(InternalServerError: .*asks for the rest"
     ):
         judge_answers(judge, records, ["model"])
-    asked = Counter(texts["answer"] for texts in server.asked)
+    before = Counter(texts["answer"] for texts in asked(server))
     assert judge_answers(judge, records[:1], ["model"]) == {"model": ["correct"]}
-    assert Counter(texts["answer"] for texts in server.asked) == asked
+    assert Counter(texts["answer"] for texts in asked(server)) == before
 
 
 def test_shares_differences_and_the_agreement_with_people(server: StandIn) -> None:
@@ -138,7 +94,9 @@ def test_the_command_checks_its_input_and_writes_the_verdicts(server: StandIn, t
     pq.write_table(
         pa.Table.from_pylist([record(n, "cyst", "cyst") for n in range(10)]), tmp_path / "predictions.parquet"
     )
-    write_json(tmp_path / "result.json", {"compared": {"base": "base"}})
+    evaluated = {"compared": {"base": "base"}, "model_fingerprint": "m", "seed": 0}
+    write_json(tmp_path / "result.json", evaluated)
+    (tmp_path / "report.html").write_text(f"<p>before</p>{judged_section(evaluated, tmp_path)}<p>after</p>")
     labels = tmp_path / "labels.csv"
     given = {
         "evaluation": tmp_path,
@@ -157,6 +115,18 @@ def test_the_command_checks_its_input_and_writes_the_verdicts(server: StandIn, t
     found = read_json(tmp_path / "judge.json")
     assert set(found["verdicts"]["base"]) == {"e9", "e0", "e3", "e6"}
     assert found["verdicts"]["model"]["e9"] == "correct"
+    # The report has the verdicts, with people's agreement beside them, once however often they are given.
+    run()
+    page = (tmp_path / "report.html").read_text()
+    assert page.startswith("<p>before</p>")
+    assert page.endswith("<p>after</p>")
+    assert page.count("<h2>Verdicts of a judge</h2>") == 1
+    assert "<th>this model</th><td>100%</td>" in page
+    assert "<th>base model</th><td>0%</td>" in page
+    assert 'rowspan="2">agreement with people on 1 answers: unknown, since both gave one verdict only</td>' in page
+    # An evaluation of another model does not show them.
+    assert "Verdicts" in judged_section(evaluated, tmp_path)
+    assert "Verdicts" not in judged_section(evaluated | {"model_fingerprint": "n"}, tmp_path)
     for changes, message in (
         ({"url": "http://127.0.0.1:1/v1"}, "answers may not be sent to http://127.0.0.1:1/v1: the machine's operator"),
         ({"also": ["other"]}, "--also other: this evaluation has the answers of base"),

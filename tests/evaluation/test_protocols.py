@@ -23,6 +23,7 @@ PAIRS = [  # (reference, answer)
 ]  # fmt: skip
 PUBLISHED = {
     "vqa_rad_llava_med": {"closed_accuracy": 0.7, "open_recall": 0.8425, "open_f1": 0.8025},
+    "vqa_med_2020": {"accuracy": 0.4333},
     "vqa_rad_medevalkit": {
         "accuracy": 0.3, "closed_accuracy": 0.6, "open_exact_match": 0.15, "open_recall": 0.4167, "open_f1": 0.4183,
     },

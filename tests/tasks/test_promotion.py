@@ -218,15 +218,18 @@ def test_a_champion_that_has_declined_is_reported(name: str, monkeypatch: pytest
     promote_after("1", result(BETTER, BETTER))
     run = Run(small_config(), Path("run"), "no MLflow run")
     worse = {"deciding": [{"score": {"value": 0.6, "low": 0.5, "high": 0.7}}]}
+    given = {"dataset.split": "train", "evaluation.limit": 20}
     for checkpoint in ("models:/m@champion", "models:/m/1"):
-        found = report_decline.fn(run, checkpoint, worse)
+        found = report_decline.fn(run, checkpoint, worse, "demo", given)
         assert found is not None
         assert found.endswith("token_f1 is 0.600 [0.500, 0.700]; it was promoted with 0.800 [0.750, 0.850]")
     assert [event["payload"]["version"] for event in events] == ["1", "1"]
+    # A training that follows has the data of the evaluation, but asks all questions.
+    assert (events[0]["payload"]["recipe"], events[0]["payload"]["overrides"]) == ("demo", {"dataset.split": "train"})
     overlapping = {"deciding": [{"score": {"value": 0.7, "low": 0.6, "high": 0.8}}]}
-    assert report_decline.fn(run, "models:/m@champion", overlapping) is None
-    assert report_decline.fn(run, "models:/m/2", worse) is None  # the gate has not promoted it
-    assert report_decline.fn(run, "runs/demo/epoch_0_step_9", worse) is None
+    assert report_decline.fn(run, "models:/m@champion", overlapping, "demo", given) is None
+    assert report_decline.fn(run, "models:/m/2", worse, "demo", given) is None  # the gate has not promoted it
+    assert report_decline.fn(run, "runs/demo/epoch_0_step_9", worse, "demo", given) is None
     assert len(events) == 2
 
 

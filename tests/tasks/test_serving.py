@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import math
 import threading
 import time
 import warnings
@@ -16,13 +18,12 @@ from PIL import Image
 
 from tests.conftest import noise
 from vlm_core.config import ImagesConfig
+from vlm_core.evaluation.served_confidence import identity_of, served_confidence
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # of MLflow about its own type hints
     from tasks.registry import serving
     from tasks.registry.serving import ImageQuestionModel, Turn
-
-CONTEXT = SimpleNamespace(model_config={"batch_size": 2})
 
 
 def encoded(image: Image.Image) -> str:
@@ -49,7 +50,8 @@ class Stub:
         for _ in range(self.tokens):
             self.embeddings(torch.tensor([1]))
             time.sleep(0.005)
-        return [SimpleNamespace(text=conversation[0]["content"][-1]["text"]) for conversation in batch]
+        texts = [conversation[0]["content"][-1]["text"] for conversation in batch]
+        return [SimpleNamespace(text=text, logprob=math.log(0.9), truncated=text == "yes, yes") for text in texts]
 
 
 def model(stub: Any) -> ImageQuestionModel:
@@ -58,13 +60,38 @@ def model(stub: Any) -> ImageQuestionModel:
     return served
 
 
-def ask(served: ImageQuestionModel, *rows: tuple[Any, Any], max_new_tokens: int = 4) -> Any:
+def predict(served: ImageQuestionModel, *rows: tuple[Any, Any], max_new_tokens: int = 4, **config: Any) -> Any:
     frame = pandas.DataFrame({"image": [image for image, _ in rows], "question": [text for _, text in rows]})
-    return served.predict(CONTEXT, frame, {"max_new_tokens": max_new_tokens})
+    context = SimpleNamespace(model_config={"batch_size": 2, **config})
+    return served.predict(context, frame, {"max_new_tokens": max_new_tokens})
+
+
+def ask(served: ImageQuestionModel, *rows: tuple[Any, Any], max_new_tokens: int = 4) -> list[str]:
+    return predict(served, *rows, max_new_tokens=max_new_tokens)["answer"].tolist()
 
 
 def test_each_row_is_answered() -> None:
     assert ask(model(Stub()), (IMAGE, "a?"), (f"{IMAGE[:20]}\n{IMAGE[20:]}", "b?"), (IMAGE, "c?")) == ["a?", "b?", "c?"]
+
+
+def test_closed_questions_have_a_calibrated_confidence() -> None:
+    """The stub repeats the question, and finds each answer 90 % probable; of such answers, 60 % were right."""
+    offset = math.log(0.6 / 0.4) - 0.5 * math.log(0.9 / 0.1)
+    fitted = {"slope": 0.5, "intercept": offset, "closed": [identity_of("Which side?")]}
+    questions = ("Which side?", "No lesion.", "yes, yes", "Nothing is seen.", "There is no lesion.")
+    given = predict(model(Stub()), *((IMAGE, text) for text in questions), confidence=fitted)
+    assert given["confidence"].tolist() == [0.6, 0.6, None, None, None]  # cut off, open, open
+    assert json.loads(given.to_json(orient="records"))[2] == {"answer": "yes, yes", "confidence": None}
+    for unknown in ({"confidence": {"reason": "too few closed questions"}}, {}):
+        assert predict(model(Stub()), (IMAGE, "No lesion."), **unknown)["confidence"].tolist() == [None]
+
+
+def test_what_a_version_gets_from_its_evaluation() -> None:
+    greedy, sampled = {"temperature": 0.0}, {"temperature": 0.7}
+    found = {"questions": 40, "served": {"slope": 1.0, "intercept": 0.0, "closed": []}}
+    assert served_confidence({"generation": greedy, "calibration": found})["slope"] == 1.0
+    assert "too few closed questions" in served_confidence({"generation": greedy, "calibration": None})["reason"]
+    assert "sampled" in served_confidence({"generation": sampled, "calibration": found})["reason"]
 
 
 @pytest.mark.parametrize(

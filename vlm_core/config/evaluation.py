@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from vlm_core.config.base import Names, PositiveInt, Section, listed
 
+ENGINE = "openai:"  # in compare_with: begins a model behind an endpoint, openai:MODEL@URL
 BASE = "base"  # in compare_with: the base model
 CHAMPION = "champion"  # alias of the version that the gate or a person promoted
 RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # case-insensitive
@@ -14,7 +15,13 @@ RESERVED_ALIASES = rf"{CHAMPION}|latest|v\d+"  # case-insensitive
 RESERVED_NAMES = ("model", "shuffled", "blank", "question_only", "commonest", "reference")
 Control = Literal["shuffled", "blank", "question_only"]
 ProtocolName = Literal[
-    "medpix", "vqa_rad_llava_med", "vqa_rad_medgemma", "slake_medevalkit", "vqa_rad_medevalkit", "pathvqa"
+    "medpix",
+    "vqa_rad_llava_med",
+    "vqa_rad_medgemma",
+    "slake_medevalkit",
+    "vqa_rad_medevalkit",
+    "pathvqa",
+    "vqa_med_2020",
 ]
 
 
@@ -45,7 +52,8 @@ class EvaluationConfig(Section):
     )
     compare_with: Names = Field(
         ["base"],
-        description="Models to compare with: `base`, a directory, a hub id, models:/name@alias, or NAME=one of these.",
+        description="Models to compare with: `base`, a directory, a hub id, models:/name@alias, a model behind an "
+        "endpoint as openai:MODEL@URL, or NAME=one of these.",
     )
 
     protocols: Annotated[list[ProtocolName], BeforeValidator(listed)] = Field(
@@ -62,7 +70,8 @@ class EvaluationConfig(Section):
         found: dict[str, str] = {}
         for reference in self.compare_with:
             named = re.fullmatch(r"([\w.-]+)=(.+)", reference)
-            name, model = named.groups() if named else (re.split(r"[/@]", reference.rstrip("/"))[-1], reference)
+            path = reference.removeprefix(ENGINE).partition("@http")[0] if reference.startswith(ENGINE) else reference
+            name, model = named.groups() if named else (re.split(r"[/@]", path.rstrip("/"))[-1], reference)
             if name in found or name in RESERVED_NAMES:
                 raise ValueError(
                     f"compare_with={self.compare_with}: {name!r} would name two things in the results; write NAME=MODEL"

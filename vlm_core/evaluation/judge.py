@@ -7,23 +7,18 @@ interrupted judging resumes, and the same answer is never paid for twice.
 import hashlib
 import json
 import logging
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
-from importlib.util import find_spec
 from typing import Any, Final
 
 import numpy as np
 
+from vlm_core.evaluation.endpoint import Endpoint
 from vlm_core.evaluation.intervals import CaseBootstrap, Scored, difference, interval
 from vlm_core.evaluation.kappa import kappa
 from vlm_core.evaluation.result_names import MODEL
 from vlm_core.evaluation.store import Store
 from vlm_core.home import medpix_home
-from vlm_core.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -41,36 +36,13 @@ unsafe: the answer is wrong in a way that could harm the patient, such as a find
 
 Reply with one word: correct, partly, wrong or unsafe."""
 ORDERS = (("question", "reference", "answer"), ("question", "answer", "reference"))
-AT_ONCE = 8  # requests
 Record = Mapping[str, Any]  # a row of predictions.parquet
 
 
-@dataclass(frozen=True)
-class Judge:
-    """A model behind an endpoint, such as `http://127.0.0.1:8000/v1`. `timeout` is in seconds for each request."""
+class Judge(Endpoint):
+    """A model behind an endpoint that grades answers."""
 
-    model: str
-    url: str
-    timeout: float = 60.0
-    retries: int = 5
-
-    def __post_init__(self) -> None:
-        allowed = [entry.strip().rstrip("/") for entry in os.environ.get(ALLOWED, "").split(",") if entry.strip()]
-        if self.url.rstrip("/") not in allowed:
-            raise ValueError(
-                f"answers may not be sent to {self.url}: the machine's operator adds the address to {ALLOWED} "
-                f"(now {', '.join(allowed) or 'unset'})"
-            )
-        if find_spec("openai") is None:
-            raise ValueError("a judge needs pip install 'medpix-finetune[judge]'; install that")
-
-    @cached_property
-    def client(self) -> Any:
-        """The client. It repeats requests after timeouts, lost connections, rate limits and errors of the server."""
-        from openai import OpenAI
-
-        key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own need no key
-        return OpenAI(base_url=self.url, api_key=key, timeout=self.timeout, max_retries=self.retries)
+    allowed_by, role, sends = ALLOWED, "the judge", "answers"
 
     def ask(self, message: str) -> dict[str, Any]:
         """Returns `{verdict, sent, received}` of one message: the verdict (None: unreadable) and numbers of tokens."""
@@ -104,7 +76,8 @@ def judge_answers(judge: Judge, records: Sequence[Record], variants: Sequence[st
     messages = {name: [_messages(record, name) for record in records] for name in variants}
     store = _store(judge)
     distinct = dict.fromkeys(m for pairs in messages.values() for pair in pairs for m in pair)
-    _ask(judge, [message for message in distinct if _key(message) not in store], store)
+    missing = {_key(message): message for message in distinct if _key(message) not in store}
+    judge.ask_all(missing, judge.ask, store, "answer")
     found = {message: store[_key(message)]["verdict"] for message in distinct}
     return {name: [_worse([found[m] for m in pair]) for pair in pairs] for name, pairs in messages.items()}
 
@@ -122,23 +95,6 @@ def _messages(record: Record, variant: str) -> tuple[str, ...]:
 
 def _key(message: str) -> str:
     return hashlib.sha256(message.encode()).hexdigest()
-
-
-def _ask(judge: Judge, messages: Sequence[str], store: Store) -> None:
-    """Asks the judge, and stores each reply as it comes."""
-    from openai import OpenAIError
-
-    with ThreadPoolExecutor(AT_ONCE) as pool, ProgressBar(len(messages), "judge", "answer") as progress:
-        try:
-            for message, reply in zip(messages, pool.map(judge.ask, messages), strict=True):
-                store.add({_key(message): reply})
-                progress.update()
-        except OpenAIError as error:
-            pool.shutdown(cancel_futures=True)
-            raise ValueError(
-                f"the judge {judge.model} at {judge.url} failed ({type(error).__name__}: {error}); the replies until "
-                "then are stored, and the same command asks for the rest"
-            ) from error
 
 
 def _worse(verdicts: Sequence[str | None]) -> str | None:
@@ -194,16 +150,9 @@ def _agreement(records: Sequence[Record], verdicts: Sequence[str | None], labels
 
 def summary(result: Mapping[str, Any]) -> Iterator[str]:
     """Yields the lines that people read: each judged score beside how far the judge agrees with people."""
-    agreement, found = result["agreement"], result["agreement"]["kappa"]
-    trust = "no person has checked this judge: --labels shows how far to trust it"
-    if found and found["value"] is None:
-        trust = f"agreement with people on {agreement['answers']} answers: unknown, since both gave one verdict only"
-    elif found:
-        bounds = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
-        trust = f"agreement with people on {agreement['answers']} answers: kappa {found['value']:+.2f}{bounds}"
-    yield f"{result['judge']}, rubric {result['rubric']}, {result['questions']} questions; {trust}"
+    yield f"{result['judge']}, rubric {result['rubric']}, {result['questions']} questions; {trust_in(result)}"
     for name, scores in result["scores"].items():
-        shares = ", ".join(f"{verdict} {_percent(value)}" for verdict, value in scores.items())
+        shares = ", ".join(f"{verdict} {percent(value)}" for verdict, value in scores.items())
         unreadable = result["unreadable"][name]
         yield f"{name}: {shares}" + (f" ({unreadable} replies were unreadable)" if unreadable else "")
     for name, change in result["differences"].items():
@@ -212,7 +161,19 @@ def summary(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"tokens of all replies so far: {result['tokens']['sent']:,} sent, {result['tokens']['received']:,} received"
 
 
-def _percent(value: Mapping[str, float | None]) -> str:
+def trust_in(result: Mapping[str, Any]) -> str:
+    """Returns in words how far the judge agrees with people."""
+    agreement, found = result["agreement"], result["agreement"]["kappa"]
+    if not found:
+        return "no person has checked this judge: --labels shows how far to trust it"
+    if found["value"] is None:
+        return f"agreement with people on {agreement['answers']} answers: unknown, since both gave one verdict only"
+    bounds = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
+    return f"agreement with people on {agreement['answers']} answers: kappa {found['value']:+.2f}{bounds}"
+
+
+def percent(value: Mapping[str, float | None]) -> str:
+    """Returns a share with its interval, a dash if there is none."""
     if value["value"] is None:
         return "-"
     return f"{value['value']:.0%}" + ("" if value["low"] is None else f" [{value['low']:.0%}, {value['high']:.0%}]")

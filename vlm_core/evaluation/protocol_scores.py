@@ -37,7 +37,7 @@ def divided(is_closed: Callable[[Expected], bool], closed: Score, open_: Score) 
     return columns
 
 
-# LLaVA-Med compares words as VQA v2 does.
+# LLaVA-Med and VQA-Med compare words as VQA v2 does.
 _PUNCTUATION = ';/[]"{}()=+\\_->@<`,?!'
 _NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(_NUMBERS)}
@@ -68,6 +68,12 @@ def llava_open(answer: str, reference: str) -> Values:
         return {"recall": 0.0, "f1": 0.0}
     recall, precision = common / (common + missed), common / said.total()
     return {"recall": recall, "f1": 2 * precision * recall / (precision + recall)}
+
+
+def med_columns(answer: ScoredAnswer, expected: Expected) -> Values:
+    """Returns whether an answer has the words of the reference, or of one of several that `#` separates."""
+    said = vqa_words(answer.text)
+    return {"right_med": float(any(vqa_words(one) == said for one in expected.reference.split("#")))}
 
 
 # MedEvalKit compares whole texts.

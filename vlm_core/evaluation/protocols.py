@@ -33,6 +33,7 @@ from vlm_core.evaluation.protocol_scores import (
     kit_yes_no,
     llava_closed,
     llava_open,
+    med_columns,
     path_closed,
     path_open,
 )
@@ -139,6 +140,14 @@ PROTOCOLS: dict[str, Protocol] = {
             _share("open_f1", "Open F1", _PATH, "f1_open", ""),
             *(_bleu(order, _PATH) for order in (1, 2, 3)),
         ),
+    ),
+    "vqa_med_2020": Protocol(
+        "VQA-Med 2020 and 2021, as ImageCLEF scores them", 1,
+        "Ben Abacha et al., VQA-Med at ImageCLEF 2020; Evaluator-VQA-Med-2020.py of abachaa/VQA-Med-2020",
+        "BLEU, which the script computes on stems without NLTK's stop words, and the list of contractions (dont = "
+        "don't). VQA-Med 2019 has another evaluator",
+        (ratio_metric("accuracy", "Accuracy", med_columns, ("right_med", "examples"), Use.NOWHERE,
+                      "the same words as the reference"),),
     ),
 }  # fmt: skip
 """Every protocol by name; `EvaluationConfig.protocols` repeats the names."""

@@ -7,9 +7,18 @@ from typing import Any
 
 from vlm_core.config import Config
 from vlm_core.data.conversation_dataset import ConversationDataset
-from vlm_core.evaluation.conditions import BLANK, QUESTION_ONLY, SHUFFLED
+from vlm_core.evaluation.judged import judged_section
 from vlm_core.evaluation.metrics import METRICS, PRIMARY, Use, metrics_for, names
-from vlm_core.evaluation.result_names import COMMONEST, DATASET, MODEL, UNSEEN, p_value, with_interval
+from vlm_core.evaluation.result_names import (
+    COMMONEST,
+    DATASET,
+    MODEL,
+    NAMES,
+    SHUFFLED,
+    UNSEEN,
+    p_value,
+    with_interval,
+)
 from vlm_core.files import write_text
 from vlm_core.pages.plots import bars, dots, losses, reliability, risk_coverage
 from vlm_core.pages.render import render
@@ -17,14 +26,6 @@ from vlm_core.pages.thumbnails import thumbnails
 
 CLOSED = "closed_accuracy"
 HEADLINE_ROWS = 100  # closed questions from which their accuracy is a headline
-NAMES = {
-    MODEL: "this model",
-    SHUFFLED: "shuffled images",
-    BLANK: "black image",
-    QUESTION_ONLY: "no image",
-    COMMONEST: "commonest answer",
-    "base": "base model",
-}
 
 
 def write_report(
@@ -46,6 +47,7 @@ def write_report(
         external=[name for name in config.validated if name not in config.trained],
         result=result,
         names={name: NAMES.get(name, name) for name in result["scores"]},
+        all_names=NAMES,
         metrics=METRICS,
         primary=METRICS[PRIMARY],
         summary=_summary(result),
@@ -56,6 +58,7 @@ def write_report(
         in_groups=names(Use.GROUPS),
         plots=_plots(result, history),
         confidence=_confidence(result.get("calibration")),
+        judged=judged_section(result, path.parent),
         browse=_browse(records, list(result["scores"]), dataset) if config.report.images else None,
     )
     write_text(path, page)

@@ -23,6 +23,16 @@ DATASET = "dataset"
 HELD_BACK, SELECTION = "held back", "selection"
 """The parts of a divided validation split: the one decides about champions, the other chooses during training."""
 
+NAMES = {
+    MODEL: "this model",
+    SHUFFLED: "shuffled images",
+    BLANK: "black image",
+    QUESTION_ONLY: "no image",
+    COMMONEST: "commonest answer",
+    "base": "base model",
+}
+"""How people read the names of answers; a model of compare_with is called as the user named it."""
+
 SMALLEST_P = 0.001  # the smallest value that 2,000 draws can give, after rounding
 
 

@@ -224,7 +224,7 @@ def _answer(answer: ScoredAnswer, columns: Columns, index: int) -> dict[str, Any
         "confidence": None if answer.confidence is None else round(answer.confidence, 4),
         "generated_tokens": answer.tokens if answer.generated else None,
         "finish_reason": ("length" if answer.truncated else "stop") if answer.generated else None,
-        "logprob": round(answer.logprob, 4) if answer.generated else None,
+        "logprob": round(answer.logprob, 4) if answer.generated and answer.reference_tokens else None,
         "reference_tokens": answer.reference_tokens,
         **{name: round(float(columns[name][index]), 4) for name in means},
         "right": bool(columns["right"][index]) if columns["closed"][index] else None,

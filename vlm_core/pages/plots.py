@@ -72,6 +72,21 @@ def histogram(series: Mapping[str, Mapping[str, Sequence[int]]], label: str) -> 
         return _svg(figure)
 
 
+def shares(bins: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
+    """Returns horizontal bars of the share of each bin, for each of `series`."""
+    with rc_context(STYLE):
+        figure, axes = _figure()
+        height = 0.8 / len(series)
+        for number, (name, values) in enumerate(series.items()):
+            at = np.arange(len(bins)) + (number - (len(series) - 1) / 2) * height
+            axes.barh(at, values, height * 0.9, color=COLOURS[number], label=name)
+        axes.set_yticks(range(len(bins)), bins)
+        axes.invert_yaxis()
+        axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        figure.legend(frameon=False, loc="outside upper center", ncols=len(series))
+        return _svg(figure)
+
+
 def windows(edges: Sequence[float], counts: Sequence[int], ranges: Sequence[Sequence[float]]) -> str:
     """Returns the histogram of an image's stored values with the part that each window shows."""
     colours = CHANNELS if len(ranges) > 1 else (COLOURS[0],)
