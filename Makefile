@@ -53,7 +53,7 @@ floor:  ## the fast tests with the lowest versions that pyproject.toml admits, i
 	$(FLOOR)/bin/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
 stress: setup  ## the kill tests with twenty seeded kills instead of three, every way to stop a flow, a broken link, Slurm's failures, the image
-	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'killed_build or killed_run or test_stops or test_hosts or test_slurm or test_containers'
+	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'test_fuzz or killed_build or killed_run or test_stops or test_hosts or test_slurm or test_containers'
 
 docs: setup  ## build the documentation's site into .venv/site
 	$(BIN)/python -m docs.site.generate

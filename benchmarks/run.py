@@ -108,10 +108,12 @@ def _on_gpu(title: str, contenders: tuple[str, ...], **settings: Any) -> Compari
     return replace(usual, **settings)
 
 
+NF4 = {"model.quantization": "nf4"}
 FLEX, COMPILED = {"model.attn_implementation": "flex_attention"}, {"compute.compile": True}
 GPU = [
     _on_gpu("LoRA, 10 questions per image", TRAINING),
     _on_gpu("Answers, 10 questions per image", ANSWERING, overrides=ANSWERS, steps=2),
+    _on_gpu("LoRA over nf4 weights, 10 questions per image", ("ours",), overrides=NF4, steps=2),
     _on_gpu("LoRA, 10 questions per image, FlexAttention", ("ours",), overrides=FLEX),
     _on_gpu("LoRA, 10 questions per image, compiled", ("ours",), overrides=COMPILED),
     _on_gpu("LoRA, 10 questions per image, FlexAttention, compiled", ("ours",), overrides=FLEX | COMPILED),

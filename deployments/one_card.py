@@ -120,8 +120,8 @@ def rows(recipe: str) -> tuple[str, str]:
 
 def tables() -> str:
     """Returns both tables in Markdown."""
-    memory = ["| recipe | weights | gradients, optimizer | activations | logits | together | LoRA over bfloat16 |",
-              "|---|---|---|---|---|---|---|"]  # fmt: skip
+    kinds = ("weights", "copies", "gradients, optimizer", "activations", "logits", "together", "LoRA over bfloat16")
+    memory = [f"| recipe | {' | '.join(kinds)} |", "|---" * (len(kinds) + 1) + "|"]
     cards = [f"| recipe | {' | '.join(f'{card} GB' for card in CARDS)} |", "|---" * (len(CARDS) + 1) + "|"]
     for recipe in RECIPES:
         needed, fitting = rows(recipe)

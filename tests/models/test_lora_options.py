@@ -202,7 +202,7 @@ def test_the_vision_tower_can_be_adapted(base: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"init_lora_weights": "corda"}, "'corda' is not supported, because it needs activations"),
+        ({"init_lora_weights": "corda"}, "'corda' is not supported, because it takes a product"),
         ({"init_lora_weights": "false"}, "random changes of the model"),
         ({"init_lora_weights": False}, "random changes of the model"),
         ({"init_lora_weights": "loftq"}, "beside the quantised ones"),

@@ -28,6 +28,8 @@ from vlm_core.training.distributed import Ranks
 from vlm_core.training.plan import plan_run
 from vlm_core.training.setup import gather
 
+EVA = {"peft.dim": 4, "peft.init_lora_weights": "eva"}  # ranks by the data
+
 
 def config_of(name: str, directory: Path | None = None, **overrides: Any) -> Any:
     settings = {
@@ -41,7 +43,9 @@ def config_of(name: str, directory: Path | None = None, **overrides: Any) -> Any
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "tuning"), [("gemma4", {"peft.dim": 4}), ("gemma4_26b", {})], ids=["small-lora", "large-full"]
+    ("name", "tuning"),
+    [("gemma4", {"peft.dim": 4}), ("gemma4_26b", {}), ("gemma4_unified", EVA)],
+    ids=["small-lora", "large-full", "unified-eva"],
 )
 def test_a_run_is_planned_killed_resumed_evaluated_and_exported(
     name: str, tuning: dict[str, Any], conversations: Path, tmp_path: Path
@@ -59,8 +63,10 @@ def test_a_run_is_planned_killed_resumed_evaluated_and_exported(
     saved = [weights_directory(run / LATEST).glob("*.safetensors") for run in (whole, cut)]
     assert [path.read_bytes() for path in sorted(saved[0])] == [path.read_bytes() for path in sorted(saved[1])]
     counts = read_json(whole / PARAMETERS)
-    tower = sum(counts["vision_tower"].values())  # not on the device: its features are cached
-    assert [plan.trained, plan.frozen] == [counts["total"]["trainable"], counts["total"]["frozen"] - tower]
+    tower = sum(counts.get("vision_tower", {}).values())  # not on the device: its features are cached
+    moved = 0.2 if tuning == EVA else 0  # ranks move to modules of other sizes
+    assert plan.trained == pytest.approx(counts["total"]["trainable"], rel=moved)
+    assert plan.frozen == counts["total"]["frozen"] - tower
     asked = config_of(name, **{"evaluation.max_new_tokens": 4, "evaluation.limit": 6, "evaluation.controls": []})
     evaluate(asked, str(whole / LATEST), tmp_path / "scores", Ranks(), conversations)
     assert read_json(tmp_path / "scores" / RESULT)["scores"]["model"]["perplexity"]["value"] > 1

@@ -33,7 +33,7 @@ def tiny() -> ModelSizes:
 def large(tiny: ModelSizes) -> ModelSizes:
     """The sizes of a model of four billion weights, with the layers of the tiny one."""
     parts = {"language_model": Counts(15_000_000, 3_200_000_000), "embeddings": Counts(0, 670_000_000)}
-    return dataclasses.replace(tiny, parts=parts, quantizable=3_200_000_000)
+    return dataclasses.replace(tiny, parts=parts, quantizable=3_200_000_000, largest=26_000_000)
 
 
 def settings_of(config: Config, sizes: ModelSizes) -> dict[int, str]:
@@ -52,7 +52,8 @@ def test_the_planned_sizes_are_those_of_the_model() -> None:
     model = prepare_model(unquantized, tiny_directory("gemma3"), GEMMA3, None)
     counts = [sum(p.numel() for p in model.parameters() if p.requires_grad is trains) for trains in (True, False)]
     assert list(total(sizes.parts)) == counts
-    assert sizes.quantizable == quantized_weights(model.unload(), GEMMA3) > 0
+    quantized = quantized_weights(model.unload(), GEMMA3)
+    assert sizes.quantizable == sum(quantized) > sizes.largest == max(quantized) > 0
 
 
 def test_quantised_weights_take_a_quarter_and_8_bit_states_too(large: ModelSizes) -> None:
@@ -61,9 +62,9 @@ def test_quantised_weights_take_a_quarter_and_8_bit_states_too(large: ModelSizes
     assert full["weights"] == pytest.approx(2 * 3_870_000_000 + 4 * 15_000_000)
     assert full["weights"] - nf4["weights"] == pytest.approx(3_200_000_000 * (2 - 0.51587), rel=1e-3)
     assert full["weights"] - int8["weights"] == pytest.approx(3_200_000_000 * (1 - 0.0039), rel=1e-3)
-    assert {key: value for key, value in full.items() if key != "weights"} == {
-        key: value for key, value in nf4.items() if key != "weights"
-    }
+    assert [kind["copies of weights"] for kind in (nf4, int8)] == [6 * 26_000_000, 16 * 26_000_000]
+    assert full.keys() == nf4.keys() - {"copies of weights"}
+    assert all(full[key] == nf4[key] for key in full.keys() - {"weights"})
     small = memory_of(small_config(**LORA | {"optimizer._target_": "bitsandbytes.optim.AdamW8bit"}), large, 1000, 1)
     assert full["gradients and optimizer"] == 12 * 15_000_000
     assert small["gradients and optimizer"] == 6 * 15_000_000

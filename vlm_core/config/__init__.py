@@ -156,10 +156,19 @@ class Config(Section):
                 f"model.quantization={quantization}: quantised weights cannot train; add LoRA (--peft.dim 8), or set "
                 "model.quantization=none"
             )
-        if peft.init_lora_weights not in ("true", "gaussian"):
+        if peft.init_lora_weights not in ("true", "gaussian", "eva"):
             raise ValueError(
                 f"peft.init_lora_weights={peft.init_lora_weights} needs full-precision weights, and "
-                f"model.quantization={quantization} has none; use true or gaussian, or set model.quantization=none"
+                f"model.quantization={quantization} has none; use true, gaussian or eva, or set model.quantization=none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _starts_before_it_is_sharded(self) -> "Config":
+        if self.peft is not None and self.peft.starts_from_data and self.compute.strategy == "fsdp2":
+            raise ValueError(
+                "peft.init_lora_weights=eva runs the full model before the first step, and compute.strategy=fsdp2 "
+                "shards it; use compute.strategy=ddp, or peft.init_lora_weights=true"
             )
         return self
 

@@ -7,12 +7,11 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from vlm_core.config.base import Names, PositiveInt, Section
 
-INITIALISATIONS = ("true", "gaussian", "orthogonal", "pissa", "pissa_niter_N", "olora")
+INITIALISATIONS = ("true", "gaussian", "orthogonal", "eva", "pissa", "pissa_niter_N", "olora")
 REFUSED = {  # initialisations of peft that are not offered, with the reason
     "false": "it starts from random changes of the model",
-    "eva": "it needs activations of the training data before the first step",
-    "corda": "it needs activations of the training data before the first step",
-    "lora_ga": "it needs gradients of the training data before the first step",
+    "corda": "it takes a product that depends on the data out of the base weights, which an adapter does not store",
+    "lora_ga": "it takes a product that depends on the data out of the base weights, which an adapter does not store",
     "loftq": "it needs the full-precision weights beside the quantised ones",
     "mica": "it trains one of the two matrices only",
 }
@@ -53,8 +52,9 @@ class PeftConfig(Section):
     use_dora: bool = Field(False, description="DoRA: trains the length of each weight column apart from its direction.")
     init_lora_weights: Annotated[str, BeforeValidator(_as_text), AfterValidator(_known_initialisation)] = Field(
         "true",
-        description="How the matrices start, by peft's names: true (A random, B zero), gaussian, orthogonal, or from "
-        "the weights themselves: pissa, pissa_niter_N (faster, N iterations), olora.",
+        description="How the matrices start, by peft's names: true (A random, B zero), gaussian, orthogonal; from the "
+        "first training batches: eva; or from the weights themselves: pissa, pissa_niter_N (faster, N iterations), "
+        "olora.",
     )
     loraplus_lr_ratio: float | None = Field(
         None, gt=0, description="LoRA+: learning rate of the B matrices, as a multiple of the A matrices'; null = 1."
@@ -73,6 +73,11 @@ class PeftConfig(Section):
     def changes_base(self) -> bool:
         """Whether the matrices start from the base weights, which then hold only the rest."""
         return self.init_lora_weights.startswith("pissa") or self.init_lora_weights == "olora"
+
+    @property
+    def starts_from_data(self) -> bool:
+        """Whether the matrices and their ranks depend on the first training batches."""
+        return self.init_lora_weights == "eva"
 
     @model_validator(mode="after")
     def _one_selection(self) -> "PeftConfig":

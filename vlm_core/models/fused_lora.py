@@ -3,6 +3,10 @@
 peft adds the adapter with separate operations: a scaled copy and a sum as large as the layer's output, and gradient
 products in a slow orientation. `LoraProduct` accumulates into the base product instead, and keeps only the layer's
 input and the adapter's narrow product for the backward pass. Names of weights, saving and loading stay peft's.
+
+A Triton kernel for the addition would save nothing: `addmm_` is one product of cuBLAS that reads and writes the output
+once, N * out * 2 * 2 bytes in bfloat16 (84 MB for 2,048 tokens and 10,240 outputs). A kernel that adds to the base
+product moves the same bytes. Only one that computes the base product too would move fewer: it would replace cuBLAS.
 """
 
 from typing import Any

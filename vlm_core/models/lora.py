@@ -7,6 +7,7 @@ it by the parameter's name.
 import logging
 import warnings
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -17,16 +18,18 @@ from vlm_core.config import PeftConfig
 from vlm_core.families import Family, part_of
 from vlm_core.models.fused_lora import has_fused_layer, use_fused_lora
 from vlm_core.models.lora_patterns import by_full_name, matches, rank_of, select_saved, warn_of_unmatched
-from vlm_core.models.lora_start import remember_initial_matrices
+from vlm_core.models.lora_start import from_data, remember_initial_matrices
 
 logger = logging.getLogger(__name__)
 
 
-def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, frozen: set[str]) -> PeftModel:
+def apply_lora(
+    model: PreTrainedModel, config: PeftConfig, family: Family, frozen: set[str], resumed: Path | None = None
+) -> PeftModel:
     """Returns `model` with LoRA matrices on the selected linear modules and experts; everything else is frozen.
 
     Modules that `config` names to be saved train too, as copies. The directory that `save_weights` writes loads in
-    plain peft.
+    plain peft. Ranks that depend on the data are those of the adapter in the directory `resumed`.
     """
     modules, experts = (select(model, config, family, frozen) for select in (select_modules, select_experts))
     saved = select_saved(model, config, family, frozen)
@@ -35,11 +38,15 @@ def apply_lora(model: PreTrainedModel, config: PeftConfig, family: Family, froze
         # The warning is about how peft saves such adapters; `lora_start` saves them instead.
         warnings.filterwarnings("ignore", message="Using Rank-Stabilized LoRA with rank_pattern")
         lora = _peft_config(config, modules, experts, saved)
+    if config.starts_from_data:
+        lora = from_data(lora, resumed)
     if config.use_triton:
         use_fused_lora(lora)
     with warnings.catch_warnings():
         # peft looks for the patterns in modules only. They match experts, which are parameters.
         warnings.filterwarnings("ignore", message=r"The following \w+_pattern keys did not match")
+        # The model is loaded already when the training data gives the matrices their start.
+        warnings.filterwarnings("ignore", message="lora with eva initialization used with low_cpu_mem_usage=False")
         adapted = get_peft_model(model, lora)
     if config.use_triton and "use_triton" in config.model_fields_set:
         _warn_if_nothing_is_fused(adapted, config)
@@ -72,7 +79,7 @@ def _peft_config(config: PeftConfig, modules: list[str], experts: list[str], sav
         target_parameters=experts or None,
         use_rslora=config.use_rslora,
         use_dora=config.use_dora,
-        init_lora_weights=True if start == "true" else start,
+        init_lora_weights=True if start in ("true", "eva") else start,
         rank_pattern=by_full_name(config.rank_pattern, adapted),
         alpha_pattern=by_full_name(config.alpha_pattern, adapted),
         modules_to_save=saved or None,

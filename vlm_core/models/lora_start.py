@@ -1,19 +1,34 @@
-"""Adapters whose matrices start from the base weights (PiSSA, OLoRA): saved so that they fit the original base model.
+"""Adapters whose matrices start from the base weights (PiSSA, OLoRA) or from the training data (EVA).
 
-peft takes the initial product out of the base weights. The change that training made is therefore the trained product
-less the initial one. Both together are one LoRA of twice the rank over the original weights: that is what is saved. The
-first half of its rows are the trained matrices, with which a run resumes.
+The former are saved so that they fit the original base model: peft takes their initial product out of the base weights.
+The change that training made is therefore the trained product less the initial one. Both together are one LoRA of twice
+the rank over the original weights: that is what is saved. The first half of its rows are the trained matrices, with
+which a run resumes. `vlm_core.training.data_start` computes the latter.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import EvaConfig, LoraConfig
 
 from vlm_core.files import read_json, write_json
+from vlm_core.models.model_directory import read_object
 
 _INITIAL = "initial_lora_matrices"
+
+
+def from_data(config: LoraConfig, resumed: Path | None) -> LoraConfig:
+    """Returns the config of an adapter that the training data starts, or of the one in the directory `resumed`.
+
+    EVA divides the ranks by the data: some modules have higher ones, some no matrices at all.
+    """
+    if resumed is None:
+        return replace(config, init_lora_weights="eva", eva_config=EvaConfig())
+    stored = read_object(resumed / "adapter_config.json")
+    return replace(config, **{key: stored[key] for key in ("target_modules", "rank_pattern", "alpha_pattern")})
 
 
 def remember_initial_matrices(model: Any) -> None:

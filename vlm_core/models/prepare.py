@@ -29,7 +29,8 @@ def prepare_model(config: Config, base: Path, family: Family, checkpoint: Path |
     torch.manual_seed(config.rng.seed)  # Every rank draws the same LoRA matrices.
     if config.peft is not None:
         # peft keeps its matrices in float32 over a base of lower precision.
-        model: Any = apply_lora(load_model(base, _with_dtype(config.model, dtype)), config.peft, family, frozen)
+        loaded = load_model(base, _with_dtype(config.model, dtype))
+        model: Any = apply_lora(loaded, config.peft, family, frozen, checkpoint and weights_directory(checkpoint))
         _warn_of_unadapted_parts(model, family, frozen)
         if checkpoint:
             load_adapter_weights(model, weights_directory(checkpoint))

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 # output a scale of 32 bits, which is less than 0.4 % of a row of 1024.
 BYTES_PER_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1 + 4 / 1024}
 
+# While a module computes, bitsandbytes makes copies of its weights: nf4 one of 32 bits and one of 16 bits, int8 as much
+# as four of 32 bits. So much was measured on a CPU (benchmarks/quantized.py); a GPU makes fewer.
+COPIED_BYTES_PER_WEIGHT = {"nf4": 2 + 4, "int8": 4 * 4}
+
 
 def require_bitsandbytes(quantization: str) -> None:
     """Raises ValueError if the library for `model.quantization` is not installed."""
@@ -81,7 +85,7 @@ def _kept_modules(family: Family) -> list[str]:
     return [*others, *(fnmatch.translate(pattern) for pattern in family.not_adaptable)]
 
 
-def quantized_weights(model: nn.Module, family: Family) -> int:
-    """Returns how many weights of a model that is not quantised yet would be."""
+def quantized_weights(model: nn.Module, family: Family) -> list[int]:
+    """Returns how many weights each module of a model has that is not quantised yet, but would be."""
     found: Any = (module.weight for name, module in model.named_modules() if is_quantized(name, module, family))
-    return sum(weight.numel() for weight in found)
+    return [weight.numel() for weight in found]

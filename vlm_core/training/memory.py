@@ -11,7 +11,7 @@ from typing import Any, Final
 from vlm_core.config import Config, OptimizerConfig
 from vlm_core.models.forward import LOGITS_AT_ONCE
 from vlm_core.models.freeze import Counts, PartCounts, total
-from vlm_core.models.quantize import BYTES_PER_WEIGHT
+from vlm_core.models.quantize import BYTES_PER_WEIGHT, COPIED_BYTES_PER_WEIGHT
 from vlm_core.training.flops import used_experts
 from vlm_core.training.optim import state_bytes
 
@@ -28,6 +28,7 @@ class ModelSizes:
     parts: PartCounts
     idle: Counts  # those of the experts that a token does not use
     quantizable: int  # frozen weights that model.quantization would hold in 4 or 8 bits
+    largest: int  # those of them in the largest module
     text: Any  # the language model's config
     width: int  # bytes of a number of the computation, and of a frozen weight
 
@@ -39,12 +40,15 @@ def memory_of(config: Config, sizes: ModelSizes, tokens: int, shares: int) -> di
     """
     trained, frozen = total(sizes.parts)
     width, quantization = sizes.width, config.model.quantization
-    quantized = 0 if quantization == "none" else sizes.quantizable
+    quantized, largest = (0, 0) if quantization == "none" else (sizes.quantizable, sizes.largest)
     weights = (frozen - quantized) * width + quantized * BYTES_PER_WEIGHT.get(quantization, 0.0)
     weights += trained * (4 + (2 if width == 2 and config.peft is None else 0))
     checkpointing = config.compute.gradient_checkpointing
+    # One module computes at a time.
+    copies = {"copies of weights": largest * COPIED_BYTES_PER_WEIGHT[quantization]} if largest else {}
     return {
         "weights": weights / shares,
+        **copies,
         "gradients and optimizer": trained * (4 + bytes_of_states(config.optimizer)) / shares,
         "activations": tokens * _bytes_a_token(sizes.text, width, checkpointing=checkpointing),
         "logits": 3 * 4 * min(LOGITS_AT_ONCE, tokens * sizes.text.vocab_size),

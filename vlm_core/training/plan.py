@@ -274,11 +274,13 @@ def planned_sizes(config: Config, base: Path, family: Family) -> ModelSizes:
     if config.vision_cache.enabled and family.vision_tower and not trains:
         model.set_submodule(family.vision_tower, nn.Identity())  # its features are on disk
     parts, idle = count_parameters(model, family), idle_parameters(model, family)
+    quantizable = quantized_weights(model, family)
     of_experts = sum(adapted.get(name, 0) for name in expert_parameters(model, family))
     return ModelSizes(
         parts={part: Counts(counts.trainable + adapters[part], counts.frozen) for part, counts in parts.items()},
         idle=Counts(idle.trainable + round(idle_share(model) * of_experts), idle.frozen),
-        quantizable=quantized_weights(model, family),
+        quantizable=sum(quantizable),
+        largest=max(quantizable, default=0),
         text=architecture.get_text_config(),
         width=torch.finfo(compute_dtype(config.model, base)).bits // 8,
     )

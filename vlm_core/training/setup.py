@@ -19,7 +19,7 @@ from vlm_core.data.batches import CollatedBatches, DecodedImages, ImageInputs, b
 from vlm_core.data.chat_model import ChatModel
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.kept_images import keep_images
-from vlm_core.data.loader import worker_processes
+from vlm_core.data.loader import plan_epoch, worker_processes
 from vlm_core.data.mixture import Mixture, dataset_numbers, mixture_of
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import SPLITS, TRAIN, VALIDATION
@@ -36,6 +36,7 @@ from vlm_core.models.quantize import require_bitsandbytes
 from vlm_core.models.structured_attention import use_structured_attention
 from vlm_core.resume import checkpoint_to_resume
 from vlm_core.targets import load_target
+from vlm_core.training.data_start import FirstBatches, start_from_data
 from vlm_core.training.distributed import Ranks, decided_by_main, main_rank_first
 from vlm_core.training.loop import Trainer
 from vlm_core.training.optim import require_optimizer
@@ -125,6 +126,8 @@ def build_trainer(inputs: RunInputs, after_validation: Callable[[Any, ImageInput
     packs = config.packing.enabled and inputs.collate is None
     if packs and config.packing.structured_attention and not config.compute.compile:
         use_structured_attention(model, device)
+    if config.peft is not None and config.peft.starts_from_data and inputs.checkpoint is None:
+        start_from_data(model, inputs.chat, _first_batches(inputs), ranks, device)
     parameters = count_parameters(model, family)  # counted before the vision tower is detached
     logger.info("parameters by part of the model:\n%s", parameter_table(parameters))
     images, full_model, workers = _images(inputs, model)
@@ -179,6 +182,13 @@ def _batches(inputs: RunInputs, split: str, images: ImageInputs) -> Any:
     dataset = ConversationDataset(inputs.conversations, split)
     size = inputs.config.step_scheduler.local_batch_size
     return CollatedBatches(dataset, inputs.collate, inputs.chat.processor, size)
+
+
+def _first_batches(inputs: RunInputs) -> FirstBatches:
+    """Returns the first training batches; the model's own tower encodes their images."""
+    batches = _batches(inputs, TRAIN, DecodedImages.of(inputs.conversations, inputs.chat))
+    size, seed = inputs.config.step_scheduler.batch_size, inputs.config.rng.seed
+    return FirstBatches(batches, plan_epoch(len(batches), size, seed, 0, batches.groups, inputs.mixture))
 
 
 def _require_kernels(config: Config, device: torch.device) -> None:

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.dicom_files import DICOM_FILES, NIFTI_FILES, dicom_file
+from tests.kills import KILLS
 from vlm_core.config import ImagesConfig
 from vlm_core.data.medical.errors import MedicalImageError
 from vlm_core.data.medical.reader import MedicalReader
@@ -49,7 +50,10 @@ def damaged(draw: st.DrawFn) -> bytes:
     return bytes(content[: draw(st.one_of(st.just(len(content)), st.integers(1, len(content))))])
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@settings(
+    max_examples=1000 if KILLS >= 20 else 60,  # all with `make stress`
+    suppress_health_check=[HealthCheck.too_slow],
+)
 @given(content=damaged())
 def test_damaged_files_are_named_rejects(peak_before: int, content: bytes) -> None:
     with suppress(MedicalImageError):
