@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -17,7 +18,7 @@ from prefect import task
 
 import vlm_core
 from tasks.registry.card import model_card, model_description
-from tasks.registry.trust import lock_version
+from tasks.registry.trust import TAG, lock_version
 from tasks.registry.versions import look_up
 from tasks.run import Run
 from vlm_core.cache import FILES, cached_directory, checksums
@@ -30,17 +31,65 @@ from vlm_core.hub import is_repository_id
 from vlm_core.run_directory import CONFIG, CONSOLIDATED, EVALUATION, REGISTERED, RESULT
 
 ROWS = "dataset_rows"  # version tag: rows of both splits; the watch counts what was added since
+IDENTITY = "registered.sha256"  # version tag: of its weights and its other tags
+FINGERPRINT = "dataset_fingerprint"  # version tag
+logger = logging.getLogger(__name__)
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
 # No retries: a retry could register a second version. MLflow's client retries its own requests.
 @task(tags=["registry"], persist_result=False)
 def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """Registers the checkpoint; returns `{name, version, alias, uri}` of the new version, looked up by its alias."""
+    """Registers the checkpoint; returns `{name, version, alias, uri}` of the new version, looked up by its alias.
+
+    If a process of this run was killed after it had registered the same weights and scores, its version is used.
+    """
     name, alias = registered_name(run.config, base_model), run.config.registry.alias
-    card = model_card(run, base_model, scores)  # first, so that no version exists without a card
-    client = mlflow.MlflowClient()
     weights = _servable(Path(checkpoint) / "model")
+    found = _tags(scores) | _revisions(run.config)
+    tags = {key: str(value) for key, value in found.items() if value is not None}
+    tags = {IDENTITY: _identity(weights, tags)} | tags  # first: it tells a version that is not complete
+    client = mlflow.MlflowClient()
+    version = _left_by_killed(client, name, run.mlflow_run_id, tags[IDENTITY])
+    if version is None:
+        card = model_card(run, base_model, scores)  # first, so that no version exists without a card
+        version = _new_version(run, base_model, weights, name)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        client.update_model_version(name, version, description=card)
+        if not client.get_registered_model(name).description:  # keep a description that a person wrote
+            client.update_registered_model(name, model_description(name, alias))
+        evaluation = run.directory / EVALUATION / RESULT
+        lock_version(name, version, run.mlflow_run_id, run.directory / CONFIG, evaluation, weights)
+    # Set the alias last, so that it never points to an incomplete version.
+    client.set_registered_model_alias(name, alias, version)
+    return look_up(name, alias)
+
+
+def _identity(weights: Path, tags: dict[str, str]) -> str:
+    """Returns a checksum of what is registered: the files of the weights, and the tags."""
+    return hashlib.sha256(json.dumps([checksums(weights), tags], sort_keys=True).encode()).hexdigest()
+
+
+def _left_by_killed(client: mlflow.MlflowClient, name: str, run_id: str, identity: str) -> str | None:
+    """Returns the version with this identity that an earlier process of the run registered, None if there is none.
+
+    Deletes a version that the process did not complete, as its lock is missing.
+    """
+    complete = None
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        # Versions of older releases have no identity, and perhaps no lock.
+        is_ours = version.name == name and (IDENTITY in version.tags or FINGERPRINT not in version.tags)
+        if is_ours and TAG not in version.tags:
+            logger.warning("version %s of %s is deleted: its process was killed meanwhile", version.version, name)
+            client.delete_model_version(name, str(version.version))
+        elif is_ours and version.tags.get(IDENTITY) == identity:
+            complete = str(version.version)
+    return complete
+
+
+def _new_version(run: Run, base_model: Path, weights: Path, name: str) -> str:
+    """Registers the files of a version, and returns its number."""
     artifacts, reference = _weights(run, weights)
     with mlflow.start_run(run_id=run.mlflow_run_id, log_system_metrics=False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # an input example would load the model here
@@ -59,19 +108,8 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
             registered_model_name=name,
         )
     # Leaving the block marked the MLflow run as finished, but it runs until its flow ends.
-    client.update_run(run.mlflow_run_id, status="RUNNING")
-    version = str(logged.registered_model_version)
-    for key, value in (_tags(scores) | _revisions(run.config)).items():
-        if value is not None:
-            client.set_model_version_tag(name, version, key, str(value))
-    client.update_model_version(name, version, description=card)
-    if not client.get_registered_model(name).description:  # keep a description that a person wrote
-        client.update_registered_model(name, model_description(name, alias))
-    evaluation = run.directory / EVALUATION / RESULT
-    lock_version(name, version, run.mlflow_run_id, run.directory / CONFIG, evaluation, weights)
-    # Set the alias last, so that it never points to an incomplete version.
-    client.set_registered_model_alias(name, alias, version)
-    return look_up(name, alias)
+    mlflow.MlflowClient().update_run(run.mlflow_run_id, status="RUNNING")
+    return str(logged.registered_model_version)
 
 
 def _requirements(config: Config) -> list[str]:
@@ -132,7 +170,7 @@ def _tags(result: dict[str, Any]) -> dict[str, Any]:
     """Returns the tags of a version: its scores, and the data that they were measured on."""
     model = result["scores"]["model"]
     return {
-        **{key: result[key] for key in ("dataset_fingerprint", "examples", "complete", "limit")},
+        **{key: result[key] for key in (FINGERPRINT, "examples", "complete", "limit")},
         ROWS: result.get("dataset_rows"),  # evaluations of older versions have none
         **{metric.name: model[metric.name]["value"] for metric in metrics_in(model, Use.TAG)},
         VISUAL_RELIANCE: result["visual_reliance"] and result["visual_reliance"][PRIMARY]["value"],

@@ -1,9 +1,14 @@
-"""A time limit for code that comes with a model, such as a chat template: an endless loop in it cannot hang a run."""
+"""Limits for code that comes with a model, such as a chat template: it can neither hang a run nor fill the memory."""
 
 import ctypes
+import resource
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import psutil
+
+_LIMITED = threading.Lock()  # the limit of memory belongs to the process
 
 
 class OutOfTimeError(Exception):
@@ -30,6 +35,23 @@ def time_limit(seconds: float) -> Iterator[None]:
             ended = True
         _raise_in(thread, None)  # withdraws one that has not arrived yet
         timer.cancel()
+
+
+@contextmanager
+def memory_limit(size: int) -> Iterator[None]:
+    """Makes the process raise MemoryError inside the block instead of taking `size` more bytes of address space.
+
+    Another thread that enters such a block waits. A stricter limit of the process stays.
+    """
+    with _LIMITED:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        limit = psutil.Process().memory_info().vms + size
+        others = [other for other in (soft, hard) if other != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_AS, (min([limit, *others]), hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _raise_in(thread: int, kind: type[Exception] | None) -> None:
