@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from vlm_core.data import chat_template
+from vlm_core.data import chat_template, limits
 from vlm_core.data.chat_template import render
 from vlm_core.data.limits import OutOfTimeError, time_limit
 
@@ -89,6 +89,23 @@ def test_a_template_that_loops_is_stopped_in_any_thread(monkeypatch: pytest.Monk
     with pytest.raises(ValueError, match=r"ran for more than 0\.2 s"):
         rendered(ENDLESS)
     assert "ran for more than" in str(in_a_thread(lambda: rendered(ENDLESS)))
+
+
+def swallow_one() -> None:
+    """Loops without end, as Python does after it swallowed an error that arrived while it collected garbage."""
+    for swallowed in (True, False):
+        try:
+            while True:
+                pass
+        except OutOfTimeError:
+            if not swallowed:
+                raise
+
+
+def test_a_limit_that_is_swallowed_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "AGAIN", 0.01)
+    with pytest.raises(OutOfTimeError), time_limit(0.01):
+        swallow_one()
 
 
 def test_nothing_is_raised_after_the_block() -> None:

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import psutil
 
+AGAIN = 1.0  # seconds; Python drops an error that arrives while it collects garbage, so it is raised again
 _LIMITED = threading.Lock()  # the limit of memory belongs to the process
 
 
@@ -18,23 +19,28 @@ class OutOfTimeError(Exception):
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
     """Raises OutOfTimeError inside the block after `seconds`, in any thread, as soon as Python code runs in it."""
-    thread, lock, ended = threading.get_ident(), threading.Lock(), False
+    thread, lock, over, ended = threading.get_ident(), threading.Lock(), threading.Lock(), False
 
-    def stop() -> None:
-        with lock:
-            if not ended:
-                _raise_in(thread, OutOfTimeError)
+    def watch() -> None:
+        wait = seconds
+        while not over.acquire(timeout=wait):
+            with lock:
+                if not ended:
+                    _raise_in(thread, OutOfTimeError)
+            wait = AGAIN
 
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
+    over.acquire()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        with lock:
+        try:
+            with lock:
+                ended = True
+        finally:  # an error may arrive in the lines above
             ended = True
-        _raise_in(thread, None)  # withdraws one that has not arrived yet
-        timer.cancel()
+            over.release()
+            _raise_in(thread, None)  # withdraws one that has not arrived yet
 
 
 @contextmanager
