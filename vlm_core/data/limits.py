@@ -30,8 +30,8 @@ def time_limit(seconds: float) -> Iterator[None]:
             wait = AGAIN
 
     over.acquire()
-    threading.Thread(target=watch, daemon=True).start()
     try:
+        threading.Thread(target=watch, daemon=True).start()
         yield
     finally:
         try:
