@@ -52,8 +52,9 @@ floor:  ## the fast tests with the lowest versions that pyproject.toml admits, i
 	VIRTUAL_ENV=$(FLOOR) $(FLOOR)/bin/uv pip install --resolution lowest-direct --editable '.[test]'
 	$(FLOOR)/bin/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
-stress: setup  ## the kill tests with twenty seeded kills instead of three, every way to stop a flow, a broken link, Slurm's failures, the image
-	MEDPIX_KILLS=20 $(BIN)/python -m pytest -n 0 -s -k 'test_fuzz or killed_build or killed_run or test_stops or test_hosts or test_slurm or test_containers'
+stress: setup  ## the kill tests with many seeded kills, fuzzing for ten minutes, every way to stop a flow, Slurm's failures, the image
+	MEDPIX_KILLS=20 MEDPIX_FAULTS=50 MEDPIX_FUZZ=50 $(BIN)/python -m pytest -n 0 -s \
+		-k 'killed_build or killed_run or random_faults or fuzz or test_stops or test_hosts or test_slurm or test_containers'
 
 docs: setup  ## build the documentation's site into .venv/site
 	$(BIN)/python -m docs.site.generate

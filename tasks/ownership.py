@@ -91,7 +91,7 @@ def mlflow_run_of(directory: Path) -> str | None:
     Raises ValueError if the run is active, that is, if the process that owns it still runs.
     """
     if not (directory / MLFLOW_RUN).is_file():
-        return None
+        return _run_without_file(directory)
     try:
         run = mlflow.MlflowClient().get_run(read_json(directory / MLFLOW_RUN)["run_id"])
     except MlflowException:  # it belongs to another tracking server, or was deleted
@@ -107,6 +107,21 @@ def mlflow_run_of(directory: Path) -> str | None:
                 "checkpoint.checkpoint_dir to another directory"
             )
     return run.info.run_id
+
+
+def _run_without_file(directory: Path) -> str | None:
+    """Returns the id of a run that was killed before its directory had a file with the id; None if there is none.
+
+    Such a run has no metrics. Another run without the file may have had its directory deleted by a person.
+    """
+    experiment = mlflow.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return None
+    ours = f"attributes.status = 'KILLED' and tags.`{HOST}` = '{socket.gethostname()}'"
+    for run in mlflow.MlflowClient().search_runs([experiment.experiment_id], ours):
+        if run.data.tags.get(DIRECTORY) == str(directory) and not run.data.metrics:
+            return run.info.run_id
+    return None
 
 
 def remember_mlflow_run(directory: Path, run_id: str) -> None:

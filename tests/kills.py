@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-KILLS = int(os.environ.get("MEDPIX_KILLS", "3"))  # `make stress` sets it
+KILLS = int(os.environ.get("MEDPIX_KILLS", "3"))  # `make stress` sets both
+FAULTS = int(os.environ.get("MEDPIX_FAULTS", "0"))  # processes of whole flows that are killed
 # Imports take longer than the work, so this program imports once and forks a process for each line that it reads.
 LOOP = """
 for line in sys.stdin:

@@ -111,3 +111,14 @@ def test_reading_a_cache_counts_as_use(home: Path) -> None:
     assert cache.days_unused > 39
     Store(home / "cache" / "answers", {"model": "a"})
     assert cache.days_unused < 1
+
+
+def test_a_damaged_answer_is_asked_again(home: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(home / "cache" / "answers", {"model": "a"})
+    store.add({key: {"text": "Yes: the left lung", "likelihood": 0.25} for key in "abc"})
+    content = store.own.read_text().splitlines()
+    content[1] = content[1].replace("left", "lefu")
+    store.own.write_text("\n".join(content) + "\n")
+    found = Store(home / "cache" / "answers", {"model": "a"})
+    assert found.records == {key: store[key] for key in "ac"}
+    assert "has 1 damaged answers: these questions are asked again" in caplog.text

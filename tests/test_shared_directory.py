@@ -89,7 +89,7 @@ def test_one_host_builds_and_the_other_waits_until_it_is_killed(hosts: Hosts, tm
     complete = tmp_path / "key"
     assert read_manifest(complete)["built on"] == hosts.names[1]
     assert read_manifest(complete)[FILES] == checksums(complete)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".key.lock", "key"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".key.lock", ".key.verified", "key"]
 
 
 def test_two_hosts_write_a_file_with_the_same_process_id(hosts: Hosts, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A builder that is killed leaves no incomplete directory in place.
 """
 
 import errno
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -14,9 +15,9 @@ from typing import Any
 from filelock import FileLock
 
 from vlm_core.files import file_sha256, published_directory, read_json, write_json
+from vlm_core.intact import FAST, FILES, MANIFEST, damages, fast_checksums
 
-MANIFEST = "manifest.json"
-FILES = "files"  # key of the manifest: the sha256 of every other file in the directory
+logger = logging.getLogger(__name__)
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # errors of file systems without locks
 
 
@@ -25,23 +26,28 @@ def cached_directory(root: Path, key: str, build: Callable[[Path], dict[str, Any
 
     `build(directory)` fills a temporary directory, which is then renamed into place. Its return value becomes the
     manifest; if it has checksums under FILES, they are not computed again. If two processes need the directory at once,
-    one builds it and the other waits. `key` must cover everything that the content depends on.
+    one builds it and the other waits. `key` must cover everything that the content depends on. A damaged directory is
+    built again.
     """
     final = root / key
-    if (final / MANIFEST).exists():
+    if (final / MANIFEST).exists() and not damages(final):
         touch(final / MANIFEST)
         return final, True
     root.mkdir(parents=True, exist_ok=True)
     with locked(root / f".{key}.lock"):
         # List the directory instead of testing the name: NFS caches negative lookups for up to a minute.
         if final in root.iterdir() and (final / MANIFEST).exists():
-            return final, True
+            damaged = damages(final)
+            if not damaged:
+                return final, True
+            faults = ", ".join(f"{name}: {fault}" for name, fault in damaged.items())
+            logger.warning("%s is damaged (%s): it is built again", final, faults)
         for leftover in root.glob(f".{key}.*/"):  # from a killed builder: no other can be active while we hold the lock
             shutil.rmtree(leftover)
         with published_directory(final) as aside:
             manifest = build(aside)
-            files = manifest[FILES] if FILES in manifest else checksums(aside)
-            write_json(aside / MANIFEST, {**manifest, FILES: files})
+            complete = {**manifest, FILES: manifest[FILES] if FILES in manifest else checksums(aside)}
+            write_json(aside / MANIFEST, {**complete, FAST: fast_checksums(complete, aside)})
     return final, False
 
 

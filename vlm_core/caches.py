@@ -18,6 +18,7 @@ from filelock import Timeout
 
 from vlm_core.cache import MANIFEST, damaged_files, locked, read_manifest
 from vlm_core.home import medpix_home
+from vlm_core.intact import record_of
 from vlm_core.program import as_called
 
 # Built by `cached_directory`.
@@ -85,6 +86,7 @@ class Cache:
         try:
             with locked(self._lock, timeout=0):
                 shutil.rmtree(self.directory)
+                record_of(self.directory).unlink(missing_ok=True)
         except Timeout:
             return False
         return True

@@ -29,13 +29,13 @@ import pyarrow.parquet as pq
 
 from vlm_core.config import BASE, Config
 from vlm_core.config.evaluation import ENGINE
+from vlm_core.data.arrow_cache import read_batches
 from vlm_core.data.commonest import CommonestAnswers
 from vlm_core.data.conversation import last_question
 from vlm_core.data.conversation_dataset import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
 from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import TRAIN
-from vlm_core.data.statistics import read_batches
 from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
 from vlm_core.evaluation.answering import Questions, answer_questions, shown_rows
 from vlm_core.evaluation.calibration import calibration

@@ -46,6 +46,8 @@ def promote_model(run: Run, registered: dict[str, Any], result: dict[str, Any]) 
     name, version = registered["name"], registered["version"]
     with only_promoter(name):
         champion = find_champion(name)
+        if champion == version:
+            return asdict(Decision(True, "it became the champion before this run was interrupted"))
         number = candidates_met(name, champion) + 1
         decision = decide(result, run.config.registry, champion and version_uri(name, champion), number)
         record = make_champion if decision.promoted else keep_champion

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import shutil
 import warnings
@@ -17,7 +18,7 @@ from prefect import task
 
 import vlm_core
 from tasks.registry.card import model_card, model_description
-from tasks.registry.trust import lock_version
+from tasks.registry.trust import TAG, lock_version
 from tasks.registry.versions import look_up
 from tasks.run import Run
 from vlm_core.cache import FILES, cached_directory, checksums
@@ -32,18 +33,65 @@ from vlm_core.run_directory import CONFIG, CONSOLIDATED, EVALUATION, REGISTERED,
 
 # Version tags: rows and cases of both splits; the watch counts what was added since.
 ROWS, CASES = "dataset_rows", "dataset_cases"
+IDENTITY = "registered.sha256"  # version tag: of its weights and its other tags
 FINGERPRINT = "dataset_fingerprint"  # version tag: the name of the cache of conversations
+logger = logging.getLogger(__name__)
 REQUIREMENTS = ("torch", "torchvision", "timm", "transformers", "peft", "safetensors", "pillow", "pydantic", "datasets")
 
 
 # No retries: a retry could register a second version. MLflow's client retries its own requests.
 @task(tags=["registry"], persist_result=False)
 def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """Registers the checkpoint; returns `{name, version, alias, uri}` of the new version, looked up by its alias."""
+    """Registers the checkpoint; returns `{name, version, alias, uri}` of the new version, looked up by its alias.
+
+    If a process of this run was killed after it had registered the same weights and scores, its version is used.
+    """
     name, alias = registered_name(run.config, base_model), run.config.registry.alias
-    card = model_card(run, base_model, scores)  # first, so that no version exists without a card
-    client = mlflow.MlflowClient()
     weights = _servable(Path(checkpoint) / "model")
+    found = _tags(scores) | _revisions(run.config)
+    tags = {key: str(value) for key, value in found.items() if value is not None}
+    tags = {IDENTITY: _identity(weights, tags)} | tags  # first: it tells a version that is not complete
+    client = mlflow.MlflowClient()
+    version = _left_by_killed(client, name, run.mlflow_run_id, tags[IDENTITY])
+    if version is None:
+        card = model_card(run, base_model, scores)  # first, so that no version exists without a card
+        version = _new_version(run, base_model, weights, name, scores)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        client.update_model_version(name, version, description=card)
+        if not client.get_registered_model(name).description:  # keep a description that a person wrote
+            client.update_registered_model(name, model_description(name, alias))
+        evaluation = run.directory / EVALUATION / RESULT
+        lock_version(name, version, run.mlflow_run_id, run.directory / CONFIG, evaluation, weights)
+    # Set the alias last, so that it never points to an incomplete version.
+    client.set_registered_model_alias(name, alias, version)
+    return look_up(name, alias)
+
+
+def _identity(weights: Path, tags: dict[str, str]) -> str:
+    """Returns a checksum of what is registered: the files of the weights, and the tags."""
+    return hashlib.sha256(json.dumps([checksums(weights), tags], sort_keys=True).encode()).hexdigest()
+
+
+def _left_by_killed(client: mlflow.MlflowClient, name: str, run_id: str, identity: str) -> str | None:
+    """Returns the version with this identity that an earlier process of the run registered, None if there is none.
+
+    Deletes a version that the process did not complete, as its lock is missing.
+    """
+    complete = None
+    for version in client.search_model_versions(f"run_id = '{run_id}'"):
+        # Versions of older releases have no identity, and perhaps no lock.
+        is_ours = version.name == name and (IDENTITY in version.tags or FINGERPRINT not in version.tags)
+        if is_ours and TAG not in version.tags:
+            logger.warning("version %s of %s is deleted: its process was killed meanwhile", version.version, name)
+            client.delete_model_version(name, str(version.version))
+        elif is_ours and version.tags.get(IDENTITY) == identity:
+            complete = str(version.version)
+    return complete
+
+
+def _new_version(run: Run, base_model: Path, weights: Path, name: str, scores: dict[str, Any]) -> str:
+    """Registers the files of a version, and returns its number."""
     artifacts, reference = _weights(run, weights)
     with mlflow.start_run(run_id=run.mlflow_run_id, log_system_metrics=False), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*input example")  # an input example would load the model here
@@ -63,19 +111,8 @@ def register_model(run: Run, base_model: Path, checkpoint: str, scores: dict[str
             registered_model_name=name,
         )
     # Leaving the block marked the MLflow run as finished, but it runs until its flow ends.
-    client.update_run(run.mlflow_run_id, status="RUNNING")
-    version = str(logged.registered_model_version)
-    for key, value in (_tags(scores) | _revisions(run.config)).items():
-        if value is not None:
-            client.set_model_version_tag(name, version, key, str(value))
-    client.update_model_version(name, version, description=card)
-    if not client.get_registered_model(name).description:  # keep a description that a person wrote
-        client.update_registered_model(name, model_description(name, alias))
-    evaluation = run.directory / EVALUATION / RESULT
-    lock_version(name, version, run.mlflow_run_id, run.directory / CONFIG, evaluation, weights)
-    # Set the alias last, so that it never points to an incomplete version.
-    client.set_registered_model_alias(name, alias, version)
-    return look_up(name, alias)
+    mlflow.MlflowClient().update_run(run.mlflow_run_id, status="RUNNING")
+    return str(logged.registered_model_version)
 
 
 def _requirements(config: Config) -> list[str]:

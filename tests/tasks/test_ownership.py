@@ -106,6 +106,12 @@ def test_the_flow_run_of_a_dead_run_releases_its_slot(client: mlflow.MlflowClien
 def test_a_directory_knows_its_run(client: mlflow.MlflowClient, tmp_path: Path) -> None:
     assert mlflow_run_of(tmp_path) is None
     run = new_run(client, owner_tags(tmp_path))
+    assert mlflow_run_of(tmp_path) is None
+    client.set_terminated(run, "KILLED")
+    assert mlflow_run_of(tmp_path) == run  # its process was killed before the file was written
+    client.log_metric(run, "train/loss", 1.0)
+    assert mlflow_run_of(tmp_path) is None  # a person has deleted its directory
+    client.update_run(run, "RUNNING")
     remember_mlflow_run(tmp_path, run)
     with pytest.raises(ValueError, match=f"belongs to an active run, process {os.getpid()}: wait for it"):
         mlflow_run_of(tmp_path)

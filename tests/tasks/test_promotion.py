@@ -189,6 +189,8 @@ def test_each_better_version_becomes_the_champion(name: str) -> None:
     assert promote_after("1", result(BETTER, BETTER))["promoted"]
     assert not promote_after("2", result(WORSE, WORSE))["promoted"]
     assert find_champion(name) == "1"
+    again = promote_after("1", result(WORSE, WORSE))  # its process was killed after the alias had moved
+    assert (again["promoted"], find_champion(name)) == (True, "1")
     assert promote_after("3", result(BETTER, BETTER))["promoted"]
     rows = {row["version"]: row for row in versions(name)}
     assert (rows["3"]["aliases"], rows["1"]["aliases"]) == (["champion"], [])

@@ -4,13 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 
 from tasks.ownership import MLFLOW_RUN
 from tasks.registry import register as registration
+from tasks.registry.register import FINGERPRINT, IDENTITY
 from tasks.registry.resolve import _downloaded_weights, _referenced_weights
+from tasks.registry.trust import TAG
 from tasks.run import Run
-from tests.conftest import small_config
+from tests.conftest import new_mlflow_store, small_config
 from vlm_core.cache import FILES, checksums, read_manifest, require_unchanged
 from vlm_core.files import write_json
 from vlm_core.run_directory import CONFIG
@@ -115,3 +118,28 @@ def test_the_weights_of_a_version_are_among_its_own_files(tmp_path: Path) -> Non
     for path in ("/etc", "../..", "link", "artifacts/../../.."):
         with pytest.raises(ValueError, match="not a directory of the version"):
             _downloaded_weights(version, path)
+
+
+@pytest.mark.slow
+def test_what_a_killed_process_registered_is_used_or_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", new_mlflow_store(tmp_path))
+    client = mlflow.MlflowClient()
+    run = client.create_run(client.create_experiment("e")).info.run_id
+    for name in ("m", "other"):
+        client.create_registered_model(name)
+
+    def version(name: str, **tags: str) -> str:
+        return str(client.create_model_version(name, source=tmp_path.as_uri(), run_id=run, tags=tags).version)
+
+    assert registration._left_by_killed(client, "m", run, "same") is None
+    of_older_release = version("m", **{FINGERPRINT: "abc"})
+    of_other_weights = version("m", **{IDENTITY: "others", FINGERPRINT: "abc", TAG: "lock"})
+    complete = version("m", **{IDENTITY: "same", FINGERPRINT: "abc", TAG: "lock"})
+    version("m", **{IDENTITY: "same"})
+    version("m")
+    of_other_name = version("other")
+    assert registration._left_by_killed(client, "m", run, "same") == complete
+    assert registration._left_by_killed(client, "m", run, "new") is None
+    kept = {str(found.version) for found in client.search_model_versions("name = 'm'")}
+    assert kept == {of_older_release, of_other_weights, complete}
+    assert [str(found.version) for found in client.search_model_versions("name = 'other'")] == [of_other_name]

@@ -1,20 +1,28 @@
 """Opens the Arrow files of a cache, and names a damaged one with the remedy."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 from datasets import Dataset
 
+from vlm_core.intact import require_intact
+
 
 def open_rows(path: Path) -> Dataset:
     """Returns the rows of an Arrow stream in a cache directory, memory-mapped.
 
-    Raises ValueError if the file is missing or cut, as after a power cut or a full disk.
+    Raises ValueError if a file of the directory is damaged.
     """
-    try:
-        return Dataset.from_file(str(path))
-    except (OSError, pa.ArrowInvalid) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}): delete {path.parent}, and run again to build it anew; "
-            "python -m vlm_core.caches verify finds all damaged caches"
-        ) from None
+    require_intact(path.parent)
+    return Dataset.from_file(str(path))
+
+
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """Yields the batches of an Arrow stream in a cache directory, memory-mapped.
+
+    Raises ValueError if a file of the directory is damaged.
+    """
+    require_intact(path.parent)
+    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
+        yield from reader

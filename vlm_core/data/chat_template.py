@@ -6,12 +6,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import Environment, TemplateError
+
 from vlm_core.data.conversation import Conversation, Structure, fill, role_texts
+from vlm_core.data.limits import OutOfTimeError, memory_limit, time_limit
 from vlm_core.data.markers import MARKER, MARKER_PATTERN
-from vlm_core.data.time_limit import OutOfTimeError, time_limit
 
 MOST_SECONDS = 10  # that a chat template may take
 MOST_CHARACTERS = 1_000_000  # that it may make of one conversation
+MOST_MEMORY = 1_000_000_000  # bytes that it may take
 
 
 @dataclass(frozen=True)
@@ -60,15 +63,48 @@ def render(processor: Any, structure: Structure, texts: Iterator[str], for_gener
 def apply_template(processor: Any, conversation: Conversation, **options: Any) -> Any:
     """Returns what the processor makes of a conversation by its chat template, which comes with the model.
 
-    Raises ValueError if that takes too long, or more memory than there is.
+    Raises ValueError if the template takes too long or too much memory, has a power operator, or fails; jinja2's
+    TemplateError if it refuses the conversation.
     """
+    _require_no_power(_template_of(processor))
     try:
-        with time_limit(MOST_SECONDS):
+        with memory_limit(MOST_MEMORY), time_limit(MOST_SECONDS):
             return processor.apply_chat_template(conversation, **options)
     except OutOfTimeError:
         raise ValueError(f"the model's chat template ran for more than {MOST_SECONDS} s; correct its loops") from None
     except MemoryError:
-        raise ValueError("the model's chat template takes more memory than there is; correct its loops") from None
+        raise ValueError(
+            f"the model's chat template takes more than {MOST_MEMORY / 1e9:.0f} GB of memory; correct its loops"
+        ) from None
+    except (ValueError, TemplateError):
+        raise
+    except Exception as error:  # a template may fail as any program may
+        raise ValueError(
+            f"the model's chat template fails on a conversation ({type(error).__name__}: {str(error)[:200]}); correct "
+            "it, or take that of another checkpoint of this model"
+        ) from error
+
+
+def _template_of(processor: Any) -> str:
+    """Returns the source of a processor's chat templates."""
+    owners = (processor, getattr(processor, "tokenizer", None))
+    found = next((owner.chat_template for owner in owners if getattr(owner, "chat_template", None)), "")
+    return found if isinstance(found, str) else "\n".join(map(str, dict(found).values()))
+
+
+@lru_cache(maxsize=8)
+def _require_no_power(template: str) -> None:
+    """Raises ValueError if a template has the operator `**` between two values.
+
+    A power of large numbers takes hours inside Python, where no time limit can interrupt it.
+    """
+    before = ""
+    for _, kind, text in Environment().lex(template):
+        if kind == "operator" and text == "**" and before not in ("(", ","):  # f(**options) is harmless
+            raise ValueError(
+                "the model's chat template has the power operator (**), which may run for hours: remove it"
+            )
+        before = before if kind == "whitespace" else text
 
 
 @lru_cache(maxsize=8)

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from vlm_core.cache import cached_directory
+from vlm_core.data.arrow_cache import read_batches
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.closed_questions import ClosedQuestionCounter
 from vlm_core.data.conversation import arrow_type, last_question, map_images, turn_text
@@ -30,7 +31,7 @@ from vlm_core.data.rejects import Rejects, describe_rejects
 from vlm_core.data.row_places import places_of
 from vlm_core.data.source import SplitSource
 from vlm_core.data.splits import IMAGE, PUBLISHED, SPLITS, TRAIN, Splits
-from vlm_core.data.statistics import STATISTICS, describe, read_batches
+from vlm_core.data.statistics import STATISTICS, describe
 from vlm_core.files import write_json
 from vlm_core.home import medpix_home
 from vlm_core.progress import ProgressBar

@@ -7,11 +7,10 @@ from typing import Any
 from PIL import Image
 
 from vlm_core.cache import read_manifest
-from vlm_core.data.arrow_cache import open_rows
+from vlm_core.data.arrow_cache import open_rows, read_batches
 from vlm_core.data.conversation import images_of, map_images, shown_images
 from vlm_core.data.images import decode_image
 from vlm_core.data.splits import SPLITS
-from vlm_core.data.statistics import read_batches
 
 
 class ConversationDataset:

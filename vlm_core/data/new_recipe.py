@@ -10,10 +10,10 @@ from typing import Any, Final
 import yaml
 
 from vlm_core.config import Config
+from vlm_core.data.arrow_cache import read_batches
 from vlm_core.data.case_ids import case_key
 from vlm_core.data.medical_statistics import signs_of_personal_data
 from vlm_core.data.splits import CASE, SPLITS, Splits
-from vlm_core.data.statistics import read_batches
 from vlm_core.data.tally import FEW_CASES
 from vlm_core.recipe import RECIPES
 

@@ -4,12 +4,11 @@ They hold numbers only, no text and no image of the data. So they are safe to se
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
+from vlm_core.data.arrow_cache import read_batches
 from vlm_core.data.closed_statistics import ClosedStatistics
 from vlm_core.data.conversation import last_question
 from vlm_core.data.dataset_statistics import dataset_findings, statistics_of_datasets
@@ -58,12 +57,6 @@ def describe(directory: Path, manifest: Mapping[str, Any], cases: Mapping[str, s
     if "datasets" in manifest:
         found |= statistics_of_datasets(manifest["datasets"], apart, tallies["train"], cases, images)
     return found | {"findings": findings(found)}
-
-
-def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yields the batches of an Arrow stream, memory-mapped."""
-    with pa.memory_map(str(path)) as source, pa.ipc.open_stream(source) as reader:
-        yield from reader
 
 
 def _images(path: Path) -> dict[str, Any]:

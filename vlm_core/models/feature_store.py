@@ -6,6 +6,7 @@ by the hash of its decoded pixels, and a new dataset adds the missing ones.
 
 import hashlib
 import logging
+import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,9 +45,8 @@ class FeatureStore:
         self.places = {}
         for shard in sorted(self.directory.glob("*.arrow")):
             try:
-                with pa.memory_map(str(shard)) as source:
-                    table = pa.ipc.open_stream(source).read_all()
-            except (pa.ArrowInvalid, OSError) as error:  # cut short: its images count as missing
+                table = _opened(shard)
+            except (pa.ArrowException, ValueError, OSError) as error:  # its images count as missing
                 logger.warning("%s is damaged: %s", shard, error)
                 continue
             self.places |= {digest: _Place(shard, table, row) for row, digest in enumerate(table["sha256"].to_pylist())}
@@ -105,7 +105,9 @@ class FeatureStore:
 
     def _verified(self, place: _Place) -> Any:
         buffer = place.table["features"][place.row].as_buffer()
-        if zlib.crc32(buffer) != place.table["crc32"][place.row].as_py():
+        shape, dtype = place.table["shape"][place.row].as_py(), _dtype(place.table.schema.metadata)
+        has_shape = math.prod(shape) * dtype.itemsize == len(buffer) and min(shape, default=0) > 0
+        if not has_shape or zlib.crc32(buffer) != place.table["crc32"][place.row].as_py():
             raise ValueError(f"{place.shard} is damaged (row {place.row}); delete it, and its images are encoded again")
         return buffer
 
@@ -131,5 +133,22 @@ def damaged_shards(directory: Path) -> list[str]:
     return sorted(damaged)
 
 
-def _dtype(kind: dict[bytes, bytes]) -> torch.dtype:
-    return getattr(torch, kind[b"dtype"].decode())
+def _opened(shard: Path) -> pa.Table:
+    """Returns the rows of a shard, memory-mapped; raises ValueError or an error of Arrow if they are damaged."""
+    with pa.memory_map(str(shard)) as source:
+        table = pa.ipc.open_stream(source).read_all()
+    if not table.schema.equals(SCHEMA):
+        raise ValueError(f"its columns are {', '.join(table.schema.names)}, not {', '.join(SCHEMA.names)}")
+    _dtype(table.schema.metadata)
+    table.validate(full=True)  # a damaged offset could lead anywhere
+    if any(column.null_count for column in table.columns):
+        raise ValueError("it lacks values")
+    return table
+
+
+def _dtype(kind: dict[bytes, bytes] | None) -> torch.dtype:
+    """Returns the dtype that the metadata of a shard names; raises ValueError if it names none."""
+    name = (kind or {}).get(b"dtype", b"").decode(errors="replace")
+    if not isinstance(found := getattr(torch, name, None), torch.dtype):
+        raise ValueError(f"it names {name!r} as the dtype of its features")
+    return found

@@ -7,12 +7,14 @@ its entries that are not tensors.
 
 import io
 import pickle
-from collections.abc import Iterable
+import warnings
 from pathlib import Path, PurePosixPath
 from typing import Any, Final
 
 import torch
+import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 
@@ -51,12 +53,22 @@ class ShardReader(FileSystemReader):
         self.metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return self.metadata
 
-    def require_tensors(self, names: Iterable[str]) -> None:
-        """Raises ValueError if one of the entries is not a tensor: torch would unpickle it without any limit."""
+    def fill(self, wanted: dict[str, torch.Tensor]) -> None:
+        """Sets each of the tensors in `wanted` to the weight of its name.
+
+        Raises ValueError if a weight is damaged, or not a tensor: torch would unpickle it without any limit.
+        """
         entries = self.metadata.state_dict_metadata
-        others = [name for name in names if not isinstance(entries[name], TensorStorageMetadata)]
+        others = [name for name in wanted if not isinstance(entries.get(name), TensorStorageMetadata)]
         if others:
             raise ValueError(f"{self.path} is not read: its entry {others[0]} is an object where a weight has to be")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # given although no_dist is set
+            try:
+                dcp.load(wanted, storage_reader=self, no_dist=True)  # in place
+            except CheckpointException as error:
+                _, (cause, _) = error.failures.popitem()
+                raise ValueError(f"the weights in {self.path} cannot be read: {cause}") from None
 
 
 class _Unpickler(pickle.Unpickler):

@@ -205,9 +205,6 @@ def _fill_from_shards(model: Any, reader: ShardReader) -> None:
 
     Raises ValueError if the shards are damaged, or lack a weight of this model.
     """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
     stored = reader.metadata.state_dict_metadata
     own = model.state_dict()
     # A training script saves the model itself, or under the name `model`; tied weights are stored once.
@@ -217,12 +214,5 @@ def _fill_from_shards(model: Any, reader: ShardReader) -> None:
     missing = [name for name in own if prefix + name not in stored and name not in tied]
     if missing:
         raise ValueError(f"{reader.path} lacks {len(missing)} weights of this model, among them {missing[0]}")
-    reader.require_tensors(wanted)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # given although no_dist is set
-        try:
-            dcp.load(wanted, storage_reader=reader, no_dist=True)  # in place
-        except CheckpointException as error:
-            _, (cause, _) = error.failures.popitem()
-            raise ValueError(f"the weights in {reader.path} cannot be read: {cause}") from None
+    reader.fill(wanted)
     model.tie_weights()

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vlm_core.data.arrow_cache import read_batches
 from vlm_core.data.conversation_dataset import ConversationDataset, image_indices
 from vlm_core.data.images import decode_image
 from vlm_core.data.splits import SPLITS
-from vlm_core.data.statistics import read_batches
 from vlm_core.pages.plots import windows
 from vlm_core.pages.thumbnails import data_uri
 
