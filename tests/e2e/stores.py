@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.compose import SECRETS, compose_file
+from tests.compose import COMPOSE, SECRETS, compose_file
 from tests.e2e.services import ROOT, SCHEDULER, answers, free_port, started_process, wait_until
 
 PASSWORDS = {name: name.lower().replace("_", "-") for name in SECRETS}
@@ -84,12 +84,13 @@ def shared_servers(directory: Path) -> Iterator[dict[str, str]]:
     for there, here in moved.items():
         text = text.replace(there, here)
     compose = json.loads(text)
-    services, configs = compose["services"], compose["configs"]
-    configuration.write_text(configs["basic_auth"]["content"])
+    services = compose["services"]
+    users = (COMPOSE.parent / "basic_auth.ini").read_text()
+    configuration.write_text(users.replace("postgres:5432", moved["postgres:5432"]))
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PREFECT_", "MLFLOW_", "AWS_"))}
     prefect, mlflow = (f"http://127.0.0.1:{ports[port]}" for port in ("4200", "5000"))
     with ExitStack() as stack:
-        stack.enter_context(postgres(ports["postgres:5432"], configs["databases"]["content"]))
+        stack.enter_context(postgres(ports["postgres:5432"], (COMPOSE.parent / "databases.sql").read_text()))
         words = ("moto.server", "-H", "127.0.0.1", "-p", ports["s3:9000"])
         s3 = f"http://127.0.0.1:{ports['s3:9000']}/moto-api/"
         stack.enter_context(service(*words, environment=clean, log=directory / "s3.log", url=s3))

@@ -35,7 +35,7 @@ def report(directory: Path, first: int, last: int) -> None:
     reporter = Reporter(directory, total_steps=9, first_step=first - 1, enabled=True)
     for step in range(first, last + 1):
         record = {"step": step, "loss": float(step), "lr": 0.1, "grad_norm": 1.0, "samples_per_second": 3.0}
-        record["elapsed_seconds"] = 1.0 * step
+        record |= {"elapsed_seconds": 1.0 * step, "peak_memory_mb": 900.0}
         reporter.step(record)
 
 
@@ -55,6 +55,7 @@ def test_each_step_is_sent_once_despite_a_resume(run_id: str, tmp_path: Path) ->
         "train/grad_norm",
         "train/loss",
         "train/lr",
+        "train/peak_memory_mb",
         "train/samples_per_second",
     ]
     (tmp_path / METRICS).write_text((tmp_path / METRICS).read_text().rpartition("\n")[0] + "\n")

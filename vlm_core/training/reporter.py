@@ -26,7 +26,8 @@ class Reporter:
         """Writes the record of an optimizer step and shows the progress."""
         if not self.enabled:
             return
-        self.progress.update(note=f"loss {record['loss']:.4f}, {record['samples_per_second']:.1f} samples/s")
+        speed, memory = record["samples_per_second"], record["peak_memory_mb"] / 1000
+        self.progress.update(note=f"loss {record['loss']:.4f}, {speed:.1f} samples/s, {memory:.1f} GB at most")
         times = {
             "elapsed_seconds": round(self.elapsed_before + time.monotonic() - self.started, 3),
             "seconds_left": round(self.progress.seconds_left(), 1),
