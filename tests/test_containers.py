@@ -31,10 +31,11 @@ events_logger = "file"
 default_ulimits = ["nofile=1024:1024", "nproc=4096:4096"]
 dns_options = ["no-aaaa"]
 """
+PATH = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # podman-compose is installed beside Python
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif("MEDPIX_KILLS" not in os.environ, reason="half an hour: make stress runs it"),
-    pytest.mark.skipif(not all(map(shutil.which, TOOLS)), reason=f"needs {', '.join(TOOLS)}"),
+    pytest.mark.skipif(not all(shutil.which(tool, path=PATH) for tool in TOOLS), reason=f"needs {', '.join(TOOLS)}"),
     pytest.mark.timeout(3600),
 ]
 Run = Callable[..., str]
@@ -51,6 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     (storage / "containers.conf").write_text(SETTINGS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CONTAINERS_STORAGE_CONF", str(storage / "storage.conf"))
+        patch.setenv("PATH", PATH)
         patch.setenv("CONTAINERS_CONF", str(storage / "containers.conf"))
 
         def run(*words: object) -> str:
