@@ -17,7 +17,15 @@ from PIL import Image
 
 from vlm_core.config import Config
 from vlm_core.config.evaluation import ENGINE
-from vlm_core.data.conversation import Conversation, Part, images_of, map_images, own_value, without_images
+from vlm_core.data.conversation import (
+    Conversation,
+    Part,
+    images_of,
+    map_images,
+    map_parts,
+    own_value,
+    without_images,
+)
 from vlm_core.data.conversation_dataset import ConversationDataset
 from vlm_core.data.images import decode_image
 from vlm_core.evaluation.answering import Questions
@@ -73,9 +81,7 @@ class Engine(Endpoint):
 
     def _answer(self, asked: Conversation, dataset: ConversationDataset, settings: Mapping[str, Any]) -> dict[str, Any]:
         """Returns `{text, tokens, truncated}` of one question; raises ValueError for a reply without an answer."""
-        messages: Any = [
-            {"role": turn["role"], "content": [_sent(part, dataset) for part in turn["content"]]} for turn in asked
-        ]
+        messages: Any = map_parts(asked, lambda part: _sent(part, dataset))
         reply = self.client.chat.completions.create(model=self.model, messages=messages, **settings)
         choices, usage = getattr(reply, "choices", None), getattr(reply, "usage", None)
         if not choices:
@@ -109,7 +115,7 @@ def _key(asked: Conversation, hashes: Sequence[str]) -> str:
     return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
 
 
-def _sent(part: Part, dataset: ConversationDataset) -> dict[str, Any]:
+def _sent(part: Part, dataset: ConversationDataset) -> Any:
     """Returns a part as the protocol of OpenAI has it; an image becomes a PNG."""
     if part["type"] == "text":
         return {"type": "text", "text": own_value(part)}
