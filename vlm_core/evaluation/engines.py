@@ -24,6 +24,7 @@ from vlm_core.data.conversation import (
     map_images,
     map_parts,
     own_value,
+    text_part,
     without_images,
 )
 from vlm_core.data.conversation_dataset import ConversationDataset
@@ -116,11 +117,11 @@ def _key(asked: Conversation, hashes: Sequence[str]) -> str:
 
 
 def _sent(part: Part, dataset: ConversationDataset) -> Any:
-    """Returns a part as the protocol of OpenAI has it; an image becomes a PNG."""
-    if part["type"] == "text":
-        return {"type": "text", "text": own_value(part)}
-    index = own_value(part)
-    image = black_image() if index == BLACK else decode_image(dataset.images[index]["encoded"])
+    """Returns a part as the protocol of OpenAI has it; an image, held as its index, becomes a PNG."""
+    value = own_value(part)
+    if isinstance(value, str):
+        return text_part(value)
+    image = black_image() if value == BLACK else decode_image(dataset.images[value]["encoded"])
     return {"type": "image_url", "image_url": {"url": _png_uri(image)}}
 
 
