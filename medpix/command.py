@@ -54,7 +54,7 @@ def run(command: Command, words: list[str]) -> None:
 
 def help_text() -> str:
     """Returns the help, with the commands by group."""
-    return "\n".join(["usage: medpix COMMAND ...      medpix COMMAND --help shows its options", "", *_rows()])
+    return "\n".join(["usage: medpix COMMAND ...      medpix COMMAND --help shows its options", *_rows()])
 
 
 def _rows() -> Iterator[str]:

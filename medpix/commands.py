@@ -48,6 +48,8 @@ COMMANDS: Final = (
             also=("promote", "rollback", "models", "champion")),
     Command("Registry", "serve", "tasks.registry", "verify a version and answer over HTTP on loopback",
             words=("serve",), also=("server", "api", "deploy")),
+    Command("Registry", "playground", "tasks.playground", "a page to ask a registered model and its base model",
+            also=("web", "ui", "gradio", "try")),
     Command("Servers", "up", "tasks.services", "start Prefect, MLflow and a worker on this machine",
             words=("up",), also=("start",)),
     Command("Servers", "env", "tasks.services", 'their addresses for a shell: eval "$(medpix env)"', words=("env",)),

@@ -22,7 +22,7 @@ finally:
 FROM_RECIPES = ["pipelines.finetune", *(f"vlm_core.{name}" for name in ("prepare", "encode", "finetune", "evaluate"))]
 OTHERS = [
     *(f"vlm_core.{name}" for name in ("generate", "export", "caches", "review", "judge")),
-    *(f"tasks.{name}" for name in ("registry", "services", "ownership")),
+    *(f"tasks.{name}" for name in ("registry", "services", "ownership", "playground")),
     "pipelines.sweep",
     "deployments.scaling",
     "benchmarks.run",

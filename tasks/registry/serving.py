@@ -67,13 +67,13 @@ class ImageQuestionModel(mlflow.pyfunc.PythonModel):
 
         try:
             settings = GenerationSettings(_allowed_length((params or {})["max_new_tokens"]))
-            conversations = _conversations(model_input, self.images)
+            conversations = conversations_of(model_input, self.images)
             size = context.model_config["batch_size"]
             batches = [conversations[start : start + size] for start in range(0, len(conversations), size)]
             with self.turn:
                 answers = [answer for batch in batches for answer in self.answerer.answer(batch, settings)]
             confidence = [
-                _confidence(question, answer, context.model_config.get("confidence", {}))
+                confidence_of(question, answer, context.model_config.get("confidence", {}))
                 for question, answer in zip(model_input["question"], answers, strict=True)
             ]
             columns = {"answer": [answer.text for answer in answers], "confidence": confidence}
@@ -124,7 +124,7 @@ def hide_stack_traces() -> None:
     MlflowException.serialize_as_json = without_stack_trace
 
 
-def _confidence(question: str, answer: Any, fitted: dict[str, Any]) -> float | None:
+def confidence_of(question: str, answer: Any, fitted: dict[str, Any]) -> float | None:
     """Returns the calibrated confidence of an answer; None if the question is open, or nothing was calibrated."""
     from vlm_core.evaluation.served_confidence import calibrated, is_closed
 
@@ -139,7 +139,7 @@ def _allowed_length(max_new_tokens: int) -> int:
     return max_new_tokens
 
 
-def _conversations(rows: pandas.DataFrame, settings: Any) -> list[Any]:
+def conversations_of(rows: pandas.DataFrame, settings: Any) -> list[Any]:
     """Returns the rows as conversations; raises ValueError with the row number for an invalid row."""
     if not 1 <= len(rows) <= MAX_ROWS:
         raise ValueError(f"{len(rows)} rows: a request must have between 1 and {MAX_ROWS}")
