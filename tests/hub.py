@@ -4,6 +4,7 @@ It works like the real hub. Large files (Git LFS) are identified by sha256, and 
 another origin, which uses no tokens. All other files are identified by git hash, and sent by the hub itself.
 """
 
+import base64
 import hashlib
 import json
 import os
@@ -23,6 +24,8 @@ NAME = r"(?P<name>[^/]+/[^/]+)"
 API = re.compile(
     rf"/api/(datasets|models)/{NAME}(/(?P<view>revision|tree|paths-info)/(?P<revision>[^/]+)/?(?P<path>.*))?"
 )
+REFUSED = b'{"error": "Invalid credentials in Authorization header"}'
+PUSH = re.compile(r"/api/models/[^/]+/[^/]+/(preupload|commit)/main|/[^/]+/[^/]+\.git/info/lfs/objects/batch")
 RESOLVE = re.compile(rf"(/datasets)?/{NAME}/resolve/(?P<revision>[^/]+)/(?P<path>.+)")
 STORAGE = re.compile(rf"/storage/{NAME}/(?P<revision>[^/]+)/(?P<path>.+)")
 LARGE = (".parquet", ".safetensors")  # .gitattributes has these in Git LFS
@@ -59,6 +62,7 @@ class Hub:
             str, dict[str, dict[str, bytes]]
         ] = {}  # name -> commit, oldest first -> path -> content
         self.requests: list[Request] = []
+        self.uploaded: dict[str, bytes] = {}  # sha256 -> content of large files that wait for their commit
         self.token: str | None = None  # the only valid token; None: every token is valid
         self.private: set[str] = set()
         self.gated: set[str] = set()
@@ -75,6 +79,20 @@ class Hub:
             identity.update(f"{path} {_sha256(content)}".encode())
         commits[identity.hexdigest()] = files
         return identity.hexdigest()
+
+    def receive(self, name: str, lines: list[dict[str, Any]]) -> str:
+        """Commits what a client pushed, as the lines of its request, and returns the commit."""
+        files = {}
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = self.uploaded[value["oid"]]
+        commits = self.repositories[name]
+        commit = hashlib.sha1(f"{name} {len(commits)} {sorted(files)}".encode()).hexdigest()
+        commits[commit] = files
+        return commit
 
     def refuse(self, status: int, *, times: int = 1, path: str = "", headers: dict[str, str] | None = None) -> None:
         """Answers the next `times` requests whose path contains `path` with `status`."""
@@ -137,18 +155,65 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(url.path)
         authorization, asked_range = self.headers["authorization"], self.headers["range"]
         self.hub.requests.append(Request(self.command, path, authorization, asked_range))
-        posted = self.rfile.read(int(self.headers["content-length"] or 0)).decode()
+        body = self._body()
         fault = self.hub.take_fault(path, body=False)
         if fault is not None and fault.status is not None:
             self._send(fault.status, b"", fault.headers)
+        elif path.startswith("/uploaded/"):
+            self.hub.uploaded[path.removeprefix("/uploaded/")] = body
+            self._send(200, b"")
+        elif path in ("/api/repos/create", "/api/validate-yaml") or PUSH.fullmatch(path):
+            self._push(path, body)
         elif found := STORAGE.fullmatch(path):
             self._send_file(**found.groupdict())
         elif found := RESOLVE.fullmatch(path) or API.fullmatch(path):
-            self._answer(found.groupdict(), parse_qs(url.query) | parse_qs(posted))
+            self._answer(found.groupdict(), parse_qs(url.query) | parse_qs(body.decode()))
         else:
             self._refuse(404, "EntryNotFound")
 
-    do_HEAD = do_POST = do_GET
+    do_HEAD = do_POST = do_PUT = do_GET
+
+    def _body(self) -> bytes:
+        """Returns the body of the request, which may come in chunks."""
+        if self.headers["transfer-encoding"] != "chunked":
+            return self.rfile.read(int(self.headers["content-length"] or 0))
+        body = bytearray()
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size + 2)[:-2]
+        self.rfile.readline()
+        return bytes(body)
+
+    def _push(self, path: str, body: bytes) -> None:
+        """Answers the requests of a push. Only who has the valid token may write."""
+        hub = self.hub
+        if self.headers["authorization"] != f"Bearer {hub.token}":
+            self._send(401, REFUSED)
+        elif path == "/api/repos/create":
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            hub.repositories.setdefault(name, {})
+            if asked.get("private") or asked.get("visibility") == "private":
+                hub.private.add(name)
+            self._send(200, json.dumps({"url": f"{hub.url}/{name}", "name": name, "id": name}).encode())
+        elif path == "/api/validate-yaml":
+            self._send(200, b"{}")
+        elif path.endswith("/preupload/main"):
+            sizes = {
+                file["path"]: "lfs" if file["path"].endswith(LARGE) else "regular" for file in json.loads(body)["files"]
+            }
+            files = [{"path": name, "uploadMode": mode, "shouldIgnore": False} for name, mode in sizes.items()]
+            self._send(200, json.dumps({"files": files}).encode())
+        elif path.endswith("/objects/batch"):
+            objects = [
+                one | {"actions": {"upload": {"href": f"{hub.storage_url}/uploaded/{one['oid']}"}}}
+                for one in json.loads(body)["objects"]
+            ]
+            self._send(200, json.dumps({"transfer": "basic", "objects": objects}).encode())
+        else:
+            name = path.removeprefix("/api/models/").removesuffix("/commit/main")
+            commit = hub.receive(name, [json.loads(line) for line in body.splitlines()])
+            url = f"{hub.url}/{name}/commit/{commit}"
+            self._send(200, json.dumps({"commitOid": commit, "commitUrl": url, "success": True}).encode())
 
     def _answer(self, asked: dict[str, Any], options: dict[str, list[str]]) -> None:
         """Answers requests to the hub itself, which may need a token."""
@@ -156,7 +221,7 @@ class _Handler(BaseHTTPRequestHandler):
         sent = self.headers["authorization"]
         known = sent is not None and (hub.token is None or sent == f"Bearer {hub.token}")
         if sent and not known:
-            self._send(401, b'{"error": "Invalid credentials in Authorization header"}')
+            self._send(401, REFUSED)
         elif name not in hub.repositories or (name in hub.private and not known):
             self._refuse(404 if known else 401, "RepoNotFound")
         elif asked["revision"] not in (None, "main", *hub.repositories[name]):

@@ -7,6 +7,7 @@ python -m tasks.registry history medpix-gemma3
 python -m tasks.registry review medpix-gemma3 4 review.json
 python -m tasks.registry verify medpix-gemma3 4
 python -m tasks.registry serve medpix-gemma3 4 --port 8080
+python -m tasks.registry push medpix-gemma3 champion OWNER/NAME
 """
 
 from tasks.registry.arguments import registry_parser
@@ -121,6 +122,11 @@ def main(options: argparse.Namespace) -> None:
             model = local_copy(version)  # the files that are verified are the files that are served
             print(render_lock(verify(options.name, str(version.version), model)), flush=True)
             serve(model, options.port)
+        elif options.command == "push":
+            from tasks.registry.push import push  # lazy: only this needs the hub
+
+            number = str(_number(options.name, options.version))
+            print(push(options.name, number, options.repository, public=options.public))
         else:
             print(render_history(changes(options.name)))
     except (ValueError, OSError, MlflowException) as error:

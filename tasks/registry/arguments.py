@@ -37,4 +37,9 @@ def registry_parser(description: str | None) -> argparse.ArgumentParser:
     command.add_argument("name")
     command.add_argument("version", help="a number or an alias")
     command.add_argument("--port", default="5001")
+    command = commands.add_parser("push", help="verify a version, then upload it to the Hugging Face hub")
+    command.add_argument("name")
+    command.add_argument("version", help="a number or an alias")
+    command.add_argument("repository", help="OWNER/NAME; created if it does not exist")
+    command.add_argument("--public", action="store_true", help="if created, everybody can read it; else it is private")
     return parser
