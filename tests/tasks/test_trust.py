@@ -18,8 +18,9 @@ from tasks.registry.register import _signature
 from tasks.registry.resolve import resolve_model
 from tasks.registry.trust import TAG, _differences, lock_version, verify
 from tests.conftest import new_mlflow_store
-from vlm_core.cache import checksums
+from vlm_core.cache import checksums, read_manifest
 from vlm_core.files import file_sha256, write_json
+from vlm_core.intact import FAST, FILES, MANIFEST, fast_checksums
 
 NAME = "medpix-locked"
 SERVING = Path(trust.__file__).with_name("serving.py")
@@ -160,11 +161,22 @@ def test_the_server_gets_the_verified_copy_without_compiled_code(
     assert list(served.rglob("*.pyc")) == []
     assert "is as it was registered" in capsys.readouterr().out
     (served / "MLmodel").write_text("!!python/object/apply:os.system [x]")
+    command.main(options)  # a copy with another checksum is damaged: the version is fetched again
+    assert len(started) == 2
+    assert checksums(served)["MLmodel"] == checksums(registered.files)["MLmodel"]
+    (served / "MLmodel").write_text("!!python/object/apply:os.system [x]")
+    _hide_the_change(served)
     with pytest.raises(SystemExit, match=f"MLmodel changed .in {served}, a copy that you can delete"):
         command.main(options)
-    assert len(started) == 1
+    assert len(started) == 2
     with pytest.raises(ValueError, match=f"no model '{registered.uri}' at .*MLmodel changed"):
         resolve_model(registered.uri)
+
+
+def _hide_the_change(copy: Path) -> None:
+    """Gives a cache directory the checksums of its present files, as an attacker would."""
+    manifest = read_manifest(copy) | {FILES: {name: file_sha256(copy / name) for name in read_manifest(copy)[FILES]}}
+    write_json(copy / MANIFEST, {**manifest, FAST: fast_checksums(manifest, copy)})
 
 
 @pytest.mark.slow
