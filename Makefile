@@ -74,7 +74,7 @@ $(BENCH): $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	touch $(BENCH)
 
-bench: $(BENCH)  ## every comparison with TRL and a plain loop: about forty minutes
+bench: $(BENCH)  ## every comparison with TRL and a plain loop: about an hour
 	$(BIN)/python -m benchmarks.run full
 	$(BIN)/python -m benchmarks.data
 
