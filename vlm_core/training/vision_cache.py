@@ -29,7 +29,7 @@ from vlm_core.training.distributed import Ranks, barrier
 logger = logging.getLogger(__name__)
 
 IMAGES_PER_SHARD = 64  # a killed job loses at most this many per rank; a multiple of both numbers below
-IMAGES_AT_ONCE, ON_CPU = 8, 1  # on a CPU, activations of several images leave its cache: 10 % slower
+IMAGES_AT_ONCE, ON_CPU = 8, 1  # on a CPU, eight images at once took 1.1 times as long (448 pixels)
 
 
 @dataclass(frozen=True)
