@@ -38,17 +38,15 @@ from vlm_core.data.prepare import prepare_conversations
 from vlm_core.data.splits import TRAIN
 from vlm_core.evaluation.answer_picture import IMAGES, draw_examples
 from vlm_core.evaluation.answering import Questions, answer_questions, shown_rows
-from vlm_core.evaluation.calibration import calibration
 from vlm_core.evaluation.conditions import shuffle_between_cases
-from vlm_core.evaluation.deciding import deciding
-from vlm_core.evaluation.engines import Engine, ask_engines, control_scores
+from vlm_core.evaluation.engines import Engine, ask_engines
 from vlm_core.evaluation.metrics import PRIMARY, ScoredAnswer, Use, metrics_for
-from vlm_core.evaluation.protocols import PROTOCOLS, score_protocol
+from vlm_core.evaluation.protocols import PROTOCOLS
 from vlm_core.evaluation.report import write_report
+from vlm_core.evaluation.result import Answers, result_of
 from vlm_core.evaluation.result_names import COMMONEST, DATASET, MODEL, RIGHT, SHUFFLED, p_value, with_interval
-from vlm_core.evaluation.scores import assertion_counts, columns_by_variant, predictions, question_of, score
+from vlm_core.evaluation.scores import Question, columns_by_variant, predictions, question_of
 from vlm_core.evaluation.text_scores import package_versions
-from vlm_core.evaluation.verdict import verdict
 from vlm_core.files import published_file, read_json_lines, write_json
 from vlm_core.home import require_writable
 from vlm_core.models.model_reference import ModelFiles, find_model, is_uri
@@ -111,7 +109,7 @@ def evaluate(
             "seed": config.rng.seed,
             "metrics": package_versions(),
         }
-        _publish(config, questions, variants, under, by_engine, about, output, files, started)
+        _publish(config, questions, Answers(variants, under, by_engine), about, output, files, started)
     barrier()
 
 
@@ -155,61 +153,18 @@ def _commonest_answers(questions: Questions) -> list[ScoredAnswer]:
 def _publish(
     config: Config,
     asked: Questions,
-    variants: dict[str, list[ScoredAnswer]],
-    under: dict[str, dict[str, list[ScoredAnswer]]],
-    by_engine: dict[str, dict[str, list[ScoredAnswer]]],
+    answers: Answers,
     about: dict[str, Any],
     output: Path,
     files: ModelFiles,
     started: float,
 ) -> None:
-    """Writes the reports and the predictions of an evaluation, and `result.json` last.
-
-    `under` has the answers to the questions with the request of a protocol, by its name and by model. `by_engine` has
-    the answers of models behind endpoints, by their labels and by condition.
-    """
-    dataset, trained = (ConversationDataset(asked.conversations, split) for split in ("validation", "train"))
-    cases, images = set(trained.conversations["case_id"]), trained.shown_images()
-    closed = dataset.manifest["closed_questions"]
-    trained_hashes = {asked.hashes[index] for index in images}
-    held_back = _held_back_shares(config)
-    questions = [
-        question_of(
-            row,
-            [asked.hashes[i] for i in image_indices(row)],
-            closed,
-            cases,
-            trained_hashes,
-            held_back[row.get(DATASET)],
-        )
-        for row in asked.rows
-    ]
-    columns = columns_by_variant(questions, variants)
-    result = score(questions, columns, [COMMONEST, *about["compared"]], config.rng.seed) | about
-    result["deciding"] = deciding(questions, columns, list(about["compared"]), config.registry.metric, config.rng.seed)
-    result["assertions"] = assertion_counts(questions, variants)
-    result["calibration"] = calibration(
-        variants[MODEL], columns[MODEL], [question.case_id for question in questions], closed
-    )
-    result["engines"] = {label: control_scores(questions, given, config.rng.seed) for label, given in by_engine.items()}
-    result["protocols"] = {
-        name: score_protocol(name, questions, under.get(name) or variants, config.rng.seed)
-        for name in config.evaluation.protocols
-    }
-    result["verdict"] = verdict(
-        result,
-        config.registry.metric,
-        [answer.text for answer in variants[MODEL]],
-        has_images=any(question.image_sha256 for question in questions),
-        quote=config.report.images,
-    )
-    result["dataset_fingerprint"] = dataset.manifest["fingerprint"]
-    result["dataset_rows"] = sum(dataset.manifest["rows"].values())
-    result["dataset_cases"] = dataset.manifest["cases"]
-    result["examples_with_images_of_training"] = sum(question.seen_image for question in questions)
-    if not config.report.images:
-        result["closed_questions"] = _numbered(result["closed_questions"])
-    records = predictions(questions, variants, columns)
+    """Writes the reports and the predictions of an evaluation, and `result.json` last."""
+    dataset = ConversationDataset(asked.conversations, "validation")
+    questions = _scored_questions(config, asked, dataset)
+    columns = columns_by_variant(questions, answers.variants)
+    result = result_of(config, questions, columns, answers, about, dataset.manifest)
+    records = predictions(questions, answers.variants, columns)
     output.mkdir(parents=True, exist_ok=True)
     with published_file(output / PREDICTIONS) as aside:
         pq.write_table(pa.Table.from_pylist(records), aside)
@@ -218,6 +173,19 @@ def _publish(
     write_report(config, result, records, dataset, _history(files.weights), output / REPORT)
     write_json(output / RESULT, result)
     _log_summary(result, output)
+
+
+def _scored_questions(config: Config, asked: Questions, dataset: ConversationDataset) -> list[Question]:
+    """Returns what scores need to know of each question; for example, whether training saw its case and images."""
+    trained = ConversationDataset(asked.conversations, TRAIN)
+    cases, hashes = set(trained.conversations["case_id"]), {asked.hashes[index] for index in trained.shown_images()}
+    closed, held_back = dataset.manifest["closed_questions"], _held_back_shares(config)
+    return [
+        question_of(
+            row, [asked.hashes[i] for i in image_indices(row)], closed, cases, hashes, held_back[row.get(DATASET)]
+        )
+        for row in asked.rows
+    ]
 
 
 def _held_back_shares(config: Config) -> dict[str | None, float]:
@@ -236,11 +204,6 @@ def _history(weights: Path) -> dict[str, list[dict[str, Any]]]:
         return {"training": [], "validation": []}
     run = weights.parents[1]
     return {"training": read_json_lines(run / METRICS)[0], "validation": read_json_lines(run / VALIDATION)[0]}
-
-
-def _numbered(closed_questions: dict[str, Any]) -> dict[str, Any]:
-    """Returns the scores of closed questions with numbers in place of the question texts."""
-    return {f"closed question {number}": row for number, row in enumerate(closed_questions.values(), start=1)}
 
 
 def _draw(records: Sequence[dict[str, Any]], dataset: ConversationDataset, path: Path | None) -> None:

@@ -49,7 +49,8 @@ def read_labels(path: Path | None) -> dict[str, str]:
 
 def judge(options: argparse.Namespace) -> None:
     """Judges the answers and writes judge.json into the evaluation's directory."""
-    compared = [*read_json(options.evaluation / RESULT)["compared"]]
+    evaluated = read_json(options.evaluation / RESULT)
+    compared = [*evaluated["compared"]]
     unknown = set(options.also) - set(compared)
     if unknown:
         known = ", ".join(compared) or "no other model"
@@ -61,7 +62,6 @@ def judge(options: argparse.Namespace) -> None:
     step = max(1, len(others) // max(1, options.questions - len(chosen)))
     chosen += others[::step][: max(0, options.questions - len(chosen))]
     result = score(Judge(options.model, options.url), chosen, [MODEL, *options.also], labels)
-    evaluated = read_json(options.evaluation / RESULT)
     write_json(options.evaluation / JUDGED, result | {"answers": answers_of(evaluated)})
     print("\n".join(summary(result)))
     if not show_verdicts(evaluated, options.evaluation):

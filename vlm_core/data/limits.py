@@ -47,7 +47,8 @@ def time_limit(seconds: float) -> Iterator[None]:
 def memory_limit(size: int) -> Iterator[None]:
     """Makes the process raise MemoryError inside the block instead of taking `size` more bytes of address space.
 
-    Another thread that enters such a block waits. A stricter limit of the process stays.
+    The limit holds for all threads of the process. Another thread that enters such a block waits. A stricter limit of
+    the process stays.
     """
     with _LIMITED:
         soft, hard = resource.getrlimit(resource.RLIMIT_AS)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 # output a scale of 32 bits, which is less than 0.4 % of a row of 1024.
 BYTES_PER_WEIGHT = {"nf4": 0.5 + 1 / 64 + 4 / (64 * 256), "int8": 1 + 4 / 1024}
 
-# While a module computes, bitsandbytes makes copies of its weights: nf4 one of 32 bits and one of 16 bits, int8 as much
-# as four of 32 bits. So much was measured on a CPU (benchmarks/quantized.py); a GPU makes fewer.
+# Bytes that a module takes beside its weights while it computes: about what fits the peaks that benchmarks/quantized.py
+# measured on a CPU, at one size of model. Not measured on a GPU.
 COPIED_BYTES_PER_WEIGHT = {"nf4": 2 + 4, "int8": 4 * 4}
 
 
