@@ -49,6 +49,10 @@ def read_labels(path: Path | None) -> dict[str, str]:
 
 def judge(options: argparse.Namespace) -> None:
     """Judges the answers and writes judge.json into the evaluation's directory."""
+    if not (options.evaluation / RESULT).is_file():
+        raise ValueError(
+            f"{options.evaluation} has no finished evaluation ({RESULT}): run python -m vlm_core.evaluate first"
+        )
     evaluated = read_json(options.evaluation / RESULT)
     compared = [*evaluated["compared"]]
     unknown = set(options.also) - set(compared)

@@ -111,6 +111,8 @@ def test_the_command_checks_its_input_and_writes_the_verdicts(server: StandIn, t
         command.main(SimpleNamespace(**given | changes))  # type: ignore[arg-type]
 
     labels.write_text("example_id,verdict\ne9,Correct\n")
+    with pytest.raises(SystemExit, match=r"nowhere has no finished evaluation \(result.json\): run .* first"):
+        run(evaluation=tmp_path / "nowhere")
     run()
     found = read_json(tmp_path / "judge.json")
     assert set(found["verdicts"]["base"]) == {"e9", "e0", "e3", "e6"}
@@ -123,7 +125,7 @@ def test_the_command_checks_its_input_and_writes_the_verdicts(server: StandIn, t
     assert page.count("<h2>Verdicts of a judge</h2>") == 1
     assert "<th>this model</th><td>100%</td>" in page
     assert "<th>base model</th><td>0%</td>" in page
-    assert 'rowspan="2">agreement with people on 1 answers: unknown, since both gave one verdict only</td>' in page
+    assert "agreement with people on 1 answers: unknown, since both gave one verdict only" in page
     # An evaluation of another model does not show them.
     assert "Verdicts" in judged_section(evaluated, tmp_path)
     assert "Verdicts" not in judged_section(evaluated | {"model_fingerprint": "n"}, tmp_path)

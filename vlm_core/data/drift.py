@@ -15,7 +15,7 @@ from scipy.spatial.distance import jensenshannon
 
 from vlm_core.data.tally import COMMON, FEW_CASES
 
-LIMIT = 0.1  # smallest distance that counts; the default of the library Evidently for this measure
+LIMIT = 0.1  # smallest distance that counts; also the default of CapyMOA's detector
 LEVEL = 0.01  # largest p-value that counts
 DRAWS = 999
 BINS = 10  # of a number

@@ -39,7 +39,7 @@ class Endpoint:
                 f"{self.allowed_by} (now {', '.join(filter(None, allowed)) or 'unset'})"
             )
         if find_spec("openai") is None:
-            raise ValueError(f"{self.role} needs pip install 'medpix-finetune[judge]'; install that")
+            raise ValueError(f"{self.role} needs the package openai: pip install 'medpix-finetune[judge]'")
 
     @cached_property
     def client(self) -> Any:

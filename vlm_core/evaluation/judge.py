@@ -165,7 +165,7 @@ def trust_in(result: Mapping[str, Any]) -> str:
     """Returns in words how far the judge agrees with people."""
     agreement, found = result["agreement"], result["agreement"]["kappa"]
     if not found:
-        return "no person has checked this judge: --labels shows how far to trust it"
+        return "no person has checked this judge; --labels compares it with people"
     if found["value"] is None:
         return f"agreement with people on {agreement['answers']} answers: unknown, since both gave one verdict only"
     bounds = "" if found["low"] is None else f" [{found['low']:+.2f}, {found['high']:+.2f}]"
